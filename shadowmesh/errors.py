@@ -1,0 +1,207 @@
+"""The exception tree of ShadowMesh.
+
+Owns: every exception class that crosses a module border, and the fixed numbers that go with it
+(exit code of a program, HTTP status and code of the control API, WebSocket close code).
+Does not know: who raises or catches them. Imports nothing of the project.
+
+::
+
+    ShadowMeshError                 str() is one line: what failed, why, what to do next
+    +-- ConfigError                 the configuration; carries all problems at once
+    +-- KeyFileError                an identity, token or certificate file is wrong
+    +-- NotPermitted                the operating system said no
+    +-- DeviceError                 the TAP device
+    +-- LocalProtocolError          our bug: a machine was used against its contract
+    +-- RemoteProtocolError         the peer's bytes break the protocol
+    +-- LinkClosed                  the WebSocket link is gone
+    +-- ControlError                an operation asked for by an operator failed
+        +-- AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
+            PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+def one_line(text: str) -> str:
+    """Return text with everything that is not printable written as an escape.
+
+    What comes from a peer or a file may hold line breaks, terminal sequences or direction
+    marks; none of them may forge a line in a log or move a terminal's cursor.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+class ShadowMeshError(Exception):
+    """Base of all errors of the project; its text is always a single printable line."""
+
+    #: exit code of a program that ends because of this error (interface.md, "Programs")
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a configuration.
+
+    Attributes:
+        source: the file's path, ``flag --section.key`` or ``environment NAME``.
+        line: line in the file, counted from 1; None where there is no line.
+        key: ``section.key``; None when the problem is not tied to a key.
+        message: what was got and what was wanted; never holds a secret.
+    """
+
+    source: str
+    line: int | None
+    key: str | None
+    message: str
+
+    def __str__(self) -> str:
+        where = self.source if self.line is None else f"{self.source}:{self.line}"
+        text = f"{where}: {self.message}" if self.key is None else (
+            f"{where}: {self.key}: {self.message}"
+        )
+        return one_line(text)
+
+
+class ConfigError(ShadowMeshError):
+    """The configuration is invalid. `problems` holds all that was found, at least one."""
+
+    exit_code: ClassVar[int] = 7
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        if not problems:
+            raise ValueError("a ConfigError needs at least one problem")
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        more = len(self.problems) - 1
+        tail = f" (and {more} more)" if more else ""
+        super().__init__(f"configuration invalid: {self.problems[0]}{tail}")
+
+    def report(self) -> str:
+        """Return every problem, one per line, without a final line break."""
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class KeyFileError(ShadowMeshError):
+    """An identity, token or certificate file has the wrong size, mode, owner or content."""
+
+
+class NotPermitted(ShadowMeshError):
+    """The operating system refused: a capability or file permission is missing."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class DeviceError(ShadowMeshError):
+    """The TAP device could not be opened, set up or used.
+
+    `errno` is the operating system's error number, 0 when there was none.
+    """
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class LocalProtocolError(ShadowMeshError):
+    """Our own bug: a protocol machine was driven against its contract. Never the peer's fault."""
+
+
+class RemoteProtocolError(ShadowMeshError):
+    """The peer's bytes break the protocol.
+
+    The text is for the local log only and never goes on the wire; `close_code` does, as the
+    code of the WebSocket close frame (4400: handshake or record refused, no reason given).
+    Source: protocol section 4.
+    """
+
+    def __init__(self, message: str, close_code: int = 4400) -> None:
+        super().__init__(message)
+        self.close_code = close_code
+
+
+class LinkClosed(ShadowMeshError):
+    """The WebSocket link is gone.
+
+    `code` is the close code of the peer's close frame; 1006 when there was none.
+    Source: RFC 6455, section 7.4.1.
+    """
+
+    def __init__(self, message: str, code: int = 1006) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ControlError(ShadowMeshError):
+    """An operation that an operator asked for failed.
+
+    Attributes:
+        code: the machine-readable ``error.code`` of the control API.
+        http_status: the status of its answer.
+        exit_code: what the command-line program exits with.
+    Source: interface.md, "Control API" and "Programs".
+    """
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+
+
+class AlreadyConnected(ControlError):
+    code = "already_connected"
+    http_status = 409
+
+
+class AlreadyConnecting(ControlError):
+    code = "connecting"
+    http_status = 409
+
+
+class NotConnected(ControlError):
+    code = "not_connected"
+    http_status = 409
+
+
+class NotConfigured(ControlError):
+    """Neither a peer's key nor a pre-shared key is set, or no peer address is known."""
+
+    code = "not_configured"
+    http_status = 503
+
+
+class BadRequest(ControlError):
+    code = "bad_request"
+    http_status = 400
+    exit_code = 2
+
+
+class PeerUnreachable(ControlError):
+    code = "peer_unreachable"
+    http_status = 502
+    exit_code = 5
+
+
+class PeerRefused(ControlError):
+    code = "peer_refused"
+    http_status = 502
+
+
+class ConnectTimeout(ControlError):
+    code = "timeout"
+    http_status = 504
+    exit_code = 6
+
+
+class DeviceUnavailable(ControlError):
+    code = "device_unavailable"
+    http_status = 503
+    exit_code = 4
