@@ -1,0 +1,98 @@
+# One command for each thing a developer does; `make help` lists them.
+#
+# PYTHON=...   interpreter to make .venv from (3.11 or newer)
+# ARGS=...     passed on to pytest, perf, fuzz, demo
+# Build switches (SHADOWMESH_*) are listed in setup.py.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+export PYTHON
+ARGS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+# Several people or jobs may share a checkout; the compiled module is written in place.
+LOCK := mkdir -p build && flock build/.lock
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: $(VENV)/.runtime ## make .venv, choose or build libsodium, compile the data plane in place
+	@$(LOCK) $(PY) setup.py --quiet build_ext --inplace
+
+.PHONY: dev
+dev: build $(VENV)/.dev ## build, and install what tests and lint need
+
+.PHONY: demo
+demo: packages-demo build ## two hosts, two daemons, one tunnel on this machine; leaves nothing behind
+	@if [ "$$(id -u)" = 0 ]; then $(PY) -m shadowmesh.demo $(ARGS); \
+	else unshare --user --map-root-user --net --mount $(PY) -m shadowmesh.demo $(ARGS); fi
+
+.PHONY: test
+test: packages-test dev ## the whole test suite, with coverage of the Python code
+	@$(PY) -m coverage erase
+	@$(PY) -m coverage run -m pytest $(ARGS)
+	@$(PY) -m coverage combine --quiet
+	@$(PY) -m coverage report $(if $(ARGS),--fail-under=0)
+
+.PHONY: lint
+lint: types ## style, formatting, types, compiler warnings
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(LOCK) env SHADOWMESH_WERROR=1 $(PY) setup.py --quiet build_ext \
+	  --build-lib build/lint --build-temp build/lint-objects
+
+.PHONY: types
+types: dev ## mypy, strict, on the parts that must not go wrong
+	@$(VENV)/bin/mypy
+
+.PHONY: sanitize
+sanitize: dev ## the data plane's tests under address and undefined-behaviour sanitizers
+	@$(LOCK) env SHADOWMESH_SANITIZE=1 $(PY) setup.py --quiet build \
+	  --build-lib build/sanitize --build-temp build/sanitize-objects
+	@env PYTHONPATH=build/sanitize LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	  $(VENV)/bin/pytest -p shadowmesh._fastpath $(or $(ARGS),tests/test_fastpath*.py)
+
+.PHONY: perf
+perf: packages-test build ## measure against the targets (root, quiet machine)
+	@$(PY) -m perf $(ARGS)
+
+.PHONY: fuzz
+fuzz: dev $(VENV)/.fuzz ## feed the parsers random bytes
+	@$(PY) -m fuzz $(ARGS)
+
+.PHONY: clean
+clean: ## remove everything that was built, except .venv
+	rm -rf build dist *.egg-info shadowmesh/*.so .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## clean, and remove .venv
+	rm -rf $(VENV)
+
+.PHONY: packages-build packages-demo packages-test
+packages-build packages-demo packages-test: packages-%:
+	@scripts/system-packages.sh build $(filter-out build,$*)
+
+$(VENV)/bin/python: | packages-build
+	@$(PYTHON) -m venv $(VENV)
+
+# setuptools and Cython first: the package is built without isolation, by exactly these.
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing the Python packages into $(VENV)"
+	@$(PIP) setuptools Cython
+	@$(LOCK) $(PY) setup.py --quiet build_ext --inplace
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev $(VENV)/.fuzz: $(VENV)/.%: $(VENV)/.runtime
+	@$(PIP) --no-build-isolation --editable '.[$*]'
+	@touch $@

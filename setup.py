@@ -1,0 +1,122 @@
+"""Build of the Cython data plane; everything else about the package is in pyproject.toml.
+
+Switches (environment):
+    SHADOWMESH_DEBUG_BUILD=1  bounds and None checks on, assertions in C, no optimisation
+    SHADOWMESH_SANITIZE=1     address and undefined-behaviour sanitizers (see `make sanitize`)
+    SHADOWMESH_WERROR=1       C compiler warnings are errors (set by `make lint` and in CI)
+    SHADOWMESH_LIBSODIUM      auto, system or source (scripts/libsodium.py)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import libsodium  # noqa: E402  (scripts/ is not a package)
+
+PACKAGE = Path("shadowmesh")
+
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    # Cython's own output, not ours: every slot function takes arguments it may not need, and
+    # module tables are filled by name.
+    "-Wno-unused-parameter",
+    "-Wno-missing-field-initializers",
+]
+# Frames are read through structs laid over byte buffers, so the compiler must not assume that
+# pointers of different type never meet. No -march: the build must run on every machine of the
+# architecture, and libsodium picks its vector code at run time.
+COMMON = ["-std=gnu11", "-fno-strict-aliasing", "-fvisibility=hidden", *WARNINGS]
+RELEASE = ["-O3", "-g1", "-DNDEBUG"]
+DEBUG = ["-O0", "-g3", "-UNDEBUG"]
+SANITIZE = ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+
+def is_set(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
+
+
+class BuildFastpath(build_ext):
+    """Translate and compile shadowmesh._fastpath when a source or a switch has changed."""
+
+    def build_extensions(self) -> None:
+        sodium = libsodium.choose()
+        print(sodium.summary)
+        debug, sanitize = is_set("SHADOWMESH_DEBUG_BUILD"), is_set("SHADOWMESH_SANITIZE")
+        flags = COMMON + (SANITIZE if sanitize else DEBUG if debug else RELEASE)
+        flags += SANITIZERS if sanitize else []
+        flags += ["-Werror"] if is_set("SHADOWMESH_WERROR") else []
+        directives = {
+            "language_level": 3,
+            "boundscheck": debug,
+            "wraparound": False,
+            "initializedcheck": debug,
+            "nonecheck": debug,
+            "cdivision": True,
+            "embedsignature": True,
+        }
+        variant = "debug" if debug else "sanitize" if sanitize else "release"
+        for extension in self.extensions:
+            extension.extra_compile_args = [*flags, *sodium.cflags]
+            extension.extra_link_args = [*(SANITIZERS if sanitize else []), *sodium.ldflags]
+            extension.depends = [
+                *sorted(str(path) for path in PACKAGE.glob("fast/*.[ph]*")),
+                str(self._switches(variant, extension, directives)),
+            ]
+        translate(self.extensions, variant, directives)
+        super().build_extensions()
+
+    def _switches(self, variant: str, extension: Extension, directives: object) -> Path:
+        """A file that changes only when the switches do: building depends on it."""
+        text = "\n".join(
+            [variant, *extension.extra_compile_args, *extension.extra_link_args, repr(directives)]
+        )
+        path = Path("build") / "switches" if self.inplace else Path(self.build_temp) / "switches"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        return path
+
+
+def translate(extensions: list[Extension], variant: str, directives: dict[str, object]) -> None:
+    """Run Cython where needed and point each extension at its C file.
+
+    A performance hint (a hidden exception check or GIL call) ends the build.
+    """
+    from Cython.Build import cythonize
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            translated = cythonize(
+                extensions,
+                build_dir=f"build/cython-{variant}",
+                compiler_directives=directives,
+                show_all_warnings=False,
+            )
+    finally:
+        sys.stderr.write(said.getvalue())
+    if "performance hint:" in said.getvalue():
+        for extension in translated:
+            for source in extension.sources:
+                Path(source).unlink(missing_ok=True)  # else the next run would be silent
+        raise SystemExit("build: Cython gave performance hints (above); they count as errors")
+    for extension, c_extension in zip(extensions, translated, strict=True):
+        extension.sources = c_extension.sources
+
+
+setup(
+    ext_modules=[Extension("shadowmesh._fastpath", [str(PACKAGE / "_fastpath.pyx")])],
+    cmdclass={"build_ext": BuildFastpath},
+)
