@@ -1,0 +1,162 @@
+"""The certificate on disk and the TLS contexts."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ssl
+import stat
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from shadowmesh import tls
+from shadowmesh.errors import KeyFileError
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return tmp_path / "etc" / "cert.pem", tmp_path / "etc" / "key.pem"
+
+
+def memory_handshake(server, client, **names):
+    """Run a TLS handshake through memory; return (server side, client side)."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    # gevent's contexts make sockets only; the class behind them makes objects too.
+    one = ssl.SSLContext.wrap_bio(client, to_client, to_server, **names)
+    two = ssl.SSLContext.wrap_bio(server, to_server, to_client, server_side=True)
+    waiting = [one, two]
+    while waiting:
+        side = waiting.pop(0)
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            waiting.append(side)
+    return two, one
+
+
+def plain_context(protocol, version):
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = version
+    return context
+
+
+def test_first_start_makes_a_key_for_the_owner_alone(paths):
+    tls.load_or_create_certificate(*paths)
+    assert stat.S_IMODE(paths[1].stat().st_mode) == 0o600
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["cert.pem", "key.pem"]
+
+
+def test_the_made_certificate_is_neutral_and_lasts(paths):
+    tls.load_or_create_certificate(*paths)
+    made = x509.load_pem_x509_certificate(paths[0].read_bytes())
+    now = datetime.datetime.now(datetime.UTC)
+    assert made.not_valid_before_utc < now
+    assert made.not_valid_after_utc > now + datetime.timedelta(days=3652)
+    assert isinstance(made.public_key().curve, ec.SECP256R1)
+    assert made.subject.rfc4514_string() == "CN=localhost"
+    assert b"shadowmesh" not in made.public_bytes(serialization.Encoding.DER).lower()
+
+
+def test_the_second_start_uses_the_same_certificate(paths):
+    first = tls.load_or_create_certificate(*paths)
+    before = [path.read_bytes() for path in paths]
+    assert tls.load_or_create_certificate(*paths) == first
+    assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_file_without_the_other_is_refused_and_not_replaced(paths, lost):
+    tls.load_or_create_certificate(*paths)
+    paths[lost].unlink()
+    with pytest.raises(KeyFileError, match=f"{paths[lost].name}: missing"):
+        tls.load_or_create_certificate(*paths)
+    assert not paths[lost].exists()
+
+
+def test_a_dangling_link_counts_as_a_file_that_exists(paths):
+    tls.load_or_create_certificate(*paths)
+    paths[1].unlink()
+    paths[1].symlink_to("nowhere")
+    with pytest.raises(KeyFileError, match="cannot be read"):
+        tls.load_or_create_certificate(*paths)
+
+
+def test_a_key_of_another_certificate_is_refused(paths, tmp_path):
+    tls.load_or_create_certificate(*paths)
+    other = tmp_path / "cert.pem", tmp_path / "key.pem"
+    tls.load_or_create_certificate(*other)
+    paths[1].write_bytes(other[1].read_bytes())
+    with pytest.raises(KeyFileError, match="is not the key of"):
+        tls.load_or_create_certificate(*paths)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+@pytest.mark.parametrize("content", [b"", b"not PEM", b"\x00" * 100, "shortened"])
+def test_a_damaged_file_is_refused(paths, broken, content):
+    tls.load_or_create_certificate(*paths)
+    path = paths[broken]
+    path.write_bytes(path.read_bytes()[:120] if content == "shortened" else content)
+    with pytest.raises(KeyFileError, match=path.name):
+        tls.load_or_create_certificate(*paths)
+
+
+def test_a_key_with_a_password_is_refused_without_asking_on_the_terminal(paths):
+    tls.load_or_create_certificate(*paths)
+    key = serialization.load_pem_private_key(paths[1].read_bytes(), None)
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    with pytest.raises(KeyFileError, match="password"):
+        tls.load_or_create_certificate(*paths)
+
+
+def test_a_directory_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(KeyFileError, match=r"file.*websocket\.tls_cert"):
+        tls.load_or_create_certificate(tmp_path / "file" / "cert.pem", tmp_path / "file" / "key.pem")
+
+
+def test_the_hash_is_of_the_first_certificate_of_a_chain(paths, tmp_path):
+    first = tls.load_or_create_certificate(*paths)
+    other = tmp_path / "cert.pem", tmp_path / "key.pem"
+    tls.load_or_create_certificate(*other)
+    paths[0].write_bytes(paths[0].read_bytes() + other[0].read_bytes())
+    assert tls.load_or_create_certificate(*paths).sha256 == first.sha256
+
+
+def test_both_ends_agree_on_tls_13_alpn_and_the_certificate(paths):
+    made = tls.load_or_create_certificate(*paths)
+    server, client = memory_handshake(tls.server_context(made), tls.client_context())
+    assert client.version() == "TLSv1.3"
+    assert client.selected_alpn_protocol() == server.selected_alpn_protocol() == "http/1.1"
+    assert hashlib.sha256(client.getpeercert(binary_form=True)).digest() == made.sha256
+
+
+def test_the_server_sends_no_session_ticket(paths):
+    context = tls.server_context(tls.load_or_create_certificate(*paths))
+    server, client = memory_handshake(context, tls.client_context())
+    server.write(b"x")
+    assert client.read(1) == b"x"  # tickets would have come before it
+    assert not client.session.has_ticket
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2])
+def test_an_older_tls_is_refused_both_ways(paths, version):
+    made = tls.load_or_create_certificate(*paths)
+    with pytest.raises(ssl.SSLError):
+        memory_handshake(
+            tls.server_context(made), plain_context(ssl.PROTOCOL_TLS_CLIENT, version)
+        )
+    server = plain_context(ssl.PROTOCOL_TLS_SERVER, version)
+    server.load_cert_chain(*paths)
+    with pytest.raises(ssl.SSLError):
+        memory_handshake(server, tls.client_context())
