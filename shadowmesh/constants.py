@@ -177,6 +177,11 @@ WS_TOO_BIG: Final = 1009
 #: any refusal of a handshake or record; all look alike
 WS_HANDSHAKE_FAILED: Final = 4400
 
+# --- Control API (our choice; the interface text gives none) ------------------------------------
+
+#: the longest body that POST /connect and POST /disconnect take
+MAX_API_BODY_BYTES: Final = 64 * 1024
+
 
 class Inner(IntEnum):
     """Type byte inside a record. Source: protocol section 6."""

@@ -1,0 +1,191 @@
+"""The gate in front of the control API and of the metrics port.
+
+Owns: who may ask at all. It looks at a request's head only, as WSGI middleware, so that a refusal
+costs microseconds and no framework code runs for a caller who has not shown the token.
+Does not know: routes, bodies, what the application behind it does, gevent.
+
+::
+
+    request --> Host --> Origin/Referer --> token --> rate --> application
+                403           403            401      429
+
+A web page in the operator's browser can reach loopback too. It cannot forge Host (so a name that
+was re-bound to 127.0.0.1 is caught), it cannot leave out Origin or Referer on the requests that
+matter, and it does not know the token.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from shadowmesh import log
+from shadowmesh.rate import TokenBucket
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from shadowmesh.config import HostPort
+
+_log = log.get("api")
+
+#: key in the WSGI environment: True when the request carried the right token
+AUTHORISED: Final = "shadowmesh.authorised"
+
+#: shorter tokens are refused at construction: 32 url-safe characters are 192 bits
+MIN_TOKEN_CHARS: Final = 32
+
+#: on every answer, errors included
+SECURITY_HEADERS: Final = (
+    ("Cache-Control", "no-store"),
+    ("Content-Security-Policy", "default-src 'none'"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+# Requests per second and burst. They bound what a local program can take of the hub, which also
+# carries the WSS path; a status poll every 100 ms uses a tenth. /health has a bucket of its own,
+# so that a flood elsewhere does not make a supervisor restart the daemon.
+AUTHORISED_RATE: Final = (100.0, 200.0)
+OPEN_RATE: Final = (50.0, 100.0)
+# Failures only. A right token is let in even while this bucket is empty: otherwise any local
+# user could lock the operator out, and guessing 256 bits is not what the limit is against.
+FAILED_RATE: Final = (5.0, 20.0)
+
+
+def error_body(code: str, message: str) -> bytes:
+    """Return the JSON body of an error answer. Source: interface, "Control API"."""
+    return (json.dumps({"error": {"code": code, "message": message}}) + "\n").encode("ascii")
+
+
+def refuse(
+    start_response: StartResponse,
+    status: str,
+    code: str,
+    message: str,
+    extra: Iterable[tuple[str, str]] = (),
+) -> list[bytes]:
+    """Answer with a JSON error, as a WSGI application does.
+
+    The connection is closed: the body of a refused request is not worth reading.
+    """
+    body = error_body(code, message)
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+        *SECURITY_HEADERS,
+        *extra,
+    ]
+    start_response(status, headers)
+    return [body]
+
+
+def bracketed(host: str) -> str:
+    """Return host as it stands in a URL: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def allowed_hosts(listen: HostPort) -> frozenset[str]:
+    """Return the values of a Host header that are ours, in lower case."""
+    names = {"localhost", "127.0.0.1", "[::1]", bracketed(listen.host.lower())}
+    return frozenset(names | {f"{name}:{listen.port}" for name in names})
+
+
+class Guard:
+    """WSGI middleware that refuses before the application is asked."""
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        listen: HostPort,
+        *,
+        token: str | None,
+        open_paths: frozenset[str] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Put the guard in front of app.
+
+        Args:
+            listen: address and port that the server is really bound to.
+            token: what a request must carry; None: every path is open (a loopback port that
+                only tells).
+            open_paths: paths that GET and HEAD may ask for without a token. A request that
+                does carry one is refused all the same when it is wrong.
+            clock: monotonic seconds.
+        Raises:
+            ValueError: the token is short enough to be guessed.
+        """
+        if token is not None and len(token) < MIN_TOKEN_CHARS:
+            raise ValueError(f"an API token needs at least {MIN_TOKEN_CHARS} characters")
+        self._app = app
+        self._hosts = allowed_hosts(listen)
+        self._token = None if token is None else token.encode("utf-8")
+        self._open_paths = open_paths
+        self._clock = clock
+        self._authorised = TokenBucket(*AUTHORISED_RATE)
+        self._open = TokenBucket(*OPEN_RATE)
+        self._failed = TokenBucket(*FAILED_RATE)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ.get("HTTP_HOST", "").lower() not in self._hosts:
+            return refuse(
+                start_response, "403 Forbidden", "forbidden_host",
+                "the Host header does not name this service: use its listen address or localhost",
+            )
+        if "HTTP_ORIGIN" in environ or "HTTP_REFERER" in environ:
+            return refuse(
+                start_response, "403 Forbidden", "forbidden_origin",
+                "requests from web pages (with Origin or Referer) are not accepted",
+            )
+        authorised = self._holds_token(environ)
+        if not authorised and not self._is_open(environ):
+            return self._refuse_unauthorised(environ, start_response)
+        bucket = self._authorised if authorised else self._open
+        if not bucket.take(self._clock()):
+            return _too_many(start_response)
+        environ[AUTHORISED] = authorised
+        return self._app(environ, start_response)
+
+    def _holds_token(self, environ: WSGIEnvironment) -> bool:
+        if self._token is None:
+            return False
+        scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        # WSGI hands header bytes over as latin-1
+        given_bytes = given.strip().encode("latin-1", "replace")
+        return hmac.compare_digest(given_bytes, self._token) and scheme.lower() == "bearer"
+
+    def _is_open(self, environ: WSGIEnvironment) -> bool:
+        if self._token is None:
+            return True
+        return (
+            "HTTP_AUTHORIZATION" not in environ
+            and environ.get("PATH_INFO") in self._open_paths
+            and environ.get("REQUEST_METHOD") in ("GET", "HEAD")
+        )
+
+    def _refuse_unauthorised(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> list[bytes]:
+        if not self._failed.take(self._clock()):
+            return _too_many(start_response)
+        given: Any = environ.get("HTTP_AUTHORIZATION")
+        _log.warning(
+            "request without a valid token refused",
+            remote=f"{environ.get('REMOTE_ADDR', '?')}:{environ.get('REMOTE_PORT', '?')}",
+            token="missing" if given is None else "wrong",
+        )
+        return refuse(
+            start_response, "401 Unauthorized", "unauthorized",
+            "this request needs 'Authorization: Bearer TOKEN' with the token of this daemon",
+            [("WWW-Authenticate", 'Bearer realm="shadowmesh"')],
+        )
+
+
+def _too_many(start_response: StartResponse) -> list[bytes]:
+    return refuse(
+        start_response, "429 Too Many Requests", "rate_limited",
+        "too many requests: wait a second and ask less often", [("Retry-After", "1")],
+    )

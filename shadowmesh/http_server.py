@@ -1,0 +1,204 @@
+"""How WSGI applications are served on loopback: gevent's pywsgi with limits.
+
+Owns: connections of the control API and of the metrics port: how many, how long, how large.
+Does not know: routes, tokens, what the applications answer.
+
+pywsgi by itself reads slowly sent requests for ever, takes any number of connections, throws away
+bodies of any length, prints tracebacks for broken requests and looks its own name up in DNS. Here
+a request has to arrive whole within `REQUEST_TIMEOUT_S`, before the application sees it; the
+answer may take as long as it needs. When `MAX_CONNECTIONS` are open a new one takes the place of
+the one that has been idle longest, so that idle connections cannot keep the operator out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import OrderedDict
+from socket import SHUT_RDWR
+from typing import TYPE_CHECKING, Any, Final
+
+from gevent import Timeout
+from gevent.pool import Pool
+from gevent.pywsgi import Input, WSGIHandler, WSGIServer
+
+from shadowmesh import log
+from shadowmesh.constants import MAX_API_BODY_BYTES, MAX_HEADER_BYTES
+from shadowmesh.guard import error_body
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+    from gevent.socket import socket as Socket  # noqa: N812
+
+_log = log.get("http")
+
+#: each costs a greenlet and a read buffer of 8 KiB
+MAX_CONNECTIONS: Final = 64
+#: head and body of one request, and the pause before it on a kept connection
+REQUEST_TIMEOUT_S: Final = 10.0
+#: how much of a longer body is read and thrown away so that the client sees the refusal
+MAX_DISCARD_BYTES: Final = 1024 * 1024
+_CHUNK_BYTES: Final = 16 * 1024
+
+
+_BAD_REQUEST_BODY: Final = error_body("bad_request", "the request could not be read")
+_BAD_REQUEST: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BAD_REQUEST_BODY), _BAD_REQUEST_BODY)
+)
+
+
+class _TooSlow(BaseException):
+    """The request did not arrive in time. Not an Exception: nothing below may swallow it."""
+
+
+class _HeadReader:
+    """The readline of a file, for at most `MAX_HEADER_BYTES` bytes in all."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._left = MAX_HEADER_BYTES
+
+    def readline(self, limit: int = -1) -> bytes:
+        allowed = self._left + 1 if limit < 0 else min(limit, self._left + 1)
+        line = self._file.readline(allowed)
+        self._left -= len(line)
+        if self._left < 0:
+            raise ValueError(f"the head of the request is longer than {MAX_HEADER_BYTES} bytes")
+        return line
+
+
+class _ReadBody(Input):  # type: ignore[misc]
+    """The request's body, read by the handler below; nothing is left to be thrown away."""
+
+    def _discard(self) -> None:
+        pass
+
+
+class LimitedHandler(WSGIHandler):  # type: ignore[misc]
+    """One connection. Ends when it is closed, refused or replaced."""
+
+    server: LimitedServer
+
+    def read_requestline(self) -> str:
+        self.server.idle[self] = None
+        self._deadline = Timeout.start_new(REQUEST_TIMEOUT_S, _TooSlow)
+        line: str = super().read_requestline()
+        return line
+
+    def read_request(self, raw_requestline: str) -> Any:
+        file = self.rfile
+        self.rfile = _HeadReader(file)
+        try:
+            return super().read_request(raw_requestline)
+        finally:
+            self.rfile = file
+
+    def handle_one_request(self) -> Any:
+        self._deadline: Timeout | None = None
+        try:
+            return super().handle_one_request()
+        except _TooSlow:
+            return None
+        finally:
+            self._stop_deadline()
+
+    def handle_one_response(self) -> None:
+        try:
+            self._read_body()
+        except (OSError, ValueError):  # ended or broken off in the middle of the body
+            self.close_connection = True
+            return
+        finally:
+            self._stop_deadline()
+        super().handle_one_response()
+
+    def close_idle(self) -> None:
+        """Make the greenlet that waits in read_requestline see the end of the connection."""
+        with contextlib.suppress(OSError):  # the client was quicker
+            self.socket.shutdown(SHUT_RDWR)
+
+    def _stop_deadline(self) -> None:
+        self.server.idle.pop(self, None)
+        if self._deadline is not None:
+            self._deadline.close()
+            self._deadline = None
+
+    def _read_body(self) -> None:
+        """Take the body off the connection, or so much of it that the application refuses it."""
+        body = bytearray()
+        while len(body) <= MAX_API_BODY_BYTES:
+            piece = self.wsgi_input.read(_CHUNK_BYTES)
+            if not piece:
+                break
+            body += piece
+        else:
+            self._discard_rest()
+        self.wsgi_input = _ReadBody(io.BytesIO(body), len(body))
+        self.environ["wsgi.input"] = self.wsgi_input
+        if body:
+            self.environ["CONTENT_LENGTH"] = str(len(body))
+        self.environ.pop("HTTP_TRANSFER_ENCODING", None)
+
+    def _discard_rest(self) -> None:
+        self.close_connection = True
+        discarded = 0
+        while discarded < MAX_DISCARD_BYTES:
+            piece = self.wsgi_input.read(_CHUNK_BYTES)
+            if not piece:
+                return
+            discarded += len(piece)
+
+    def _handle_client_error(self, error: Exception) -> tuple[str, bytes]:
+        # pywsgi prints a traceback for some of these
+        _log.debug("malformed request refused", error=repr(error))
+        return ("400", _BAD_REQUEST)
+
+    def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
+        # The applications catch their own errors, so this is a bug of ours.
+        _log.error("request failed outside the application", error=repr(error))
+        self._send_error_response_if_possible(500)
+        self.close_connection = True
+
+
+class LimitedServer(WSGIServer):  # type: ignore[misc]
+    """Serves one WSGI application on a listening socket."""
+
+    handler_class = LimitedHandler
+
+    def __init__(self, listener: Socket, application: WSGIApplication) -> None:
+        """Args: listener: bound and listening; closed by stop()."""
+        super().__init__(
+            listener,
+            application,
+            # no bound of its own (see handle), but stop() can end what is still running
+            spawn=Pool(),
+            log=None,
+            error_log=None,
+            # given here, because pywsgi would ask DNS for the name of the address
+            environ={"SERVER_NAME": "localhost"},
+        )
+        #: connections that wait for a request, the longest idle first
+        self.idle: OrderedDict[LimitedHandler, None] = OrderedDict()
+        self._open = 0
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop listening, let running requests finish for timeout seconds, end the others."""
+        for handler in tuple(self.idle):
+            handler.close_idle()
+        super().stop(timeout)
+
+    def handle(self, sock: Socket, address: Any) -> None:
+        """Serve one connection; pywsgi runs this in a greenlet of its own."""
+        if self._open >= MAX_CONNECTIONS:
+            if not self.idle:
+                sock.close()
+                return
+            oldest, _ = self.idle.popitem(last=False)
+            oldest.close_idle()
+        self._open += 1
+        try:
+            super().handle(sock, address)
+        finally:
+            self._open -= 1

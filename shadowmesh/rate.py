@@ -1,0 +1,36 @@
+"""Token buckets: how often something may happen.
+
+Owns: the arithmetic. Does not know: clocks (the caller passes `now`), HTTP, what is limited.
+"""
+
+from __future__ import annotations
+
+
+class TokenBucket:
+    """Allows `rate_per_s` on average and `burst` at once; starts full."""
+
+    __slots__ = ("_burst", "_last", "_rate_per_s", "_tokens")
+
+    def __init__(self, rate_per_s: float, burst: float) -> None:
+        """Args: rate_per_s above 0; burst at least 1."""
+        if rate_per_s <= 0 or burst < 1:
+            raise ValueError(f"a bucket of {rate_per_s}/s with burst {burst} allows nothing")
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+        self._tokens = burst
+        self._last: float | None = None
+
+    def take(self, now: float) -> bool:
+        """Take one token; False when there is none.
+
+        Args:
+            now: monotonic seconds; a value before the last one counts as no time passed.
+        """
+        if self._last is not None:
+            gained = max(0.0, now - self._last) * self._rate_per_s
+            self._tokens = min(self._burst, self._tokens + gained)
+        self._last = now if self._last is None else max(now, self._last)
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

@@ -1,0 +1,348 @@
+"""What the daemon says about itself: frozen snapshots and health checks.
+
+Owns: the shape and the JSON form of a status snapshot, of a health report and of the process's
+resources. Does not know: who fills them in, HTTP, Prometheus, gevent.
+
+The names in the JSON form are relied upon by scripts: they are added to, never renamed or
+removed while `SCHEMA` stays the same. A snapshot holds no secret, so everything in it may be
+printed, logged or sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    import psutil
+
+#: grows only when a name in the JSON form changes its meaning or goes away
+SCHEMA: Final = 1
+
+STATES: Final = ("disconnected", "connecting", "connected", "error")
+PATHS: Final = ("wss", "udp")
+
+Severity = Literal["error", "warning"]
+PathName = Literal["wss", "udp"]
+TlsPath = Literal["direct", "proxied-or-intercepted"]
+
+
+def format_time(unix_s: float | None) -> str | None:
+    """Return unix_s (seconds since 1970, wall clock) as RFC 3339 in UTC, to the millisecond."""
+    if unix_s is None:
+        return None
+    moment = datetime.fromtimestamp(unix_s, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other side.
+
+    Attributes:
+        address: ``host:port`` as dialled, or as it came in; None when not known.
+        public_key: base64 of the Ed25519 key; the authenticated one while connected.
+        name: what to call the peer in a sentence; None without one.
+        pinned: the key was compared with `peer.public_key`.
+    """
+
+    address: str | None = None
+    public_key: str | None = None
+    name: str | None = None
+    pinned: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "address": self.address,
+            "public_key": self.public_key,
+            "name": self.name,
+            "pinned": self.pinned,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """The TAP device: its name, MTU in bytes and address with prefix (None in a bridge)."""
+
+    device: str | None = None
+    mtu: int | None = None
+    address: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"device": self.device, "mtu": self.mtu, "address": self.address}
+
+
+@dataclass(frozen=True, slots=True)
+class Nat:
+    """What STUN found out; `detected_at` is wall-clock seconds."""
+
+    type: str | None = None
+    public_address: str | None = None
+    detected_at: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "type": self.type,
+            "public_address": self.public_address,
+            "detected_at": format_time(self.detected_at),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The live session; times are wall-clock seconds, `rekeys` counts since it was established."""
+
+    established_at: float | None = None
+    rekeys: int = 0
+    last_rekey_at: float | None = None
+    initiator: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "established_at": format_time(self.established_at),
+            "rekeys": self.rekeys,
+            "last_rekey_at": format_time(self.last_rekey_at),
+            "initiator": self.initiator,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The live WebSocket link: the socket's remote ``host:port`` and since when it is up."""
+
+    remote_address: str | None = None
+    since: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"remote_address": self.remote_address, "since": format_time(self.since)}
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Totals since the daemon started; "in" is from the peer to the TAP.
+
+    A super-frame counts as one frame with all its bytes. `dropped` counts both directions, by
+    reason; a reason that was never met may be missing.
+    """
+
+    frames_in: int = 0
+    frames_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "frames_in": self.frames_in,
+            "frames_out": self.frames_out,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "dropped": dict(sorted(self.dropped.items())),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the process uses.
+
+    `cpu_percent` is of one core, since the reading before; `cpu_seconds` since the start.
+    """
+
+    cpu_percent: float = 0.0
+    cpu_seconds: float = 0.0
+    rss_bytes: int = 0
+    threads: int = 0
+    open_fds: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "cpu_percent": round(self.cpu_percent, 1),
+            "cpu_seconds": round(self.cpu_seconds, 2),
+            "rss_bytes": self.rss_bytes,
+            "threads": self.threads,
+            "open_fds": self.open_fds,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One health check.
+
+    Attributes:
+        name: stable, lower case with underscores, such as ``tap`` or ``peer_link``.
+        ok: whether it passed.
+        severity: what a failure means: "error" makes the daemon unhealthy, "warning" does not.
+        text: what was found, one line.
+        remedy: what the operator can do; empty when there is nothing to do.
+    """
+
+    name: str
+    ok: bool
+    severity: Severity = "error"
+    text: str = ""
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "severity": self.severity,
+            "text": self.text,
+            "remedy": self.remedy,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The health checks of one moment; names are unique."""
+
+    checks: Sequence[Check] = ()
+
+    @property
+    def failing(self) -> tuple[Check, ...]:
+        """The checks that make the daemon unhealthy; failed warnings are not among them."""
+        return tuple(c for c in self.checks if not c.ok and c.severity == "error")
+
+    @property
+    def ok(self) -> bool:
+        return not self.failing
+
+    def to_dict(self, details: bool = True) -> dict[str, Any]:
+        """Return the JSON form.
+
+        Args:
+            details: include texts and remedies, which may name addresses and files; False for
+                a caller who has not shown the token.
+        """
+        checks: dict[str, Any] = {}
+        for check in self.checks:
+            entry = check.to_dict()
+            del entry["name"]
+            if not details:
+                del entry["text"], entry["remedy"]
+            checks[check.name] = entry
+        return {
+            "schema": SCHEMA,
+            "status": "ok" if self.ok else "failing",
+            "failing": [check.name for check in self.failing],
+            "checks": checks,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that `GET /status` tells, at one moment.
+
+    All times are wall-clock seconds since 1970; `to_dict` writes them as RFC 3339.
+
+    Attributes:
+        version: of the daemon.
+        state: one of `STATES`.
+        since: when the state was entered.
+        public_key: base64 of this daemon's own identity, for the peer's `peer.public_key`.
+        phase: the step of connecting, such as ``handshake``; None in other states.
+        last_error: the cause of the last failure, one line; kept until the next success.
+        last_error_at: when it happened.
+        next_retry_at: when the next automatic attempt starts; None when none is planned.
+        path: what carries data now; None when not connected.
+        path_reason: why it is this path, in words.
+        cipher: ``chacha20-poly1305`` or ``aegis-256``; None without a session.
+        post_quantum: the live keys come from a handshake with ML-KEM-768; None without one.
+        tls_path: whether both sides saw the same TLS certificate (protocol section 5).
+        rtt_ms: round trip to the peer in milliseconds.
+        mtu: of the path that carries data, in bytes; None when not known.
+        reconnects: sessions that were re-established without being asked for.
+        path_switches: moves between WSS and UDP.
+        handshakes: handshakes by result, such as ``ok`` or ``refused``.
+        queue_bytes: sealed bytes that wait for the WebSocket link.
+    """
+
+    version: str
+    state: str
+    since: float
+    public_key: str | None = None
+    phase: str | None = None
+    last_error: str | None = None
+    last_error_at: float | None = None
+    next_retry_at: float | None = None
+    peer: Peer | None = None
+    path: PathName | None = None
+    path_reason: str | None = None
+    cipher: str | None = None
+    post_quantum: bool | None = None
+    tls_path: TlsPath | None = None
+    rtt_ms: float | None = None
+    mtu: int | None = None
+    tap: Tap | None = None
+    nat: Nat | None = None
+    session: Session | None = None
+    link: Link | None = None
+    reconnects: int = 0
+    path_switches: int = 0
+    handshakes: Mapping[str, int] = field(default_factory=dict)
+    queue_bytes: int = 0
+    counters: Counters = field(default_factory=Counters)
+    resources: Resources | None = None
+    health: Sequence[Check] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form: only str, int, float, bool, None, dict and list.
+
+        Every object is there in every state, with null members where nothing is known, so that
+        a script may write ``status["session"]["rekeys"]`` without a test.
+        """
+        return {
+            "schema": SCHEMA,
+            "version": self.version,
+            # str(): the state may be a StrEnum of the state machine
+            "state": str(self.state),
+            "phase": None if self.phase is None else str(self.phase),
+            "since": format_time(self.since),
+            "last_error": self.last_error,
+            "last_error_at": format_time(self.last_error_at),
+            "next_retry_at": format_time(self.next_retry_at),
+            "public_key": self.public_key,
+            "peer": (self.peer or Peer()).to_dict(),
+            "path": self.path,
+            "path_reason": self.path_reason,
+            "cipher": self.cipher,
+            "post_quantum": self.post_quantum,
+            "tls_path": self.tls_path,
+            "rtt_ms": _rounded(self.rtt_ms, 3),
+            "mtu": self.mtu,
+            "tap": (self.tap or Tap()).to_dict(),
+            "nat": (self.nat or Nat()).to_dict(),
+            "session": (self.session or Session()).to_dict(),
+            "link": (self.link or Link()).to_dict(),
+            "reconnects": self.reconnects,
+            "path_switches": self.path_switches,
+            "handshakes": dict(sorted(self.handshakes.items())),
+            "queue_bytes": self.queue_bytes,
+            "counters": self.counters.to_dict(),
+            "resources": (self.resources or Resources()).to_dict(),
+            "health": [check.to_dict() for check in self.health],
+        }
+
+
+def read_resources(process: psutil.Process) -> Resources:
+    """Return what a process uses now.
+
+    Args:
+        process: kept by the caller between readings: `cpu_percent` is over the time since the
+            reading before on the same object, 0.0 at the first.
+    """
+    with process.oneshot():
+        times = process.cpu_times()
+        return Resources(
+            cpu_percent=process.cpu_percent(None),
+            cpu_seconds=times.user + times.system,
+            rss_bytes=process.memory_info().rss,
+            threads=process.num_threads(),
+            open_fds=process.num_fds(),
+        )
