@@ -1,0 +1,120 @@
+"""Stand-ins that more than one test module needs.
+
+FakePipe has the interface of `_fastpath.Pipe` as far as a link uses it, in plain Python: whole
+frames only, no fragments, no limits but the message size.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import deque
+
+from shadowmesh.constants import MAX_MESSAGE
+from shadowmesh.errors import RemoteProtocolError
+
+BINARY, CLOSE, PING, PONG = 0x2, 0x8, 0x9, 0xA
+_EVENT_OF = {BINARY: "message", CLOSE: "close", PING: "ping", PONG: "pong"}
+
+
+def encode_frame(opcode: int, payload: bytes, *, mask: bytes | None) -> bytes:
+    """Return one unfragmented WebSocket frame; mask is 4 bytes, or None for a server's frame."""
+    bit = 0 if mask is None else 0x80
+    head = bytes([0x80 | opcode])
+    if len(payload) < 126:
+        head += bytes([bit | len(payload)])
+    elif len(payload) < 65536:
+        head += bytes([bit | 126]) + struct.pack("!H", len(payload))
+    else:
+        head += bytes([bit | 127]) + struct.pack("!Q", len(payload))
+    return head + (payload if mask is None else mask + xor(payload, mask))
+
+
+def xor(data: bytes, mask: bytes) -> bytes:
+    """Return data masked with 4 bytes."""
+    stream = (mask * (len(data) // 4 + 1))[: len(data)]
+    return (int.from_bytes(data, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(data), "big")
+
+
+def decode_frame(data: bytes, *, masked: bool) -> tuple[int, bytes, int] | None:
+    """Return (opcode, payload, length of the frame), or None while data is incomplete."""
+    if len(data) < 2:
+        return None
+    if data[0] & 0x70 or not data[0] & 0x80 or bool(data[1] & 0x80) is not masked:
+        raise RemoteProtocolError("a frame that the fake does not take", 1002)
+    length, at = data[1] & 0x7F, 2
+    if length >= 126:
+        at += 2 if length == 126 else 8
+        if len(data) < at:
+            return None
+        length = int.from_bytes(data[2:at], "big")
+    if length > MAX_MESSAGE:
+        raise RemoteProtocolError("message too big", 1009)
+    mask = data[at : at + 4] if masked else bytes(4)
+    at += 4 if masked else 0
+    if len(data) < at + length:
+        return None
+    return data[0] & 0xF, xor(bytes(data[at : at + length]), bytes(mask)), at + length
+
+
+class FakePipe:
+    """One WebSocket's frames, in and out."""
+
+    def __init__(self, *, client: bool, recv_bytes: int = 65536) -> None:
+        self.wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.closed = False
+        self.queued_bytes = 0
+        self._client = client
+        self._out: deque[bytes] = deque()
+        self._sent = 0
+        self._in = bytearray()
+        self._space = bytearray(recv_bytes)
+
+    def send_message(self, payload: bytes) -> None:
+        self._queue(BINARY, payload)
+
+    def send_ws_control(self, opcode: int, payload: bytes) -> None:
+        self._queue(opcode, payload)
+
+    def _queue(self, opcode: int, payload: bytes) -> None:
+        assert not self.closed
+        frame = encode_frame(opcode, payload, mask=os.urandom(4) if self._client else None)
+        self._out.append(frame)
+        self.queued_bytes += len(frame)
+        os.eventfd_write(self.wakeup_fd, 1)
+
+    def recv_buffer(self) -> memoryview:
+        return memoryview(self._space)
+
+    def ingest(self, count: int) -> list[tuple]:
+        self._in += self._space[:count]
+        events = []
+        while (frame := decode_frame(self._in, masked=not self._client)) is not None:
+            opcode, payload, length = frame
+            del self._in[:length]
+            if opcode not in _EVENT_OF:
+                raise RemoteProtocolError("an opcode that the fake does not take", 1003)
+            events.append((_EVENT_OF[opcode], payload))
+        return events
+
+    def outgoing(self) -> memoryview | None:
+        if not self._out:
+            try:
+                os.eventfd_read(self.wakeup_fd)
+            except BlockingIOError:
+                pass
+            return None
+        return memoryview(self._out[0])[self._sent :]
+
+    def sent(self, count: int) -> None:
+        self._sent += count
+        self.queued_bytes -= count
+        assert self._sent <= len(self._out[0])
+        if self._sent == len(self._out[0]):
+            self._out.popleft()
+            self._sent = 0
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+        os.close(self.wakeup_fd)
