@@ -1,0 +1,26 @@
+"""Hosts out of network namespaces, and a real daemon on each: for `make demo` and system tests.
+
+        host "left"                  switch                   host "right"
+    eth0 198.51.100.1/24 ---- p1 [ bridge br0 ] p2 ---- eth0 198.51.100.2/24
+         2001:db8::1/64                                      2001:db8::2/64
+
+Faults are set on the switch: on the sender's own output a drop would come back as EPERM.
+"""
+
+from .daemon import API_PORT, Daemon, introduce
+from .namespaces import NETNS_DIRECTORY, PEER_PORT, Host, Net, NetlabError, sweep, wait_until
+from .ping import Ping
+
+__all__ = [
+    "API_PORT",
+    "NETNS_DIRECTORY",
+    "PEER_PORT",
+    "Daemon",
+    "Host",
+    "Net",
+    "NetlabError",
+    "Ping",
+    "introduce",
+    "sweep",
+    "wait_until",
+]

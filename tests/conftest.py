@@ -1,0 +1,50 @@
+"""Fixtures of the whole suite, and the rule for tests that need network namespaces."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shadowmesh import netlab
+
+PROGRAMS_OF_THE_LAB = ("ip", "nft", "tcpdump", "ss", "setpriv")
+
+
+@functools.cache
+def why_no_namespaces() -> str | None:
+    """Return why system tests cannot run here, None when they can."""
+    if os.geteuid() != 0:
+        return "needs root (or `unshare -Urnm` with a tmpfs on /run)"
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return "needs /dev/net/tun"
+    missing = [name for name in PROGRAMS_OF_THE_LAB if shutil.which(name) is None]
+    if missing:
+        return f"needs {', '.join(missing)}: `make test` as root installs what is missing"
+    try:
+        with netlab.Net():
+            return None
+    except netlab.NetlabError as error:
+        return f"needs the right to make network namespaces: {error}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("netns")]
+    if marked and (reason := why_no_namespaces()):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_leftovers_of_killed_runs():
+    if netlab.NETNS_DIRECTORY.is_dir() and os.geteuid() == 0:
+        netlab.sweep()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, request) -> Path:
+    """A directory shared by the tests of one module."""
+    return tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])

@@ -1,0 +1,1 @@
+"""What system tests need beyond shadowmesh.netlab: faults, captures, raw frames, NATs, proxies."""

@@ -1,0 +1,87 @@
+"""Faults of the path between two hosts, each a context manager that mends what it broke.
+
+All of them act on the switch: a drop on the sender's own output would come back as EPERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shadowmesh.netlab import Host, Net
+
+_table_numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def link_down(net: Net, host: Host) -> Iterator[None]:
+    """Unplug the host: it loses its carrier and keeps its addresses and routes."""
+    port = net.port(host)
+    net.switch.ip(f"link set {port} down")
+    try:
+        yield
+    finally:
+        net.switch.ip(f"link set {port} up")
+
+
+@contextlib.contextmanager
+def _table(host: Host, family: str, chains: str) -> Iterator[None]:
+    name = f"fault{next(_table_numbers)}"
+    host.nft(f"table {family} {name} {{\n{chains}\n}}\n")
+    try:
+        yield
+    finally:
+        host.run("nft", "delete", "table", family, name)
+
+
+def _forwarding(net: Net, *rules: str) -> contextlib.AbstractContextManager[None]:
+    lines = "\n".join(rules)
+    chain = f"chain forward {{\ntype filter hook forward priority 0\n{lines}\n}}"
+    return _table(net.switch, "bridge", chain)
+
+
+def black_hole(net: Net, one: Host, other: Host) -> contextlib.AbstractContextManager[None]:
+    """Swallow everything between the two, both ways, without a word to either."""
+    there, back = net.port(one), net.port(other)
+    return _forwarding(
+        net,
+        f'iifname "{there}" oifname "{back}" drop',
+        f'iifname "{back}" oifname "{there}" drop',
+    )
+
+
+def drop_udp(net: Net) -> contextlib.AbstractContextManager[None]:
+    return _forwarding(net, "meta l4proto udp drop")
+
+
+def mtu_hole(net: Net, longest_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """Swallow UDP datagrams whose UDP length is larger, without an ICMP message."""
+    return _forwarding(net, f"udp length > {longest_bytes} drop")
+
+
+def lose(net: Net, percent: int) -> contextlib.AbstractContextManager[None]:
+    """Lose UDP datagrams at random."""
+    return _forwarding(net, f"meta l4proto udp numgen random mod 100 < {percent} drop")
+
+
+def reset_tcp(net: Net, *hosts: Host, port: int) -> contextlib.AbstractContextManager[None]:
+    """Answer each segment to or from TCP `port` that a host sends with a reset."""
+    chains = "\n".join(
+        f"chain ingress{host.number} {{\n"
+        f'type filter hook ingress device "{net.port(host)}" priority 0\n'
+        f"tcp dport {port} reject with tcp reset\n"
+        f"tcp sport {port} reject with tcp reset\n"
+        "}"
+        for host in hosts
+    )
+    return _table(net.switch, "netdev", chains)
+
+
+def kill_sockets(host: Host, port: int) -> None:
+    """Abort the host's established TCP connections to or from `port`; the peer gets a reset."""
+    for end in ("dport", "sport"):
+        host.run("ss", "-K", "-t", "state", "established", end, "=", f":{port}")
