@@ -79,6 +79,6 @@ def _await_reply(raw: socket.socket, skip: int, reply: int, wanted: bytes, deadl
 def _checksum(data: bytes) -> int:
     """The Internet checksum. Source: RFC 1071."""
     padded = data + bytes(len(data) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
