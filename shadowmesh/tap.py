@@ -1,0 +1,370 @@
+"""The TAP device: a network interface of this host whose other end is a file descriptor.
+
+Owns: opening the device with the virtio header, segmentation offload, MTU, queue length, MAC and
+IP address, bringing it up, and taking all of it back when a step fails.
+Does not know: frames. Who reads and writes `Tap.fd` must have stopped before `Tap.close()`.
+
+Every read and write on the descriptor moves one frame behind a virtio_net_hdr of
+VNET_HEADER_BYTES, whether offload is on or off.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Final
+
+from shadowmesh import log
+from shadowmesh.constants import VIRTIO_NET_HEADER_BYTES
+from shadowmesh.errors import DeviceError, NotPermitted
+from shadowmesh.netlink import Link, Netlink
+
+_log = log.get("tap")
+
+Interface = IPv4Interface | IPv6Interface
+
+CLONE_DEVICE: Final = "/dev/net/tun"
+#: frames that wait in the kernel for us. Each may be a 64 KiB super-frame, so this bounds the
+#: delay that bulk traffic adds: 128 of them are 10 ms at 6 Gbit/s. The kernel's default is 1000.
+QUEUE_LENGTH: Final = 128
+#: IFNAMSIZ less the terminating zero
+MAX_NAME_BYTES: Final = 15
+MAC_BYTES: Final = 6
+
+# linux/if_tun.h
+TUNSETIFF: Final = 0x400454CA
+TUNSETPERSIST: Final = 0x400454CB
+TUNSETOFFLOAD: Final = 0x400454D0
+TUNGETIFF: Final = 0x800454D2
+TUNSETVNETHDRSZ: Final = 0x400454D8
+IFF_TAP: Final = 0x0002
+IFF_PERSIST: Final = 0x0800
+IFF_NO_PI: Final = 0x1000
+IFF_VNET_HDR: Final = 0x4000
+TUN_F_CSUM: Final = 0x01
+TUN_F_TSO4: Final = 0x02
+TUN_F_TSO6: Final = 0x04
+TUN_F_TSO_ECN: Final = 0x08
+TUN_F_USO4: Final = 0x20
+TUN_F_USO6: Final = 0x40
+OFFLOAD_TCP: Final = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
+#: since Linux 6.2; the kernel takes both or neither
+OFFLOAD_UDP: Final = TUN_F_USO4 | TUN_F_USO6
+_IFREQ: Final = struct.Struct("=16sH22x")
+
+
+class Kernel:
+    """The system calls that this module makes: the seam at which tests put a fake."""
+
+    def open(self) -> int:
+        return os.open(CLONE_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def ioctl(self, fd: int, request: int, argument: bytes | int) -> bytes | int:
+        return fcntl.ioctl(fd, request, argument)
+
+    def index_of(self, name: str) -> int:
+        return socket.if_nametoindex(name)
+
+    def netlink(self) -> Netlink:
+        return Netlink()
+
+
+@dataclass(slots=True, eq=False)
+class Tap:
+    """An open TAP device. Made by `open_tap`; the owner calls `close` once nobody uses `fd`.
+
+    Attributes:
+        fd: non-blocking; -1 after `close`.
+        name: the real one, where a pattern such as "tap%d" was asked for.
+        mac: 6 bytes, of the host's side.
+        persistent: the device outlives `close`.
+    """
+
+    fd: int
+    name: str
+    index: int
+    mtu: int
+    mac: bytes
+    persistent: bool
+    _kernel: Kernel = field(repr=False)
+
+    @property
+    def ifindex(self) -> int:
+        return self.index
+
+    def set_offload(self, enabled: bool) -> bool:
+        """Tell the kernel whether it may hand us super-frames and unfinished checksums.
+
+        Returns:
+            True when UDP segmentation is part of it (Linux 6.2 or newer).
+        Raises:
+            DeviceError: the device is closed or the kernel refuses.
+        """
+        if self.fd < 0:
+            raise DeviceError(f"cannot set offload of {self.name}: it is closed", errno.EBADF)
+        return _set_offload(self._kernel, self.fd, self.name, enabled)
+
+    def exists(self) -> bool:
+        """Whether the interface is still there; somebody may delete it under an open fd."""
+        return self._link() is not None
+
+    def is_up(self) -> bool:
+        """Whether the interface exists and is administratively up."""
+        link = self._link()
+        return link is not None and link.up
+
+    def close(self) -> None:
+        """Let go of the device; it goes away unless it is persistent. May be called again."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            self._kernel.close(fd)
+
+    def _link(self) -> Link | None:
+        with self._kernel.netlink() as netlink:
+            try:
+                return netlink.link(self.index)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return None
+                raise DeviceError(
+                    f"cannot look at {self.name}: {error.strerror}", error.errno or 0
+                ) from error
+
+
+def open_tap(
+    name: str,
+    *,
+    mtu: int,
+    address: Interface | None,
+    persist: bool,
+    offload: bool,
+    queue_length: int = QUEUE_LENGTH,
+    mac: bytes | None = None,
+    kernel: Kernel | None = None,
+) -> Tap:
+    """Open the TAP device `name`, set it up and bring it up; on failure leave nothing behind.
+
+    A device that exists already (a persistent one) is taken over: what differs is changed, and
+    addresses that it has besides `address` stay. On such a device nothing is changed that is right
+    already, so one that root has prepared for a user opens without privileges.
+
+    Args:
+        name: 1 to 15 bytes; may be a pattern such as "tap%d".
+        mtu: bytes of payload, without the 14 bytes of the Ethernet header.
+        address: of this host on the tunnel; None for a member of a bridge.
+        persist: keep the device when the descriptor is closed. Persistence that was there is not
+            taken away, since whoever made it may need it.
+        offload: see `Tap.set_offload`.
+        queue_length: frames that the kernel holds for us.
+        mac: 6 bytes (see `stable_mac`); None keeps the kernel's choice, a new one each time.
+    Raises:
+        NotPermitted: CAP_NET_ADMIN or access to /dev/net/tun is missing.
+        DeviceError: anything else; says what to do.
+    """
+    _check_name(name)
+    kernel = kernel or Kernel()
+    with ExitStack() as undo:
+        fd = _open_clone(kernel)
+        undo.callback(kernel.close, fd)
+        name = _attach(kernel, fd, name)
+        with _explain(f"cannot set up {name}"):
+            kernel.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("=i", VIRTIO_NET_HEADER_BYTES))
+        _set_offload(kernel, fd, name, offload)
+        with _explain(f"cannot set up {name}"):
+            index = kernel.index_of(name)
+            netlink = undo.enter_context(kernel.netlink())
+            before = netlink.link(index)
+        if address is not None:
+            _add_address(netlink, index, name, address, undo)
+        _bring_up(netlink, before, mtu, queue_length, mac, undo)
+        with _explain(f"cannot set up {name}"):
+            after = netlink.link(index)
+            persistent = _is_persistent(kernel, fd)
+            # Last, so that a device whose set-up failed goes away with its descriptor.
+            if persist and not persistent:
+                kernel.ioctl(fd, TUNSETPERSIST, 1)
+                persistent = True
+        undo.pop_all()
+        netlink.close()
+    _log.info("TAP device is up", device=name, mtu=after.mtu, address=address, offload=offload)
+    return Tap(
+        fd=fd,
+        name=name,
+        index=index,
+        mtu=after.mtu,
+        mac=after.mac,
+        persistent=persistent,
+        _kernel=kernel,
+    )
+
+
+def stable_mac(seed: bytes) -> bytes:
+    """Derive a unicast, locally administered MAC from something that stays, such as a public key.
+
+    With the kernel's random one the neighbours would send to the old address for seconds after
+    each restart of the daemon, until their ARP entries run out.
+    """
+    digest = hashlib.blake2s(seed, digest_size=MAC_BYTES, person=b"sm-mac").digest()
+    return bytes([(digest[0] | 0x02) & 0xFE]) + digest[1:]
+
+
+def _check_name(name: str) -> None:
+    size = len(name.encode())
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise DeviceError(
+            f"device name {name!r} has {size} bytes; 1 to {MAX_NAME_BYTES} are possible: "
+            "choose another network.tap_device",
+            errno.EINVAL,
+        )
+    if name in (".", "..") or any(c in "/:" or c.isspace() or not c.isprintable() for c in name):
+        raise DeviceError(
+            f"device name {name!r} is not possible (no blanks, '/' or ':'): "
+            "choose another network.tap_device",
+            errno.EINVAL,
+        )
+
+
+def _open_clone(kernel: Kernel) -> int:
+    try:
+        return kernel.open()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            raise DeviceError(
+                f"cannot open {CLONE_DEVICE}: {error.strerror}; load the driver (modprobe tun) or, "
+                "in a container, pass the device in (mknod /dev/net/tun c 10 200)",
+                error.errno,
+            ) from error
+        with _explain(f"cannot open {CLONE_DEVICE}"):
+            raise
+
+
+def _attach(kernel: Kernel, fd: int, name: str) -> str:
+    """Bind the descriptor to the interface, made when it does not exist; return its name."""
+    request = _IFREQ.pack(name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+    try:
+        answer = kernel.ioctl(fd, TUNSETIFF, request)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise DeviceError(
+                f"cannot open {name}: another process has it; end that or choose another "
+                "network.tap_device",
+                errno.EBUSY,
+            ) from error
+        if error.errno == errno.EINVAL:
+            raise DeviceError(
+                f"cannot open {name}: an interface of that name exists and is not a TAP device; "
+                "choose another network.tap_device",
+                errno.EINVAL,
+            ) from error
+        with _explain(f"cannot open {name}"):
+            raise
+    if not isinstance(answer, bytes):
+        raise DeviceError(f"cannot open {name}: no interface came back")
+    return str(_IFREQ.unpack(answer)[0].rstrip(b"\0").decode())
+
+
+def _is_persistent(kernel: Kernel, fd: int) -> bool:
+    answer = kernel.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size))
+    return isinstance(answer, bytes) and bool(_IFREQ.unpack(answer)[1] & IFF_PERSIST)
+
+
+def _set_offload(kernel: Kernel, fd: int, name: str, enabled: bool) -> bool:
+    with _explain(f"cannot set offload of {name}"):
+        if not enabled:
+            kernel.ioctl(fd, TUNSETOFFLOAD, 0)
+            return False
+        try:
+            kernel.ioctl(fd, TUNSETOFFLOAD, OFFLOAD_TCP | OFFLOAD_UDP)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            kernel.ioctl(fd, TUNSETOFFLOAD, OFFLOAD_TCP)
+            return False
+        return True
+
+
+def _add_address(
+    netlink: Netlink, index: int, name: str, address: Interface, undo: ExitStack
+) -> None:
+    with _explain(f"cannot give {name} the address {address}"):
+        present = netlink.addresses()
+        if (index, address) in present:
+            return
+        for other, taken in present:
+            if taken.ip == address.ip and other != index:
+                _log.warning(
+                    "address of the tunnel is taken by another interface of this host as well",
+                    address=address.ip,
+                    interface=netlink.link(other).name,
+                )
+        try:
+            netlink.add_address(index, address)
+        except OSError as error:
+            if error.errno == errno.EACCES and address.version == 6:
+                raise DeviceError(
+                    f"cannot give {name} the address {address}: IPv6 is switched off here; "
+                    f"sysctl net.ipv6.conf.{name}.disable_ipv6=0 or use an IPv4 address",
+                    errno.EACCES,
+                ) from error
+            raise
+    undo.callback(_quietly, netlink.delete_address, index, address)
+
+
+def _bring_up(
+    netlink: Netlink,
+    before: Link,
+    mtu: int,
+    queue_length: int,
+    mac: bytes | None,
+    undo: ExitStack,
+) -> None:
+    """Change what differs, in one request, the address of the link before it is up."""
+    new_mtu = mtu if mtu != before.mtu else None
+    new_queue = queue_length if queue_length != before.queue_length else None
+    new_mac = mac if mac is not None and mac != before.mac else None
+    if new_mtu is None and new_queue is None and new_mac is None and before.up:
+        return
+    undo.callback(
+        _quietly,
+        lambda: netlink.set_link(
+            before.index,
+            mtu=before.mtu,
+            queue_length=before.queue_length,
+            mac=before.mac,
+            up=before.up,
+        ),
+    )
+    with _explain(f"cannot bring up {before.name} with MTU {mtu}"):
+        netlink.set_link(before.index, mtu=new_mtu, queue_length=new_queue, mac=new_mac, up=True)
+
+
+def _quietly(call: Callable[..., None], *arguments: object) -> None:
+    """Undo one step; the failure that made us undo is the one worth reporting."""
+    with suppress(OSError):
+        call(*arguments)
+
+
+@contextmanager
+def _explain(what: str) -> Iterator[None]:
+    """Turn an OSError into one of ours that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)  # the socket module raises some without an errno
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise NotPermitted(
+                f"{what}: {why}; run as root or with CAP_NET_ADMIN "
+                "(systemd: AmbientCapabilities=CAP_NET_ADMIN)"
+            ) from error
+        raise DeviceError(f"{what}: {why}", error.errno or 0) from error

@@ -1,0 +1,460 @@
+"""shadowmesh.tap: opening, setting up and taking back a TAP device.
+
+The first half runs on a fake kernel, the second (marker netns) on the real one, in a network
+namespace that exists only as long as the test does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from pathlib import Path
+
+import pytest
+
+from shadowmesh import tap
+from shadowmesh.errors import DeviceError, NotPermitted
+from shadowmesh.netlink import Link, Netlink
+
+ADDRESS4 = IPv4Interface("10.7.0.1/24")
+ADDRESS6 = IPv6Interface("fd00:7::1/64")
+MAC = bytes.fromhex("02aabbccddee")
+KERNEL_MAC = bytes.fromhex("0e1122334455")
+
+
+def refusal(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+@dataclass
+class FakeKernel(tap.Kernel):
+    """Interfaces and descriptors as data; `failures` maps the name of a step to an errno."""
+
+    failures: dict[object, int] = field(default_factory=dict)
+    links: dict[int, Link] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
+    permanent: set[int] = field(default_factory=set)
+    given: list[tuple[int, tap.Interface]] = field(default_factory=list)
+    attached: dict[int, int] = field(default_factory=dict)
+    offload: int | None = None
+    header_bytes: int | None = None
+    calls: list[object] = field(default_factory=list)
+    sockets: int = 0
+
+    def step(self, name: object) -> None:
+        self.calls.append(name)
+        if name in self.failures:
+            raise refusal(self.failures[name])
+
+    def add(self, name: str, *, permanent: bool = False, up: bool = False) -> Link:
+        index = len(self.links) + 2
+        self.links[index] = Link(index, name, 1500, KERNEL_MAC, 1000, up)
+        if permanent:
+            self.permanent.add(index)
+        return self.links[index]
+
+    def state(self) -> object:
+        return sorted(self.links.items()), sorted(map(str, self.given)), self.held, self.sockets
+
+    def open(self) -> int:
+        self.step("open")
+        self.held.add(40)
+        return 40
+
+    def close(self, fd: int) -> None:
+        self.held.remove(fd)
+        index = self.attached.pop(fd, None)
+        if index is not None and index not in self.permanent:
+            del self.links[index]
+            self.given = [entry for entry in self.given if entry[0] != index]
+
+    def ioctl(self, fd: int, request: int, argument: bytes | int) -> bytes | int:
+        assert fd in self.held
+        self.step(request if request != tap.TUNSETOFFLOAD else (request, argument))
+        if request == tap.TUNSETIFF:
+            raw, flags = struct.unpack("=16sH22x", argument)
+            assert flags == tap.IFF_TAP | tap.IFF_NO_PI | tap.IFF_VNET_HDR
+            name = raw.rstrip(b"\0").decode().replace("%d", "0")
+            known = [link for link in self.links.values() if link.name == name]
+            self.attached[fd] = (known[0] if known else self.add(name)).index
+            return struct.pack("=16sH22x", name.encode(), flags)
+        if request == tap.TUNGETIFF:
+            kept = self.attached[fd] in self.permanent
+            return struct.pack("=16sH22x", b"", tap.IFF_PERSIST if kept else 0)
+        if request == tap.TUNSETVNETHDRSZ:
+            [self.header_bytes] = struct.unpack("=i", argument)
+        elif request == tap.TUNSETOFFLOAD:
+            self.offload = argument
+        elif request == tap.TUNSETPERSIST:
+            self.permanent.add(self.attached[fd])
+        return 0
+
+    def index_of(self, name: str) -> int:
+        self.step("index")
+        return next(link.index for link in self.links.values() if link.name == name)
+
+    def netlink(self) -> FakeNetlink:
+        self.step("netlink")
+        self.sockets += 1
+        return FakeNetlink(self)
+
+
+class FakeNetlink(Netlink):
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
+        self.open = True
+
+    def close(self) -> None:
+        self.kernel.sockets -= self.open
+        self.open = False
+
+    def link(self, index: int) -> Link:
+        self.kernel.step("link")
+        if index not in self.kernel.links:
+            raise refusal(errno.ENODEV)
+        return self.kernel.links[index]
+
+    def set_link(self, index, *, mtu=None, queue_length=None, mac=None, up=None) -> None:
+        self.kernel.step(("set_link", up))
+        asked = {"mtu": mtu, "queue_length": queue_length, "mac": mac, "up": up}
+        changes = {key: value for key, value in asked.items() if value is not None}
+        self.kernel.links[index] = replace(self.kernel.links[index], **changes)
+
+    def addresses(self) -> list[tuple[int, tap.Interface]]:
+        self.kernel.step("addresses")
+        return list(self.kernel.given)
+
+    def add_address(self, index: int, address: tap.Interface) -> None:
+        self.kernel.step("add_address")
+        self.kernel.given.append((index, address))
+
+    def delete_address(self, index: int, address: tap.Interface) -> None:
+        self.kernel.given.remove((index, address))
+
+
+def open_tap(kernel: tap.Kernel | None = None, name: str = "tap0", **wanted: object) -> tap.Tap:
+    settings = {"mtu": 1400, "address": ADDRESS4, "persist": False, "offload": True, **wanted}
+    return tap.open_tap(name, kernel=kernel, **settings)
+
+
+def test_a_new_device_is_set_up_and_goes_away_on_close():
+    kernel = FakeKernel()
+    device = open_tap(kernel, name="tap%d", mac=MAC)
+    assert (device.fd, device.name, device.mtu, device.mac) == (40, "tap0", 1400, MAC)
+    assert kernel.links[device.ifindex] == Link(2, "tap0", 1400, MAC, tap.QUEUE_LENGTH, up=True)
+    assert kernel.given == [(2, ADDRESS4)]
+    assert kernel.header_bytes == 10
+    assert kernel.offload == tap.OFFLOAD_TCP | tap.OFFLOAD_UDP
+    assert device.exists()
+    assert device.is_up()
+    assert not device.persistent
+    device.close()
+    device.close()
+    assert device.fd == -1
+    assert not device.exists()
+    assert not device.is_up()
+    assert kernel.state() == FakeKernel().state()
+
+
+def test_the_address_is_there_before_the_link_comes_up():
+    kernel = FakeKernel()
+    open_tap(kernel)
+    assert kernel.calls.index("add_address") < kernel.calls.index(("set_link", True))
+
+
+def test_a_persistent_device_outlives_close_and_is_taken_over_unchanged():
+    kernel = FakeKernel()
+    device = open_tap(kernel, persist=True)
+    assert device.persistent
+    device.close()
+    assert list(kernel.links) == [2]
+    before = kernel.state()
+    kernel.calls.clear()
+    again = open_tap(kernel, persist=False)
+    assert again.persistent
+    assert not any("set_link" in str(call) or call == "add_address" for call in kernel.calls)
+    again.close()
+    assert kernel.state() == before
+
+
+def test_without_an_address_none_is_given():
+    kernel = FakeKernel()
+    open_tap(kernel, address=None)
+    assert kernel.given == []
+
+
+def test_udp_segmentation_is_left_out_where_the_kernel_has_none():
+    both = tap.OFFLOAD_TCP | tap.OFFLOAD_UDP
+    kernel = FakeKernel(failures={(tap.TUNSETOFFLOAD, both): errno.EINVAL})
+    device = open_tap(kernel)
+    assert kernel.offload == tap.OFFLOAD_TCP
+    assert device.set_offload(True) is False
+    kernel.failures.clear()
+    assert device.set_offload(True) is True
+    assert device.set_offload(False) is False
+    assert kernel.offload == 0
+
+
+def test_offload_can_be_left_off():
+    kernel = FakeKernel()
+    open_tap(kernel, offload=False)
+    assert kernel.offload == 0
+
+
+STEPS = [
+    tap.TUNSETIFF,
+    tap.TUNSETVNETHDRSZ,
+    (tap.TUNSETOFFLOAD, tap.OFFLOAD_TCP | tap.OFFLOAD_UDP),
+    "index",
+    "netlink",
+    "link",
+    "addresses",
+    "add_address",
+    ("set_link", True),
+    tap.TUNGETIFF,
+    tap.TUNSETPERSIST,
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "existed"),
+    [(step, existed) for step in STEPS for existed in (False, True)][:-1],  # persistent already
+    ids=str,
+)
+def test_a_failure_at_any_step_leaves_everything_as_it_was(step, existed):
+    kernel = FakeKernel(failures={step: errno.ENOMEM})
+    if existed:
+        kernel.add("tap0", permanent=True)
+    before = kernel.state()
+    with pytest.raises(DeviceError) as caught:
+        open_tap(kernel, persist=True, mac=MAC)
+    assert caught.value.errno == errno.ENOMEM
+    assert kernel.state() == before
+
+
+@pytest.mark.parametrize("step", ["open", *STEPS[:3], "add_address", ("set_link", True)], ids=str)
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES])
+def test_a_missing_permission_names_the_capability(step, code):
+    kernel = FakeKernel(failures={step: code})
+    with pytest.raises(NotPermitted, match="CAP_NET_ADMIN"):
+        open_tap(kernel)
+    assert kernel.held == set()
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENODEV, errno.ENXIO])
+def test_a_missing_driver_is_explained(code):
+    with pytest.raises(DeviceError, match=r"modprobe tun.*mknod /dev/net/tun") as caught:
+        open_tap(FakeKernel(failures={"open": code}))
+    assert caught.value.errno == code
+
+
+def test_a_device_of_another_process_is_explained():
+    with pytest.raises(DeviceError, match="another process has it") as caught:
+        open_tap(FakeKernel(failures={tap.TUNSETIFF: errno.EBUSY}))
+    assert caught.value.errno == errno.EBUSY
+
+
+def test_an_interface_that_is_no_tap_is_explained():
+    with pytest.raises(DeviceError, match="not a TAP device"):
+        open_tap(FakeKernel(failures={tap.TUNSETIFF: errno.EINVAL}), name="eth0")
+
+
+def test_switched_off_ipv6_is_explained():
+    kernel = FakeKernel(failures={"add_address": errno.EACCES})
+    with pytest.raises(DeviceError, match=r"IPv6 is switched off.*tap0\.disable_ipv6=0"):
+        open_tap(kernel, address=ADDRESS6)
+
+
+@pytest.mark.parametrize("name", ["", "a" * 16, "é" * 8, "a b", "a/b", "a:b", ".", "..", "a\0b"])
+def test_an_impossible_name_is_refused_before_anything_is_opened(name):
+    kernel = FakeKernel()
+    with pytest.raises(DeviceError, match=r"network\.tap_device"):
+        open_tap(kernel, name=name)
+    assert kernel.calls == []
+
+
+def test_an_address_of_another_interface_is_a_warning_only(monkeypatch):
+    said = []
+    monkeypatch.setattr(tap._log, "warning", lambda text, **fields: said.append(fields))
+    kernel = FakeKernel()
+    lan = kernel.add("lan0")
+    kernel.given += [(lan.index, IPv4Interface("10.7.0.1/16")), (9, IPv4Interface("10.7.0.2/24"))]
+    device = open_tap(kernel)
+    assert (device.ifindex, ADDRESS4) in kernel.given
+    assert said == [{"address": ADDRESS4.ip, "interface": "lan0"}]
+
+
+def test_a_stable_mac_is_unicast_local_and_depends_on_the_seed():
+    macs = {tap.stable_mac(bytes([n])) for n in range(64)}
+    assert len(macs) == 64
+    assert all(len(mac) == 6 and mac[0] & 0x03 == 0x02 for mac in macs)
+    assert tap.stable_mac(b"seed") == tap.stable_mac(b"seed")
+
+
+# --- on the real kernel -----------------------------------------------------------------------
+
+CLONE_NEWNET = 0x40000000
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.fixture
+def namespace():
+    """A network namespace of our own, for this thread, gone with the last reference to it."""
+    if not Path(tap.CLONE_DEVICE).exists():
+        pytest.skip(f"{tap.CLONE_DEVICE} is missing")
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.unshare(CLONE_NEWNET) != 0:
+            pytest.skip(f"no network namespace: {os.strerror(ctypes.get_errno())}")
+        try:
+            yield
+        finally:
+            assert libc.setns(home, CLONE_NEWNET) == 0
+    finally:
+        os.close(home)
+
+
+def link_of(name: str) -> Link:
+    with Netlink() as netlink:
+        return netlink.link(socket.if_nametoindex(name))
+
+
+def addresses_of(index: int) -> set[tap.Interface]:
+    with Netlink() as netlink:
+        return {
+            address
+            for owner, address in netlink.addresses()
+            if owner == index and not address.ip.is_link_local
+        }
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("address", [ADDRESS4, ADDRESS6, None], ids=str)
+def test_a_real_device_gets_what_was_asked_for(namespace, address):
+    device = open_tap(name="tap%d", mtu=9000, address=address, mac=MAC, queue_length=77)
+    try:
+        assert device.name == "tap0"
+        assert link_of("tap0") == Link(device.ifindex, "tap0", 9000, MAC, 77, up=True)
+        assert addresses_of(device.ifindex) == ({address} if address else set())
+        assert os.get_blocking(device.fd) is False
+        assert os.get_inheritable(device.fd) is False
+        assert device.is_up()
+    finally:
+        device.close()
+    assert not device.exists()
+    with pytest.raises(OSError, match="no interface with this name"):
+        link_of("tap0")
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("address", [ADDRESS4, ADDRESS6], ids=str)
+def test_a_real_address_can_be_used_at_once(namespace, address):
+    device = open_tap(address=address)
+    try:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_DGRAM) as sender:
+            sender.bind((str(address.ip), 0))
+            sender.sendto(b"x", (str(address.ip + 1), 9))
+    finally:
+        device.close()
+
+
+@pytest.mark.netns
+def test_a_real_frame_comes_with_a_header_of_ten_bytes(namespace):
+    device = open_tap()
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind((device.name, 0x88B5))
+            frame = b"\xff" * 6 + device.mac + b"\x88\xb5" + b"hello".ljust(50, b".")
+            wire.send(frame)
+            got = b""
+            while not got.endswith(frame):  # the kernel's own multicast may come first
+                got = os.read(device.fd, 2048)
+            assert len(got) == 10 + len(frame)
+            answer = device.mac + b"\x02\0\0\0\0\x02" + b"\x88\xb5" + b"reply".ljust(50, b".")
+            assert os.write(device.fd, bytes(10) + answer) == 10 + len(answer)
+    finally:
+        device.close()
+
+
+@pytest.mark.netns
+def test_a_real_persistent_device_stays_and_opens_again(namespace):
+    device = open_tap(persist=True)
+    index = device.ifindex
+    device.close()
+    assert device.exists()
+    assert addresses_of(index) == {ADDRESS4}
+    again = open_tap(persist=True)
+    assert again.ifindex == index
+    again.close()
+
+
+@pytest.mark.netns
+def test_a_real_device_that_is_open_elsewhere_is_refused(namespace):
+    device = open_tap()
+    try:
+        with pytest.raises(DeviceError, match="another process has it"):
+            open_tap()
+        assert device.is_up()
+    finally:
+        device.close()
+
+
+@pytest.mark.netns
+def test_a_real_interface_that_is_no_tap_is_refused(namespace):
+    with pytest.raises(DeviceError, match="not a TAP device"):
+        open_tap(name="lo")
+
+
+@pytest.mark.netns
+def test_a_real_failure_leaves_no_device_behind(namespace):
+    with pytest.raises(DeviceError, match="MTU 70000"):
+        open_tap(mtu=70_000)
+    with pytest.raises(OSError, match="no interface with this name"):
+        link_of("tap0")
+
+
+@pytest.mark.netns
+def test_a_real_failure_puts_a_persistent_device_back(namespace):
+    open_tap(persist=True).close()
+    before = link_of("tap0")
+    with pytest.raises(DeviceError, match="MTU 70000"):
+        open_tap(mtu=70_000, address=ip_interface("10.9.9.9/24"))
+    assert link_of("tap0") == before
+    assert addresses_of(before.index) == {ADDRESS4}
+
+
+@pytest.mark.netns
+def test_switched_off_real_ipv6_is_explained(namespace):
+    Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+    with pytest.raises(DeviceError, match="IPv6 is switched off"):
+        open_tap(address=ADDRESS6)
+
+
+@pytest.mark.netns
+def test_a_real_device_takes_offload_on_and_off(namespace):
+    device = open_tap(offload=False)
+    try:
+        device.set_offload(True)
+        device.set_offload(False)
+    finally:
+        device.close()
+    with pytest.raises(DeviceError, match="it is closed"):
+        device.set_offload(True)
+
+
+@pytest.mark.netns
+def test_a_real_device_deleted_under_us_is_noticed(namespace):
+    device = open_tap()
+    try:
+        with Netlink() as netlink:
+            netlink._call(17, 4, struct.pack("=BxHiII", 0, 0, device.ifindex, 0, 0))  # RTM_DELLINK
+        assert not device.exists()
+        assert not device.is_up()
+    finally:
+        device.close()
