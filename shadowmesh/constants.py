@@ -24,7 +24,7 @@ DEFAULT_TLS_CERT: Final = "/etc/shadowmesh/cert.pem"
 DEFAULT_TLS_KEY: Final = "/etc/shadowmesh/key.pem"
 #: in the state directory
 IDENTITY_FILE: Final = "identity.key"
-TOKEN_FILE: Final = "api.token"  # a file name, not a secret
+TOKEN_FILE: Final = "api.token"  # noqa: S105 - a file name
 MAX_CONFIG_BYTES: Final = 1 << 20
 
 DEFAULT_API_PORT: Final = 9090

@@ -68,8 +68,10 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.source if self.line is None else f"{self.source}:{self.line}"
-        text = f"{where}: {self.message}" if self.key is None else (
-            f"{where}: {self.key}: {self.message}"
+        text = (
+            f"{where}: {self.message}"
+            if self.key is None
+            else (f"{where}: {self.key}: {self.message}")
         )
         return one_line(text)
 

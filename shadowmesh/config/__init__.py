@@ -1,0 +1,62 @@
+"""The configuration: flags, environment, file and defaults into frozen dataclasses.
+
+Owns: every key, its default, its range and its documentation; all errors come at once.
+Does not know: sockets, devices, what the values are used for.
+
+::
+
+    flags --section.key -----------------------------+
+    environment SHADOWMESH_SECTION_KEY --------------+-> load -> Config (model)
+    file -> yamlfile (lines, form) -> raw values ----+    |
+    schema (keys, defaults) -> values (one parser per kind of value)
+                                                report: redacted, diff
+
+Source: interface.md, "Configuration".
+"""
+
+from __future__ import annotations
+
+from shadowmesh.config.load import load
+from shadowmesh.config.model import (
+    Config,
+    DaemonSection,
+    EncryptionSection,
+    HostPort,
+    LoadedConfig,
+    MonitoringSection,
+    NatSection,
+    NetworkSection,
+    PeerSection,
+    Secret,
+    WebsocketSection,
+)
+from shadowmesh.config.report import diff, redacted
+from shadowmesh.config.schema import KEYS, Key
+
+__all__ = [
+    "KEYS",
+    "Config",
+    "DaemonSection",
+    "EncryptionSection",
+    "HostPort",
+    "Key",
+    "LoadedConfig",
+    "MonitoringSection",
+    "NatSection",
+    "NetworkSection",
+    "PeerSection",
+    "Secret",
+    "WebsocketSection",
+    "diff",
+    "flag_names",
+    "load",
+    "redacted",
+]
+
+
+def flag_names() -> tuple[str, ...]:
+    """Return the name of every key; each is a flag `--name VALUE` of the daemon.
+
+    Secret keys are among them so that `load` can refuse them with an explanation.
+    """
+    return tuple(KEYS)

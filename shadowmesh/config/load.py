@@ -1,0 +1,350 @@
+"""Putting the configuration together: flags over environment over file over defaults.
+
+Owns: precedence, defaults that depend on the machine, rules between keys, and that all
+problems come out at once. Does not know: the form of the file (`yamlfile`) or of a value
+(`values`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pwd
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from shadowmesh.config import yamlfile
+from shadowmesh.config.model import Config, HostPort, LoadedConfig
+from shadowmesh.config.schema import ENVIRONMENT_PREFIX, KEYS, SECTIONS, Key
+from shadowmesh.config.values import format_duration, show
+from shadowmesh.config.yamlfile import FileContent, Raw
+from shadowmesh.constants import (
+    MODE_PSK,
+    SYSTEM_CONFIG_FILE,
+    SYSTEM_STATE_DIR,
+    USER_CONFIG_FILE,
+    USER_STATE_DIR,
+)
+from shadowmesh.errors import ConfigError, Problem
+
+DEFAULT_SOURCE = "default"
+#: difflib is quadratic; nobody mistypes a name of five keys' length
+_MAX_SUGGESTED_CHARS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """A value for a key from one source."""
+
+    raw: Raw
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+def load(
+    path: Path | None,
+    flags: Mapping[str, str],
+    environ: Mapping[str, str],
+    *,
+    is_root: bool | None = None,
+) -> LoadedConfig:
+    """Return the checked configuration.
+
+    Args:
+        path: the file named by `--config`, which must exist; None: the first found of
+            /etc/shadowmesh/daemon.yaml and ~/.shadowmesh/config.yaml, or no file.
+        flags: text of each `section.key` given on the command line.
+        environ: the environment; only HOME and SHADOWMESH_* are looked at.
+        is_root: for tests; None: ask the system.
+    Raises:
+        ConfigError: with every problem of every source.
+    """
+    home = _home(environ)
+    problems: list[Problem] = []
+    found, content = _find_file(path, home, problems)
+    settings: dict[str, _Setting] = {}
+    if found is not None and content is not None:
+        problems += content.problems
+        _take_file(str(found), content, settings, problems)
+    _take_environment(environ, settings, problems)
+    _take_flags(flags, settings, problems)
+
+    values: dict[str, Any] = {}
+    for key in KEYS.values():
+        setting = settings.get(key.name)
+        if setting is None:
+            if key.default is not None:
+                values[key.name] = key.parse(key.default)
+            continue
+        try:
+            values[key.name] = _checked(key, setting.raw)
+        except ValueError as error:
+            problems.append(Problem(setting.source, setting.line, key.name, str(error)))
+    root = os.geteuid() == 0 if is_root is None else is_root
+    if not problems:
+        _resolve(values, home, problems, is_root=root)
+    if not problems:
+        _check_together(values, settings, problems)
+    if problems:
+        raise ConfigError(problems)
+
+    sources = {name: str(settings.get(name, DEFAULT_SOURCE)) for name in KEYS}
+    config = _build(values)
+    warnings = tuple(_warnings(config, settings, found, content))
+    return LoadedConfig(config, sources, found, warnings)
+
+
+def _home(environ: Mapping[str, str]) -> Path | None:
+    home = environ.get("HOME", "")
+    if not home:
+        try:
+            home = pwd.getpwuid(os.geteuid()).pw_dir
+        except KeyError:
+            return None  # a container's user without an entry
+    return Path(home) if home.startswith("/") else None
+
+
+def _find_file(
+    path: Path | None, home: Path | None, problems: list[Problem]
+) -> tuple[Path | None, FileContent | None]:
+    """Return the first file found and what it holds."""
+    if path is not None:
+        content = yamlfile.read(path)
+        if content is None:
+            message = "no such file; name an existing one with --config"
+            problems.append(Problem(str(path), None, None, message))
+        return path, content
+    candidates = [Path(SYSTEM_CONFIG_FILE)]
+    if home is not None:
+        candidates.append(home / USER_CONFIG_FILE)
+    for candidate in candidates:
+        content = yamlfile.read(candidate)
+        if content is not None:
+            return candidate, content
+    return None, None
+
+
+# --- Sources, each later one wins -------------------------------------------------------------
+
+
+def _take_file(
+    source: str, content: FileContent, settings: dict[str, _Setting], problems: list[Problem]
+) -> None:
+    unknown: list[Problem] = []
+    for section, line in content.sections.items():
+        if section not in SECTIONS and len(unknown) < yamlfile.MAX_PROBLEMS:
+            message = f"unknown section {show(section)}{_suggestion(section, SECTIONS)}"
+            unknown.append(Problem(source, line, None, message))
+    for entry in content.entries:
+        if entry.section not in SECTIONS:
+            continue  # said once, for the section
+        name = f"{entry.section}.{entry.key}"
+        if name in KEYS:
+            settings[name] = _Setting(entry.raw, source, entry.line)
+        elif len(unknown) < yamlfile.MAX_PROBLEMS:
+            message = f"unknown key {show(entry.key)}{_suggest_key(entry.section, entry.key)}"
+            unknown.append(Problem(source, entry.line, entry.section, message))
+    problems += unknown
+
+
+def _take_environment(
+    environ: Mapping[str, str], settings: dict[str, _Setting], problems: list[Problem]
+) -> None:
+    names = {key.environment: key for key in KEYS.values()}
+    prefixes = tuple(f"{ENVIRONMENT_PREFIX}{section.upper()}_" for section in SECTIONS)
+    for name, text in sorted(environ.items()):
+        source = f"environment {name}"
+        if name in names:
+            settings[names[name].name] = _Setting(Raw("text", text), source)
+        elif name.startswith(prefixes):
+            # other SHADOWMESH_ names belong to tests, scripts and the command-line program
+            message = f"unknown variable{_suggestion(name, names)}; correct or unset it"
+            problems.append(Problem(source, None, None, message))
+
+
+def _take_flags(
+    flags: Mapping[str, str], settings: dict[str, _Setting], problems: list[Problem]
+) -> None:
+    for name, text in flags.items():
+        source = f"flag --{name}"
+        key = KEYS.get(name)
+        if key is None:
+            problems.append(Problem(source, None, None, f"unknown flag{_suggestion(name, KEYS)}"))
+        elif key.secret:
+            message = (
+                "a secret on the command line is visible to every user; put it into the file or "
+                f"into {key.environment}, and make a new key if this one was in use"
+            )
+            problems.append(Problem(source, None, name, message))
+        else:
+            settings[name] = _Setting(Raw("text", text), source)
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    if len(name) > _MAX_SUGGESTED_CHARS:
+        return ""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def _suggest_key(section: str, name: str) -> str:
+    elsewhere = [key.name for key in KEYS.values() if key.attribute == name]
+    if elsewhere:
+        return f'; did you mean "{elsewhere[0]}"?'
+    return _suggestion(name, [key.attribute for key in KEYS.values() if key.section == section])
+
+
+# --- Values -----------------------------------------------------------------------------------
+
+
+def _checked(key: Key, raw: Raw) -> object:
+    """Return the value of a key; ValueError when its type or content is wrong."""
+    if raw.kind == "text" or raw.kind in key.kinds - {"list"}:
+        return key.parse(raw.text)
+    if raw.kind == "list" and "list" in key.kinds:
+        if any(item.kind != "str" or "," in item.text for item in raw.items):
+            raise ValueError("every item of the list must be text")
+        return key.parse(",".join(item.text for item in raw.items))
+    if "str" in key.kinds:
+        wanted = "text or a list of texts" if "list" in key.kinds else "text"
+    else:
+        wanted = "a whole number" if "int" in key.kinds else "true or false"
+    if key.secret:
+        raise ValueError(f"must be {wanted}")
+    hint = ""
+    if "str" in key.kinds and raw.kind in {"int", "float", "bool"}:
+        hint = "; put it in quotes"  # YAML takes no, on, 12 and the like for other things
+    elif raw.kind == "str":
+        hint = ", which is text; write it without quotes" if _passes(key, raw.text) else ""
+    raise ValueError(f"must be {wanted}, got {yamlfile.shown(raw)}{hint}")
+
+
+def _passes(key: Key, text: str) -> bool:
+    try:
+        key.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _resolve(
+    values: dict[str, Any], home: Path | None, problems: list[Problem], *, is_root: bool
+) -> None:
+    """Fill in the defaults that depend on the machine or on other keys."""
+    values.setdefault("encryption.key", None)
+    values.setdefault("peer.auto_connect", values["peer.address"] is not None)
+    if "daemon.state_dir" in values:
+        return
+    if is_root:
+        values["daemon.state_dir"] = Path(SYSTEM_STATE_DIR)
+    elif home is not None:
+        values["daemon.state_dir"] = home / USER_STATE_DIR
+    else:
+        message = "this user has no home directory; set the key to an absolute path"
+        problems.append(Problem(DEFAULT_SOURCE, None, "daemon.state_dir", message))
+
+
+def _check_together(
+    values: Mapping[str, Any], settings: Mapping[str, _Setting], problems: list[Problem]
+) -> None:
+    """Check what only several keys together can get wrong."""
+
+    def problem(message: str, *names: str) -> None:
+        """Blame the first of the keys that was set."""
+        name = next((name for name in names if name in settings), names[0])
+        setting = settings.get(name, _Setting(Raw("text"), DEFAULT_SOURCE))
+        problems.append(Problem(setting.source, setting.line, name, message))
+
+    if values["peer.auto_connect"] and values["peer.address"] is None:
+        problem("is true, but peer.address says not whom to dial", "peer.auto_connect")
+    keepalive, silence = values["websocket.keepalive_interval"], values["websocket.read_timeout"]
+    if silence <= keepalive:
+        problem(
+            f"read_timeout {format_duration(silence)} must be longer than keepalive_interval "
+            f"{format_duration(keepalive)}, or a quiet link dies between two keepalives",
+            "websocket.read_timeout", "websocket.keepalive_interval",
+        )  # fmt: skip
+    if values["websocket.tls_cert"] == values["websocket.tls_key"]:
+        problem("tls_cert and tls_key must be two files", "websocket.tls_key", "websocket.tls_cert")
+    local_ip, peer = values["network.local_ip"], values["peer.address"]
+    peer_ip = None if peer is None else _ip(peer)
+    if local_ip is not None and peer_ip is not None and peer_ip in local_ip.network:
+        problem(
+            f"{peer_ip} lies in {local_ip.network}, the network inside the tunnel; give the "
+            "address that the peer has outside of it", "peer.address", "network.local_ip",
+        )  # fmt: skip
+
+    listeners: list[tuple[str, HostPort]] = [
+        ("daemon.listen_address", values["daemon.listen_address"])
+    ]
+    if values["websocket.listen_address"] is not None:
+        listeners.append(("websocket.listen_address", values["websocket.listen_address"]))
+    metrics_port = values["monitoring.prometheus_port"]
+    if values["monitoring.metrics_enabled"] and metrics_port:
+        listeners.append(("monitoring.prometheus_port", HostPort("127.0.0.1", metrics_port)))
+    for index, (name, address) in enumerate(listeners):
+        for other_name, other in listeners[:index]:
+            if _collide(address, other):
+                problem(f"{address} is already taken by {other_name}", name, other_name)
+
+
+def _ip(address: HostPort) -> Any:
+    try:
+        return ip_address(address.host)
+    except ValueError:
+        return None
+
+
+def _collide(one: HostPort, other: HostPort) -> bool:
+    """Tell whether two listeners cannot both have their address."""
+    if one.port != other.port or one.port == 0:
+        return False
+    hosts = {one.host, other.host}
+    return len(hosts) == 1 or bool(hosts & {"0.0.0.0", "::"})
+
+
+def _build(values: Mapping[str, Any]) -> Config:
+    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for key in KEYS.values():
+        sections[key.section][key.attribute] = values[key.name]
+    return Config(**{name: SECTIONS[name](**fields) for name, fields in sections.items()})
+
+
+def _warnings(
+    config: Config,
+    settings: Mapping[str, _Setting],
+    path: Path | None,
+    content: FileContent | None,
+) -> Iterable[str]:
+    mode = 0 if content is None else content.mode
+    key = settings.get("encryption.key")
+    if config.encryption.key is not None and key is not None and key.line and mode & 0o044:
+        yield (
+            f"{path} holds encryption.key and others may read it (mode {mode:04o}); "
+            f"`chmod 600 {path}`, and make a new key if others use this machine"
+        )
+    if mode & 0o022:
+        yield f"{path} may be changed by others (mode {mode:04o}); `chmod go-w {path}`"
+    if config.mode == 0:
+        yield (
+            "neither peer.public_key nor encryption.key is set: no peer is accepted and connect "
+            "is refused; exchange keys with `shadowmesh pubkey` and set peer.public_key"
+        )
+    elif config.mode == MODE_PSK:
+        yield (
+            "peer.public_key is not set: whoever holds encryption.key can pose as anybody; set "
+            "peer.public_key to pin the peer"
+        )
+    api = config.daemon.listen_address
+    address = _ip(api)
+    if api.host != "localhost" and (address is None or not address.is_loopback):
+        yield (
+            f"daemon.listen_address {api} is not a loopback address: the API token crosses the "
+            "network in clear text"
+        )

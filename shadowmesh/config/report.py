@@ -1,0 +1,70 @@
+"""Looking at configurations: printing one without secrets, comparing two.
+
+Owns: the text of `--check` and which changes a reload can apply.
+Does not know: how a configuration is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+
+from shadowmesh import keys
+from shadowmesh.config.model import Config, HostPort, LoadedConfig, Secret
+from shadowmesh.config.schema import KEYS, SECTIONS, Key
+from shadowmesh.config.values import format_duration
+from shadowmesh.errors import one_line
+
+
+def value_of(config: Config, key: Key) -> object:
+    """Return the value that a key has in a configuration."""
+    return getattr(getattr(config, key.section), key.attribute)
+
+
+def render(value: object) -> str:
+    """Return a value as the YAML that gives it, a secret as `"***"`."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return format_duration(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(render(item) for item in value) + "]"
+    if value is None:
+        return '""'
+    if isinstance(value, bytes):
+        return _quoted(keys.format_public_key(value))
+    if isinstance(value, (str, Path, HostPort, IPv4Interface, IPv6Interface, Secret)):
+        return _quoted(str(value))
+    raise TypeError(f"no rule to print a {type(value).__name__}")
+
+
+def _quoted(text: str) -> str:
+    # a JSON string of printable characters is a YAML string
+    return json.dumps(text, ensure_ascii=False)
+
+
+def redacted(loaded: LoadedConfig) -> str:
+    """Return the configuration as YAML, each value with its source, for `--check`.
+
+    The pre-shared key is `"***"` or, when unset, `""`; nothing else is secret.
+    """
+    lines = [one_line(f"# file: {loaded.path or 'none'}")]
+    for section in SECTIONS:
+        lines.append(f"{section}:")
+        for key in KEYS.values():
+            if key.section == section:
+                text = f"  {key.attribute}: {render(value_of(loaded.config, key))}"
+                lines.append(f"{text}  # {one_line(loaded.sources[key.name])}")
+    return "\n".join(lines) + "\n"
+
+
+def diff(old: Config, new: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the keys whose value differs: those a reload applies, those that need a restart."""
+    changed = [key for key in KEYS.values() if value_of(old, key) != value_of(new, key)]
+    return (
+        tuple(key.name for key in changed if key.reload),
+        tuple(key.name for key in changed if not key.reload),
+    )
