@@ -68,7 +68,7 @@ class BuildFastpath(build_ext):
         }
         variant = "debug" if debug else "sanitize" if sanitize else "release"
         for extension in self.extensions:
-            extension.extra_compile_args = [*flags, *sodium.cflags]
+            extension.extra_compile_args = [*flags, f"-I{PACKAGE / 'fast'}", *sodium.cflags]
             extension.extra_link_args = [*(SANITIZERS if sanitize else []), *sodium.ldflags]
             extension.depends = [
                 *sorted(str(path) for path in PACKAGE.glob("fast/*.[ph]*")),
