@@ -148,13 +148,17 @@ class Daemon:
         Raises:
             NetlabError: it ended, or is not healthy in time; the text has the end of its log.
         """
-        process = self.spawn()
+        self.spawn()
+        self.await_healthy(timeout_s)
+
+    def await_healthy(self, timeout_s: float = 20.0) -> None:
+        """Wait for a spawned daemon as `start` does."""
 
         def healthy() -> bool:
-            if process.poll() is not None:
+            if self.process is None or self.process.poll() is not None:
+                code = None if self.process is None else self.process.returncode
                 raise NetlabError(
-                    f"daemon on {self.host.label}: exit {process.returncode} at start:\n"
-                    f"{self.log_tail()}"
+                    f"daemon on {self.host.label}: exit {code} at start:\n{self.log_tail()}"
                 )
             with contextlib.suppress(OSError, http.client.HTTPException):
                 return self.api("GET", "/health", authorize=False)[0] == http.HTTPStatus.OK

@@ -27,7 +27,6 @@ from .ping import Ping, ping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from socket import socket as Socket  # Host.socket hides the module's name
     from types import TracebackType
 
 T = TypeVar("T")
@@ -172,15 +171,15 @@ class Host:
         with in_namespace(NETNS_DIRECTORY / self.namespace):
             yield
 
-    def socket(self, family: int, kind: int, protocol: int = 0) -> Socket:
+    def open_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         with self.entered():
             return socket.socket(family, kind, protocol)
 
-    def connect(self, address: tuple[str, int], timeout_s: float = 5.0) -> Socket:
+    def connect(self, address: tuple[str, int], timeout_s: float = 5.0) -> socket.socket:
         with self.entered():
             return socket.create_connection(address, timeout=timeout_s)
 
-    def listen(self, address: tuple[str, int]) -> Socket:
+    def listen(self, address: tuple[str, int]) -> socket.socket:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         with self.entered():
             return socket.create_server(address, family=family)

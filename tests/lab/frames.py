@@ -53,7 +53,7 @@ class Wire:
     """An AF_PACKET socket on one interface of one host."""
 
     def __init__(self, host: Host, interface: str) -> None:
-        self.socket = host.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        self.socket = host.open_socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         self.socket.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
         with contextlib.suppress(PermissionError):  # SO_RCVBUFFORCE, past net.core.rmem_max
             self.socket.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)

@@ -99,7 +99,7 @@ def test_a_black_hole_swallows_both_ways_and_spares_others(net, left, right):
 
 def test_dropping_udp_spares_tcp(net, left, right):
     udp = (socket.AF_INET, socket.SOCK_DGRAM)
-    with left.socket(*udp) as out, right.socket(*udp) as into:
+    with left.open_socket(*udp) as out, right.open_socket(*udp) as into:
         into.bind((right.ipv4, 5000))
         into.settimeout(0.3)
         with faults.drop_udp(net):
