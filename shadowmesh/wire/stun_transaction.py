@@ -44,6 +44,7 @@ class Finished:
         source: where the response came from; None when silent.
         rtt_s: seconds since the last request sent, so after a retransmission a lower bound:
             both requests carry one id and the answer does not say which it meant.
+        ignored: datagrams that came from where an answer was wanted and were none.
         detail: one line for people; empty when answered.
     """
 
@@ -51,6 +52,7 @@ class Finished:
     response: BindingResponse | None = None
     source: Endpoint | None = None
     rtt_s: float | None = None
+    ignored: int = 0
     detail: str = ""
 
 
@@ -135,11 +137,11 @@ class Transaction:
         try:
             response = stun.interpret_response(message, self.transaction_id)
         except StunError as error:
-            self._finish(Finished(Outcome.REFUSED, None, source, rtt_s, str(error)))
+            self._finish(Outcome.REFUSED, None, source, rtt_s, str(error))
         except RemoteProtocolError as error:
-            self._finish(Finished(Outcome.UNUSABLE, None, source, rtt_s, str(error)))
+            self._finish(Outcome.UNUSABLE, None, source, rtt_s, str(error))
         else:
-            self._finish(Finished(Outcome.ANSWERED, response, source, rtt_s))
+            self._finish(Outcome.ANSWERED, response, source, rtt_s)
         return True
 
     def next_event(self) -> Finished | None:
@@ -155,9 +157,7 @@ class Transaction:
         if self._timeout is None or now < self._timeout:
             return
         if now >= self._deadline or self._sent >= self._max_requests:
-            garbage = f", {self.ignored} datagrams from it were not answers" if self.ignored else ""
-            detail = f"no answer to {self._sent} requests{garbage}"
-            self._finish(Finished(Outcome.SILENT, detail=detail))
+            self._finish(Outcome.SILENT, detail=f"no answer to {self._sent} requests")
         else:
             self._send(now)
 
@@ -171,7 +171,14 @@ class Transaction:
             wait = INITIAL_RTO_S * self._last_wait_factor
         self._timeout = min(now + wait, self._deadline)
 
-    def _finish(self, event: Finished) -> None:
-        self._events.append(event)
+    def _finish(
+        self,
+        outcome: Outcome,
+        response: BindingResponse | None = None,
+        source: Endpoint | None = None,
+        rtt_s: float | None = None,
+        detail: str = "",
+    ) -> None:
+        self._events.append(Finished(outcome, response, source, rtt_s, self.ignored, detail))
         self._outgoing.clear()
         self._timeout = None
