@@ -1,20 +1,592 @@
-"""The Python face of the data plane: what the compiled part was built with."""
+"""The Python face of the data plane: the classes that own its memory, thread and keys.
 
-cdef extern from "sodium.h" nogil:
+    TAP --read--> slots --seal--> ring --outgoing()--> TLS          fast/outbound.pxd
+    TLS --recv_buffer()--> parser --open--> TAP                     fast/inbound.pxd
+
+The work is done by the ``nogil`` functions of ``fast/*.pxd``; here arguments are checked, memory is
+owned and codes become exceptions. Everything in this module is called from the hub's thread; the
+TAP thread is a bare POSIX thread that never takes the GIL.
+
+Knows nothing of configuration, HTTP, sockets or logging. The state is drawn in ``fast/plane.pxd``.
+"""
+
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from .fast.base cimport *
+from .fast.aead cimport *
+from .fast.frame cimport *
+from .fast.wsframe cimport *
+from .fast.ring cimport *
+from .fast.session cimport *
+from .fast.plane cimport *
+from .fast.outbound cimport *
+from .fast.inbound cimport *
+
+import os
+
+from shadowmesh.errors import DeviceError, LocalProtocolError, RemoteProtocolError
+
+if sodium_init() < 0:
+    raise ImportError("libsodium could not be initialised: the system gives no randomness")
+
+#: In the order of the DROP_ reasons in fast/frame.pxd.
+DROP_NAMES = (
+    "not_connected",
+    "link_stalled",
+    "link_lost",
+    "key_expired",
+    "seal_refused",
+    "runt",
+    "too_long",
+    "bad_offload",
+    "multicast_source",
+    "tap_down",
+    "tap_full",
+    "tap_refused",
+    "tap_gone",
+)
+CIPHER_NAMES = {"chacha20-poly1305": CIPHER_CHACHA20_POLY1305, "aegis-256": CIPHER_AEGIS256}
+
+_WHY = {
+    E_PROTOCOL: "broke the WebSocket protocol",
+    E_UNSUPPORTED: "sent a text message; only binary ones are taken",
+    E_POLICY: "sent more fragments or control frames than are allowed",
+    E_TOO_BIG: "sent a message over the size limit",
+    E_RECORD: "sent a record that did not verify",
+}
+_WEBSOCKET_EVENTS = {OP_PING: "ping", OP_PONG: "pong", OP_CLOSE: "close"}
+
+
+def build_info() -> dict:
+    """Return what the extension was built with.
+
+    Returns:
+        ``libsodium``: its version; ``aegis256``: compiled in and fast on this processor.
     """
-    #if defined(crypto_aead_aegis256_KEYBYTES)
-    #define SHADOWMESH_HAVE_AEGIS256 1
-    #else
-    #define SHADOWMESH_HAVE_AEGIS256 0
-    #endif
-    """
-    const char *sodium_version_string()
-    const int SHADOWMESH_HAVE_AEGIS256
-
-
-def build_info():
-    """Return the version of libsodium and whether it offers AEGIS-256."""
     return {
         "libsodium": sodium_version_string().decode("ascii"),
-        "aegis256": bool(SHADOWMESH_HAVE_AEGIS256),
+        "aegis256": bool(sm_aegis256_usable()),
     }
+
+
+cdef void *tap_thread(void *argument) noexcept nogil:
+    run_outbound(<plane_t *>argument)
+    return NULL
+
+
+cdef class DataPlane:
+    """Sessions, counters and the TAP thread. One per daemon.
+
+    ``event_fd`` becomes readable when the TAP thread has given up; ask :meth:`device_error`.
+    """
+
+    cdef plane_t *plane
+    cdef pthread_t thread
+    cdef bint running
+
+    def __cinit__(self):
+        self.plane = <plane_t *>calloc(1, sizeof(plane_t))
+        if self.plane == NULL:
+            raise MemoryError
+        self.plane.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
+        self.plane.arena = <uint8_t *>calloc(1, ARENA_BYTES)
+        if self.plane.epochs == NULL or self.plane.arena == NULL:
+            raise MemoryError
+        self.plane.active_session = -1
+        self.plane.tap_fd = -1
+        self.plane.mask_used = sizeof(self.plane.mask_pool)
+        pthread_mutex_init(&self.plane.tx_lock, NULL)
+        self.plane.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.plane.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.plane.space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if min(self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd) < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        if self.plane == NULL:
+            return
+        self._stop_thread()
+        if self.plane.epochs != NULL:
+            sodium_memzero(self.plane.epochs, MAX_EPOCHS * sizeof(epoch_t))
+            free(self.plane.epochs)
+        free(self.plane.arena)
+        for fd in (self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd):
+            if fd > 0:
+                close(fd)
+        pthread_mutex_destroy(&self.plane.tx_lock)
+        free(self.plane)
+
+    cdef void _stop_thread(self) noexcept:
+        if self.running:
+            signal_fd(self.plane.stop_fd)
+            with nogil:
+                pthread_join(self.thread, NULL)
+            drain_fd(self.plane.stop_fd)
+            self.running = False
+
+    @property
+    def event_fd(self) -> int:
+        return self.plane.event_fd
+
+    def attach_tap(self, int fd, uint32_t mtu_bytes) -> None:
+        """Start the TAP thread on a non-blocking TAP opened with a 10-byte virtio header.
+
+        The descriptor stays the caller's, who closes it after :meth:`detach_tap`.
+        """
+        if self.running:
+            raise LocalProtocolError("a TAP is attached already")
+        if fd < 0 or not 68 <= mtu_bytes <= 65535:
+            raise ValueError(f"fd {fd} or MTU {mtu_bytes} is out of range")
+        self.plane.mtu_bytes = mtu_bytes
+        self.plane.tap_errno = 0
+        self.plane.tap_fd = fd
+        drain_fd(self.plane.event_fd)
+        if pthread_create(&self.thread, NULL, tap_thread, self.plane) != 0:
+            self.plane.tap_fd = -1
+            raise DeviceError("the TAP thread could not be started: out of threads or memory")
+        self.running = True
+
+    def detach_tap(self) -> None:
+        """Stop and join the TAP thread; frames that arrive from now on are counted as tap_gone."""
+        self._stop_thread()
+        self.plane.tap_fd = -1
+
+    def device_error(self) -> int:
+        """Return the errno with which the TAP thread gave up, 0 while it is well."""
+        drain_fd(self.plane.event_fd)
+        return sm_flag(&self.plane.tap_errno)
+
+    def activate(self, Session session) -> None:
+        """Send the TAP's frames to `session` from now on; None: drop them as not_connected."""
+        if session is not None and (session.plane is not self or session.index < 0):
+            raise LocalProtocolError("the session is closed or another plane's")
+        pthread_mutex_lock(&self.plane.tx_lock)
+        self.plane.active_session = -1 if session is None else session.index
+        pthread_mutex_unlock(&self.plane.tx_lock)
+
+    def counters(self) -> dict:
+        """Return frames, bytes and drops since the start of the daemon.
+
+        ``frames_read = frames_sent + frames_queued + sum(tx_dropped)`` holds whenever the TAP
+        thread is between two batches; so does
+        ``frames_opened = frames_written + sum(rx_dropped)``.
+        """
+        cdef counters_t *c = &self.plane.counters
+        cdef uint64_t sent, queued = 0
+        cdef ring_t *ring
+        pthread_mutex_lock(&self.plane.tx_lock)
+        sent = c.frames_sent_before
+        for i in range(MAX_SESSIONS):
+            ring = self.plane.sessions[i].ring
+            if ring != NULL:
+                sent += sm_counted(&ring.frames_out)
+                queued += sm_counted(&ring.frames_in) - sm_counted(&ring.frames_out)
+        read = sm_counted(&c.frames_read)
+        tx_dropped = {DROP_NAMES[i]: sm_counted(&c.tx_dropped[i]) for i in range(DROP_REASONS)}
+        pthread_mutex_unlock(&self.plane.tx_lock)
+        return {
+            "frames_read": read,
+            "bytes_read": sm_counted(&c.bytes_read),
+            "frames_sent": sent,
+            "frames_queued": queued,
+            "tx_dropped": tx_dropped,
+            "records_opened": sm_counted(&c.records_opened),
+            "frames_opened": sm_counted(&c.frames_opened),
+            "frames_written": sm_counted(&c.frames_written),
+            "bytes_written": sm_counted(&c.bytes_written),
+            "rx_dropped": {
+                DROP_NAMES[i]: sm_counted(&c.rx_dropped[i]) for i in range(DROP_REASONS)
+            },
+        }
+
+
+cdef class Session:
+    """One peer: its key epochs and the link that carries them.
+
+    Raises:
+        LocalProtocolError: from the constructor, when all seats are taken.
+    """
+
+    cdef readonly DataPlane plane
+    cdef int index
+    cdef Pipe pipe
+
+    def __cinit__(self, DataPlane plane not None):
+        self.plane = plane
+        self.index = -1
+        for i in range(MAX_SESSIONS):
+            if not plane.plane.sessions[i].in_use:
+                self.index = i
+                break
+        if self.index < 0:
+            raise LocalProtocolError(f"all {MAX_SESSIONS} sessions are in use")
+        pthread_mutex_lock(&plane.plane.tx_lock)
+        memset(&plane.plane.sessions[self.index], 0, sizeof(session_t))
+        plane.plane.sessions[self.index].in_use = 1
+        plane.plane.sessions[self.index].tx_epoch = -1
+        pthread_mutex_unlock(&plane.plane.tx_lock)
+
+    def __dealloc__(self):
+        if self.index >= 0:
+            self.close()
+
+    cdef session_t *_state(self) except NULL:
+        if self.index < 0:
+            raise LocalProtocolError("the session is closed")
+        return &self.plane.plane.sessions[self.index]
+
+    cdef epoch_t *_epoch(self, uint32_t key_id) except NULL:
+        cdef epoch_t *epoch = &self.plane.plane.epochs[key_id & 0xFF]
+        if (epoch.state == EPOCH_FREE or epoch.session != self.index
+                or epoch.local_key_id != key_id):
+            raise LocalProtocolError(f"key id {key_id:#010x} is not one of this session's")
+        return epoch
+
+    def reserve_key_id(self, uint32_t wanted=0) -> int:
+        """Return a fresh key id (not 0) under which the peer may send once keys are installed.
+
+        Args:
+            wanted: a certain key id, as published vectors need; 0: a random one.
+        Raises:
+            LocalProtocolError: all epochs, or the wanted one, are in use.
+        """
+        cdef plane_t *plane = self.plane.plane
+        cdef uint32_t key_id = wanted
+        self._state()
+        for i in range(wanted & 0xFF if wanted else 0, MAX_EPOCHS):
+            if plane.epochs[i].state != EPOCH_FREE:
+                if wanted:
+                    break
+                continue
+            while key_id >> 8 == 0:
+                randombytes_buf(&key_id, sizeof(key_id))
+            key_id = (key_id & 0xFFFFFF00) | <uint32_t>i
+            memset(&plane.epochs[i], 0, sizeof(epoch_t))
+            plane.epochs[i].session = self.index
+            plane.epochs[i].local_key_id = key_id
+            plane.epochs[i].state = EPOCH_RESERVED
+            return key_id
+        raise LocalProtocolError("no key epoch is free")
+
+    def install(self, uint32_t key_id, uint32_t remote_key_id, str cipher, *,
+                bytes wss_tx not None, bytes wss_rx not None, bytes udp_tx not None,
+                bytes udp_rx not None, uint32_t peer_mtu_bytes, uint32_t peer_caps) -> None:
+        """Make the keys of one handshake usable: records under `key_id` open from now on.
+
+        Args:
+            key_id: from :meth:`reserve_key_id`.
+            remote_key_id: what the peer wants to see in records to it.
+            cipher: ``chacha20-poly1305`` or ``aegis-256``.
+            wss_tx, wss_rx, udp_tx, udp_rx: 32 bytes each; copied, never returned.
+            peer_mtu_bytes: MTU of the peer's TAP.
+            peer_caps: protocol section 4.
+        """
+        cdef session_t *session = self._state()
+        cdef epoch_t *epoch = self._epoch(key_id)
+        if epoch.state != EPOCH_RESERVED:
+            raise LocalProtocolError(f"key id {key_id:#010x} has keys already")
+        if any(len(key) != KEY_BYTES for key in (wss_tx, wss_rx, udp_tx, udp_rx)):
+            raise ValueError(f"a traffic key is not {KEY_BYTES} bytes long")
+        code = CIPHER_NAMES[cipher]
+        if code == CIPHER_AEGIS256 and not SM_HAVE_AEGIS256:
+            raise LocalProtocolError("aegis-256 was agreed on, but this libsodium lacks it")
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        self.plane.plane.generation += 1
+        epoch.generation = self.plane.plane.generation
+        epoch.cipher = code
+        epoch.remote_key_id = remote_key_id
+        epoch.born_ns = boottime_ns()
+        memcpy(epoch.wss_tx_key, <const uint8_t *>wss_tx, KEY_BYTES)
+        memcpy(epoch.wss_rx_key, <const uint8_t *>wss_rx, KEY_BYTES)
+        memcpy(epoch.udp_tx_key, <const uint8_t *>udp_tx, KEY_BYTES)
+        memcpy(epoch.udp_rx_key, <const uint8_t *>udp_rx, KEY_BYTES)
+        epoch.state = EPOCH_INSTALLED
+        session.peer_mtu_bytes = peer_mtu_bytes
+        session.peer_caps = peer_caps
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+
+    def send_under(self, uint32_t key_id) -> None:
+        """Seal everything from now on under the keys of `key_id`."""
+        cdef session_t *session = self._state()
+        if self._epoch(key_id).state != EPOCH_INSTALLED:
+            raise LocalProtocolError(f"key id {key_id:#010x} has no keys yet")
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        session.tx_epoch = key_id & 0xFF
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+
+    def retire(self, uint32_t key_id) -> None:
+        """Erase the keys of `key_id`, or give back a key id that was never used."""
+        cdef session_t *session = self._state()
+        cdef epoch_t *epoch = self._epoch(key_id)
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        if session.tx_epoch == <int>(key_id & 0xFF):
+            session.tx_epoch = -1
+        sodium_memzero(epoch, sizeof(epoch_t))
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+
+    def bind(self, Pipe pipe) -> None:
+        """Carry this session's records over `pipe`; None: over nothing.
+
+        From now on the pipe takes messages as records of this session.
+        """
+        cdef session_t *session = self._state()
+        if pipe is not None and (pipe.closed or pipe.plane is not self.plane):
+            raise LocalProtocolError("the pipe is closed or another plane's")
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        if self.pipe is not None:
+            self.pipe._settle()
+            self.pipe.parser.session = -1
+        session.ring = NULL
+        if pipe is not None:
+            session.ring = &pipe.ring
+            session.masked = pipe.client
+            pipe.parser.session = self.index
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        self.pipe = pipe
+        # The TAP thread may be waiting for room in the old ring.
+        signal_fd(self.plane.plane.space_fd)
+
+    def activity(self) -> tuple:
+        """Return (last sealed, last opened) in seconds of CLOCK_BOOTTIME, 0.0 for never."""
+        cdef session_t *session = self._state()
+        return session.last_sealed_ns / 1e9, session.last_opened_ns / 1e9
+
+    def records_sealed(self) -> int:
+        """Return how many records the sending keys have sealed."""
+        cdef session_t *session = self._state()
+        if session.tx_epoch < 0:
+            return 0
+        return self.plane.plane.epochs[session.tx_epoch].wss_tx_next
+
+    def close(self) -> None:
+        """Erase all keys and give up the seat. Idempotent."""
+        cdef plane_t *plane = self.plane.plane
+        if self.index < 0:
+            return
+        self.bind(None)
+        pthread_mutex_lock(&plane.tx_lock)
+        if plane.active_session == self.index:
+            plane.active_session = -1
+        for i in range(MAX_EPOCHS):
+            if plane.epochs[i].state != EPOCH_FREE and plane.epochs[i].session == self.index:
+                sodium_memzero(&plane.epochs[i], sizeof(epoch_t))
+        plane.sessions[self.index].in_use = 0
+        pthread_mutex_unlock(&plane.tx_lock)
+        self.index = -1
+
+
+cdef class Pipe:
+    """One WebSocket link after the upgrade: the ring of what goes out, the parser of what comes.
+
+    The owner moves bytes: it waits on ``wakeup_fd`` and drains :meth:`outgoing`, and it reads
+    into :meth:`recv_buffer` and calls :meth:`ingest`.
+    """
+
+    cdef readonly DataPlane plane
+    cdef readonly bint client
+    cdef readonly bint closed
+    cdef ring_t ring
+    cdef parser_t parser
+
+    def __cinit__(self, DataPlane plane not None, bint client):
+        self.plane = plane
+        self.client = client
+        self.parser.session = -1
+        self.parser.from_client = not client
+        self.parser.begin = self.parser.end = HEADROOM
+        self.parser.raw = self.parser.raw_end = HEADROOM
+        self.parser.bytes = <uint8_t *>calloc(1, HEADROOM + PARSER_BYTES)
+        self.ring.bytes = <uint8_t *>calloc(1, RING_BYTES)
+        self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
+        if self.parser.bytes == NULL or self.ring.bytes == NULL or self.ring.entries == NULL:
+            raise MemoryError
+        self.ring.idle = 1
+        self.ring.space_fd = plane.plane.space_fd
+        self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if self.ring.wakeup_fd < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        # Plaintext frames were opened in this buffer.
+        if self.parser.bytes != NULL:
+            sodium_memzero(self.parser.bytes, HEADROOM + PARSER_BYTES)
+        free(self.parser.bytes)
+        free(self.ring.bytes)
+        free(self.ring.entries)
+        if self.ring.wakeup_fd > 0:
+            close(self.ring.wakeup_fd)
+
+    cdef void _settle(self) noexcept:
+        # Under tx_lock: books the frames of this ring, sent or lost, into the plane's counters.
+        cdef counters_t *counters = &self.plane.plane.counters
+        cdef uint64_t sent = sm_counted(&self.ring.frames_out)
+        sm_count(&counters.frames_sent_before, sent)
+        sm_count(&counters.tx_dropped[DROP_LINK_LOST], sm_counted(&self.ring.frames_in) - sent)
+        self.ring.frames_in = self.ring.frames_out = 0
+
+    @property
+    def wakeup_fd(self) -> int:
+        """An eventfd, readable when :meth:`outgoing` has something after it returned None."""
+        return self.ring.wakeup_fd
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes waiting in the ring, at most 512 KiB."""
+        cdef uint64_t start = self.ring.read
+        cdef uint64_t end = sm_acquire(&self.ring.written)
+        return end - start if end >= start else self.ring.wrap - start + end
+
+    def outgoing(self) -> memoryview | None:
+        """Return bytes to send, or None when there are none.
+
+        The view is valid until :meth:`sent`; it is the ring's own memory, not a copy.
+        """
+        cdef uint8_t *start = NULL
+        cdef size_t length = 0 if self.closed else ring_peek(&self.ring, &start)
+        if length == 0:
+            return None
+        return PyMemoryView_FromMemory(<char *>start, length, PyBUF_READ)
+
+    def sent(self, size_t n) -> None:
+        """Tell that the first `n` bytes of the last :meth:`outgoing` have gone."""
+        cdef uint8_t *start = NULL
+        if self.closed:
+            return
+        if n > ring_peek(&self.ring, &start):
+            raise LocalProtocolError(f"{n} bytes sent, but fewer were outgoing")
+        ring_consume(&self.ring, n)
+
+    def recv_buffer(self) -> memoryview:
+        """Return where the next bytes from the socket go: at least 16 KiB.
+
+        Valid until the next :meth:`ingest`; the parser's own memory, not a copy.
+        """
+        cdef size_t room = make_room(&self.parser)
+        return PyMemoryView_FromMemory(
+            <char *>self.parser.bytes + self.parser.raw_end, room, PyBUF_WRITE)
+
+    def ingest(self, size_t n) -> list:
+        """Take `n` bytes that were written into :meth:`recv_buffer`; frames go to the TAP.
+
+        Call again with 0 until the list is empty: after a handshake message parsing waits for
+        what the caller makes of it, because it may install the keys of the next message.
+
+        Returns:
+            ``("message", data)`` before :meth:`Session.bind`,
+            ``("ping" | "pong" | "close", payload)``,
+            ``("record", key_id, inner_type, body)`` for records that are not frames; in order.
+        Raises:
+            RemoteProtocolError: the peer broke a rule; its ``close_code`` is for the close frame.
+        """
+        cdef parser_t *parser = &self.parser
+        cdef uint64_t now_ns = boottime_ns()
+        cdef int outcome
+        cdef list events = []
+        if self.closed:
+            return events
+        if n > HEADROOM + PARSER_BYTES - parser.raw_end:
+            raise LocalProtocolError(f"{n} bytes ingested, but the buffer had less room")
+        parser.raw_end += n
+        while True:
+            with nogil:
+                outcome = parse(self.plane.plane, parser, now_ns)
+            if outcome == EVENT_NONE:
+                return events
+            if outcome < 0:
+                raise RemoteProtocolError(f"the peer {_WHY[outcome]}", close_code=-outcome)
+            body = PyBytes_FromStringAndSize(<char *>parser.body, parser.body_bytes)
+            if outcome == EVENT_MESSAGE:
+                events.append(("message", body))
+                return events
+            if outcome == EVENT_WEBSOCKET:
+                events.append((_WEBSOCKET_EVENTS[parser.opcode], body))
+            else:
+                events.append(("record", parser.key_id, parser.inner_type, body))
+
+    def send_message(self, bytes payload not None) -> None:
+        """Queue one binary message as it is: the handshake before keys exist.
+
+        Raises:
+            LocalProtocolError: no room, the link is stuck.
+        """
+        self._send_frame(OP_BINARY, payload)
+
+    def send_ws_control(self, int opcode, bytes payload not None) -> None:
+        """Queue a ping, pong or close frame of at most 125 bytes."""
+        if opcode < OP_CLOSE or len(payload) > MAX_CONTROL_PAYLOAD:
+            raise ValueError(f"opcode {opcode} with {len(payload)} bytes is no control frame")
+        self._send_frame(opcode, payload)
+
+    cdef _send_frame(self, int opcode, bytes payload):
+        cdef size_t length = len(payload)
+        cdef size_t header = ws_header_bytes(length, self.client)
+        cdef uint8_t mask[4]
+        cdef uint8_t *message = NULL
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        if not self.closed:
+            message = ring_reserve(&self.ring, header + length)
+        if message != NULL:
+            if self.client:
+                next_mask(self.plane.plane, mask)
+            ws_write_header(message, opcode, length, mask if self.client else NULL)
+            memcpy(message + header, <const uint8_t *>payload, length)
+            if self.client:
+                sm_mask(message + header, length, mask, 0)
+            ring_commit(&self.ring, message, header + length, 0)
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        if message == NULL:
+            raise LocalProtocolError("the link takes no more bytes")
+
+    def send_record(self, Session session not None, int inner_type, bytes body not None) -> None:
+        """Seal one record that is not a frame and queue it as a message of its own.
+
+        Args:
+            session: bound to this pipe, with sending keys that have not expired.
+            inner_type: protocol section 6.
+            body: at most 2048 bytes.
+        Raises:
+            LocalProtocolError: one of these does not hold, or the link takes no more bytes.
+        """
+        cdef plane_t *plane = self.plane.plane
+        cdef uint8_t inner[1 + MAX_SIGNAL_BYTES]
+        cdef slot_t slot
+        cdef int taken = 0
+        cdef uint64_t now_ns = boottime_ns()
+        if len(body) > MAX_SIGNAL_BYTES or not 0 <= inner_type <= 255:
+            raise ValueError(f"record of type {inner_type} with {len(body)} bytes")
+        if session.pipe is not self:
+            raise LocalProtocolError("the session is not bound to this pipe")
+        inner[0] = <uint8_t>inner_type
+        memcpy(inner + 1, <const uint8_t *>body, len(body))
+        slot.inner = inner
+        slot.inner_bytes = <uint32_t>(1 + len(body))
+        slot.verdict = KEEP
+        pthread_mutex_lock(&plane.tx_lock)
+        obstacle = sending_obstacle(plane, session.index, now_ns)
+        if obstacle == KEEP:
+            taken = seal_message(plane, &plane.sessions[session.index], &slot, 1, 0)
+            if taken:
+                plane.sessions[session.index].last_sealed_ns = now_ns
+        pthread_mutex_unlock(&plane.tx_lock)
+        if obstacle != KEEP:
+            raise LocalProtocolError(f"nothing can be sealed: {DROP_NAMES[obstacle]}")
+        if not taken:
+            raise LocalProtocolError("the link takes no more bytes")
+
+    def close(self) -> None:
+        """Take the pipe from its session; what is queued is counted as lost. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        for i in range(MAX_SESSIONS):
+            if self.plane.plane.sessions[i].ring == &self.ring:
+                self._settle()
+                self.plane.plane.sessions[i].ring = NULL
+        self.parser.session = -1
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        signal_fd(self.plane.plane.space_fd)

@@ -1,0 +1,217 @@
+# The way out: TAP -> batch of slots -> sealed records in the ring of the session's link.
+#
+#   wait_for_frames -> read_batch -> send_batch -> seal_message -> ring_commit
+#
+# Functions stand in the order in which a frame meets them. All of it runs in the TAP thread and
+# touches no Python object; only seal_message also serves the hub (send_record in _fastpath.pyx).
+
+from libc.stddef cimport size_t
+from .base cimport *
+from .frame cimport *
+from .wsframe cimport *
+from .session cimport *
+from .plane cimport *
+
+
+cdef inline int wait_for_frames(plane_t *plane) noexcept nogil:
+    # 1: the TAP may be read; 0: stop; a device error is left to read() to name.
+    cdef pollfd fds[2]
+    fds[0].fd = plane.tap_fd
+    fds[1].fd = plane.stop_fd
+    fds[0].events = fds[1].events = POLLIN
+    while True:
+        if poll(fds, 2, -1) < 0:
+            if errno == EINTR:
+                continue
+            return 0
+        return 0 if fds[1].revents else 1
+
+
+cdef inline int read_batch(plane_t *plane) noexcept nogil:
+    # Fills slots until the device is empty, the slots or the arena are full. The number of frames,
+    # or -errno when the device is gone.
+    cdef size_t used = 0
+    cdef uint8_t *base
+    cdef ssize_t got
+    cdef slot_t *slot
+    cdef uint64_t total = 0
+    plane.batch = 0
+    while plane.batch < BATCH_FRAMES and used <= BATCH_BYTES:
+        base = plane.arena + used
+        got = read(plane.tap_fd, base + 1, SLOT_BYTES - 1)
+        if got < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN or plane.batch:
+                break
+            return -errno
+        if got < VNET_HEADER_BYTES:
+            break
+        slot = &plane.slots[plane.batch]
+        plane.batch += 1
+        total += got - VNET_HEADER_BYTES
+        if sm_load16(base + 1) & 0xFF00 or base[1] & VNET_NEEDS_CSUM:
+            base[0] = INNER_OFFLOAD_FRAME
+            slot.inner = base
+            slot.inner_bytes = <uint32_t>(1 + got)
+        else:
+            # The last byte of the unused virtio header becomes the inner type.
+            base[VNET_HEADER_BYTES] = INNER_FRAME
+            slot.inner = base + VNET_HEADER_BYTES
+            slot.inner_bytes = <uint32_t>(1 + got - VNET_HEADER_BYTES)
+        used += (1 + got + 63) // 64 * 64
+    sm_count(&plane.counters.frames_read, plane.batch)
+    sm_count(&plane.counters.bytes_read, total)
+    return plane.batch
+
+
+cdef inline void drop_outgoing(plane_t *plane, int reason, uint64_t frames) noexcept nogil:
+    sm_count(&plane.counters.tx_dropped[reason], frames)
+
+
+cdef inline int judge_slot(const slot_t *slot, const session_t *session) noexcept nogil:
+    # What the peer would refuse is not sent: KEEP or a DROP_ reason.
+    cdef size_t limit = session.peer_mtu_bytes + FRAME_OVERHEAD
+    if slot.inner[0] == INNER_FRAME:
+        if slot.inner_bytes - 1 < MIN_FRAME:
+            return DROP_RUNT
+        return DROP_TOO_LONG if slot.inner_bytes - 1 > limit else KEEP
+    if not session.peer_caps & CAP_OFFLOAD:
+        # Frames that were in the queue when the device's offloads were switched off.
+        return DROP_BAD_OFFLOAD
+    return check_offload(slot.inner + 1, slot.inner + 1 + VNET_HEADER_BYTES,
+                         slot.inner_bytes - 1 - VNET_HEADER_BYTES, session.peer_mtu_bytes)
+
+
+cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *slots, int count,
+                             uint32_t frames) noexcept nogil:
+    # Seals up to `count` records into one WebSocket message and commits it. How many were taken:
+    # less than `count` when the ring or the message is full, 0 when not even one fits.
+    # Under tx_lock; the session has a ring and sending keys.
+    cdef epoch_t *epoch = &plane.epochs[session.tx_epoch]
+    cdef size_t space = ring_space(session.ring)
+    cdef size_t reserve = CONTROL_RESERVE if frames else 0
+    cdef size_t tag = tag_bytes(epoch.cipher)
+    cdef size_t payload = MESSAGE_HEADER_BYTES
+    cdef size_t need, header
+    cdef uint8_t mask[4]
+    cdef uint8_t *message
+    cdef uint8_t *out
+    cdef int taken = 0
+    if space < reserve + MAX_WS_HEADER:
+        return 0
+    space -= reserve + MAX_WS_HEADER
+    if space > MAX_MESSAGE:
+        space = MAX_MESSAGE
+    while taken < count:
+        need = LENGTH_BYTES + slots[taken].inner_bytes + tag
+        if payload + need > space:
+            break
+        payload += need
+        taken += 1
+    if taken == 0:
+        return 0
+    header = ws_header_bytes(payload, session.masked)
+    message = ring_reserve(session.ring, header + payload)
+    if session.masked:
+        next_mask(plane, mask)
+        ws_write_header(message, OP_BINARY, payload, mask)
+    else:
+        ws_write_header(message, OP_BINARY, payload, NULL)
+    out = message + header
+    write_message_header(out, <uint16_t>taken, epoch.remote_key_id, epoch.wss_tx_next)
+    out += MESSAGE_HEADER_BYTES
+    for i in range(taken):
+        out += seal_wss_record(epoch, slots[i].inner, slots[i].inner_bytes, out)
+    if session.masked:
+        sm_mask(message + header, payload, mask, 0)
+    ring_commit(session.ring, message, header + payload, taken if frames else 0)
+    return taken
+
+
+cdef inline int sending_obstacle(plane_t *plane, int index, uint64_t now_ns) noexcept nogil:
+    # Why a session cannot send at all: KEEP when it can, or a DROP_ reason. Under tx_lock.
+    cdef session_t *session
+    cdef epoch_t *epoch
+    if index < 0 or plane.sessions[index].tx_epoch < 0:
+        return DROP_NOT_CONNECTED
+    session = &plane.sessions[index]
+    if session.ring == NULL:
+        return DROP_LINK_LOST
+    epoch = &plane.epochs[session.tx_epoch]
+    if epoch_expired(epoch, now_ns):
+        return DROP_KEY_EXPIRED
+    if epoch.wss_tx_next >= SM_SEAL_LIMIT - BATCH_FRAMES:
+        return DROP_SEAL_REFUSED
+    return KEEP
+
+
+cdef inline bint wait_for_space(plane_t *plane) noexcept nogil:
+    # Sleeps until the writer has made room (True), the thread is to stop or the link is stalled.
+    # Without tx_lock; the caller set ring.starved under it.
+    cdef pollfd fds[2]
+    cdef int ready
+    fds[0].fd = plane.space_fd
+    fds[1].fd = plane.stop_fd
+    fds[0].events = fds[1].events = POLLIN
+    ready = poll(fds, 2, STALL_MS)
+    if ready > 0 and fds[0].revents:
+        drain_fd(plane.space_fd)
+        return True
+    return ready < 0
+
+
+cdef inline void send_batch(plane_t *plane) noexcept nogil:
+    # Hands every slot to the link of its session or to a counter.
+    cdef uint64_t now_ns = boottime_ns()
+    cdef session_t *session
+    cdef int index, obstacle, verdict, taken
+    cdef int first = 0
+    cdef int kept = 0
+    pthread_mutex_lock(&plane.tx_lock)
+    index = session_for(plane, plane.slots[0].inner + 1)
+    if index >= 0:
+        for i in range(plane.batch):
+            verdict = judge_slot(&plane.slots[i], &plane.sessions[index])
+            if verdict != KEEP:
+                drop_outgoing(plane, verdict, 1)
+                continue
+            plane.slots[kept] = plane.slots[i]
+            kept += 1
+    else:
+        kept = plane.batch
+    while first < kept:
+        index = plane.active_session
+        obstacle = sending_obstacle(plane, index, now_ns)
+        if obstacle != KEEP:
+            drop_outgoing(plane, obstacle, kept - first)
+            break
+        session = &plane.sessions[index]
+        taken = seal_message(plane, session, &plane.slots[first], kept - first, 1)
+        if taken:
+            first += taken
+            plane.stalled = 0
+            session.last_sealed_ns = now_ns
+            continue
+        if plane.stalled:
+            drop_outgoing(plane, DROP_LINK_STALLED, kept - first)
+            break
+        sm_set_flag(&session.ring.starved, 1)
+        pthread_mutex_unlock(&plane.tx_lock)
+        if not wait_for_space(plane):
+            plane.stalled = 1
+        pthread_mutex_lock(&plane.tx_lock)
+    pthread_mutex_unlock(&plane.tx_lock)
+
+
+cdef inline void run_outbound(plane_t *plane) noexcept nogil:
+    # The TAP thread, until it is stopped or the device is gone.
+    cdef int got
+    while wait_for_frames(plane):
+        got = read_batch(plane)
+        if got < 0:
+            sm_set_flag(&plane.tap_errno, -got)
+            signal_fd(plane.event_fd)
+            return
+        if got > 0:
+            send_batch(plane)

@@ -1,0 +1,117 @@
+# The ring of finished WebSocket messages between the sealing side and the writer greenlet.
+#
+#   producers (TAP thread, hub; under the plane's tx_lock)      consumer (writer greenlet, no lock)
+#   ring_reserve -> fill -> ring_commit  --eventfd-->  ring_peek -> TLS write -> ring_consume
+#
+# One block of memory; a message never wraps: when the end is too near, the rest of the block is
+# left unused (`wrap`) and writing goes on at 0. Beside the bytes runs a ring of one entry per
+# message, so that a link that dies can say how many frames it took with it.
+
+from libc.stddef cimport size_t
+from .base cimport *
+
+cdef enum:
+    RING_BYTES = 512 * 1024
+    RING_MESSAGES = 16384       # more than the smallest messages that RING_BYTES can hold
+    CONTROL_RESERVE = 8192      # what frames leave free for the hub's own records
+
+ctypedef struct ring_entry_t:
+    uint32_t length
+    uint32_t frames
+
+ctypedef struct ring_t:
+    uint8_t *bytes
+    ring_entry_t *entries
+    uint64_t written            # next byte to write; the producers'
+    uint64_t read               # next byte to read; the consumer's
+    uint64_t wrap               # where the data before `written` < `read` ends
+    uint64_t entry_written      # counts messages, modulo RING_MESSAGES an index
+    uint64_t entry_read
+    uint64_t entry_left         # bytes of entry_read's message not yet consumed
+    uint64_t frames_in          # frames committed; the producers'
+    uint64_t frames_out         # frames handed to the socket; the consumer's
+    int idle                    # the writer sleeps and wants wakeup_fd
+    int starved                 # the TAP thread waits for space on space_fd
+    int wakeup_fd
+    int space_fd
+
+
+cdef inline size_t ring_space(ring_t *ring) noexcept nogil:
+    # Bytes that one message may take now. Only grows until the next ring_reserve.
+    cdef uint64_t read_at = sm_acquire(&ring.read)
+    cdef uint64_t front
+    if sm_acquire(&ring.entry_read) + RING_MESSAGES <= ring.entry_written:
+        return 0
+    if ring.written < read_at:
+        return read_at - ring.written - 1
+    front = read_at - 1 if read_at > 0 else 0
+    if RING_BYTES - ring.written >= front:
+        return RING_BYTES - ring.written
+    return front
+
+
+cdef inline uint8_t *ring_reserve(ring_t *ring, size_t length) noexcept nogil:
+    # Where a message of `length` <= ring_space(ring) bytes is to be written; NULL without space.
+    cdef uint64_t read_at
+    if length > ring_space(ring):
+        return NULL
+    read_at = sm_acquire(&ring.read)
+    if ring.written >= read_at and RING_BYTES - ring.written < length:
+        return ring.bytes
+    return ring.bytes + ring.written
+
+
+cdef inline void ring_commit(ring_t *ring, uint8_t *message, size_t length,
+                             uint32_t frames) noexcept nogil:
+    cdef ring_entry_t *entry = &ring.entries[ring.entry_written % RING_MESSAGES]
+    cdef uint64_t start = <uint64_t>(message - ring.bytes)
+    entry.length = <uint32_t>length
+    entry.frames = frames
+    if start < ring.written:
+        sm_release(&ring.wrap, ring.written)
+    sm_release(&ring.entry_written, ring.entry_written + 1)
+    sm_count(&ring.frames_in, frames)
+    sm_release(&ring.written, start + length)
+    sm_fence()
+    if sm_take_flag(&ring.idle):
+        signal_fd(ring.wakeup_fd)
+
+
+cdef inline size_t ring_peek(ring_t *ring, uint8_t **start) noexcept nogil:
+    # Contiguous bytes ready to send; 0: empty, and wakeup_fd will be signalled at the next commit.
+    cdef uint64_t written
+    while True:
+        written = sm_acquire(&ring.written)
+        if written < ring.read and ring.read == sm_acquire(&ring.wrap):
+            sm_release(&ring.read, 0)
+        if written != ring.read:
+            start[0] = ring.bytes + ring.read
+            return (written if written > ring.read else ring.wrap) - ring.read
+        drain_fd(ring.wakeup_fd)
+        sm_set_flag(&ring.idle, 1)
+        sm_fence()
+        if sm_acquire(&ring.written) == ring.read:
+            return 0
+        sm_set_flag(&ring.idle, 0)
+
+
+cdef inline void ring_consume(ring_t *ring, size_t length) noexcept nogil:
+    # `length` bytes from the last ring_peek have left.
+    cdef uint64_t left = length
+    cdef ring_entry_t *entry
+    while left:
+        entry = &ring.entries[ring.entry_read % RING_MESSAGES]
+        if ring.entry_left == 0:
+            ring.entry_left = entry.length
+        if left < ring.entry_left:
+            ring.entry_left -= left
+            break
+        left -= ring.entry_left
+        ring.entry_left = 0
+        sm_count(&ring.frames_out, entry.frames)
+        sm_release(&ring.entry_read, ring.entry_read + 1)
+    sm_release(&ring.read, ring.read + length)
+    sm_fence()
+    if sm_flag(&ring.starved) and ring_space(ring) >= RING_BYTES // 4:
+        if sm_take_flag(&ring.starved):
+            signal_fd(ring.space_fd)

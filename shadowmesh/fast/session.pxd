@@ -1,0 +1,113 @@
+# Epochs (one set of keys each), sessions (one peer each) and the sealing of records.
+#
+# key_id: chosen by the receiver; its low byte is the index in epochs[], the rest is random, so
+# finding the keys of an incoming record is an array index and one compare (protocol section 6).
+#
+# Who may touch what:
+#   *_tx_*, session fields   TAP thread and hub, under plane.tx_lock
+#   wss_rx_*                 the hub alone (ingest runs on it)
+#   state                    written by the hub under tx_lock
+
+from libc.stddef cimport size_t
+from .base cimport *
+from .aead cimport *
+from .replay cimport *
+from .ring cimport *
+
+cdef enum:
+    MAX_EPOCHS = 256            # one for each value of a key id's low byte
+    MAX_SESSIONS = 16
+    CAP_AEGIS256 = 1
+    CAP_OFFLOAD = 2
+    CAP_UDP = 4
+    CAP_UDP_GSO = 8
+    AAD_BYTES = 16
+    MESSAGE_HEADER_BYTES = 16
+    LENGTH_BYTES = 4
+    KIND_UDP = 0x80
+    KIND_WSS = 0x81
+    MAX_MESSAGE = 256 * 1024
+
+cdef enum:
+    INNER_PADDING = 0
+    INNER_FRAME = 1
+    INNER_CONTROL = 2
+    INNER_FRAGMENT = 3
+    INNER_PROBE = 4
+    INNER_PROBE_ANSWER = 5
+    INNER_HANDSHAKE = 6
+    INNER_CLOSE = 7
+    INNER_OFFLOAD_FRAME = 9
+
+cdef enum:
+    EPOCH_FREE = 0
+    EPOCH_RESERVED = 1          # the key id is promised to a handshake
+    EPOCH_INSTALLED = 2
+
+cdef extern from "compat.h" nogil:
+    const uint64_t SM_KEY_LIFETIME_NS
+    const uint64_t SM_SEAL_LIMIT
+
+
+ctypedef struct epoch_t:
+    int state
+    int session                 # index in sessions[]
+    int cipher
+    uint32_t local_key_id
+    uint32_t remote_key_id
+    uint64_t born_ns
+    uint64_t generation         # order of installation: a newer epoch ends the older on WSS
+    uint8_t wss_tx_key[KEY_BYTES]
+    uint8_t wss_rx_key[KEY_BYTES]
+    uint8_t udp_tx_key[KEY_BYTES]
+    uint8_t udp_rx_key[KEY_BYTES]
+    uint64_t wss_tx_next
+    uint64_t wss_rx_next
+    int wss_rx_closed
+    uint64_t udp_tx_next
+    window_t udp_rx_window
+    uint64_t failed_opens
+
+ctypedef struct session_t:
+    int in_use
+    int tx_epoch                # index in epochs[], -1: nothing may be sent
+    uint64_t newest_generation  # of the epochs that records have arrived under
+    uint32_t peer_mtu_bytes
+    uint32_t peer_caps
+    ring_t *ring                # of the WSS link; NULL while there is none
+    int masked                  # we are the WebSocket client
+    uint64_t last_sealed_ns     # CLOCK_BOOTTIME
+    uint64_t last_opened_ns
+
+
+cdef inline bint epoch_expired(const epoch_t *epoch, uint64_t now_ns) noexcept nogil:
+    return now_ns - epoch.born_ns > SM_KEY_LIFETIME_NS
+
+
+cdef inline void write_aad(uint8_t *aad, uint8_t kind, uint32_t key_id,
+                           uint64_t counter) noexcept nogil:
+    sm_store32(aad, kind)
+    sm_store32(aad + 4, key_id)
+    sm_store64(aad + 8, counter)
+
+
+cdef inline size_t seal_wss_record(epoch_t *epoch, const uint8_t *inner, size_t inner_bytes,
+                                   uint8_t *out) noexcept nogil:
+    # Appends u32 length and ciphertext at `out`; the caller made room. Returns the bytes written.
+    cdef uint8_t aad[AAD_BYTES]
+    cdef size_t sealed_bytes = inner_bytes + tag_bytes(epoch.cipher)
+    write_aad(aad, KIND_WSS, epoch.remote_key_id, epoch.wss_tx_next)
+    sm_store32(out, <uint32_t>sealed_bytes)
+    aead_seal(epoch.cipher, epoch.wss_tx_key, epoch.wss_tx_next, aad, AAD_BYTES,
+              inner, inner_bytes, out + LENGTH_BYTES)
+    epoch.wss_tx_next += 1
+    return LENGTH_BYTES + sealed_bytes
+
+
+cdef inline void write_message_header(uint8_t *out, uint16_t count, uint32_t key_id,
+                                      uint64_t first_counter) noexcept nogil:
+    out[0] = KIND_WSS
+    out[1] = 0
+    sm_store16(out + 2, count)
+    sm_store32(out + 4, key_id)
+    sm_store64(out + 8, first_counter)
