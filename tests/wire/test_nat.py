@@ -174,13 +174,14 @@ def test_a_full_cone_is_known_within_the_settling_time():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_loss_of_every_tenth_datagram_does_not_change_the_mapping(seed):
+def test_loss_of_every_tenth_datagram_never_gives_a_wrong_type(seed):
     dice = random.Random(seed)
     lab = Lab(make_box("port-restr", "198.51.100.1"), rfc5780())
     lab.network.drop = lambda *_: dice.random() < 0.1
     result = lab.detect()
     assert result.mapping is Mapping.ENDPOINT_INDEPENDENT
-    assert result.type is NatType.PORT_RESTRICTED_CONE
+    # Two losses in a row leave too little time to wait for the filter's silence.
+    assert result.type in (NatType.PORT_RESTRICTED_CONE, NatType.UNKNOWN)
 
 
 def test_a_short_timeout_leaves_unknown_what_silence_would_have_said():
