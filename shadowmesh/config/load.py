@@ -68,24 +68,24 @@ def load(
     home = _home(environ)
     problems: list[Problem] = []
     found, content = _find_file(path, home, problems)
-    settings: dict[str, _Setting] = {}
+    given: list[tuple[Key, _Setting]] = []
     if found is not None and content is not None:
         problems += content.problems
-        _take_file(str(found), content, settings, problems)
-    _take_environment(environ, settings, problems)
-    _take_flags(flags, settings, problems)
+        _take_file(str(found), content, given, problems)
+    _take_environment(environ, given, problems)
+    _take_flags(flags, given, problems)
 
-    values: dict[str, Any] = {}
-    for key in KEYS.values():
-        setting = settings.get(key.name)
-        if setting is None:
-            if key.default is not None:
-                values[key.name] = key.parse(key.default)
-            continue
+    values: dict[str, Any] = {
+        key.name: key.parse(key.default) for key in KEYS.values() if key.default is not None
+    }
+    settings: dict[str, _Setting] = {}
+    for key, setting in given:
+        # a wrong value is reported even when a stronger source hides it
         try:
             values[key.name] = _checked(key, setting.raw)
         except ValueError as error:
             problems.append(Problem(setting.source, setting.line, key.name, str(error)))
+        settings[key.name] = setting
     root = os.geteuid() == 0 if is_root is None else is_root
     if not problems:
         _resolve(values, home, problems, is_root=root)
@@ -134,7 +134,10 @@ def _find_file(
 
 
 def _take_file(
-    source: str, content: FileContent, settings: dict[str, _Setting], problems: list[Problem]
+    source: str,
+    content: FileContent,
+    given: list[tuple[Key, _Setting]],
+    problems: list[Problem],
 ) -> None:
     unknown: list[Problem] = []
     for section, line in content.sections.items():
@@ -146,7 +149,7 @@ def _take_file(
             continue  # said once, for the section
         name = f"{entry.section}.{entry.key}"
         if name in KEYS:
-            settings[name] = _Setting(entry.raw, source, entry.line)
+            given.append((KEYS[name], _Setting(entry.raw, source, entry.line)))
         elif len(unknown) < yamlfile.MAX_PROBLEMS:
             message = f"unknown key {show(entry.key)}{_suggest_key(entry.section, entry.key)}"
             unknown.append(Problem(source, entry.line, entry.section, message))
@@ -154,14 +157,14 @@ def _take_file(
 
 
 def _take_environment(
-    environ: Mapping[str, str], settings: dict[str, _Setting], problems: list[Problem]
+    environ: Mapping[str, str], given: list[tuple[Key, _Setting]], problems: list[Problem]
 ) -> None:
     names = {key.environment: key for key in KEYS.values()}
     prefixes = tuple(f"{ENVIRONMENT_PREFIX}{section.upper()}_" for section in SECTIONS)
     for name, text in sorted(environ.items()):
         source = f"environment {name}"
         if name in names:
-            settings[names[name].name] = _Setting(Raw("text", text), source)
+            given.append((names[name], _Setting(Raw("text", text), source)))
         elif name.startswith(prefixes):
             # other SHADOWMESH_ names belong to tests, scripts and the command-line program
             message = f"unknown variable{_suggestion(name, names)}; correct or unset it"
@@ -169,7 +172,7 @@ def _take_environment(
 
 
 def _take_flags(
-    flags: Mapping[str, str], settings: dict[str, _Setting], problems: list[Problem]
+    flags: Mapping[str, str], given: list[tuple[Key, _Setting]], problems: list[Problem]
 ) -> None:
     for name, text in flags.items():
         source = f"flag --{name}"
@@ -183,7 +186,7 @@ def _take_flags(
             )
             problems.append(Problem(source, None, name, message))
         else:
-            settings[name] = _Setting(Raw("text", text), source)
+            given.append((key, _Setting(Raw("text", text), source)))
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
