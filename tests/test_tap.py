@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -280,7 +281,10 @@ def test_an_impossible_name_is_refused_before_anything_is_opened(name):
 
 def test_an_address_of_another_interface_is_a_warning_only(monkeypatch):
     said = []
-    monkeypatch.setattr(tap._log, "warning", lambda text, **fields: said.append(fields))
+    recorder = SimpleNamespace(
+        info=lambda text, **fields: None, warning=lambda text, **fields: said.append(fields)
+    )
+    monkeypatch.setattr(tap, "_log", recorder)
     kernel = FakeKernel()
     lan = kernel.add("lan0")
     kernel.given += [(lan.index, IPv4Interface("10.7.0.1/16")), (9, IPv4Interface("10.7.0.2/24"))]
