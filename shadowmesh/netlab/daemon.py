@@ -135,11 +135,13 @@ class Daemon:
         self.config_path.write_text(yaml.safe_dump(sections))
         self.config_path.chmod(0o600)
 
+    def command(self) -> list[str]:
+        return [program("shadowmesh-daemon"), "--config", str(self.config_path)]
+
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process and return at once."""
         self.write_config()
-        command = [*self.wrapper, program("shadowmesh-daemon"), "--config", str(self.config_path)]
-        self.process = self.host.popen(*command, log=self.log_path)
+        self.process = self.host.popen(*self.wrapper, *self.command(), log=self.log_path)
         return self.process
 
     def start(self, timeout_s: float = 20.0) -> None:
@@ -180,6 +182,12 @@ class Daemon:
         if self.process is None:
             raise NetlabError(f"daemon on {self.host.label}: not started")
         return self.process.returncode, time.monotonic() - started
+
+    def pause(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
 
     def _end(self, number: signal.Signals, timeout_s: float) -> None:
         if self.process is None or self.process.poll() is not None:

@@ -1,0 +1,284 @@
+"""What is done to a running tunnel, and how soon it must carry traffic again.
+
+Every scenario has a pair of its own and most of its time is waiting, so they run side by side;
+each test reports the outcome of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shadowmesh.netlab import wait_until
+from tests.lab import faults
+from tests.lab.pair import Pair, connected_pair, running_pair, streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.netns
+
+AT_ONCE = 6
+LEFT = "198.51.100.1:9001"
+AUTO = {"peer.auto_connect": True}
+SCENARIOS: list[Callable[[Path], None]] = []
+
+
+def scenario(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    SCENARIOS.append(function)
+    return function
+
+
+@pytest.fixture(scope="module")
+def outcomes(directory):
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = {}
+        for run in SCENARIOS:
+            place = directory / run.__name__
+            place.mkdir()
+            futures[run] = pool.submit(run, place)
+        try:
+            yield futures
+        finally:
+            for future in futures.values():
+                future.cancel()
+
+
+@contextlib.contextmanager
+def traffic(pair: Pair):
+    """Pings in both directions four times a second, answered or not."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(0.25):
+            for source, target in ((pair.left, pair.right), (pair.right, pair.left)):
+                with contextlib.suppress(OSError):
+                    source.host.ping(target.tunnel_ip, count=1, timeout_s=0.01)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@scenario
+def a_link_that_is_down_for_three_seconds_is_not_redialled(directory: Path) -> None:
+    with connected_pair(directory) as pair, traffic(pair):
+        with faults.link_down(pair.net, pair.left.host):
+            time.sleep(3)
+        pair.await_pings(6)
+        pair.await_connected()
+        assert pair.left.status()["reconnects"] == 0
+        pair.assert_pings()
+
+
+@scenario
+def a_link_that_is_down_for_twenty_seconds_comes_back(directory: Path) -> None:
+    with connected_pair(directory) as pair, traffic(pair):
+        with faults.link_down(pair.net, pair.right.host):
+            time.sleep(20)
+        pair.await_pings(20)
+        pair.await_connected()
+        pair.assert_pings()
+        assert pair.peer_connections() == 1
+
+
+@scenario
+def a_black_hole_is_noticed_within_25_seconds_under_traffic(directory: Path) -> None:
+    with connected_pair(directory) as pair, traffic(pair):
+        pair.assert_pings()
+        with faults.black_hole(pair.net, pair.left.host, pair.right.host):
+            started = time.monotonic()
+            for daemon in pair:
+                wait_until(
+                    lambda daemon=daemon: daemon.status()["state"] != "connected", 28, "noticed"
+                )
+            assert time.monotonic() - started < 27
+            assert pair.left.status()["last_error"]
+        pair.await_pings(15)
+        pair.await_connected()
+        pair.assert_pings()
+        assert pair.left.status()["reconnects"] >= 1
+
+
+@scenario
+def a_killed_listener_is_found_again_after_its_restart(directory: Path) -> None:
+    with connected_pair(directory) as pair:
+        for _ in range(3):
+            pair.right.kill()
+            wait_until(lambda: pair.left.status()["state"] == "connecting", 5, "loss noticed")
+            pair.right.start()
+            started = time.monotonic()
+            pair.await_pings(8)
+            pair.await_connected()
+            assert time.monotonic() - started < 5
+            pair.assert_pings()
+        assert pair.left.host.taps() == ["tap0"]
+
+
+@scenario
+def a_killed_dialler_takes_its_place_again(directory: Path) -> None:
+    with running_pair(directory, left=AUTO) as pair:
+        pair.await_connected()
+        for _ in range(3):
+            pair.left.kill()
+            pair.right.wait_for(5, state="connecting", phase="waiting_for_peer")
+            assert pair.right.host.taps() == ["tap0"]
+            pair.left.start()
+            started = time.monotonic()
+            pair.await_pings(5)
+            pair.await_connected()
+            assert time.monotonic() - started < 5
+            pair.assert_pings()
+        assert pair.peer_connections() == 1
+
+
+@scenario
+def a_peer_that_was_away_for_thirty_seconds_is_found_again(directory: Path) -> None:
+    with connected_pair(directory) as pair:
+        pair.right.kill()
+        time.sleep(30)
+        assert pair.left.status()["state"] == "connecting"
+        assert pair.left.status()["next_retry_at"]
+        pair.right.start()
+        pair.await_pings(40)  # the back-off has reached its 16 or 30 seconds
+        pair.await_connected()
+
+
+@scenario
+def reset_tcp_connections_are_dialled_again(directory: Path) -> None:
+    with connected_pair(directory) as pair, traffic(pair):
+        for daemon in (pair.left, pair.right):
+            faults.kill_sockets(daemon.host, 9001)
+            wait_until(lambda: pair.left.status()["reconnects"], 10, "a reconnect")
+            pair.await_pings(10)
+            pair.await_connected()
+            pair.assert_pings()
+        before = pair.left.status()["reconnects"]
+        with faults.reset_tcp(pair.net, pair.left.host, pair.right.host, port=9001):
+            wait_until(lambda: pair.left.status()["state"] != "connected", 10, "loss noticed")
+        pair.await_pings(15)
+        pair.await_connected()
+        assert pair.left.status()["reconnects"] > before
+
+
+@scenario
+def both_sides_dial_at_once_and_one_session_stays(directory: Path) -> None:
+    right = {"peer.address": LEFT, "peer.auto_connect": False}
+    with running_pair(directory, right=right) as pair:
+        for _ in range(15):
+            start = threading.Barrier(2)
+
+            def dial(daemon, start=start) -> None:
+                start.wait()
+                daemon.api("POST", "/connect")
+
+            with ThreadPoolExecutor(2) as pool:
+                for future in [pool.submit(dial, daemon) for daemon in pair]:
+                    future.result()
+            pair.await_connected()
+            wait_until(lambda: pair.peer_connections() == 1, 5, "one connection is left")
+            pair.assert_pings()
+            pair.disconnect()
+
+
+@scenario
+def daemons_that_both_dial_for_ever_settle_on_one_session(directory: Path) -> None:
+    with running_pair(directory, AUTO, right={"peer.address": LEFT}) as pair:
+        for number in range(5):
+            pair.await_connected(15)
+            pair.await_pings(5)
+            wait_until(lambda: pair.peer_connections() == 1, 10, "one connection is left")
+            pair.assert_pings()
+            victims = [(pair.left,), (pair.right,), (pair.left, pair.right)][number % 3]
+            for daemon in victims:
+                daemon.kill()
+            for daemon in victims:
+                daemon.spawn()
+            for daemon in victims:
+                daemon.await_healthy()
+
+
+@scenario
+def no_frame_is_lost_while_keys_change_under_traffic(directory: Path) -> None:
+    with connected_pair(directory, {"encryption.rotation_interval": "10s"}) as pair:
+        with streams(pair, per_second=400, size=600) as collectors:
+            wait_until(
+                lambda: all(d.status()["session"]["rekeys"] >= 2 for d in pair),
+                45, "two rekeys", interval_s=0.5,
+            )  # fmt: skip
+        for collector in collectors:
+            collector.assert_sound()
+            assert collector.lost == 0
+            assert collector.longest_gap_s < 1
+        assert pair.left.status()["reconnects"] == 0
+
+
+@scenario
+def a_stopped_process_is_waited_for(directory: Path) -> None:
+    """SIGSTOP of the peer for less than the limits is a pause, not a loss."""
+    with connected_pair(directory) as pair, traffic(pair):
+        pair.right.pause()
+        time.sleep(6)
+        pair.right.resume()
+        pair.await_pings(5)
+        pair.await_connected()
+        assert pair.left.status()["reconnects"] == 0
+
+
+@scenario
+def a_clean_stop_is_quick_and_leaves_nothing(directory: Path) -> None:
+    with connected_pair(directory) as pair:
+        for daemon, other in ((pair.left, pair.right), (pair.right, pair.left)):
+            code, seconds = daemon.terminate()
+            assert code == 0
+            assert seconds <= 3
+            assert daemon.host.taps() == []
+            assert not (daemon.directory / "daemon.pid").exists()
+            # An authenticated close, not a time-out: the other side knows at once.
+            wait_until(lambda other=other: other.status()["state"] != "connected", 2, "told")
+            daemon.start()
+            if daemon is pair.left:
+                daemon.connect()
+            pair.await_connected(15)
+            pair.await_pings(5)
+        for daemon in pair:
+            started = time.monotonic()
+            assert daemon.terminate()[0] == 0  # also with the peer gone, while redialling
+            assert time.monotonic() - started <= 3
+
+
+@scenario
+def terminating_during_a_dial_is_quick(directory: Path) -> None:
+    with running_pair(directory, left={**AUTO, "peer.address": "198.51.100.77:9001"}) as pair:
+        pair.left.wait_for(state="connecting")
+        code, seconds = pair.left.terminate()
+        assert code == 0
+        assert seconds <= 3
+        assert pair.left.host.taps() == []
+
+
+@scenario
+def a_disconnect_here_is_not_undone_by_the_listener(directory: Path) -> None:
+    with connected_pair(directory) as pair:
+        assert pair.left.api("POST", "/disconnect")[0] == 200
+        pair.right.wait_for(3, state="connecting", phase="waiting_for_peer")
+        assert pair.left.host.taps() == []
+        pair.left.connect()
+        pair.await_connected()
+        assert pair.right.api("POST", "/disconnect")[0] == 200
+        assert pair.right.host.taps() == []
+
+
+@pytest.mark.parametrize("run", SCENARIOS, ids=lambda run: run.__name__)
+def test_fault(run, outcomes):
+    outcomes[run].result()
