@@ -17,6 +17,7 @@ because OpenSSL has then already sealed a part of them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import ssl
@@ -25,6 +26,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv6Address
 from typing import Any, Final, Protocol
 
 import gevent
@@ -33,10 +35,10 @@ from gevent.socket import IPPROTO_TCP, SHUT_WR, TCP_INFO, TCP_NODELAY
 from gevent.socket import socket as gevent_socket
 from gevent.ssl import SSLSocket
 
-from . import log
-from .constants import WS_ABNORMAL, WS_NORMAL
-from .errors import RemoteProtocolError
-from .wire.websocket import decode_close, encode_close
+from shadowmesh import log
+from shadowmesh.constants import WS_ABNORMAL, WS_NORMAL
+from shadowmesh.errors import RemoteProtocolError
+from shadowmesh.wire.websocket import decode_close, encode_close
 
 #: What one TLS write takes at most. Long enough to make the call cheap per frame, short enough
 #: (about 0.1 ms of sealing and copying) to let other greenlets run in between.
@@ -52,8 +54,7 @@ READ_TURNS: Final = 8
 WRITE_TURNS: Final = 2
 #: close(): what is queued, and the close frame, get this long to leave ...
 FLUSH_TIMEOUT_S: Final = 1.0
-#: ... and the peer this long to close too. A socket closed with unread bytes sends RST, which
-#: would take the close frame away from the peer again.
+#: ... and the peer this long to close too.
 LINGER_TIMEOUT_S: Final = 0.5
 #: How long a call-back of the owner may go on after the link ended before it is cut off.
 CALLBACK_TIMEOUT_S: Final = 1.0
@@ -92,7 +93,10 @@ class Pipe(Protocol):
         """At least one byte of writable space, valid until the next call of ingest()."""
 
     def ingest(self, count: int) -> Sequence[LinkEvent]:
-        """Take `count` bytes out of recv_buffer(). Raises RemoteProtocolError."""
+        """Take `count` bytes of recv_buffer(); with 0 go on until there are no more events.
+
+        Raises RemoteProtocolError.
+        """
 
     def outgoing(self) -> memoryview | None:
         """Bytes to send, unchanged until sent(); None when there is nothing."""
@@ -137,6 +141,39 @@ def set_socket_options(sock: gevent_socket) -> None:
     """Set what every connection of ours wants: no Nagle delay, a short unsent queue."""
     sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+
+
+def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
+    """Return (IP address, port) of a socket address, an IPv4-mapped address as plain IPv4.
+
+    A dual-stack listener sees IPv4 peers as ::ffff:192.0.2.1; people and limits should not.
+    """
+    host, port = sockaddr[0], sockaddr[1]
+    if ":" in host:
+        mapped = IPv6Address(host).ipv4_mapped
+        if mapped is not None:
+            return str(mapped), port
+    return host, port
+
+
+def say_goodbye(sock: SSLSocket) -> None:
+    """End TLS and TCP in order: close_notify, FIN, then read until the peer has closed too.
+
+    Takes at most LINGER_TIMEOUT_S; the caller closes the socket. Closed with unread bytes in it a
+    socket sends RST, which would take away from the peer what we sent last.
+    """
+    try:
+        with gevent.Timeout(LINGER_TIMEOUT_S, False):
+            sock.settimeout(0.0)
+            with contextlib.suppress(OSError, ValueError):
+                # Sends close_notify; that the peer's has not come yet is not of interest.
+                sock.unwrap()
+            sock.settimeout(None)
+            sock.shutdown(SHUT_WR)  # gevent drops its TLS layer here: what follows is ciphertext
+            while sock.recv(65536):
+                pass
+    except OSError:
+        return  # the connection is broken: nothing left to end
 
 
 class Link:
@@ -256,9 +293,7 @@ class Link:
                 # FIN, TLS close_notify or RST: Python's ssl module shows all three alike.
                 self._end("the connection ended without a close frame", WS_ABNORMAL)
                 return
-            events = pipe.ingest(count)
-            if events:
-                self._handle(events)
+            self._take(count)
             turns += 1
             if turns == READ_TURNS:
                 turns = 0
@@ -289,7 +324,14 @@ class Link:
             count = min(len(rest), len(space))
             space[:count] = rest[:count]
             rest = rest[count:]
-            self._handle(self._pipe.ingest(count))
+            self._take(count)
+
+    def _take(self, count: int) -> None:
+        """Let the pipe parse; it stops after events whose handling decides how it goes on."""
+        events = self._pipe.ingest(count)
+        while events and self._ending is None:
+            self._handle(events)
+            events = self._pipe.ingest(0)
 
     def _handle(self, events: Sequence[LinkEvent]) -> None:
         """Answer WebSocket control frames; hand everything else to the owner, in order."""
@@ -397,29 +439,9 @@ class Link:
         self._writer.join(FLUSH_TIMEOUT_S)
 
     def _close_socket(self, *, linger: bool) -> None:
-        sock = self._sock
-        try:
-            if linger:
-                with gevent.Timeout(LINGER_TIMEOUT_S, False):
-                    self._say_goodbye()
-        finally:
-            sock.close()
-
-    def _say_goodbye(self) -> None:
-        """Send TLS close_notify and FIN, then read until the peer has closed too."""
-        sock = self._sock
-        try:
-            sock.unwrap()
-        except (OSError, ValueError):
-            # Queued with the kernel, or the connection is already broken; both end below.
-            pass
-        try:
-            sock.shutdown(SHUT_WR)  # gevent drops its TLS layer here: what follows is ciphertext
-            sock.settimeout(None)
-            while sock.recv(65536):
-                pass
-        except OSError:
-            pass
+        if linger:
+            say_goodbye(self._sock)
+        self._sock.close()
 
     def _free(self) -> None:
         for waits in (self._reader_waits, self._writer_waits):

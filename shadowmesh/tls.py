@@ -30,9 +30,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from gevent.ssl import SSLContext, SSLSocket
 
-from .constants import TLS_ALPN
-from .errors import KeyFileError
-from .keys import write_private_file
+from shadowmesh.constants import TLS_ALPN
+from shadowmesh.errors import KeyFileError
+from shadowmesh.keys import write_private_file
 
 #: What countless self-signed certificates say; the real host name would tell every scanner more
 #: about this machine than it needs to know.
