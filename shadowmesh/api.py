@@ -10,7 +10,6 @@ greenlet of its own.
 from __future__ import annotations
 
 import json
-import traceback
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Flask, Response, request
@@ -88,9 +87,7 @@ def create_app(
     return app
 
 
-def _add_routes(
-    app: Flask, control: Control, metrics_registry: CollectorRegistry | None
-) -> None:
+def _add_routes(app: Flask, control: Control, metrics_registry: CollectorRegistry | None) -> None:
     @app.post("/connect")
     def connect() -> Response:
         body = _read_object({"peer"})
@@ -150,9 +147,7 @@ def _read_object(known: set[str]) -> dict[str, Any]:
         return {}
     try:
         # strict: no NaN or Infinity, no key twice (the second would silently win)
-        body = json.loads(
-            data, parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs
-        )
+        body = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs)
     except RecursionError:
         raise BadRequest("the body is nested too deeply: send a flat JSON object") from None
     except ValueError as error:
@@ -215,10 +210,6 @@ def _http_error(error: HTTPException) -> Response:
 
 def _internal_error(error: Exception) -> Response:
     # Our bug. The log gets all of it, the caller nothing that could hold a secret or a path.
-    _log.error(
-        "API request failed",
-        route=request.path,
-        error=repr(error),
-        trace="".join(traceback.format_exception(error)),
-    )
+    del error  # it is the exception being handled, which the log asks for itself
+    _log.exception("request failed", method=request.method, path=request.path)
     return _error(500, "internal", "the daemon failed to answer: see its log")

@@ -20,7 +20,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from shadowmesh import log
 from shadowmesh.rate import TokenBucket
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from shadowmesh.config import HostPort
 
-_log = log.get("api")
+# A program with an old token may try many times a second.
+_log = log.get("api").limited(10.0)
 
 #: key in the WSGI environment: True when the request carried the right token
 AUTHORISED: Final = "shadowmesh.authorised"
@@ -132,12 +133,16 @@ class Guard:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ.get("HTTP_HOST", "").lower() not in self._hosts:
             return refuse(
-                start_response, "403 Forbidden", "forbidden_host",
+                start_response,
+                "403 Forbidden",
+                "forbidden_host",
                 "the Host header does not name this service: use its listen address or localhost",
             )
         if "HTTP_ORIGIN" in environ or "HTTP_REFERER" in environ:
             return refuse(
-                start_response, "403 Forbidden", "forbidden_origin",
+                start_response,
+                "403 Forbidden",
+                "forbidden_origin",
                 "requests from web pages (with Origin or Referer) are not accepted",
             )
         authorised = self._holds_token(environ)
@@ -171,14 +176,15 @@ class Guard:
     ) -> list[bytes]:
         if not self._failed.take(self._clock()):
             return _too_many(start_response)
-        given: Any = environ.get("HTTP_AUTHORIZATION")
         _log.warning(
             "request without a valid token refused",
             remote=f"{environ.get('REMOTE_ADDR', '?')}:{environ.get('REMOTE_PORT', '?')}",
-            token="missing" if given is None else "wrong",
+            token="wrong" if "HTTP_AUTHORIZATION" in environ else "missing",
         )
         return refuse(
-            start_response, "401 Unauthorized", "unauthorized",
+            start_response,
+            "401 Unauthorized",
+            "unauthorized",
             "this request needs 'Authorization: Bearer TOKEN' with the token of this daemon",
             [("WWW-Authenticate", 'Bearer realm="shadowmesh"')],
         )
@@ -186,6 +192,9 @@ class Guard:
 
 def _too_many(start_response: StartResponse) -> list[bytes]:
     return refuse(
-        start_response, "429 Too Many Requests", "rate_limited",
-        "too many requests: wait a second and ask less often", [("Retry-After", "1")],
+        start_response,
+        "429 Too Many Requests",
+        "rate_limited",
+        "too many requests: wait a second and ask less often",
+        [("Retry-After", "1")],
     )

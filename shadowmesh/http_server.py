@@ -80,6 +80,9 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
     """One connection. Ends when it is closed, refused or replaced."""
 
     server: LimitedServer
+    rfile: Any
+    wsgi_input: Any
+    _deadline: Timeout | None = None
 
     def read_requestline(self) -> str:
         self.server.idle[self] = None
@@ -96,7 +99,6 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
             self.rfile = file
 
     def handle_one_request(self) -> Any:
-        self._deadline: Timeout | None = None
         try:
             return super().handle_one_request()
         except _TooSlow:
@@ -152,12 +154,12 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
 
     def _handle_client_error(self, error: Exception) -> tuple[str, bytes]:
         # pywsgi prints a traceback for some of these
-        _log.debug("malformed request refused", error=repr(error))
+        _log.debug("malformed request refused", error=error)
         return ("400", _BAD_REQUEST)
 
     def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
         # The applications catch their own errors, so this is a bug of ours.
-        _log.error("request failed outside the application", error=repr(error))
+        _log.exception("request failed outside the application")
         self._send_error_response_if_possible(500)
         self.close_connection = True
 

@@ -73,9 +73,7 @@ class LagHistogram:
 class SnapshotCollector(Collector):
     """Turns one snapshot per scrape into metric families."""
 
-    def __init__(
-        self, status: Callable[[], Snapshot], hub_lag: LagHistogram | None = None
-    ) -> None:
+    def __init__(self, status: Callable[[], Snapshot], hub_lag: LagHistogram | None = None) -> None:
         self._status = status
         self._hub_lag = hub_lag
 
@@ -119,8 +117,11 @@ def make_metrics_app(registry: CollectorRegistry, listen: HostPort) -> WSGIAppli
             return refuse(start_response, "404 Not Found", "not_found", "see /metrics")
         if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             return refuse(
-                start_response, "405 Method Not Allowed", "method_not_allowed",
-                "use GET", [("Allow", "GET, HEAD")],
+                start_response,
+                "405 Method Not Allowed",
+                "method_not_allowed",
+                "use GET",
+                [("Allow", "GET, HEAD")],
             )
         body = render(registry)
         start_response(
@@ -147,7 +148,7 @@ def _counter(name: str, text: str, value: float) -> Metric:
 
 
 def _labelled(
-    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
     name: str,
     text: str,
     label: str,
@@ -161,68 +162,96 @@ def _labelled(
 
 def _state_families(snapshot: Snapshot) -> Iterator[Metric]:
     yield _labelled(
-        GaugeMetricFamily, "build_info", "Version of the daemon; always 1.",
-        "version", [(snapshot.version, 1)],
+        GaugeMetricFamily,
+        "build_info",
+        "Version of the daemon; always 1.",
+        "version",
+        [(snapshot.version, 1)],
     )
     yield _labelled(
-        GaugeMetricFamily, "state", "1 for the state that the connection is in.",
-        "state", [(state, float(state == snapshot.state)) for state in STATES],
+        GaugeMetricFamily,
+        "state",
+        "1 for the state that the connection is in.",
+        "state",
+        [(state, float(state == snapshot.state)) for state in STATES],
     )
     yield from _gauge(
         "state_since_timestamp_seconds", "When the state was entered.", snapshot.since
     )
     yield _labelled(
-        GaugeMetricFamily, "path", "1 for the path that carries data.",
-        "path", [(path, float(path == snapshot.path)) for path in PATHS],
+        GaugeMetricFamily,
+        "path",
+        "1 for the path that carries data.",
+        "path",
+        [(path, float(path == snapshot.path)) for path in PATHS],
     )
     yield _labelled(
-        GaugeMetricFamily, "health_check", "1 when the health check passed.",
-        "check", [(check.name, float(check.ok)) for check in snapshot.health],
+        GaugeMetricFamily,
+        "health_check",
+        "1 when the health check passed.",
+        "check",
+        [(check.name, float(check.ok)) for check in snapshot.health],
     )
 
 
 def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _gauge(
-        "post_quantum", "1 when the session's keys come from a post-quantum handshake.",
+        "post_quantum",
+        "1 when the session's keys come from a post-quantum handshake.",
         snapshot.post_quantum,
     )
     yield from _gauge(
-        "round_trip_seconds", "Round trip to the peer.",
+        "round_trip_seconds",
+        "Round trip to the peer.",
         None if snapshot.rtt_ms is None else snapshot.rtt_ms / 1000,
     )
     yield from _gauge("path_mtu_bytes", "MTU of the path that carries data.", snapshot.mtu)
     session = snapshot.session
     if session is not None:
         yield from _gauge(
-            "session_established_timestamp_seconds", "When the session was established.",
+            "session_established_timestamp_seconds",
+            "When the session was established.",
             session.established_at,
         )
         yield from _gauge(
-            "session_last_rekey_timestamp_seconds", "When the session's keys were last renewed.",
+            "session_last_rekey_timestamp_seconds",
+            "When the session's keys were last renewed.",
             session.last_rekey_at,
         )
         yield from _gauge("session_rekeys", "Rekeys of the session.", session.rekeys)
     yield _counter("reconnects", "Sessions re-established by itself.", snapshot.reconnects)
     yield _counter("path_switches", "Moves between WSS and UDP.", snapshot.path_switches)
     yield _labelled(
-        CounterMetricFamily, "handshakes", "Handshakes by result.",
-        "result", sorted(snapshot.handshakes.items()),
+        CounterMetricFamily,
+        "handshakes",
+        "Handshakes by result.",
+        "result",
+        sorted(snapshot.handshakes.items()),
     )
 
 
 def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:
     counters = snapshot.counters
     yield _labelled(
-        CounterMetricFamily, "frames", "Ethernet frames; in is from the peer to the TAP.",
-        "direction", [("in", counters.frames_in), ("out", counters.frames_out)],
+        CounterMetricFamily,
+        "frames",
+        "Ethernet frames; in is from the peer to the TAP.",
+        "direction",
+        [("in", counters.frames_in), ("out", counters.frames_out)],
     )
     yield _labelled(
-        CounterMetricFamily, "bytes", "Bytes of Ethernet frames; in is from the peer to the TAP.",
-        "direction", [("in", counters.bytes_in), ("out", counters.bytes_out)],
+        CounterMetricFamily,
+        "bytes",
+        "Bytes of Ethernet frames; in is from the peer to the TAP.",
+        "direction",
+        [("in", counters.bytes_in), ("out", counters.bytes_out)],
     )
     yield _labelled(
-        CounterMetricFamily, "frames_dropped", "Frames and records dropped, by reason.",
-        "reason", sorted(counters.dropped.items()),
+        CounterMetricFamily,
+        "frames_dropped",
+        "Frames and records dropped, by reason.",
+        "reason",
+        sorted(counters.dropped.items()),
     )
     yield from _gauge(
         "queue_bytes", "Sealed bytes that wait for the WebSocket link.", snapshot.queue_bytes
@@ -234,8 +263,6 @@ def _resource_families(snapshot: Snapshot) -> Iterator[Metric]:
     if resources is None:
         return
     yield _counter("process_cpu_seconds", "Processor time used.", resources.cpu_seconds)
-    yield from _gauge(
-        "process_resident_memory_bytes", "Resident memory.", resources.rss_bytes
-    )
+    yield from _gauge("process_resident_memory_bytes", "Resident memory.", resources.rss_bytes)
     yield from _gauge("process_threads", "Threads of the process.", resources.threads)
     yield from _gauge("process_open_fds", "Open file descriptors.", resources.open_fds)

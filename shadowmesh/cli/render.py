@@ -1,0 +1,216 @@
+"""The status of the daemon as text for people.
+
+Owns: which lines there are, their order and words. Does not know: HTTP, options, terminals;
+colours are ANSI codes that the caller's output leaves out where they are not wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from shadowmesh.cli.output import count, duration, parse_time, size, text
+
+#: width of the first column and the space behind it
+_LABEL_WIDTH = 10
+_STATE_COLOURS = {"connected": "green", "connecting": "yellow", "error": "red"}
+
+#: a snapshot as the API answers it
+Snapshot = dict[str, Any]
+
+
+def render(snapshot: Snapshot, now: float, previous: tuple[float, Snapshot] | None = None) -> str:
+    """Return the text of a snapshot, without a final line break.
+
+    Args:
+        now: wall-clock seconds, for relative times.
+        previous: the snapshot before and its time, for rates; None: no rates.
+    """
+    lines: list[str] = []
+    for label, value in _rows(snapshot, now, previous):
+        lines.append(f"{label:<{_LABEL_WIDTH}}{value}".rstrip())
+    return "\n".join(lines)
+
+
+def _rows(
+    snapshot: Snapshot, now: float, previous: tuple[float, Snapshot] | None
+) -> Iterator[tuple[str, str]]:
+    """Pairs of label and text; an empty label continues the line above."""
+    yield "state", _state(snapshot, now)
+    yield from _failure(snapshot, now)
+    yield "peer", _peer(_part(snapshot, "peer"))
+    if snapshot.get("state") == "connected":
+        yield "path", _path(snapshot)
+        yield "security", _security(snapshot)
+        yield "session", _session(snapshot, now)
+    if _part(snapshot, "link").get("remote_address") is not None:
+        yield "link", _link(snapshot, now)
+    if _part(snapshot, "nat").get("type") is not None:
+        yield "nat", _nat(_part(snapshot, "nat"), now)
+    if _part(snapshot, "tap").get("device") is not None:
+        yield "tap", _tap(_part(snapshot, "tap"))
+    yield from _traffic(snapshot, now, previous)
+    yield "drops", _drops(_part(_part(snapshot, "counters"), "dropped"))
+    yield "daemon", _daemon(snapshot)
+    if snapshot.get("public_key"):
+        yield "", f"public key {text(snapshot['public_key'])}"
+    yield from _health(snapshot)
+
+
+def _part(whole: dict[str, Any], name: str) -> dict[str, Any]:
+    part = whole.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _ago(value: object, now: float) -> str:
+    """Return ``13s ago``; a dash when the time is not known."""
+    moment = parse_time(value)
+    return "-" if moment is None else f"{duration(now - moment)} ago"
+
+
+def _state(snapshot: Snapshot, now: float) -> str:
+    state = text(snapshot.get("state"))
+    line = click.style(state, fg=_STATE_COLOURS.get(state), bold=True)
+    if snapshot.get("phase"):
+        line += f" ({text(snapshot['phase'])})"
+    since = parse_time(snapshot.get("since"))
+    return line if since is None else f"{line} for {duration(now - since)}"
+
+
+def _failure(snapshot: Snapshot, now: float) -> Iterator[tuple[str, str]]:
+    if snapshot.get("last_error"):
+        when = parse_time(snapshot.get("last_error_at"))
+        tail = "" if when is None else f" ({duration(now - when)} ago)"
+        yield "error", click.style(text(snapshot["last_error"]), fg="red") + tail
+    retry = parse_time(snapshot.get("next_retry_at"))
+    if retry is not None:
+        yield "retry", f"in {duration(retry - now)}"
+
+
+def _peer(peer: dict[str, Any]) -> str:
+    if peer.get("address") is None and peer.get("public_key") is None:
+        return "none"
+    words = [text(peer[name]) for name in ("name", "address", "public_key") if peer.get(name)]
+    if peer.get("public_key"):
+        words.append("(pinned)" if peer.get("pinned") else "(not pinned)")
+    return "  ".join(words)
+
+
+def _path(snapshot: Snapshot) -> str:
+    parts = [text(snapshot.get("path"))]
+    if snapshot.get("path_reason"):
+        parts[0] += f" ({text(snapshot['path_reason'])})"
+    if snapshot.get("rtt_ms") is not None:
+        parts.append(f"{snapshot['rtt_ms']:.2f} ms round trip")
+    if snapshot.get("mtu") is not None:
+        parts.append(f"MTU {text(snapshot['mtu'])}")
+    return ", ".join(parts)
+
+
+def _security(snapshot: Snapshot) -> str:
+    quantum = (
+        "post-quantum yes" if snapshot.get("post_quantum")
+        else click.style("post-quantum no", fg="yellow")
+    )  # fmt: skip
+    parts = [text(snapshot.get("cipher")), quantum]
+    tls_path = snapshot.get("tls_path")
+    if tls_path is not None:
+        colour = None if tls_path == "direct" else "yellow"
+        parts.append(f"TLS {click.style(text(tls_path), fg=colour)}")
+    return ", ".join(parts)
+
+
+def _session(snapshot: Snapshot, now: float) -> str:
+    session = _part(snapshot, "session")
+    line = f"established {_ago(session.get('established_at'), now)}"
+    line += f", {count(session.get('rekeys') or 0, 'rekey')}"
+    if session.get("last_rekey_at") is not None:
+        line += f", last {_ago(session['last_rekey_at'], now)}"
+    return line
+
+
+def _link(snapshot: Snapshot, now: float) -> str:
+    link = _part(snapshot, "link")
+    line = text(link.get("remote_address"))
+    since = parse_time(link.get("since"))
+    if since is not None:
+        line += f" up for {duration(now - since)}"
+    return f"{line}, {count(snapshot.get('reconnects') or 0, 'reconnect')}"
+
+
+def _nat(nat: dict[str, Any], now: float) -> str:
+    line = text(nat.get("type"))
+    if nat.get("public_address") is not None:
+        line += f", seen as {text(nat['public_address'])}"
+    if nat.get("detected_at") is not None:
+        line += f", {_ago(nat['detected_at'], now)}"
+    return line
+
+
+def _tap(tap: dict[str, Any]) -> str:
+    address = text(tap["address"]) if tap.get("address") else "no address"
+    return f"{text(tap.get('device'))}, {address}, MTU {text(tap.get('mtu'))}"
+
+
+def _traffic(
+    snapshot: Snapshot, now: float, previous: tuple[float, Snapshot] | None
+) -> Iterator[tuple[str, str]]:
+    counters = _part(snapshot, "counters")
+    before, elapsed_s = {}, 0.0
+    if previous is not None:
+        before, elapsed_s = _part(previous[1], "counters"), now - previous[0]
+    rows = []
+    for direction in ("in", "out"):
+        frames = counters.get(f"frames_{direction}") or 0
+        octets = counters.get(f"bytes_{direction}") or 0
+        row = [direction, count(frames, "frame"), size(octets)]
+        if elapsed_s > 0:
+            # below zero after a restart of the daemon: nothing is known yet
+            frame_rate = (frames - (before.get(f"frames_{direction}") or 0)) / elapsed_s
+            byte_rate = (octets - (before.get(f"bytes_{direction}") or 0)) / elapsed_s
+            row += [f"{max(0.0, frame_rate):,.0f} frames/s", f"{size(max(0.0, byte_rate))}/s"]
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for label, row in zip(("traffic", ""), rows, strict=True):
+        cells = [f"{row[0]:<{widths[0]}}"]
+        cells += [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+        yield label, "  ".join(cells)
+
+
+def _drops(dropped: dict[str, Any]) -> str:
+    reasons = [(text(name), number) for name, number in dropped.items() if number]
+    if not reasons:
+        return "none"
+    reasons.sort(key=lambda reason: (-reason[1], reason[0]))
+    return ", ".join(f"{name} {number:,}" for name, number in reasons)
+
+
+def _daemon(snapshot: Snapshot) -> str:
+    resources = _part(snapshot, "resources")
+    parts = [f"version {text(snapshot.get('version'))}"]
+    if resources.get("rss_bytes"):
+        parts += [
+            f"{resources.get('cpu_percent') or 0:.1f} % CPU",
+            size(resources["rss_bytes"]),
+            count(resources.get("threads") or 0, "thread"),
+            count(resources.get("open_fds") or 0, "open file"),
+        ]
+    return ", ".join(parts)
+
+
+def _health(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
+    checks = snapshot.get("health")
+    checks = [c for c in checks if isinstance(c, dict)] if isinstance(checks, list) else []
+    failed = [check for check in checks if not check.get("ok")]
+    if not failed:
+        yield "health", f"{click.style('ok', fg='green')}, {count(len(checks), 'check')} passed"
+    label = "health"
+    for check in failed:
+        warning = check.get("severity") == "warning"
+        mark = click.style("warn", fg="yellow") if warning else click.style("FAIL", fg="red")
+        yield label, f"{mark} {text(check.get('name'))}: {text(check.get('text'))}"
+        label = ""
+        if check.get("remedy"):
+            yield "", f"     do: {text(check['remedy'])}"

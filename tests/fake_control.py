@@ -1,0 +1,120 @@
+"""A daemon that only pretends: what the control API needs, without sockets, TAP or peers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket as std_socket
+import threading
+from collections.abc import Callable, Iterator
+
+import gevent
+import gevent.event
+import gevent.socket
+
+from shadowmesh import http_server, status
+from shadowmesh.config import HostPort
+
+TOKEN = "tokentokentokentokentokentokentokentoken123"
+LISTEN = HostPort("127.0.0.1", 9090)
+#: 2026-01-02T03:04:05.678Z
+NOW = 1767323045.678
+
+CONNECTED = status.Snapshot(
+    version="0.1.0",
+    state="connected",
+    since=NOW - 133,
+    public_key="b3VyIG93biBwdWJsaWMga2V5LCB0aGlydHktdHdvIGI=",
+    peer=status.Peer(
+        "203.0.113.7:9001", "dGhlIHBlZXIncyBwdWJsaWMga2V5LCAzMiBieXRlcyE=", pinned=True
+    ),
+    path="udp",
+    path_reason="hole punched",
+    cipher="aegis-256",
+    post_quantum=True,
+    tls_path="direct",
+    rtt_ms=0.8412345,
+    mtu=1420,
+    tap=status.Tap("tap0", 1500, "10.0.0.1/24"),
+    nat=status.Nat("full cone", "198.51.100.4:9001", NOW - 130),
+    session=status.Session(NOW - 132, 1, NOW - 12, initiator=True),
+    link=status.Link("203.0.113.7:9001", NOW - 132),
+    reconnects=2,
+    path_switches=1,
+    handshakes={"ok": 3, "refused": 1},
+    queue_bytes=4096,
+    counters=status.Counters(12345, 12001, 3 << 30, 1 << 20, {"replay": 2, "queue_full": 10}),
+    resources=status.Resources(0.26, 1.5, 43 << 20, 5, 27),
+    health=(status.Check("tap", ok=True), status.Check("link", ok=True)),
+)
+DISCONNECTED = status.Snapshot(version="0.1.0", state="disconnected", since=NOW - 10)
+
+
+class FakeControl:
+    """Answers with `snapshot` and `report`, or raises `error`; `calls` is what was asked."""
+
+    def __init__(self) -> None:
+        self.snapshot = DISCONNECTED
+        self.report = status.Health([status.Check("tap", ok=True, text="tap0 is up")])
+        self.error: Exception | None = None
+        self.calls: list[tuple[str, ...]] = []
+        #: called before each answer
+        self.before: Callable[[], None] = lambda: None
+
+    def _answer(self, *call: str) -> status.Snapshot:
+        self.calls.append(call)
+        self.before()
+        if self.error is not None:
+            raise self.error
+        return self.snapshot
+
+    def connect(self, peer: str | None) -> status.Snapshot:
+        self.snapshot = dataclasses.replace(CONNECTED)
+        return self._answer("connect", str(peer))
+
+    def disconnect(self) -> status.Snapshot:
+        self.snapshot = dataclasses.replace(DISCONNECTED)
+        return self._answer("disconnect")
+
+    def status(self) -> status.Snapshot:
+        return self._answer("status")
+
+    def health(self) -> status.Health:
+        self._answer("health")
+        return self.report
+
+
+@contextlib.contextmanager
+def serving(make_app: Callable[[HostPort], object]) -> Iterator[HostPort]:
+    """Serve an application on loopback, from a thread with an event loop of its own.
+
+    The thread makes the test's blocking client and the server independent of each other.
+    """
+    listener = std_socket.create_server(("127.0.0.1", 0), backlog=64)
+    address = HostPort("127.0.0.1", listener.getsockname()[1])
+    ready = threading.Event()
+    stop_watchers = []
+
+    def run() -> None:
+        sock = gevent.socket.socket(fileno=listener.detach())
+        server = http_server.LimitedServer(sock, make_app(address))
+        stop = gevent.event.Event()
+        watcher = gevent.get_hub().loop.async_()
+        watcher.start(stop.set)
+        stop_watchers.append(watcher)
+        server.start()
+        ready.set()
+        stop.wait()
+        server.stop(timeout=0.1)
+        watcher.close()
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield address
+    finally:
+        stop_watchers[0].send()
+        thread.join(10)
+        assert not thread.is_alive()
