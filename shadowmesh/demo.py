@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from shadowmesh.errors import ShadowMeshError
 from shadowmesh.netlab import Daemon, Net, NetlabError, Ping, introduce
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ ETH_P_ALL: Final = 0x0003
 INSIDE: Final = "--inside"  # we are in namespaces of our own already
 
 
-class DemoFailed(ShadowMeshError):
+class DemoFailed(NetlabError):
     """A step of the demo did not do what it should."""
 
 
@@ -99,7 +98,7 @@ def _demo(net: Net, directory: Path, *, udp: bool, keep: Path | None) -> int:
     left, right = _daemons(net, directory, udp=udp)
     try:
         _story(net, left, right, udp=udp)
-    except (ShadowMeshError, OSError, subprocess.SubprocessError) as error:
+    except (NetlabError, OSError, subprocess.SubprocessError) as error:
         _explain(error, left, right)
         return 1
     finally:

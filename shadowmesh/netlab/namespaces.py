@@ -21,8 +21,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from shadowmesh.errors import ShadowMeshError
-
 from .ping import Ping, ping
 
 if TYPE_CHECKING:
@@ -40,8 +38,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _net_numbers = itertools.count(1)
 
 
-class NetlabError(ShadowMeshError):
-    """A namespace, a command inside one or a daemon did not do what it was asked."""
+class NetlabError(RuntimeError):
+    """A namespace, a command inside one or a daemon did not do what it was asked.
+
+    The text may have many lines: the end of a log helps whoever reads it.
+    """
 
 
 def wait_until(
