@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import pysodium  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,13 +100,39 @@ def test_a_non_canonical_encoding_is_refused_as_a_key() -> None:
 
 
 def test_a_point_outside_the_prime_order_group_is_refused() -> None:
-    """(0, -1) added to a good point keeps it on the curve: (x, y) becomes (-x, -y)."""
     good = sodium.public_key(bytes(range(32)))
-    value = int.from_bytes(good, "little")
-    y, sign = value & ((1 << 255) - 1), value >> 255
-    mixed = ((P - y) | (1 - sign) << 255).to_bytes(32, "little")
     assert sodium.is_valid_public_key(good)
-    assert not sodium.is_valid_public_key(mixed)
+    assert not sodium.is_valid_public_key(outside_prime_order_group(good))
+
+
+def outside_prime_order_group(public: bytes) -> bytes:
+    """Return public + (0, -1), which is (-x, -y): on the curve, of order 2L."""
+    value = int.from_bytes(public, "little")
+    y, sign = value & ((1 << 255) - 1), value >> 255
+    return ((P - y) | (1 - sign) << 255).to_bytes(32, "little")
+
+
+def test_a_signature_made_for_a_key_outside_the_prime_order_group_does_not_verify() -> None:
+    """libsodium's own verification takes half of them: those whose challenge k is even."""
+    seed = bytes(range(32))
+    secret = int.from_bytes(hashlib.sha512(seed).digest()[:32], "little")
+    secret = (secret & ~7 & ((1 << 254) - 1)) | 1 << 254
+    mixed = outside_prime_order_group(sodium.public_key(seed))
+    point = sodium.public_key(bytes(range(1, 33)))  # R = rB for the r of another seed
+    r = int.from_bytes(hashlib.sha512(bytes(range(1, 33))).digest()[:32], "little")
+    r = (r & ~7 & ((1 << 254) - 1)) | 1 << 254
+    accepted_without_the_check = 0
+    for number in range(20):
+        message = bytes((number,))
+        k = int.from_bytes(hashlib.sha512(point + mixed + message).digest(), "little") % L
+        signature = point + ((r + k * secret) % L).to_bytes(32, "little")
+        assert not sodium.verify(mixed, message, signature)
+        try:
+            pysodium.crypto_sign_verify_detached(signature, message, mixed)
+        except ValueError:
+            continue
+        accepted_without_the_check += 1
+    assert accepted_without_the_check > 0
 
 
 @pytest.mark.parametrize("size", [0, 31, 33, 64])
