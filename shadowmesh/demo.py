@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import io
 import os
 import re
 import secrets
@@ -53,8 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
     if not options.inside:
-        return _run_in_own_namespaces(given)
-    sys.stdout.reconfigure(line_buffering=True)  # in order with stderr, also into a pipe
+        try:
+            command = [*_unshare(), sys.executable, "-m", "shadowmesh.demo", INSIDE, *given]
+        except DemoFailed as error:
+            print(f"demo: {error}", file=sys.stderr)
+            return 4
+        # In our place, not as a child: a signal must reach the process that cleans up.
+        os.execvp(command[0], command)  # noqa: S606  (no shell is wanted)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # in order with stderr, also into a pipe
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Namespaces are named below /run; a private one also works without root, and is gone with us.
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
@@ -66,31 +74,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _run_in_own_namespaces(arguments: list[str]) -> int:
+def _unshare() -> list[str]:
+    """Return the command that runs another in network and mount namespaces of its own.
+
+    Raises:
+        DemoFailed: this machine or this user cannot have them.
+    """
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        return _cannot("no access to /dev/net/tun: try `modprobe tun`, or run as root")
+        raise DemoFailed("no access to /dev/net/tun: try `modprobe tun`, or run as root")
     unshare = ["unshare", "--net", "--mount"]
     if os.geteuid() != 0:
         unshare += ["--user", "--map-root-user"]
     probe = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
-        return _cannot(
+        raise DemoFailed(
             f"no right to make namespaces ({probe.stderr.strip()}): run as root, or allow it "
             "with `sysctl kernel.unprivileged_userns_clone=1` or "
             "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
         )
-    command = [*unshare, sys.executable, "-m", "shadowmesh.demo", INSIDE, *arguments]
-    with subprocess.Popen(command) as child:
-        while True:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:  # the child got it too, and cleans up
-                continue
-
-
-def _cannot(reason: str) -> int:
-    print(f"demo: {reason}", file=sys.stderr)
-    return 4
+    return unshare
 
 
 def _demo(net: Net, directory: Path, *, udp: bool, keep: Path | None) -> int:
