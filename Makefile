@@ -15,7 +15,7 @@ export PYTHON
 ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+PIP := $(PY) -m pip --disable-pip-version-check --quiet install --use-pep517 --constraint constraints.txt
 # Several people or jobs may share a checkout; the compiled module is written in place.
 LOCK := mkdir -p build && flock build/.lock
 
