@@ -16,7 +16,7 @@ Source: interface.md, "Configuration".
 
 from __future__ import annotations
 
-from shadowmesh.config.load import load
+from shadowmesh.config.loader import load
 from shadowmesh.config.model import (
     Config,
     DaemonSection,

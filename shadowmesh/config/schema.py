@@ -1,7 +1,7 @@
 """The table of all keys: default, check, meaning, and whether a reload applies a change.
 
 Owns: names, defaults and ranges; conf/daemon.yaml documents the same and a test compares them.
-Does not know: where values come from (`load`), how a value is parsed (`values`).
+Does not know: where values come from (`loader`), how a value is parsed (`values`).
 """
 
 from __future__ import annotations
