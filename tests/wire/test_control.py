@@ -139,9 +139,7 @@ def test_a_mapped_address_becomes_the_ipv4_address() -> None:
 
 
 @given(st.integers(0, 255), st.text(max_size=100))
-def test_close_text_comes_back_printable_and_cut_between_characters(
-    reason: int, text: str
-) -> None:
+def test_close_text_comes_back_printable_and_cut_between_characters(reason: int, text: str) -> None:
     body = control.encode_close(reason, text)
     assert len(body) <= 65
     close = control.decode_close(body)
@@ -237,7 +235,9 @@ def test_dangerous_and_useless_candidates_are_refused(address: str) -> None:
     assert not control.is_usable(candidate(address), tunnel)
 
 
-@pytest.mark.parametrize("address", ["192.168.1.5", "10.0.1.2", "8.8.8.8", "169.254.3.4", "2001:db8::1"])
+@pytest.mark.parametrize(
+    "address", ["192.168.1.5", "10.0.1.2", "8.8.8.8", "169.254.3.4", "2001:db8::1"]
+)
 def test_ordinary_candidates_are_usable(address: str) -> None:
     assert control.is_usable(candidate(address), [ip_network("10.0.0.0/24")])
     assert not control.is_usable(candidate(address, 0))

@@ -174,9 +174,7 @@ def deliver(world: World, dial: str, to: str) -> World:
         return world.with_node(to, replace(node, dial="gone", session=session))
     if what == "msg1":
         early = node.dial != "established"
-        return world.with_node(to, replace(node, answered_before=early)).send(
-            dial, sender, "msg2"
-        )
+        return world.with_node(to, replace(node, answered_before=early)).send(dial, sender, "msg2")
     if what == "msg3":
         dialling = node.dial in {"asked", "authenticated"}
         overlapping = node.dial == "established" and node.answered_before
