@@ -37,8 +37,6 @@ _log = log.get("http")
 MAX_CONNECTIONS: Final = 64
 #: head and body of one request, and the pause before it on a kept connection
 REQUEST_TIMEOUT_S: Final = 10.0
-#: how much of a longer body is read and thrown away so that the client sees the refusal
-MAX_DISCARD_BYTES: Final = 1024 * 1024
 _CHUNK_BYTES: Final = 16 * 1024
 
 
@@ -128,7 +126,10 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
             self._deadline = None
 
     def _read_body(self) -> None:
-        """Take the body off the connection, or so much of it that the application refuses it."""
+        """Take the body off the connection, or so much of it that the application refuses it.
+
+        The rest is not read: closing the connection is the end of it.
+        """
         body = bytearray()
         while len(body) <= MAX_API_BODY_BYTES:
             piece = self.wsgi_input.read(_CHUNK_BYTES)
@@ -136,21 +137,12 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
                 break
             body += piece
         else:
-            self._discard_rest()
+            self.close_connection = True
         self.wsgi_input = _ReadBody(io.BytesIO(body), len(body))
         self.environ["wsgi.input"] = self.wsgi_input
         if body:
             self.environ["CONTENT_LENGTH"] = str(len(body))
         self.environ.pop("HTTP_TRANSFER_ENCODING", None)
-
-    def _discard_rest(self) -> None:
-        self.close_connection = True
-        discarded = 0
-        while discarded < MAX_DISCARD_BYTES:
-            piece = self.wsgi_input.read(_CHUNK_BYTES)
-            if not piece:
-                return
-            discarded += len(piece)
 
     def _handle_client_error(self, error: Exception) -> tuple[str, bytes]:
         # pywsgi prints a traceback for some of these

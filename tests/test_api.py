@@ -148,7 +148,7 @@ def test_a_wrong_method_is_refused_as_json(client, control, method, path, allowe
     assert control.calls == []
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/status/", "//status", "/static/x", "/Status"])
+@pytest.mark.parametrize("path", ["/", "/nothing", "/status/", "/static/x", "/Status"])
 def test_an_unknown_route_is_refused_as_json(client, path):
     assert_refused(ask(client, path=path), 404, "not_found")
 
@@ -166,6 +166,15 @@ def test_health_needs_no_token_and_then_tells_no_texts(client):
 def test_health_with_the_token_tells_texts(client):
     checks = ask(client, path="/health").get_json()["checks"]
     assert checks["tap"]["text"] == "tap0 is up"
+
+
+def test_health_without_a_token_may_only_be_read(client, control):
+    assert client.head("/health", base_url=BASE_URL).status_code == 200
+    control.calls.clear()
+    for method in ("POST", "DELETE", "OPTIONS"):
+        answer = client.open("/health", method=method, base_url=BASE_URL)
+        assert_refused(answer, 401, "unauthorized")
+    assert control.calls == []
 
 
 def test_health_with_a_wrong_token_is_refused(client):
@@ -499,6 +508,20 @@ def test_a_chunked_body_is_read_like_any_other(served, control):
     )  # fmt: skip
     assert status_of(exchange(served, request)) == 200
     assert control.calls == [("connect", "a:1")]
+
+
+def test_a_chunked_body_of_a_wrong_type_is_refused(served, control):
+    request = request_bytes(
+        served, "Content-Type: text/plain", "Transfer-Encoding: chunked",
+        first="POST /connect HTTP/1.1", body=b"2\r\n{}\r\n0\r\n\r\n",
+    )  # fmt: skip
+    assert status_of(exchange(served, request)) == 415
+    assert control.calls == []
+
+
+def test_connections_that_ended_are_not_counted(served):
+    for _ in range(http_server.MAX_CONNECTIONS + 20):
+        assert status_of(exchange(served, request_bytes(served))) == 200
 
 
 def test_a_body_without_end_is_refused_without_being_kept(served, control):

@@ -39,11 +39,6 @@ class Program(click.Group):
             code = super().main(
                 args, prog_name or "shadowmesh", standalone_mode=False, obj=settings, **extra
             )
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Whoever read our output has seen enough; the interpreter would complain at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = EXIT_FAILED
         except click.UsageError as error:
             text = error.format_message().removesuffix(".")
             code = _report(settings, f"{text}; see `shadowmesh --help`", "usage", EXIT_USAGE)
