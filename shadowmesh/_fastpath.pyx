@@ -309,14 +309,62 @@ cdef class Session:
         session.peer_caps = peer_caps
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
 
-    def send_under(self, uint32_t key_id) -> None:
-        """Seal everything from now on under the keys of `key_id`."""
+    def send_under(self, uint32_t key_id, int inner_type=0, bytes body=None) -> None:
+        """Seal everything from now on under the keys of `key_id`.
+
+        Args:
+            inner_type, body: a record to be the first under them, before any frame; None: none.
+        Raises:
+            LocalProtocolError: no such keys, or no link that takes the record; nothing changed.
+        """
         cdef session_t *session = self._state()
+        cdef int before
         if self._epoch(key_id).state != EPOCH_INSTALLED:
             raise LocalProtocolError(f"key id {key_id:#010x} has no keys yet")
         pthread_mutex_lock(&self.plane.plane.tx_lock)
+        before = session.tx_epoch
         session.tx_epoch = key_id & 0xFF
+        failure = None if body is None else self._seal(inner_type, body)
+        if failure is not None:
+            session.tx_epoch = before
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        if failure is not None:
+            raise LocalProtocolError(failure)
+
+    def send_record(self, int inner_type, bytes body not None) -> None:
+        """Seal one record that is not a frame and queue it as a message of its own.
+
+        Args:
+            inner_type: protocol section 6.
+            body: at most 2048 bytes.
+        Raises:
+            LocalProtocolError: there are no sending keys, they have expired, or the link takes
+                no more bytes.
+        """
+        self._state()
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        failure = self._seal(inner_type, body)
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        if failure is not None:
+            raise LocalProtocolError(failure)
+
+    cdef str _seal(self, int inner_type, bytes body):
+        # Under tx_lock, so it must not raise: why it failed, None when it did not.
+        cdef plane_t *plane = self.plane.plane
+        cdef uint8_t inner[1 + MAX_SIGNAL_BYTES]
+        cdef slot_t slot
+        cdef int obstacle = sending_obstacle(plane, self.index, boottime_ns())
+        if len(body) > MAX_SIGNAL_BYTES or not 0 <= inner_type <= 255:
+            return f"a record of type {inner_type} with {len(body)} bytes is not allowed"
+        if obstacle != KEEP:
+            return f"nothing can be sealed: {DROP_NAMES[obstacle]}"
+        inner[0] = <uint8_t>inner_type
+        memcpy(inner + 1, <const uint8_t *>body, len(body))
+        slot.inner = inner
+        slot.inner_bytes = <uint32_t>(1 + len(body))
+        if not seal_message(plane, &plane.sessions[self.index], &slot, 1, 0):
+            return "the link takes no more bytes"
+        return None
 
     def retire(self, uint32_t key_id) -> None:
         """Erase the keys of `key_id`, or give back a key id that was never used."""
@@ -351,9 +399,12 @@ cdef class Session:
         signal_fd(self.plane.plane.space_fd)
 
     def activity(self) -> tuple:
-        """Return (last sealed, last opened) in seconds of CLOCK_BOOTTIME, 0.0 for never."""
+        """Return when the last frame was sealed and the last record of any type opened.
+
+        Seconds of CLOCK_BOOTTIME; 0.0 for never.
+        """
         cdef session_t *session = self._state()
-        return session.last_sealed_ns / 1e9, session.last_opened_ns / 1e9
+        return session.last_frame_ns / 1e9, session.last_opened_ns / 1e9
 
     def records_sealed(self) -> int:
         """Return how many records the sending keys have sealed."""
@@ -539,42 +590,6 @@ cdef class Pipe:
             ring_commit(&self.ring, message, header + length, 0)
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
         if message == NULL:
-            raise LocalProtocolError("the link takes no more bytes")
-
-    def send_record(self, Session session not None, int inner_type, bytes body not None) -> None:
-        """Seal one record that is not a frame and queue it as a message of its own.
-
-        Args:
-            session: bound to this pipe, with sending keys that have not expired.
-            inner_type: protocol section 6.
-            body: at most 2048 bytes.
-        Raises:
-            LocalProtocolError: one of these does not hold, or the link takes no more bytes.
-        """
-        cdef plane_t *plane = self.plane.plane
-        cdef uint8_t inner[1 + MAX_SIGNAL_BYTES]
-        cdef slot_t slot
-        cdef int taken = 0
-        cdef uint64_t now_ns = boottime_ns()
-        if len(body) > MAX_SIGNAL_BYTES or not 0 <= inner_type <= 255:
-            raise ValueError(f"record of type {inner_type} with {len(body)} bytes")
-        if session.pipe is not self:
-            raise LocalProtocolError("the session is not bound to this pipe")
-        inner[0] = <uint8_t>inner_type
-        memcpy(inner + 1, <const uint8_t *>body, len(body))
-        slot.inner = inner
-        slot.inner_bytes = <uint32_t>(1 + len(body))
-        slot.verdict = KEEP
-        pthread_mutex_lock(&plane.tx_lock)
-        obstacle = sending_obstacle(plane, session.index, now_ns)
-        if obstacle == KEEP:
-            taken = seal_message(plane, &plane.sessions[session.index], &slot, 1, 0)
-            if taken:
-                plane.sessions[session.index].last_sealed_ns = now_ns
-        pthread_mutex_unlock(&plane.tx_lock)
-        if obstacle != KEEP:
-            raise LocalProtocolError(f"nothing can be sealed: {DROP_NAMES[obstacle]}")
-        if not taken:
             raise LocalProtocolError("the link takes no more bytes")
 
     def close(self) -> None:

@@ -82,7 +82,7 @@ CHACHA_TAG_BYTES: Final = 16
 CHACHA_NONCE_BYTES: Final = 12
 AEGIS256_TAG_BYTES: Final = 32
 AEGIS256_NONCE_BYTES: Final = 32
-#: width of the replay window, RFC 6479
+#: ring of the replay window, RFC 6479; one 64-bit word less of it is usable
 REPLAY_WINDOW_BITS: Final = 8192
 REKEY_AFTER_RECORDS: Final = 1 << 60
 #: sealing stops here, one replay window before the counter would wrap

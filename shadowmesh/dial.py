@@ -18,7 +18,13 @@ import gevent
 import gevent.socket
 
 from shadowmesh.constants import HANDSHAKE_TIMEOUT_S, TLS_TIMEOUT_S
-from shadowmesh.errors import ConnectTimeout, ControlError, PeerRefused, PeerUnreachable, RemoteProtocolError
+from shadowmesh.errors import (
+    ConnectTimeout,
+    ControlError,
+    PeerRefused,
+    PeerUnreachable,
+    RemoteProtocolError,
+)
 from shadowmesh.link import Upgraded, plain_address, set_socket_options
 from shadowmesh.tls import peer_certificate_sha256
 from shadowmesh.wire.websocket import ClientUpgrade
@@ -61,17 +67,14 @@ def dial(
     progress = _Progress(address)
     timer = gevent.Timeout.start_new(timeout_s)
     try:
-        failure: ControlError | None = None
-        failed_step = 0
+        failures: list[tuple[int, ControlError]] = []
         for family, sockaddr in _resolve(progress):
             try:
                 return _dial_one(progress, family, sockaddr, path, context)
             except ControlError as error:
-                # The address that came furthest says most about what is wrong.
-                if failure is None or progress.step > failed_step:
-                    failure, failed_step = error, progress.step
-        assert failure is not None  # _resolve() returns at least one address
-        raise failure
+                failures.append((progress.step, error))
+        # The first of those that came furthest says most about what is wrong.
+        raise max(failures, key=lambda failure: failure[0])[1]
     except gevent.Timeout as timeout:
         if timeout is not timer:
             raise
@@ -116,6 +119,7 @@ class _Limit:
 
     def __init__(self, progress: _Progress, seconds: float) -> None:
         self._progress = progress
+        self._seconds = seconds
         self._timer = gevent.Timeout(seconds)
 
     def __enter__(self) -> None:
@@ -124,7 +128,7 @@ class _Limit:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._timer.close()
         if error is self._timer:
-            raise self._progress.timeout(self._timer.seconds) from None
+            raise self._progress.timeout(self._seconds) from None
 
 
 def _resolve(progress: _Progress) -> list[tuple[int, Any]]:
@@ -189,9 +193,7 @@ def _connect(progress: _Progress, family: int, sockaddr: Any) -> gevent.socket.s
     return sock
 
 
-def _start_tls(
-    progress: _Progress, sock: gevent.socket.socket, context: SSLContext
-) -> SSLSocket:
+def _start_tls(progress: _Progress, sock: gevent.socket.socket, context: SSLContext) -> SSLSocket:
     """Return the TLS socket that replaces sock, which the caller closes after a failure."""
     progress.begin("tls")
     tls_sock = sock

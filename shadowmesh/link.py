@@ -22,7 +22,6 @@ import errno
 import os
 import ssl
 import struct
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +78,7 @@ _WAIT_WRITE: Final = 2
 #: ("message", bytes) or ("record", key_id, inner_type, body), as the pipe's ingest() returns it
 LinkEvent = tuple[Any, ...]
 
-_log = log.get(__name__)
+_log = log.get("link")
 
 
 class Pipe(Protocol):
@@ -267,16 +266,14 @@ class Link:
         try:
             work()
         except RemoteProtocolError as error:
-            self._end(f"the peer broke the protocol: {error}", error.close_code,
-                      farewell=error.close_code)
+            self._end(
+                f"the peer broke the protocol: {error}", error.close_code, farewell=error.close_code
+            )
         except OSError as error:
             why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
             self._end(f"connection lost while {doing}: {why or error}", WS_ABNORMAL)
-        except Exception as error:
-            # The owner learns of it through on_closed; the stack is worth keeping.
-            _log.error("link failed by a bug", doing=doing, trace=traceback.format_exc())
-            self._end(f"internal error while {doing}: {error!r}", WS_INTERNAL_ERROR,
-                      farewell=WS_INTERNAL_ERROR)
+        except Exception as error:  # noqa: BLE001 - every failure reaches the owner
+            self._end_by_bug(f"while {doing}", error)
 
     def _read(self) -> None:
         """Feed the pipe until the connection or the link ends."""
@@ -352,6 +349,10 @@ class Link:
         self._in_callback = True
         try:
             self._on_events(events)
+        except RemoteProtocolError:
+            raise
+        except Exception as error:  # noqa: BLE001 - in _run() an OSError means the connection
+            self._end_by_bug("in on_events", error)
         finally:
             self._in_callback = False
 
@@ -359,7 +360,7 @@ class Link:
         """Write data and return its length; raises TimeoutError when the peer stops taking."""
         while True:
             try:
-                return self._sock.write(data)
+                return int(self._sock.write(data))
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                 self._wait_for_progress(want)
 
@@ -400,6 +401,13 @@ class Link:
         farewell = WS_NORMAL if code == _NO_CODE else code
         self._end(f"{why}: {text}" if text else why, code, farewell=farewell)
 
+    def _end_by_bug(self, where: str, error: Exception) -> None:
+        """An exception that nobody expected: keep its stack, and let the owner go on."""
+        _log.exception("link ended by a bug", where=where, peer=self.remote_address[0])
+        self._end(
+            f"internal error {where}: {error!r}", WS_INTERNAL_ERROR, farewell=WS_INTERNAL_ERROR
+        )
+
     def _end(self, reason: str, code: int, *, farewell: int | None = None) -> None:
         """Start the end, once. `farewell` is the code of the close frame to send, if any."""
         if self._ending is None:
@@ -418,9 +426,8 @@ class Link:
         ):
             try:
                 step()
-            except Exception:
-                # A bug in one step must not keep the socket open or the owner uninformed.
-                _log.error("closing a link failed by a bug", trace=traceback.format_exc())
+            except Exception:  # noqa: BLE001 - the other steps free the socket, tell the owner
+                _log.exception("closing a link failed by a bug", peer=self.remote_address[0])
         self._ended.set()
 
     def _stop_reader(self) -> None:

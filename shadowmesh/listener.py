@@ -1,50 +1,40 @@
 """The peer port: from TCP accept to an upgraded WebSocket.
 
-Owns: the listening socket, the limits before authentication, the TLS handshake and the upgrade,
-each under its own deadline, and a counter for every way a connection can end here. Does not
-know: sessions, handshakes, frames after the upgrade.
+Owns: the listening socket, the limits before authentication, the deadlines of TLS and upgrade,
+and a counter for every way a connection can end here. Does not know: HTTP, sessions, handshakes,
+frames after the upgrade.
 
 ::
 
-    accept --Admission--> TLS (5 s) --> head, at most 8 KiB (2 s) --check_request--+
-                                                                                   |
-    on_upgraded(Upgraded) <-- 101 by gevent-websocket's handler <-- our own copy --+
+    accept --Admission--> TLS (5 s) --> upgrade (2 s) --> on_upgraded(Upgraded)
 
-The head is read here, not by the handler: its buffered reader would swallow frames that follow,
-and has no deadline. The handler gets a request that holds only what was checked.
 Source: protocol sections 5 and 9.
 """
 
 from __future__ import annotations
 
 import errno
-import io
-import logging
 import time
-import traceback
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import gevent
 import gevent.socket
-import h11
 from gevent.event import Event
 from gevent.pool import Group
-from geventwebsocket.handler import WebSocketHandler
 
 from shadowmesh import log
 from shadowmesh.admission import Admission, Limits, source_of
 from shadowmesh.constants import (
-    MAX_HEADER_BYTES,
     TLS_TIMEOUT_S,
     UNAUTHENTICATED_TIMEOUT_S,
     UPGRADE_TIMEOUT_S,
-    WS_SUBPROTOCOL,
 )
 from shadowmesh.errors import NotPermitted, ShadowMeshError
 from shadowmesh.link import Upgraded, plain_address, say_goodbye, set_socket_options
-from shadowmesh.wire.websocket import UpgradeRefused, check_request
+from shadowmesh.upgrade import upgrade
+from shadowmesh.wire.websocket import UpgradeRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,33 +49,31 @@ BACKLOG: Final = 128
 #: the first to the second.
 ACCEPT_PAUSE_MIN_S: Final = 0.1
 ACCEPT_PAUSE_MAX_S: Final = 2.0
+#: A fault that lasts is logged once in this time.
+LOG_INTERVAL_S: Final = 60.0
 #: Let others run after so many connections were accepted without a wait.
 ACCEPT_TURNS: Final = 8
 
 #: accept(2): an error of the connection that was just being accepted; the next may be good.
-_CONNECTION_ERRORS: Final = frozenset({
-    errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENOPROTOOPT,
-    errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH,
-    errno.EINTR,
-})
+_CONNECTION_ERRORS: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.EINTR,
+    }
+)
 #: No IPv6 in this kernel, or switched off.
 _NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
-_REASONS: Final = {
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    426: "Upgrade Required",
-    431: "Request Header Fields Too Large",
-    505: "HTTP Version Not Supported",
-}
-_EXTRA_HEADERS: Final = {
-    405: "Allow: GET\r\n",
-    426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
-}
-
-_log = log.get(__name__)
+_log = log.get("listener")
 
 
 class Listener:
@@ -135,16 +123,23 @@ class Listener:
         self._certificate_sha256 = certificate_sha256
         self._on_upgraded = on_upgraded
         self._admission = Admission(limits or Limits())
-        self._upgrader = _Upgrader()
         self._listening: gevent.socket.socket | None = None
         self._accepting: gevent.Greenlet | None = None
         self._pending = Group()
         self._stopping = Event()
         self.counters = dict.fromkeys(
             (
-                "accepted", "upgraded", "refused_total", "refused_source", "refused_rate",
-                "tls_failed", "timed_out", "upgrade_refused", "lost",
-                "accept_aborted", "accept_paused",
+                "accepted",
+                "upgraded",
+                "refused_total",
+                "refused_source",
+                "refused_rate",
+                "tls_failed",
+                "timed_out",
+                "upgrade_refused",
+                "lost",
+                "accept_aborted",
+                "accept_paused",
             ),
             0,
         )
@@ -170,7 +165,7 @@ class Listener:
             ShadowMeshError: the port is taken, or the address is not one of this machine.
         """
         self._listening = _listen(self._address)
-        self._accepting = gevent.spawn(self._accept)
+        self._accepting = gevent.spawn(self._accept, self._listening)
 
     def stop(self) -> None:
         """Close the port and every connection that is not upgraded yet; idempotent."""
@@ -183,13 +178,12 @@ class Listener:
 
     # --- Accepting ----------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _accept(self, listening: gevent.socket.socket) -> None:
         """Accept for ever; ends with stop(). Its owner is the listener."""
-        assert self._listening is not None
         pause_s, turns = ACCEPT_PAUSE_MIN_S, 0
         while not self._stopping.is_set():
             try:
-                raw, sockaddr = self._listening.accept()
+                raw, sockaddr = listening.accept()
             except OSError as error:
                 if self._stopping.is_set():
                     return
@@ -197,8 +191,9 @@ class Listener:
                     self.counters["accept_aborted"] += 1
                     gevent.sleep(0)
                     continue
-                if pause_s == ACCEPT_PAUSE_MIN_S:
-                    _log.warning("accepting peers is paused", error=error.strerror)
+                _log.limited(LOG_INTERVAL_S).warning(
+                    "accepting peers is paused", error=error.strerror
+                )
                 self.counters["accept_paused"] += 1
                 self._stopping.wait(pause_s)
                 pause_s = min(2 * pause_s, ACCEPT_PAUSE_MAX_S)
@@ -235,7 +230,7 @@ class Listener:
             self._start_tls(connection)
             timer.close()
             timer = gevent.Timeout.start_new(UPGRADE_TIMEOUT_S)
-            leftover = self._upgrade(connection)
+            leftover = upgrade(connection.sock, connection.remote, self._path)
         except gevent.Timeout as timeout:
             if timeout is not timer:
                 raise
@@ -296,36 +291,10 @@ class Listener:
         )
         try:
             self._on_upgraded(upgraded)
-        except Exception:
-            _log.error("taking over a connection failed by a bug", trace=traceback.format_exc())
+        except Exception:  # noqa: BLE001 - a bug must not keep the connection open
+            _log.exception("taking over a connection failed by a bug", peer=connection.remote[0])
             upgraded.sock.close()
             upgraded.release()
-
-    def _upgrade(self, connection: _Connection) -> bytes:
-        """Read the request and answer it; return what followed it.
-
-        Raises:
-            UpgradeRefused: an HTTP error was sent.
-            OSError: the connection is gone.
-            gevent.Timeout: raised into it by the caller.
-        """
-        sock = connection.sock
-        try:
-            head, leftover = _read_head(sock)
-            request = _parse_head(head)
-            check_request(
-                request.method.decode("ascii"),
-                request.target.decode("ascii"),
-                f"HTTP/{request.http_version.decode('ascii')}",
-                [(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers],
-                expected_path=self._path,
-            )
-        except UpgradeRefused as refusal:
-            sock.sendall(_http_error(refusal.status))
-            raise
-        key = next(value for name, value in request.headers if name == b"sec-websocket-key")
-        self._upgrader.answer(sock, connection.remote, self._path, key.decode("ascii"))
-        return leftover
 
 
 class _Slot:
@@ -351,101 +320,6 @@ class _Connection:
     authenticate_by: float
     outcome: str = "lost"
     detail: str = ""
-
-
-def _read_head(sock: SSLSocket) -> tuple[bytes, bytes]:
-    """Return (request up to and with its empty line, what came after it).
-
-    Raises:
-        UpgradeRefused: longer than MAX_HEADER_BYTES.
-        ConnectionError: closed before it was complete.
-    """
-    data = bytearray()
-    while (end := data.find(b"\r\n\r\n")) < 0:
-        if len(data) >= MAX_HEADER_BYTES:
-            raise UpgradeRefused(f"request head is over {MAX_HEADER_BYTES} bytes", 431)
-        part = sock.recv(MAX_HEADER_BYTES - len(data))
-        if not part:
-            raise ConnectionError(errno.ECONNRESET, "closed before the request was complete")
-        data += part
-    end += 4
-    return bytes(data[:end]), bytes(data[end:])
-
-
-def _parse_head(head: bytes) -> h11.Request:
-    """Return the request of a complete head. Raises UpgradeRefused."""
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER_BYTES)
-    try:
-        parser.receive_data(head)
-        event = parser.next_event()
-    except h11.RemoteProtocolError as error:
-        raise UpgradeRefused(f"request is not HTTP: {error}", 400) from None
-    if not isinstance(event, h11.Request):
-        raise UpgradeRefused("request is not HTTP", 400)
-    return event
-
-
-def _http_error(status: int) -> bytes:
-    """Return a whole answer that tells nothing about this program."""
-    return (
-        f"HTTP/1.1 {status} {_REASONS[status]}\r\n{_EXTRA_HEADERS.get(status, '')}"
-        "Content-Length: 0\r\nConnection: close\r\n\r\n"
-    ).encode("ascii")
-
-
-# --- The 101 answer by gevent-websocket -------------------------------------------------------
-
-
-class _Upgrader:
-    """What gevent-websocket's handler takes for its server; writes the 101 answer through it."""
-
-    def __init__(self) -> None:
-        self.application = self
-        # The handler logs text of its own for each request; the listener logs what matters.
-        self.logger = logging.Logger("geventwebsocket", logging.CRITICAL + 1)
-
-    def app_protocol(self, path: str) -> str:
-        """The subprotocol that the handler answers with."""
-        return WS_SUBPROTOCOL
-
-    def get_environ(self) -> dict[str, Any]:
-        """The WSGI environment before the request's own entries."""
-        return {}
-
-    def answer(
-        self, sock: SSLSocket, remote: tuple[str, int], path: str, websocket_key: str
-    ) -> None:
-        """Send ``101 Switching Protocols`` for a request that check_request() let pass.
-
-        Raises:
-            OSError: the answer could not be sent.
-        """
-        request = (
-            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {websocket_key}\r\n"
-            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {WS_SUBPROTOCOL}\r\n\r\n"
-        )
-        handler = _Handler(sock, remote, self, io.BytesIO(request.encode("latin-1")))
-        handler.handle_one_request()
-        websocket = getattr(handler, "websocket", None)
-        if websocket is not None:
-            # When it is collected it would write a close frame of its own into our stream.
-            websocket.closed = True
-        if websocket is None or handler.code != 101 or not handler.headers_sent:
-            raise ConnectionError(errno.EPIPE, "the answer to the upgrade could not be sent")
-
-
-class _Handler(WebSocketHandler):
-    """gevent-websocket's handler, for the upgrade alone."""
-
-    prevent_wsgi_call = True
-
-    def log_request(self) -> None:
-        """The listener counts and logs."""
-
-    def handle_error(self, kind: object, error: BaseException, trace: object) -> None:
-        """Let everything, deadlines and kills included, reach the listener."""
-        raise error
 
 
 # --- The listening socket ---------------------------------------------------------------------

@@ -209,6 +209,26 @@ def open_tap(
     )
 
 
+def check_permission(name: str, kernel: Kernel | None = None) -> None:
+    """Find out at start whether this process may make or use the TAP device `name`.
+
+    The device is attached for a moment, which is the only question that the kernel answers for a
+    prepared device as well as for a new one. A device in use is not an error here.
+
+    Raises:
+        NotPermitted: CAP_NET_ADMIN or access to /dev/net/tun is missing.
+        DeviceError: there is no /dev/net/tun.
+    """
+    kernel = kernel or Kernel()
+    fd = _open_clone(kernel)
+    try:
+        _attach(kernel, fd, name)
+    except DeviceError as error:
+        _log.debug("TAP device cannot be tried out", device=name, cause=str(error))
+    finally:
+        kernel.close(fd)
+
+
 def stable_mac(seed: bytes) -> bytes:
     """Derive a unicast, locally administered MAC from something that stays, such as a public key.
 

@@ -185,7 +185,8 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
         deliver_frame(plane, inner, inner_bytes)
         return EVENT_NONE
     if inner[0] == INNER_PADDING:
-        return EVENT_NONE
+        # Of padding only the fact counts: it may be the first record under new keys.
+        inner_bytes = 1
     if (inner[0] > INNER_CLOSE or inner[0] == INNER_FRAGMENT
             or inner_bytes - 1 > MAX_SIGNAL_BYTES):
         return E_RECORD

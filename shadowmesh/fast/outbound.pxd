@@ -191,7 +191,7 @@ cdef inline void send_batch(plane_t *plane) noexcept nogil:
         if taken:
             first += taken
             plane.stalled = 0
-            session.last_sealed_ns = now_ns
+            session.last_frame_ns = now_ns
             continue
         if plane.stalled:
             drop_outgoing(plane, DROP_LINK_STALLED, kept - first)

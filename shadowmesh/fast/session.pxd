@@ -76,8 +76,8 @@ ctypedef struct session_t:
     uint32_t peer_caps
     ring_t *ring                # of the WSS link; NULL while there is none
     int masked                  # we are the WebSocket client
-    uint64_t last_sealed_ns     # CLOCK_BOOTTIME
-    uint64_t last_opened_ns
+    uint64_t last_frame_ns      # CLOCK_BOOTTIME: a frame was sealed
+    uint64_t last_opened_ns     # a record of any type opened
 
 
 cdef inline bint epoch_expired(const epoch_t *epoch, uint64_t now_ns) noexcept nogil:

@@ -62,30 +62,27 @@ from shadowmesh.wire.events import (
     Control,
     Established,
     Failed,
-    InstallKeys,
     PeerClosed,
     RekeyAborted,
     Rekeyed,
-    RetireKeys,
     SendMessage,
     SendRecord,
-    SendUnder,
 )
-from shadowmesh.wire.handshake import Initiator, Responder, TrafficKeys
+from shadowmesh.wire.handshake import Initiator, Responder
+from shadowmesh.wire.key_table import KeyTable, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shadowmesh.wire.events import Event
     from shadowmesh.wire.handshake import Entropy, HandshakeResult, Offer, Policy
+    from shadowmesh.wire.key_table import Keys
 
 #: pause after an aborted rekey; three attempts of 5 s still fit between a rotation_interval of
 #: 120 s and the end of the keys at 180 s
 REKEY_RETRY_S: Final = 10.0
 #: a REKEY_REQUEST is ignored while the keys are younger, so that no peer keeps us rekeying
 REKEY_REQUEST_MIN_AGE_S: Final = 10.0
-#: what is kept of a result after InstallKeys: secrets live in the data plane alone
-_BLANK: Final = TrafficKeys(b"", b"", b"", b"", b"")
 #: place of the message number in a handshake header (protocol section 3)
 _NUMBER_OFFSET: Final = 6
 
@@ -120,24 +117,6 @@ class _Attempt:
         if self.due is _Due.OWNER:
             return whole
         return min(whole, self.step_at + HANDSHAKE_MESSAGE_TIMEOUT_S)
-
-
-@dataclass(slots=True)
-class _Keys:
-    """One set of keys; the secrets leave its result when it is installed."""
-
-    result: HandshakeResult
-    created_at: float
-    #: set when they are the previous keys and the peer was heard under the current ones
-    retire_at: float | None = None
-
-    @property
-    def local_key_id(self) -> int:
-        return self.result.local_key_id
-
-    @property
-    def expires_at(self) -> float:
-        return self.created_at + KEY_LIFETIME_S
 
 
 class SessionMachine:
@@ -178,7 +157,7 @@ class SessionMachine:
     ) -> None:
         def in_use(key_id: int) -> bool:
             # Previous and next keys are retired before new ones are installed.
-            current = self._current
+            current = self._keys.current
             taken = current is not None and current.result.remote_key_id == key_id
             return taken or policy.key_id_in_use(key_id)
 
@@ -196,10 +175,8 @@ class SessionMachine:
         self._over = False
         self._link_up = True
         self._attempt: _Attempt | None = None
-        self._previous: _Keys | None = None
-        self._current: _Keys | None = None
-        #: initiator only: installed, not confirmed by ACCEPT; outlives the attempt that made it
-        self._next: _Keys | None = None
+        #: the next keys exist at the initiator only, and outlive the attempt that made them
+        self._keys = KeyTable(self._emit)
         #: initiator: handshakes given up before their message 2 came, oldest first
         self._abandoned: deque[Initiator] = deque()
         #: responder: a message 3 may still come for a rekey that was given up
@@ -214,7 +191,7 @@ class SessionMachine:
     @property
     def established(self) -> bool:
         """Whether frames may pass now."""
-        return self._current is not None
+        return self._keys.current is not None
 
     @property
     def over(self) -> bool:
@@ -224,7 +201,7 @@ class SessionMachine:
     @property
     def key_ids(self) -> tuple[int, ...]:
         """Local ids of the installed keys, at most three."""
-        return tuple(keys.local_key_id for keys in self._live())
+        return tuple(keys.local_key_id for keys in self._keys.live())
 
     def next_event(self) -> Event | None:
         """Return what to do or know next, None when there is nothing."""
@@ -234,9 +211,7 @@ class SessionMachine:
         """Return when handle_timeout() is due, None once the session is over."""
         if self._over:
             return None
-        due = [keys.expires_at for keys in self._live()]
-        if self._previous is not None and self._previous.retire_at is not None:
-            due.append(self._previous.retire_at)
+        due = self._keys.deadlines()
         if self._attempt is not None:
             due.append(self._attempt.deadline)
         elif self._rekey_at is not None:
@@ -288,7 +263,7 @@ class SessionMachine:
         if self._over:
             return
         self._link_up = False
-        if self._current is None:
+        if self._keys.current is None:
             self._fail("link lost during the handshake", WS_GOING_AWAY, reason=CloseReason.TIMEOUT)
             return
         self._drop_attempt()
@@ -329,7 +304,7 @@ class SessionMachine:
         if self._over:
             return
         with self._judging():
-            if self._live():
+            if self._keys.live():
                 raise RemoteProtocolError("a bare message after keys were agreed")
             self._receive_handshake(data, now)
 
@@ -346,11 +321,11 @@ class SessionMachine:
             RemoteProtocolError: refused or unsolicited; the session is over.
         """
         self._expire(now)
-        keys = next((keys for keys in self._live() if keys.local_key_id == key_id), None)
+        keys = self._keys.find(key_id)
         if self._over or keys is None:
             return
-        if keys is self._current and self._previous is not None:
-            self._retire_previous_at(now + UDP_OLD_KEY_S)
+        if keys is self._keys.current:
+            self._keys.retire_previous_at(now + UDP_OLD_KEY_S)
         with self._judging():
             if inner_type == Inner.CLOSE:
                 close = control.decode_close(body)
@@ -368,9 +343,6 @@ class SessionMachine:
         self._expire(now)
         if self._over:
             return
-        previous = self._previous
-        if previous is not None and previous.retire_at is not None and now >= previous.retire_at:
-            self._retire_previous()
         if self._attempt is not None:
             if now >= self._attempt.deadline:
                 self._give_up(self._attempt, now)
@@ -395,10 +367,10 @@ class SessionMachine:
         self._attempt = _Attempt(_Due.MSG2, now, now, machine, key_id)
         self._send_handshake(machine.first_message())
 
-    def _receive_handshake_record(self, keys: _Keys, body: bytes, now: float) -> None:
-        if keys is self._current:
+    def _receive_handshake_record(self, keys: Keys, body: bytes, now: float) -> None:
+        if keys is self._keys.current:
             self._receive_handshake(body, now)
-        elif keys is self._previous and not self.initiator and _number(body) == 1:
+        elif keys is self._keys.previous and not self.initiator and _number(body) == 1:
             # The initiator gave up on the rekey that we have just finished, and began another
             # before our ACCEPT reached it. It will see that ACCEPT and take these keys.
             return
@@ -419,7 +391,7 @@ class SessionMachine:
 
     def _receive_msg1(self, data: bytes, now: float) -> None:
         attempt = self._attempt
-        if self._current is None:
+        if self._keys.current is None:
             if attempt is None or attempt.due is not _Due.MSG1:
                 raise RemoteProtocolError("a second message 1 in one handshake")
             started_at = attempt.started_at
@@ -455,15 +427,11 @@ class SessionMachine:
         self._check_same_peer(result)
         self._send_handshake(reply)
         # The responder began anew from the current keys, so it has neither finished the rekey
-        # that made our next keys, nor does it use the previous ones.
-        if self._next is not None:
-            self._emit(RetireKeys(self._next.local_key_id))
-        self._retire_previous()
-        self._next = _Keys(result, now)
+        # that made older next keys, nor does it use the previous ones.
+        self._keys.offer(result, now)
         self._attempt = _Attempt(_Due.ACCEPT, attempt.started_at, now)
-        self._install(self._next)
-        if self._current is None:
-            self._emit(Authenticated(self._next.result))
+        if self._keys.current is None:
+            self._emit(Authenticated(without_secrets(result)))
 
     def _receive_msg3(self, data: bytes, now: float) -> None:
         attempt = self._attempt
@@ -474,44 +442,41 @@ class SessionMachine:
             raise RemoteProtocolError("message 3 without a message 2")
         result = attempt.machine.receive_msg3(data)
         self._check_same_peer(result)
-        if self._current is None:
+        if self._keys.current is None:
             attempt.due, attempt.step_at = _Due.OWNER, now
             attempt.machine, attempt.result = None, result
-            self._emit(Authenticated(replace(result, keys=_BLANK)))
+            self._emit(Authenticated(without_secrets(result)))
             return
         self._attempt = None
-        self._emit_switch(_Keys(result, now), install=True)
+        self._keys.offer(result, now)
+        self._keys.confirm()
         self._emit(SendRecord(Inner.CONTROL, control.encode_control(control.Accept())))
         self._emit_result(Rekeyed)
         self._schedule()
 
     def _receive_accept(self, now: float) -> None:
         """Move to the next keys: the responder uses them."""
-        keys = self._next
-        if keys is None:
-            raise LocalProtocolError("ACCEPT is only read under the next keys")
         # Before it sent this, the responder had answered every older attempt that it ever will;
         # an attempt begun since, because this came late, it ignores.
         self._drop_attempt()
         self._abandoned.clear()
-        self._next = None
-        first = self._current is None
-        self._emit_switch(keys, install=False)
+        first = self._keys.current is None
+        self._keys.confirm()
         if first:
             self._emit_result(Established)
         else:
             # Tells the responder that nothing more comes under the old keys.
             self._emit(SendRecord(Inner.PADDING, b""))
             self._emit_result(Rekeyed)
-            self._retire_previous_at(now + UDP_OLD_KEY_S)
+            self._keys.retire_previous_at(now + UDP_OLD_KEY_S)
         self._schedule()
 
     def _receive_control(
-        self, keys: _Keys, message: control.ControlMessage | None, now: float
+        self, keys: Keys, message: control.ControlMessage | None, now: float
     ) -> None:
         if message is None:
             return
-        if keys is self._next:
+        if keys is self._keys.next:
             if isinstance(message, control.Accept):
                 self._receive_accept(now)
             elif isinstance(message, control.Reject):
@@ -528,21 +493,21 @@ class SessionMachine:
         elif isinstance(message, control.Candidates | control.PunchNow):
             self._emit(Control(message))
         elif isinstance(message, control.RekeyRequest) and self.initiator:
-            current = self._current
+            current = self._keys.current
             if current is not None and now - current.created_at >= REKEY_REQUEST_MIN_AGE_S:
                 self._wear_out(now)
         else:
             raise RemoteProtocolError(f"unsolicited {type(message).__name__}")
 
     def _check_same_peer(self, result: HandshakeResult) -> None:
-        current = self._current
+        current = self._keys.current
         if current is not None and current.result.peer_public_key != result.peer_public_key:
             raise RemoteProtocolError("a rekey came from another identity")
 
     def _give_up(self, attempt: _Attempt, now: float) -> None:
         """End a handshake that is past its deadline; the keys in use stay."""
         wanted = attempt.due.name.lower()
-        if self._current is None:
+        if self._keys.current is None:
             self._fail(
                 f"handshake timed out, {wanted} did not come",
                 WS_HANDSHAKE_FAILED,
@@ -567,12 +532,8 @@ class SessionMachine:
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def _live(self) -> list[_Keys]:
-        every = (self._previous, self._current, self._next)
-        return [keys for keys in every if keys is not None]
-
     def _prev_h(self) -> bytes:
-        return bytes(32) if self._current is None else self._current.result.h
+        return bytes(32) if self._keys.current is None else self._keys.current.result.h
 
     def _install_first(self, now: float) -> bool:
         """Install and use what the first handshake agreed; False when it is too late for that."""
@@ -586,28 +547,17 @@ class SessionMachine:
             self._give_up(attempt, now)
             return False
         self._attempt = None
-        self._emit_switch(_Keys(attempt.result, attempt.step_at), install=True)
+        self._keys.offer(attempt.result, attempt.step_at)
+        self._keys.confirm()
         return True
 
-    def _emit_switch(self, keys: _Keys, *, install: bool) -> None:
-        """Make keys the current ones and today's current ones the previous."""
-        self._retire_previous()
-        if install:
-            self._install(keys)
-        self._previous, self._current = self._current, keys
-        self._emit(SendUnder(keys.local_key_id))
-
-    def _install(self, keys: _Keys) -> None:
-        self._emit(InstallKeys(keys.result))
-        keys.result = replace(keys.result, keys=_BLANK)
-
     def _emit_result(self, event: type[Established | Rekeyed]) -> None:
-        if self._current is not None:
-            self._emit(event(self._current.result))
+        if self._keys.current is not None:
+            self._emit(event(self._keys.current.result))
 
     def _schedule(self) -> None:
         """Plan the next rekey after a switch of keys."""
-        current = self._current
+        current = self._keys.current
         if current is None:
             return
         self._worn = False
@@ -616,8 +566,6 @@ class SessionMachine:
             self._rekey_at = due + REKEY_JITTER_S * self._jitter()
         else:
             self._rekey_at = due + REKEY_REQUEST_DELAY_S
-        if not self._link_up:
-            self._rekey_at = None
 
     def _wear_out(self, now: float) -> None:
         """Make the next rekey, or the request for one, due at once; once for each set of keys."""
@@ -625,30 +573,15 @@ class SessionMachine:
             self._worn = True
             self._rekey_at = min(self._rekey_at, now)
 
-    def _retire_previous_at(self, when: float) -> None:
-        """Plan the end of the previous keys: the peer has been heard under the current ones.
-
-        Not 10 s after our own switch: while the link stands still, the peer may send under the
-        old keys for longer than that, and WSS may lose no frame.
-        """
-        if self._previous is not None and self._previous.retire_at is None:
-            self._previous.retire_at = when
-
-    def _retire_previous(self) -> None:
-        if self._previous is not None:
-            self._emit(RetireKeys(self._previous.local_key_id))
-            self._previous = None
-
     def _expire(self, now: float) -> None:
         """Retire what is 180 s old, before anything else looks at it."""
-        if self._current is not None and now >= self._current.expires_at:
+        if self._keys.current is not None and now >= self._keys.current.expires_at:
             self._fail(
                 f"keys expired: no rekey within {KEY_LIFETIME_S:.0f} s",
                 WS_GOING_AWAY,
                 reason=CloseReason.KEYS_EXPIRED,
             )
-        if self._previous is not None and now >= self._previous.expires_at:
-            self._retire_previous()
+        self._keys.retire_due(now)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -680,22 +613,20 @@ class SessionMachine:
         self._emit(Failed(detail, close_code, local, reason, rejected))
 
     def _end(self, reason: CloseReason, text: str) -> None:
-        if self._current is not None and self._link_up:
+        if self._keys.current is not None and self._link_up:
             self._emit(SendRecord(Inner.CLOSE, control.encode_close(reason, text)))
         self._clear()
 
     def _clear(self) -> None:
         """Retire everything; only events are left of the session."""
         self._drop_attempt()
-        for keys in self._live():
-            self._emit(RetireKeys(keys.local_key_id))
-        self._previous = self._current = self._next = None
+        self._keys.retire_all()
         self._abandoned.clear()
         self._rekey_at = None
         self._over = True
 
     def _send_handshake(self, data: bytes) -> None:
-        if self._current is None:
+        if self._keys.current is None:
             self._emit(SendMessage(data))
         else:
             self._emit(SendRecord(Inner.HANDSHAKE, data))

@@ -1,0 +1,346 @@
+"""The daemon: puts the parts together, listens to signals, leaves nothing behind.
+
+Owns: the command line of shadowmesh-daemon, the order of start and stop, the pid file, what the
+process forbids itself. Does not know: HTTP routes, states, frames.
+
+::
+
+    configuration -> log -> keys, certificate -> data plane -> connection manager
+                  -> peer port -> control API, metrics -> signals; stopping goes the other way
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import resource
+import signal
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import gevent
+import gevent.socket
+from gevent.event import Event
+
+from shadowmesh import __version__, log
+from shadowmesh._fastpath import DataPlane, build_info
+from shadowmesh.api import create_app
+from shadowmesh.config import HostPort, diff, flag_names, load, redacted
+from shadowmesh.connection import ConnectionManager
+from shadowmesh.errors import ConfigError, KeyFileError, NotPermitted, ShadowMeshError
+from shadowmesh.heartbeat import Heartbeat
+from shadowmesh.http_server import LimitedServer
+from shadowmesh.keys import format_public_key, load_or_create_identity, load_or_create_token
+from shadowmesh.listener import Listener
+from shadowmesh.metrics import make_metrics_app, make_registry
+from shadowmesh.tap import check_permission
+from shadowmesh.tls import client_context, load_or_create_certificate, server_context
+from shadowmesh.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from wsgiref.types import WSGIApplication
+
+    from gevent.pywsgi import WSGIServer
+
+    from shadowmesh.config import LoadedConfig
+    from shadowmesh.status import Health, Snapshot
+
+EXIT_USAGE: Final = 2
+#: running API requests get this long when the daemon stops
+API_STOP_TIMEOUT_S: Final = 0.5
+#: linux/prctl.h
+_PR_SET_DUMPABLE: Final = 4
+
+USAGE: Final = """\
+usage: shadowmesh-daemon [--config FILE] [--section.key VALUE ...] [--check]
+
+  --config FILE        configuration; otherwise the first of /etc/shadowmesh/daemon.yaml
+                       and ~/.shadowmesh/config.yaml that exists
+  --section.key VALUE  any key of the configuration, such as --network.mtu 1400; stronger than
+                       the environment (SHADOWMESH_NETWORK_MTU), which is stronger than the file
+  --check              load the configuration, print it with the source of each value, exit
+  --version, --help
+
+conf/daemon.yaml describes every key. The command line `shadowmesh` controls a running daemon.
+"""
+
+_log = log.get(__name__)
+
+
+class UsageError(ShadowMeshError):
+    """The command line is wrong."""
+
+    exit_code = EXIT_USAGE
+
+
+def main() -> None:
+    """Entry point of shadowmesh-daemon."""
+    sys.exit(run(sys.argv[1:], os.environ))
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the daemon until a signal ends it; return the exit code."""
+    try:
+        options, flags = parse_command_line(argv)
+        if "help" in options:
+            print(USAGE, end="")
+            return 0
+        if "version" in options:
+            print(f"shadowmesh-daemon {__version__}, libsodium {build_info()['libsodium']}")
+            return 0
+        path = Path(options["config"]) if "config" in options else None
+        loaded = load(path, flags, environ)
+        if "check" in options:
+            print(redacted(loaded), end="")
+            for warning in loaded.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            return 0
+        Daemon(loaded, lambda: load(path, flags, environ)).run()
+    except ConfigError as error:
+        print(error.report(), file=sys.stderr)
+        return error.exit_code
+    except ShadowMeshError as error:
+        print(f"shadowmesh-daemon: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def parse_command_line(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Split arguments into options and configuration flags; both `--x V` and `--x=V` are taken.
+
+    Raises:
+        UsageError: unknown, repeated or without its value.
+    """
+    options: dict[str, str] = {}
+    flags: dict[str, str] = {}
+    known = set(flag_names())
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word in ("--help", "--version", "--check"):
+            options[word.removeprefix("--")] = ""
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or (name != "config" and name not in known):
+            raise UsageError(f"unknown argument {word!r}; see shadowmesh-daemon --help")
+        if not equals:
+            if not rest:
+                raise UsageError(f"--{name} needs a value; see shadowmesh-daemon --help")
+            value = rest.pop(0)
+        target = options if name == "config" else flags
+        if name in target:
+            raise UsageError(f"--{name} is given twice")
+        target[name] = value
+    return options, flags
+
+
+class Daemon:
+    """One daemon process. Satisfies `api.Control`."""
+
+    def __init__(self, loaded: LoadedConfig, load_again: Callable[[], LoadedConfig]) -> None:
+        self._loaded = loaded
+        self._load_again = load_again
+        self._config = loaded.config
+        self._stopping = Event()
+        self._heartbeat = Heartbeat()
+
+    def run(self) -> None:
+        """Start everything, wait for SIGTERM or SIGINT, undo everything.
+
+        Raises:
+            ShadowMeshError: something cannot be started; what was started is undone.
+        """
+        config = self._config
+        log.configure(config.daemon.log_level, config.daemon.log_format)
+        for warning in self._loaded.warnings:
+            _log.warning(warning)
+        forbid_core_dumps()
+        with ExitStack() as undo:
+            self._watch_signals(undo)
+            undo.enter_context(pid_file(config.daemon.pid_file))
+            check_permission(config.network.tap_device)
+            self._start(undo)
+            _log.info("daemon is ready", version=__version__, pid=os.getpid())
+            self._stopping.wait()
+            _log.info("daemon stops")
+
+    # --- api.Control --------------------------------------------------------------------------
+
+    def connect(self, peer: str | None) -> Snapshot:
+        """Connect to `peer` (host:port, checked by the API) or to the configured one."""
+        self._manager.connect(None if peer is None else _host_port(peer))
+        return self._view.snapshot()
+
+    def disconnect(self) -> Snapshot:
+        """End the tunnel."""
+        self._manager.disconnect()
+        return self._view.snapshot()
+
+    def status(self) -> Snapshot:
+        """What is known now."""
+        return self._view.snapshot()
+
+    def health(self) -> Health:
+        """Run the health checks."""
+        return self._view.health()
+
+    # --- start and stop -----------------------------------------------------------------------
+
+    def _start(self, undo: ExitStack) -> None:
+        """Start the parts in order; each leaves its undoing in `undo`."""
+        config = self._config
+        identity = load_or_create_identity(config.daemon.state_dir)
+        token = load_or_create_token(config.daemon.state_dir)
+        certificate = load_or_create_certificate(
+            config.websocket.tls_cert, config.websocket.tls_key
+        )
+        built = build_info()
+        _log.info(
+            "identity loaded",
+            public_key=format_public_key(identity.public_key),
+            libsodium=built["libsodium"],
+            aegis256=built["aegis256"],
+        )
+        self._manager = ConnectionManager(
+            config, identity, DataPlane(), client_context(), certificate.sha256
+        )
+        self._view = View(self._manager, self._heartbeat)
+        self._heartbeat.start()
+        undo.callback(self._heartbeat.stop)
+        undo.callback(self._manager.stop)
+        if config.mode == 0:
+            _log.warning(
+                "nobody is accepted: neither peer.public_key nor encryption.key is set;"
+                " set one of them and restart"
+            )
+        elif config.websocket.listen_address is not None:
+            listener = Listener(
+                config.websocket.listen_address,
+                config.websocket.path,
+                server_context(certificate),
+                certificate.sha256,
+                self._manager.take_incoming,
+            )
+            listener.start()
+            undo.callback(listener.stop)
+            _log.info("peer port is open", address=config.websocket.listen_address)
+        self._start_http(undo, token)
+        self._manager.start()
+
+    def _start_http(self, undo: ExitStack, token: str) -> None:
+        config = self._config
+        registry = None
+        if config.monitoring.metrics_enabled:
+            registry = make_registry(self.status, self._heartbeat.histogram)
+        listen = config.daemon.listen_address
+        serve(undo, listen, "daemon.listen_address",
+              lambda bound: create_app(self, token, bound, registry))
+        _log.info("control API is open", address=listen)
+        if registry is not None and config.monitoring.prometheus_port:
+            serve(undo, HostPort("127.0.0.1", config.monitoring.prometheus_port),
+                  "monitoring.prometheus_port", lambda bound: make_metrics_app(registry, bound))
+
+    def _watch_signals(self, undo: ExitStack) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            undo.callback(gevent.signal_handler(number, self._stopping.set).cancel)
+        undo.callback(gevent.signal_handler(signal.SIGHUP, self._reload).cancel)
+
+    def _reload(self) -> None:
+        """SIGHUP: apply what can be applied; a wrong file changes nothing."""
+        try:
+            loaded = self._load_again()
+        except ConfigError as error:
+            for problem in error.problems:
+                _log.error("configuration not reloaded", problem=str(problem))
+            return
+        applied, restart = diff(self._config, loaded.config)
+        _log.info("configuration reloaded", applied=applied)
+        if restart:
+            _log.warning("these keys change with a restart only", keys=restart)
+        self._config = loaded.config
+        log.configure(loaded.config.daemon.log_level, loaded.config.daemon.log_format)
+        self._manager.reload(loaded.config)
+
+
+def serve(
+    undo: ExitStack, address: HostPort, key: str, make_app: Callable[[HostPort], WSGIApplication]
+) -> None:
+    """Serve an application on `address` until undone.
+
+    Raises:
+        ShadowMeshError: the port is taken or the address is not this machine's.
+    """
+    family = gevent.socket.AF_INET6 if ":" in address.host else gevent.socket.AF_INET
+    sock = gevent.socket.socket(family, gevent.socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+        sock.listen(64)
+    except OSError as error:
+        sock.close()
+        raise ShadowMeshError(
+            f"cannot listen on {address}: {error.strerror}; stop what uses the port"
+            f" or change {key}"
+        ) from None
+    bound = HostPort(address.host, sock.getsockname()[1])
+    server: WSGIServer = LimitedServer(sock, make_app(bound))
+    server.start()
+    undo.callback(server.stop, API_STOP_TIMEOUT_S)
+
+
+def forbid_core_dumps() -> None:
+    """No core file and no debugger of another user sees the keys. Source: protocol section 10."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        _log.warning("core dumps could not be forbidden", errno=ctypes.get_errno())
+
+
+@contextmanager
+def pid_file(path: Path | None) -> Iterator[None]:
+    """Hold the pid file, locked, and remove it at the end.
+
+    Raises:
+        ShadowMeshError: another daemon holds it, or it cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        kind = NotPermitted if isinstance(error, PermissionError) else KeyFileError
+        raise kind(
+            f"cannot write the pid file {path}: {error.strerror};"
+            ' set daemon.pid_file to another path, or to "" for none'
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            raise ShadowMeshError(
+                f"another daemon (pid {other}) holds {path};"
+                " stop it or set another daemon.pid_file"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _host_port(text: str) -> HostPort:
+    host, _, port = text.rpartition(":")
+    return HostPort(host.strip("[]"), int(port))
+
+
+if __name__ == "__main__":
+    main()

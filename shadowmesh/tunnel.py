@@ -1,0 +1,416 @@
+"""One session with the peer over one link: the shell around `wire.session`.
+
+Owns: the seat and the keys in the data plane, the pipe, the link and the timers of one session,
+from the upgraded socket to its end. Does not know: whether the session is wanted (`connection`
+decides), the TAP, other sessions.
+
+::
+
+    link --events--> machine (wire.session) --events--> data plane: keys; link: records
+                     probes, liveness                   owner: on_authenticated, on_established,
+                                                               on_ended
+
+All methods belong to the hub's thread. The call-backs of the owner must not wait.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+import gevent
+from gevent.event import Event as Wakeup
+
+from shadowmesh import log
+from shadowmesh._fastpath import Pipe, Session
+from shadowmesh.constants import (
+    PROBE_TOKEN_BYTES,
+    WS_ABNORMAL,
+    WS_GOING_AWAY,
+    WS_NORMAL,
+    WS_POLICY,
+    CloseReason,
+    Inner,
+    RejectReason,
+)
+from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.link import Link
+from shadowmesh.wire import control, events
+from shadowmesh.wire.liveness import Dead, Liveness, SendKeepalive, SendProbe
+from shadowmesh.wire.session import SessionMachine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shadowmesh._fastpath import DataPlane
+    from shadowmesh.link import LinkEvent, Upgraded
+    from shadowmesh.wire.handshake import HandshakeResult, Offer, Policy
+
+#: weight of a new round trip in the smoothed one, as TCP does it (RFC 6298, section 2)
+RTT_GAIN: Final = 1 / 8
+#: probes whose answer is awaited; the oldest is forgotten for a new one
+MAX_PROBES: Final = 8
+
+_log = log.get(__name__)
+
+
+def boottime() -> float:
+    """Seconds since boot, suspended time included: the clock of sessions and keys."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What the configuration says about the time of a session; seconds."""
+
+    rotation_interval_s: float
+    keepalive_interval_s: float
+    read_timeout_s: float
+    write_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Why a tunnel ended.
+
+    Attributes:
+        detail: one line for log and status.
+        refused: the other side answered, and the answer was no.
+        rejected: the peer's REJECT byte, None without one.
+        by_operator: the peer's operator disconnected.
+        kind: one word for the counter of handshakes or sessions.
+    """
+
+    detail: str
+    refused: bool = False
+    rejected: int | None = None
+    by_operator: bool = False
+    kind: str = "link_lost"
+
+
+class Tunnel:
+    """One session over one link.
+
+    Attributes:
+        initiator: we dialled.
+        started_at: when the handshake began, boot-time seconds.
+        established_at: wall-clock seconds, None before.
+        result: of the last handshake, without its keys; None before the first.
+        rtt_s: smoothed round trip, None before the first answer.
+    """
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        upgraded: Upgraded,
+        policy: Policy,
+        offer: Offer,
+        timing: Timing,
+        *,
+        on_authenticated: Callable[[Tunnel, HandshakeResult], None],
+        on_established: Callable[[Tunnel], None],
+        on_ended: Callable[[Tunnel, Ended], None],
+    ) -> None:
+        """Take over the socket; nothing happens before start().
+
+        Args:
+            offer: what we announce; key id and certificate hash are filled in here.
+            on_authenticated: the responder's owner answers with accept() or reject(), at once or
+                later; the initiator's owner may close().
+            on_ended: called exactly once, after the link is closed and the keys are erased.
+        """
+        self.initiator = not upgraded.server
+        self.remote_address = upgraded.remote_address
+        self.started_at = boottime()
+        self.established_at: float | None = None
+        self.established_boottime: float | None = None
+        self.result: HandshakeResult | None = None
+        self.rekeys = 0
+        self.last_rekey_at: float | None = None
+        self.rtt_s: float | None = None
+        self._on_authenticated = on_authenticated
+        self._on_established = on_established
+        self._on_ended = on_ended
+        self._release = upgraded.release
+        self._authenticate_by = boottime() + upgraded.authenticate_by - time.monotonic()
+        self._timing = timing
+        self._ended: Ended | None = None
+        self._switching: int | None = None
+        self._carrying_out = False
+        self._probes: dict[bytes, float] = {}
+        self._liveness: Liveness | None = None
+        self._wakeup = Wakeup()
+        self.session = Session(plane)
+        self.pipe = Pipe(plane, client=self.initiator)
+        self._machine = SessionMachine(
+            self.initiator,
+            policy,
+            offer,
+            rotation_interval_s=timing.rotation_interval_s,
+            reserve_key_id=self.session.reserve_key_id,
+            release_key_id=self.session.retire,
+            jitter=random.SystemRandom().random,
+        )
+        self.link = Link(
+            upgraded,
+            self.pipe,
+            on_events=self._on_link_events,
+            on_closed=self._on_link_closed,
+            write_timeout_s=timing.write_timeout_s,
+        )
+        self._timers = gevent.Greenlet(self._run_timers)
+
+    @property
+    def peer_public_key(self) -> bytes | None:
+        """The authenticated identity of the peer; None before message 2 or 3."""
+        return None if self.result is None else self.result.peer_public_key
+
+    @property
+    def over(self) -> bool:
+        """The session is ending or has ended."""
+        return self._ended is not None
+
+    def start(self) -> None:
+        """Begin the handshake."""
+        self._machine.start(boottime())
+        self._carry_out()
+        self.link.start()
+        self._timers.start()
+
+    def accept(self) -> None:
+        """Take the authenticated peer in."""
+        self._machine.accept(boottime())
+        self._carry_out()
+
+    def reject(self, reason: RejectReason) -> None:
+        """Refuse the authenticated peer, telling it why."""
+        self._machine.reject(reason, boottime())
+        self._carry_out()
+
+    def close(self, reason: CloseReason, detail: str, *, wait: bool = True) -> None:
+        """End the session, telling the peer; returns when all is closed if `wait`.
+
+        At most about 3 s; `detail` is for our own log and status.
+        """
+        self._machine.close(reason, "", boottime())
+        self._finish(Ended(detail, kind="closed"))
+        self._carry_out()
+        if wait:
+            self.link.close(WS_NORMAL, detail)
+        else:
+            gevent.spawn(self.link.close, WS_NORMAL, detail)
+
+    # --- from the link and the clock ----------------------------------------------------------
+
+    def _on_link_events(self, link_events: Sequence[LinkEvent]) -> None:
+        now = boottime()
+        for event in link_events:
+            try:
+                if event[0] == "message":
+                    self._machine.receive_message(event[1], now)
+                else:
+                    _, key_id, inner_type, body = event
+                    if inner_type in (Inner.PROBE, Inner.PROBE_ANSWER):
+                        self._take_probe(inner_type, body, now)
+                        inner_type, body = Inner.PADDING, b""
+                    self._machine.receive_record(key_id, inner_type, body, now)
+            except RemoteProtocolError:
+                # The machine's last event is Failed and says the same.
+                self._carry_out()
+                raise
+            self._carry_out()
+        self._wakeup.set()
+
+    def _on_link_closed(self, reason: str, code: int) -> None:
+        self._machine.link_lost(boottime())
+        self._finish(Ended(reason, refused=code not in (WS_ABNORMAL, WS_GOING_AWAY)))
+        self._timers.kill()
+        self.session.close()
+        assert self._ended is not None
+        self._on_ended(self, self._ended)
+
+    def _run_timers(self) -> None:
+        """Drive the deadlines of the session and of the link; ends with the link."""
+        while True:
+            deadlines = [self._machine.next_timeout()]
+            if self._liveness is not None:
+                deadlines.append(self._liveness.next_timeout())
+            elif not self.over:
+                deadlines.append(self._authenticate_by)
+            due = min((deadline for deadline in deadlines if deadline is not None), default=None)
+            self._wakeup.clear()
+            self._wakeup.wait(None if due is None else max(0.0, due - boottime()))
+            now = boottime()
+            if self._liveness is None and not self.over and now >= self._authenticate_by:
+                self._finish(Ended("the peer did not authenticate in time", kind="timeout"))
+                self.link.close(WS_POLICY, "not authenticated in time")
+            if self._machine.next_timeout() is not None:
+                self._machine.records_sealed(self.session.records_sealed(), now)
+                self._machine.handle_timeout(now)
+                self._carry_out()
+            if self._liveness is not None and not self.over:
+                self._check_liveness(now)
+
+    def _check_liveness(self, now: float) -> None:
+        assert self._liveness is not None
+        data_sent_at, heard_at = self.session.activity()
+        for action in self._liveness.check(now, data_sent_at=data_sent_at, heard_at=heard_at):
+            match action:
+                case SendKeepalive() | SendProbe():
+                    # A probe keeps alive as well as padding does, and measures the round trip.
+                    self._send_probe(now)
+                case Dead(reason):
+                    self._machine.close(CloseReason.TIMEOUT, "", now)
+                    self._finish(Ended(reason))
+                    self._carry_out()
+                    self.link.close(WS_GOING_AWAY, reason)
+
+    # --- what the machine wants done ----------------------------------------------------------
+
+    def _carry_out(self) -> None:
+        """Do what the machine has queued, in its order.
+
+        An owner called from here may call accept() or close(), which lead back here: the outer
+        call then does what they queued, in turn.
+        """
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        try:
+            while (event := self._machine.next_event()) is not None:
+                self._do(event)
+            self._finish_switch()
+        except LocalProtocolError as error:
+            # The ring is full of frames that the peer does not take, or keys ran out meanwhile.
+            self._finish(Ended(f"cannot send to the peer: {error}"))
+            gevent.spawn(self.link.close, WS_GOING_AWAY, str(error))
+        finally:
+            self._carrying_out = False
+        self._wakeup.set()
+
+    def _do(self, event: events.Event) -> None:
+        if self._switching is not None and not isinstance(event, events.SendRecord):
+            self._finish_switch()
+        match event:
+            case events.SendMessage(data):
+                self.pipe.send_message(data)
+            case events.SendRecord(inner_type, body):
+                if self._switching is not None:
+                    key_id, self._switching = self._switching, None
+                    self.session.send_under(key_id, inner_type, body)
+                elif not self.pipe.closed:
+                    self.session.send_record(inner_type, body)
+            case events.InstallKeys(result):
+                self._install(result)
+            case events.SendUnder(key_id):
+                # The record that may follow has to be the first under the new keys.
+                self._switching = key_id
+            case events.RetireKeys(key_id):
+                self.session.retire(key_id)
+            case events.Authenticated(result):
+                self.result = result
+                self._on_authenticated(self, result)
+            case events.Established(result):
+                self._establish(result)
+            case events.Rekeyed(result):
+                self.result = result
+                self.rekeys += 1
+                self.last_rekey_at = time.time()
+                _log.debug("keys changed", peer=self.remote_address, rekeys=self.rekeys)
+            case events.RekeyAborted(detail):
+                _log.warning("rekey did not finish, trying again", cause=detail)
+            case events.Control(message):
+                _log.debug("control record ignored", kind=type(message).__name__)
+            case events.PeerClosed(reason, text):
+                self._end_by_peer(reason, text)
+            case events.Failed(detail=detail, close_code=code, local=local, rejected=rejected):
+                refused = rejected is not None or not local
+                kind = "rejected" if rejected is not None else "refused" if refused else "timeout"
+                self._finish(Ended(detail, refused=refused, rejected=rejected, kind=kind))
+                gevent.spawn(self.link.close, code, detail)
+
+    def _finish_switch(self) -> None:
+        if self._switching is not None:
+            key_id, self._switching = self._switching, None
+            self.session.send_under(key_id)
+
+    def _install(self, result: HandshakeResult) -> None:
+        keys = result.keys
+        send, receive = (keys.wss_i2r, keys.wss_r2i), (keys.udp_i2r, keys.udp_r2i)
+        wss_tx, wss_rx = send if result.initiator else send[::-1]
+        udp_tx, udp_rx = receive if result.initiator else receive[::-1]
+        self.session.install(
+            result.local_key_id,
+            result.remote_key_id,
+            result.cipher,
+            wss_tx=wss_tx,
+            wss_rx=wss_rx,
+            udp_tx=udp_tx,
+            udp_rx=udp_rx,
+            peer_mtu_bytes=result.peer.tap_mtu,
+            peer_caps=result.peer_caps,
+        )
+        if self.established_at is None:
+            self.session.bind(self.pipe)
+
+    def _establish(self, result: HandshakeResult) -> None:
+        now = boottime()
+        self._release()
+        self.result = result
+        self.established_at = time.time()
+        self.established_boottime = now
+        self._liveness = Liveness(
+            self._timing.keepalive_interval_s, self._timing.read_timeout_s, now
+        )
+        self._on_established(self)
+        self._send_probe(now)
+
+    def _end_by_peer(self, reason: int, text: str) -> None:
+        by_operator = reason == CloseReason.DISCONNECT
+        name = CloseReason(reason).name.lower() if reason in list(CloseReason) else str(reason)
+        detail = f"the peer ended the session: {name}" + (f" ({text})" if text else "")
+        self._finish(Ended(detail, by_operator=by_operator, kind="closed_by_peer"))
+        gevent.spawn(self.link.close, WS_NORMAL, detail)
+
+    def _finish(self, ended: Ended) -> None:
+        """Note why; the first reason counts."""
+        if self._ended is None:
+            self._ended = ended
+
+    # --- probes -------------------------------------------------------------------------------
+
+    def _send_probe(self, now: float) -> None:
+        token = os.urandom(PROBE_TOKEN_BYTES)
+        if not self._try_to_send(Inner.PROBE, control.encode_probe(token)):
+            return
+        while len(self._probes) >= MAX_PROBES:
+            del self._probes[next(iter(self._probes))]
+        self._probes[token] = now
+
+    def _try_to_send(self, inner_type: Inner, body: bytes) -> bool:
+        """Send a record that may be missed: a full link proves life, or its silence ends it."""
+        try:
+            self.session.send_record(inner_type, body)
+        except LocalProtocolError as error:
+            _log.debug("record not sent", kind=inner_type.name, cause=str(error))
+            return False
+        return True
+
+    def _take_probe(self, inner_type: int, body: bytes, now: float) -> None:
+        if inner_type == Inner.PROBE:
+            host, port = self.remote_address
+            seen = control.Endpoint(ip_address(host.partition("%")[0]), port)
+            answer = control.answer_probe(control.decode_probe(body), seen)
+            if answer is not None and not self.over:
+                self._try_to_send(Inner.PROBE_ANSWER, answer)
+            return
+        sent_at = self._probes.pop(control.decode_probe_answer(body).token, None)
+        if sent_at is not None:
+            rtt_s = now - sent_at
+            self.rtt_s = (
+                rtt_s if self.rtt_s is None else self.rtt_s + RTT_GAIN * (rtt_s - self.rtt_s)
+            )
