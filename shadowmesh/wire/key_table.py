@@ -84,6 +84,7 @@ class KeyTable:
         """Install the next keys, in place of older ones that were never confirmed."""
         if self.next is not None:
             self._emit(RetireKeys(self.next.local_key_id))
+        self.retire_previous()
         self._emit(InstallKeys(result))
         self.next = Keys(without_secrets(result), created_at)
 
