@@ -447,6 +447,14 @@ def test_a_failure_is_told_with_its_age_and_the_next_attempt():
     assert "retry     in 4s" in lines
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"), [(None, "a:1"), ("a:1", "a:1"), ("office", "office  a:1")]
+)
+def test_a_peer_called_by_its_address_is_named_once(name, shown):
+    snapshot = dataclasses.replace(CONNECTED, peer=status.Peer("a:1", None, name))
+    assert plain(snapshot)[1] == f"peer      {shown}"
+
+
 def test_the_step_of_connecting_is_told():
     snapshot = dataclasses.replace(DISCONNECTED, state="connecting", phase="handshake")
     assert plain(snapshot)[0] == "state     connecting (handshake) for 10s"

@@ -92,7 +92,9 @@ def _failure(snapshot: Snapshot, now: float) -> Iterator[tuple[str, str]]:
 def _peer(peer: dict[str, Any]) -> str:
     if peer.get("address") is None and peer.get("public_key") is None:
         return "none"
-    words = [text(peer[name]) for name in ("name", "address", "public_key") if peer.get(name)]
+    # a peer without a name of its own is called by its address: say it once
+    names = dict.fromkeys(peer.get(name) for name in ("name", "address", "public_key"))
+    words = [text(name) for name in names if name]
     if peer.get("public_key"):
         words.append("(pinned)" if peer.get("pinned") else "(not pinned)")
     return "  ".join(words)
