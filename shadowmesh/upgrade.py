@@ -42,7 +42,7 @@ _REASONS: Final = {
 }
 _EXTRA_HEADERS: Final = {
     405: "Allow: GET\r\n",
-    426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+    426: "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
 }
 
 

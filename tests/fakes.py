@@ -6,6 +6,7 @@ frames only, no fragments, no limits but the message size.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections import deque
@@ -99,10 +100,8 @@ class FakePipe:
 
     def outgoing(self) -> memoryview | None:
         if not self._out:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.wakeup_fd)
-            except BlockingIOError:
-                pass
             return None
         return memoryview(self._out[0])[self._sent :]
 

@@ -39,13 +39,13 @@ def request(
 class PeerPort:
     """A started listener that keeps what it upgraded, and clients of it."""
 
-    def __init__(self, certificate, address=HostPort("127.0.0.1", 0), **options):
+    def __init__(self, certificate, address=None, **options):
         self._socks = []
         self.upgraded = gevent.queue.Queue()
         self.certificate = certificate
         self.client_context = tls.client_context()
         self.listener = Listener(
-            address,
+            address or HostPort("127.0.0.1", 0),
             PATH,
             tls.server_context(certificate),
             certificate.sha256,
@@ -79,7 +79,9 @@ class PeerPort:
         """Send bytes over TLS; return everything that the listener answers until it closes."""
         sock = self.connect_tls(host)
         sock.sendall(data)
-        return read_all(sock)
+        answer = read_all(sock)
+        sock.close()
+        return answer
 
     def wait_for(self, **counters):
         """Let the listener work until its counters have these values."""

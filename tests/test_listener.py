@@ -30,7 +30,11 @@ from tests.peerport import ACCEPT, PATIENCE_S, PeerPort, read_all, read_head, re
 def test_a_source_is_an_ipv4_address_or_an_ipv6_64():
     assert source_of("192.0.2.1") == "192.0.2.1"
     assert source_of("::ffff:192.0.2.1") == "192.0.2.1"
-    assert source_of("2001:db8:1:2:3:4:5:6") == source_of("2001:db8:1:2::") != source_of("2001:db8:1:3::")
+    assert (
+        source_of("2001:db8:1:2:3:4:5:6")
+        == source_of("2001:db8:1:2::")
+        != source_of("2001:db8:1:3::")
+    )
     assert source_of("fe80::1%eth0") == "fe80::"
 
 
@@ -75,11 +79,7 @@ def test_the_memory_for_sources_is_bounded_and_given_back():
     assert len(admission._recent) == 1
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 0.4)), max_size=120
-    )
-)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 0.4)), max_size=120))
 def test_no_order_of_events_exceeds_a_limit(events):
     limits = Limits(total=5, per_source=3, new_per_second=4)
     admission = Admission(limits)

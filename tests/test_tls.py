@@ -122,7 +122,9 @@ def test_a_key_with_a_password_is_refused_without_asking_on_the_terminal(paths):
 def test_a_directory_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(KeyFileError, match=r"file.*websocket\.tls_cert"):
-        tls.load_or_create_certificate(tmp_path / "file" / "cert.pem", tmp_path / "file" / "key.pem")
+        tls.load_or_create_certificate(
+            tmp_path / "file" / "cert.pem", tmp_path / "file" / "key.pem"
+        )
 
 
 def test_the_hash_is_of_the_first_certificate_of_a_chain(paths, tmp_path):
@@ -153,9 +155,7 @@ def test_the_server_sends_no_session_ticket(paths):
 def test_an_older_tls_is_refused_both_ways(paths, version):
     made = tls.load_or_create_certificate(*paths)
     with pytest.raises(ssl.SSLError):
-        memory_handshake(
-            tls.server_context(made), plain_context(ssl.PROTOCOL_TLS_CLIENT, version)
-        )
+        memory_handshake(tls.server_context(made), plain_context(ssl.PROTOCOL_TLS_CLIENT, version))
     server = plain_context(ssl.PROTOCOL_TLS_SERVER, version)
     server.load_cert_chain(*paths)
     with pytest.raises(ssl.SSLError):
