@@ -154,6 +154,19 @@ def test_a_peer_that_is_no_address_is_a_usage_error(run, control):
     assert control.calls == []
 
 
+@pytest.mark.parametrize(("command", "words"), [("connect", "goes on"), ("disconnect", "interr")])
+def test_ctrl_c_is_one_line_and_says_what_goes_on(token_file, monkeypatch, command, words):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client.ApiClient, command, interrupt)
+    # click ends the line on which the terminal shows ^C
+    result = invoke("--api", NOBODY, "--token-file", token_file, command)
+    assert result.exit_code == 1
+    assert words in result.stderr.strip()
+    assert "Traceback" not in result.output
+
+
 # --- The daemon cannot be asked ---------------------------------------------------------------
 
 
