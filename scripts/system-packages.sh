@@ -39,7 +39,6 @@ os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null || missing+=(python3-d
 
 check_demo() {
     need ip iproute2
-    need ping iputils-ping
     need iperf3 iperf3
 }
 
@@ -49,9 +48,11 @@ check_test() {
     need ethtool ethtool
     need haproxy haproxy
     need iptables iptables
-    need nft nftables
     need nginx nginx-light
+    need nft nftables
     need openssl openssl
+    need ping iputils-ping
+    need sysctl procps
     need systemd-analyze systemd
     need tcpdump tcpdump
     need turnserver coturn
