@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_read_is_a_problem_and_not_skipped(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    "text", ["", "# nothing\n", "---\n", "daemon:\n", "network: {}\n", "\ufeff"]
+    "text", ["", "# nothing\n", "---\n", "daemon:\n", "network: {}\n", "\ufeff", "\ufeffnat:\n"]
 )
 def test_files_without_keys_give_the_defaults(load, text):
     assert load(text).config == load("").config

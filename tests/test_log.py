@@ -377,6 +377,16 @@ def test_a_full_pipe_costs_lines_and_no_time_and_is_told_afterwards(text):
     assert line.endswith("x: back")
 
 
+def test_a_line_may_go_out_in_pieces(text, monkeypatch):
+    real_write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(log.os, "write", lambda fd, data: real_write(fd, data[:7]))
+        log.get("x").info("whole", n=1)
+    (line,) = text.lines()
+    assert line.startswith("20")
+    assert line.endswith("INFO  x: whole n=1")
+
+
 def test_a_line_that_was_cut_does_not_swallow_the_next(text, monkeypatch):
     real_write = os.write
     chunks = iter([10])

@@ -218,8 +218,6 @@ def _checked(key: Key, raw: Raw) -> object:
         wanted = "text or a list of texts" if "list" in key.kinds else "text"
     else:
         wanted = "a whole number" if "int" in key.kinds else "true or false"
-    if key.secret:
-        raise ValueError(f"must be {wanted}")
     hint = ""
     if "str" in key.kinds and raw.kind in {"int", "float", "bool"}:
         hint = "; put it in quotes"  # YAML takes no, on, 12 and the like for other things
@@ -306,7 +304,7 @@ def _ip(address: HostPort) -> Any:
 
 def _collide(one: HostPort, other: HostPort) -> bool:
     """Tell whether two listeners cannot both have their address."""
-    if one.port != other.port or one.port == 0:
+    if one.port != other.port:
         return False
     hosts = {one.host, other.host}
     return len(hosts) == 1 or bool(hosts & {"0.0.0.0", "::"})

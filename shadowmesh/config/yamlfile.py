@@ -144,7 +144,7 @@ class _Reader:
             self.problem(None, None, f"is larger than {MAX_CONFIG_BYTES} bytes")
             return None
         try:
-            text = data.decode("utf-8-sig")
+            text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             self.problem(line, None, f"is not UTF-8: byte 0x{data[error.start]:02x}")
