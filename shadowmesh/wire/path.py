@@ -147,10 +147,10 @@ class PathMachine:
             self._say(f"UDP not tried yet: {len(self._book)} addresses of the peer are known")
 
     def punch(self, now: float) -> None:
-        """Start a round: PUNCH_NOW was sent or came. A second one while it runs changes nothing."""
-        if self._transport is Transport.OFF or not self._punching.start(self._book, now):
+        """Start a round: PUNCH_NOW was sent or came. One that runs goes on."""
+        if self._transport is Transport.OFF:
             return
-        if self._transport is Transport.WSS and len(self._book):
+        if self._punching.start(self._book, now) and self._transport is Transport.WSS:
             self._say(f"trying UDP: probing {len(self._book)} addresses of the peer")
         self._punch_tick(now)
 
@@ -278,9 +278,9 @@ class PathMachine:
         if self._transport is Transport.OFF:
             return
         self._probes.forget(now)
+        self._punch_tick(now)
         if self._punching.deferred_is_due(now):
             self.punch(now)
-        self._punch_tick(now)
         if self.path == "wss" and self._punching.ask_is_due(now):
             self._events.append(AskPunch("UDP is tried again"))
         if self._transport is Transport.UDP:
@@ -319,7 +319,7 @@ class PathMachine:
             for remote in self._punching.due_remotes(self._book, now):
                 self._probe(remote, now)
             return
-        if self._transport is Transport.WSS and self._punching.sent:
+        if self._transport is Transport.WSS:
             self._say(
                 f"no UDP path: {self._punching.sent} probes to {len(self._book)} addresses "
                 f"unanswered; tried again every {PUNCH_RETRY_S:g} s"

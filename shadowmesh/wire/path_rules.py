@@ -16,9 +16,10 @@ PUNCH_SPACING_S: Final = 1.0
 #: after UDP was given up the peer is asked to punch, this soon, at most so often
 PUNCH_AFTER_FALL_S: Final = 1.0
 PUNCH_AFTER_FALL_SPACING_S: Final = 10.0
-#: the last of the three probes is given three round trips, within these bounds
+#: the last of the three probes is given so many round trips, at least this and at most the
+#: usual interval: the two before it are waited for, too, and the whole has to end in 2 s
 LAST_WAIT_MIN_S: Final = 0.2
-LAST_WAIT_RTTS: Final = 3.0
+LAST_WAIT_RTTS: Final = 1.5
 #: probes to find out whether UDP is back: after 1, 2, 4, 5, 5 ... s
 RECOVERY_MIN_S: Final = 1.0
 RECOVERY_MAX_S: Final = 5.0

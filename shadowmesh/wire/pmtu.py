@@ -57,6 +57,11 @@ class MtuSearch:
         """The largest UDP payload to send now."""
         return self._good or self._base
 
+    @property
+    def doubted(self) -> bool:
+        """True after a loss that is not yet a verdict."""
+        return self._lost > 0
+
     def next_size(self) -> int | None:
         """Return the size to probe next; None when the search is over."""
         if not self._good:
@@ -145,7 +150,7 @@ class MtuProber:
             self._raise_due = now + RAISE_S
             self._search.search_again()
         next_size = self._search.next_size()
-        if next_size is None and pending is None:
+        if next_size is None and (pending is None or self._search.doubted):
             next_size = self._search.mtu  # does it still pass?
         if next_size is None:
             self.due = now + CONFIRM_S

@@ -57,13 +57,24 @@ class Punching:
         return 0 if self._round is None else PUNCH_MAX_PROBES - self._round.budget
 
     def start(self, remotes: Iterable[Remote], now: float) -> bool:
-        """Begin a round; return False when one runs, or is put off because one just began."""
+        """Begin a round; return False when one runs, or is put off because one just began.
+
+        Addresses that the running round has not come to are probed at the next tick, and by
+        another round after it: this one may be nearly over.
+        """
+        remotes = tuple(remotes)
         if self._round is not None:
+            if any(not remote.tries and not remote.proven for remote in remotes):
+                self._round.next_tick = now
+                self._deferred = max(self._round.ends, self._round.began + PUNCH_SPACING_S)
+            return False
+        self._deferred = None
+        if not remotes:
+            self._ask_due = now + PUNCH_RETRY_S
             return False
         if self._began is not None and now < self._began + PUNCH_SPACING_S:
             self._deferred = self._began + PUNCH_SPACING_S
             return False
-        self._deferred = None
         self._began = now
         self._ask_due = now + PUNCH_RETRY_S
         self._round = _Round(now, now + self._timeout_s, now)

@@ -22,6 +22,9 @@ MAX_LEARNED: Final = 8
 LOSS_WINDOW: Final = 20
 #: weight of a new round trip, as TCP has it (RFC 6298)
 RTT_GAIN: Final = 0.125
+#: but what was measured so long ago weighs less
+RTT_STALE_S: Final = 10.0
+RTT_STALE_GAIN: Final = 0.5
 #: an answer counts this long, however late; afterwards the probe is forgotten
 PROBE_LIFE_S: Final = 5.0
 #: an interface address of the peer beats one behind a NAT unless that is this much faster: the
@@ -84,7 +87,11 @@ class Remote:
 
         A padded one counts as proof and not for the loss: it may be lost for its size.
         """
-        self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + RTT_GAIN * (rtt_s - self.rtt_s)
+        if self.rtt_s is None or self.answered_at is None:
+            self.rtt_s = rtt_s
+        else:
+            gain = RTT_GAIN if now < self.answered_at + RTT_STALE_S else RTT_STALE_GAIN
+            self.rtt_s += gain * (rtt_s - self.rtt_s)
         self.answered_at = self.used_at = now
         self.tries = 0
         self.good += 1
