@@ -36,7 +36,7 @@ from gevent.ssl import SSLSocket
 
 from shadowmesh import log
 from shadowmesh.constants import WS_ABNORMAL, WS_NORMAL
-from shadowmesh.errors import RemoteProtocolError
+from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire.websocket import decode_close, encode_close
 
 #: What one TLS write takes at most. Long enough to make the call cheap per frame, short enough
@@ -104,7 +104,7 @@ class Pipe(Protocol):
         """`count` bytes of the last outgoing() have left."""
 
     def send_ws_control(self, opcode: int, payload: bytes) -> None:
-        """Queue a WebSocket control frame of at most 125 bytes."""
+        """Queue a control frame of at most 125 bytes. LocalProtocolError: there is no room."""
 
     def close(self) -> None:
         """Free everything; no other call follows."""
@@ -339,11 +339,16 @@ class Link:
             if self._ending is not None:
                 return
             if event[0] == "ping":
-                self._pipe.send_ws_control(OP_PONG, event[1])
+                self._send_control(OP_PONG, event[1])
             elif event[0] == "close":
                 self._end_by_peer(event[1])
             elif event[0] != "pong":  # we send no pings; RFC 6455 allows unasked pongs
                 self._deliver([event])
+
+    def _send_control(self, opcode: int, payload: bytes) -> None:
+        # The pipe is full only when the peer takes nothing; the write timeout deals with that.
+        with contextlib.suppress(LocalProtocolError):
+            self._pipe.send_ws_control(opcode, payload)
 
     def _deliver(self, events: Sequence[LinkEvent]) -> None:
         self._in_callback = True
@@ -440,7 +445,7 @@ class Link:
         """Give the queue and a close frame FLUSH_TIMEOUT_S to leave."""
         if farewell is None or not self._writer.started:
             return
-        self._pipe.send_ws_control(OP_CLOSE, encode_close(farewell))
+        self._send_control(OP_CLOSE, encode_close(farewell))
         self._flushing = True
         os.eventfd_write(self._pipe.wakeup_fd, 1)
         self._writer.join(FLUSH_TIMEOUT_S)

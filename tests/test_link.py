@@ -15,7 +15,7 @@ import gevent.socket as gsocket
 import pytest
 
 from shadowmesh import tls
-from shadowmesh.errors import RemoteProtocolError
+from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.link import Link, Upgraded
 from tests.fakes import BINARY, CLOSE, PING, PONG, FakePipe, decode_frame, encode_frame
 
@@ -189,6 +189,34 @@ def test_bytes_that_came_with_the_upgrade_are_read_first(link_and_peer):
     peer.sock.sendall(first[-1:])
     peer.send(BINARY, b"second")
     assert [end.message(), end.message()] == [b"first" * 100, b"second"]
+
+
+def test_a_pipe_that_stops_at_each_message_is_asked_again(link_and_peer):
+    end, peer = link_and_peer()
+    real, held = end.pipe.ingest, []
+
+    def one_at_a_time(count):
+        held.extend(real(count))
+        return [held.pop(0)] if held else []
+
+    end.pipe.ingest = one_at_a_time
+    frames = [encode_frame(BINARY, bytes([number]), mask=b"mask") for number in range(5)]
+    peer.sock.sendall(b"".join(frames))
+    assert [end.message() for _ in frames] == [bytes([number]) for number in range(5)]
+
+
+def test_a_pong_that_finds_no_room_is_left_out(link_and_peer):
+    end, peer = link_and_peer()
+    real = end.pipe.send_ws_control
+
+    def full(opcode, payload):
+        end.pipe.send_ws_control = real
+        raise LocalProtocolError("the link takes no more bytes")
+
+    end.pipe.send_ws_control = full
+    peer.send(PING, b"one")
+    peer.send(PING, b"two")
+    assert peer.receive() == (PONG, b"two")
 
 
 def test_a_ping_is_answered_and_the_owner_does_not_see_it(link_and_peer):

@@ -6,17 +6,25 @@ own codec behind a link.
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import ssl
 import struct
 
 import gevent
+import gevent.queue
 import pytest
 
 from shadowmesh import listener as listener_module
 from shadowmesh import tls
+from shadowmesh._fastpath import DataPlane, Pipe
 from shadowmesh.admission import Limits
-from tests.peerport import KEY, PATIENCE_S, PeerPort, read_all, read_head, request
+from shadowmesh.config import HostPort
+from shadowmesh.dial import dial
+from shadowmesh.link import Link
+from tests.fakes import BINARY, CLOSE, PING, PONG, decode_frame, encode_frame
+from tests.peerport import KEY, PATH, PATIENCE_S, PeerPort, read_all, read_head, request
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +232,211 @@ def test_a_flood_of_silent_connections_leaves_room_for_others(certificate):
         assert read_head(client)[0].startswith("HTTP/1.1 101 ")
         assert len(flood) == 500
         port.close()
+
+
+# --- Frames, after the upgrade and before authentication --------------------------------------
+
+
+class Stranger:
+    """A client that was upgraded and now sends whatever it likes to a link with a real pipe."""
+
+    def __init__(self, port):
+        self.events = gevent.queue.Queue()
+        self.closings = []
+        self.sock = port.connect_tls()
+        self.sock.sendall(request())
+        self.received = read_head(self.sock)[2]
+        upgraded = port.upgraded.get(timeout=PATIENCE_S)
+        self.pipe = Pipe(DataPlane(), client=False)
+        self.link = Link(
+            upgraded,
+            self.pipe,
+            on_events=lambda events: [self.events.put(event) for event in events],
+            on_closed=lambda *closing: self.closings.append(closing),
+            write_timeout_s=PATIENCE_S,
+        )
+        self.link.start()
+
+    def send(self, data):
+        """Send as much of data as the other side takes before it closes."""
+        with contextlib.suppress(OSError):
+            self.sock.sendall(data)
+
+    def frames(self):
+        """Return every frame until the end of the connection, as (opcode, payload)."""
+        with gevent.Timeout(PATIENCE_S), contextlib.suppress(OSError):
+            while part := self.sock.recv(65536):
+                self.received += part
+        self.sock.close()
+        frames = []
+        while (frame := decode_frame(self.received, masked=False)) is not None:
+            frames.append(frame[:2])
+            self.received = self.received[frame[2] :]
+        assert not self.received
+        return frames
+
+    def close_code(self):
+        """Return the close code that was sent; nothing else may have been."""
+        [(opcode, payload)] = self.frames()
+        assert opcode == CLOSE
+        assert len(payload) == 2  # no reason: it would tell a stranger what to try next
+        assert self.link.wait_closed(PATIENCE_S)
+        [(_, code)] = self.closings
+        assert struct.pack("!H", code) == payload
+        return code
+
+
+@pytest.fixture
+def stranger(port):
+    stranger = Stranger(port)
+    yield stranger
+    stranger.sock.close()
+    stranger.link.close()
+
+
+def masked(opcode, payload=b"", *, fin=True):
+    frame = encode_frame(opcode, payload, mask=b"\x01\x02\x03\x04")
+    return frame if fin else bytes([frame[0] & 0x7F]) + frame[1:]
+
+
+TEXT = 0x1
+FRAMES = {
+    "unmasked frame": (encode_frame(BINARY, b"x", mask=None), 1002),
+    "unmasked ping": (encode_frame(PING, b"x", mask=None), 1002),
+    "RSV1, a compressed frame": (b"\xc2" + masked(BINARY, b"x")[1:], 1002),
+    "RSV2": (b"\xa2" + masked(BINARY, b"x")[1:], 1002),
+    "RSV3": (b"\x92" + masked(BINARY, b"x")[1:], 1002),
+    "reserved data opcode": (masked(0x3), 1002),
+    "reserved control opcode": (masked(0xB), 1002),
+    "text": (masked(TEXT, b"hello"), 1003),
+    "empty text": (masked(TEXT), 1003),
+    "length 2^62": (b"\x82\xff" + struct.pack("!Q", 1 << 62) + bytes(4), 1009),
+    "length 2^63": (b"\x82\xff" + struct.pack("!Q", 1 << 63) + bytes(4), 1002),
+    "length 2^64 - 1": (b"\x82\xff" + b"\xff" * 8 + bytes(4), 1002),
+    "length 2^31": (b"\x82\xff" + struct.pack("!Q", 1 << 31) + bytes(4), 1009),
+    "one byte over 2 KiB": (masked(BINARY, bytes(2049)), 1009),
+    "2 KiB exceeded by fragments": (
+        masked(BINARY, bytes(2000), fin=False) + masked(0, bytes(49)),
+        1009,
+    ),
+    "length overflow by fragments": (
+        masked(BINARY, b"x", fin=False) + b"\x80\xff" + struct.pack("!Q", (1 << 63) - 1) + bytes(4),
+        1009,
+    ),
+    "length of 16 bits that fits into 7": (b"\x82\xfe\x00\x05" + bytes(9), 1002),
+    "length of 64 bits that fits into 16": (
+        b"\x82\xff" + struct.pack("!Q", 500) + bytes(504),
+        1002,
+    ),
+    "10^5 empty fragments": (
+        masked(BINARY, fin=False) + masked(0, fin=False) * 100_000,
+        1008,
+    ),
+    "10^5 empty messages' beginnings": (masked(BINARY, fin=False) * 100_000, 1002),
+    "continuation of nothing": (masked(0, b"x"), 1002),
+    "a message within a message": (masked(BINARY, b"x", fin=False) + masked(BINARY, b"x"), 1002),
+    "fragmented ping": (masked(PING, b"x", fin=False), 1002),
+    "ping of 126 bytes": (b"\x89\xfe\x00\x7e" + bytes(130), 1002),
+    "close with a 1-byte body": (masked(CLOSE, b"\x03"), 1002),
+    "close with code 0": (masked(CLOSE, b"\x00\x00"), 1002),
+    "close with code 1005": (masked(CLOSE, struct.pack("!H", 1005)), 1002),
+    "close with code 65535": (masked(CLOSE, b"\xff\xff"), 1002),
+    "close with a text that is no UTF-8": (masked(CLOSE, b"\x03\xe8\xff\xfe"), 1002),
+    "HTTP again": (request() * 3, 1002),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_frame_against_the_rules_ends_the_link_with_its_code(stranger, name):
+    data, code = FRAMES[name]
+    stranger.send(data)
+    assert stranger.close_code() == code
+    assert stranger.events.empty()
+
+
+@pytest.mark.parametrize("name", ["unmasked frame", "text", "length 2^62", "fragmented ping"])
+def test_it_makes_no_difference_that_the_frame_comes_byte_by_byte(stranger, name):
+    data, code = FRAMES[name]
+    for byte in data:
+        stranger.send(bytes([byte]))
+    assert stranger.close_code() == code
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG])
+def test_a_flood_of_control_frames_ends_the_link(stranger, opcode):
+    stranger.send(masked(opcode, b"flood") * 10_000)
+    frames = stranger.frames()
+    assert frames[-1] == (CLOSE, struct.pack("!H", 1008))
+    # Ten a second are allowed; a second may end in between. Those that came in one read with
+    # the one too many are not answered.
+    assert frames[:-1] == [(PONG, b"flood")] * (len(frames) - 1)
+    assert len(frames) - 1 <= (0 if opcode == PONG else 20)
+    assert stranger.link.wait_closed(PATIENCE_S)
+    assert stranger.closings[0][1] == 1008
+
+
+def test_what_the_rules_allow_passes(stranger):
+    largest = bytes(range(256)) * 8
+    stranger.send(masked(BINARY, largest))
+    stranger.send(masked(BINARY, b"in ", fin=False) + masked(0, b"", fin=False))
+    stranger.send(masked(PING, b"p" * 125) + masked(0, b"three", fin=False) + masked(0, b" parts"))
+    stranger.send(masked(BINARY))
+    stranger.send(masked(CLOSE, struct.pack("!H", 1001) + "au revoir \u2014".encode()))
+    assert stranger.frames() == [(PONG, b"p" * 125), (CLOSE, struct.pack("!H", 1001))]
+    assert stranger.link.wait_closed(PATIENCE_S)
+    assert [stranger.events.get_nowait() for _ in range(3)] == [
+        ("message", largest),
+        ("message", b"in three parts"),
+        ("message", b""),
+    ]
+    assert stranger.events.empty()
+
+
+def test_sixty_four_fragments_are_allowed_and_one_more_is_not(stranger):
+    stranger.send(
+        masked(BINARY, b"a", fin=False) + masked(0, b"a", fin=False) * 62 + masked(0, b"a")
+    )
+    assert stranger.events.get(timeout=PATIENCE_S) == ("message", b"a" * 64)
+    stranger.send(masked(BINARY, b"a", fin=False) + masked(0, b"a", fin=False) * 64)
+    assert stranger.close_code() == 1008
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_end_the_link_or_wait_for_more(stranger, seed):
+    stranger.send(random.Random(seed).randbytes(4096))
+    with contextlib.suppress(OSError):
+        stranger.sock.settimeout(0.0)
+        stranger.sock.unwrap()
+    stranger.sock.close()
+    assert stranger.link.wait_closed(PATIENCE_S)
+    [(_, code)] = stranger.closings
+    assert code in (1002, 1003, 1006, 1008, 1009)
+    assert stranger.events.empty()
+
+
+def test_two_real_pipes_understand_each_other(port):
+    """The client's side too: masked one way, unmasked the other."""
+    plane, received = DataPlane(), gevent.queue.Queue()
+    client_side = dial(HostPort("127.0.0.1", port.port), PATH, port.client_context)
+    links = []
+    for upgraded in (client_side, port.upgraded.get(timeout=PATIENCE_S)):
+        pipe = Pipe(plane, client=not upgraded.server)
+        pipe.send_message(b"from the server" if upgraded.server else b"from the client")
+        links.append(
+            Link(
+                upgraded,
+                pipe,
+                on_events=received.put,
+                on_closed=lambda reason, code: received.put(code),
+                write_timeout_s=PATIENCE_S,
+            )
+        )
+        links[-1].start()
+    first = [received.get(timeout=PATIENCE_S) for _ in range(2)]
+    assert sorted(first) == [[("message", b"from the client")], [("message", b"from the server")]]
+    links[0].close(1001)
+    assert [received.get(timeout=PATIENCE_S) for _ in range(2)] == [1001, 1001]
+    links[1].close()
 
 
 def client_hello():
