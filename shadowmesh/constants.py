@@ -99,8 +99,8 @@ VIRTIO_NET_HEADER_BYTES: Final = 10
 
 CLOSE_TEXT_MAX_BYTES: Final = 64
 PROBE_TOKEN_BYTES: Final = 8
-#: u16 frame id, u8 index, u8 total
-FRAGMENT_HEADER_BYTES: Final = 4
+#: u8 inner type, u16 frame id, u8 index, u8 total
+FRAGMENT_HEADER_BYTES: Final = 5
 MAX_PARTIAL_FRAMES: Final = 64
 PARTIAL_FRAME_LIFE_S: Final = 1.0
 
