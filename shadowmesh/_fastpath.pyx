@@ -2,10 +2,12 @@
 
     TAP --read--> slots --seal--> ring --outgoing()--> TLS          fast/outbound.pxd
     TLS --recv_buffer()--> parser --open--> TAP                     fast/inbound.pxd
+    slots --seal--> trains --sendmmsg--> UDP socket                 fast/udp_out.pxd
+    UDP socket --recvmmsg--> open --> TAP                           fast/udp_in.pxd
 
 The work is done by the ``nogil`` functions of ``fast/*.pxd``; here arguments are checked, memory is
 owned and codes become exceptions. Everything in this module is called from the hub's thread; the
-TAP thread is a bare POSIX thread that never takes the GIL.
+TAP and UDP threads are bare POSIX threads that never take the GIL.
 
 Knows nothing of configuration, HTTP, sockets or logging. The state is drawn in ``fast/plane.pxd``.
 """
@@ -21,12 +23,18 @@ from .fast.aead cimport *
 from .fast.frame cimport *
 from .fast.wsframe cimport *
 from .fast.ring cimport *
+from .fast.replay cimport *
+from .fast.datagram cimport *
 from .fast.session cimport *
 from .fast.plane cimport *
 from .fast.outbound cimport *
 from .fast.inbound cimport *
+from .fast.deliver cimport *
+from .fast.udp_out cimport *
+from .fast.udp_in cimport *
 
 import os
+import socket
 
 from shadowmesh.errors import DeviceError, LocalProtocolError, RemoteProtocolError
 
@@ -48,7 +56,31 @@ DROP_NAMES = (
     "tap_full",
     "tap_refused",
     "tap_gone",
+    "udp_send",
 )
+#: In the order of the REFUSED_ reasons in fast/datagram.pxd: datagrams that were dropped.
+REFUSAL_NAMES = (
+    "unknown",
+    "key_id",
+    "expired",
+    "replay",
+    "forged",
+    "inner_type",
+    "fragment",
+    "signals_full",
+)
+#: In the order of the UDP_ errors in fast/datagram.pxd.
+UDP_ERROR_NAMES = (
+    "EAGAIN",
+    "EMSGSIZE",
+    "EPERM",
+    "ENETUNREACH",
+    "ECONNREFUSED",
+    "ENOBUFS",
+    "other",
+)
+#: The smallest datagram that a path must carry: what every IPv6 link does, less its headers.
+MIN_UDP_PAYLOAD = 1280 - 48
 CIPHER_NAMES = {"chacha20-poly1305": CIPHER_CHACHA20_POLY1305, "aegis-256": CIPHER_AEGIS256}
 
 _WHY = {
@@ -78,6 +110,53 @@ cdef void *tap_thread(void *argument) noexcept nogil:
     return NULL
 
 
+cdef void *udp_thread(void *argument) noexcept nogil:
+    run_inbound_udp(<plane_t *>argument)
+    return NULL
+
+
+cdef int store_address(address_t *address, str host, int port, int family) except -1:
+    # `family` is the socket's: a dual-stack one takes IPv4 addresses in their mapped form.
+    cdef sockaddr_in *v4 = <sockaddr_in *>&address.storage
+    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>&address.storage
+    cdef bytes raw
+    memset(address, 0, sizeof(address_t))
+    if not 0 < port <= 65535:
+        raise ValueError(f"port {port} is outside 1..65535")
+    plain, _, zone = host.partition("%")
+    if family == socket.AF_INET:
+        raw = socket.inet_pton(socket.AF_INET, plain)
+        v4.sin_family = AF_INET
+        sm_store16be(<uint8_t *>&v4.sin_port, <uint16_t>port)
+        memcpy(&v4.sin_addr, <const uint8_t *>raw, 4)
+        address.length = sizeof(sockaddr_in)
+        return 0
+    raw = socket.inet_pton(socket.AF_INET6, plain if ":" in plain else f"::ffff:{plain}")
+    v6.sin6_family = AF_INET6
+    sm_store16be(<uint8_t *>&v6.sin6_port, <uint16_t>port)
+    memcpy(&v6.sin6_addr, <const uint8_t *>raw, 16)
+    if zone:
+        v6.sin6_scope_id = socket.if_nametoindex(zone)
+    address.length = sizeof(sockaddr_in6)
+    return 0
+
+
+cdef tuple load_address(const address_t *address):
+    # (host, port); an IPv4-mapped address as plain IPv4.
+    cdef const sockaddr_in *v4 = <const sockaddr_in *>&address.storage
+    cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>&address.storage
+    cdef bytes raw
+    if v4.sin_family == AF_INET:
+        raw = (<const uint8_t *>&v4.sin_addr)[:4]
+        return socket.inet_ntop(socket.AF_INET, raw), sm_load16be(<const uint8_t *>&v4.sin_port)
+    raw = (<const uint8_t *>&v6.sin6_addr)[:16]
+    port = sm_load16be(<const uint8_t *>&v6.sin6_port)
+    if raw[:12] == b"\0" * 10 + b"\xff\xff":
+        return socket.inet_ntop(socket.AF_INET, raw[12:]), port
+    host = socket.inet_ntop(socket.AF_INET6, raw)
+    return (f"{host}%{v6.sin6_scope_id}" if v6.sin6_scope_id else host), port
+
+
 cdef class DataPlane:
     """Sessions, counters and the TAP thread. One per daemon.
 
@@ -86,7 +165,10 @@ cdef class DataPlane:
 
     cdef plane_t *plane
     cdef pthread_t thread
+    cdef pthread_t udp_thread
     cdef bint running
+    cdef bint udp_running
+    cdef int udp_family
 
     def __cinit__(self):
         self.plane = <plane_t *>calloc(1, sizeof(plane_t))
@@ -98,26 +180,35 @@ cdef class DataPlane:
             raise MemoryError
         self.plane.active_session = -1
         self.plane.tap_fd = -1
+        self.plane.udp_fd = -1
         self.plane.mask_used = sizeof(self.plane.mask_pool)
         pthread_mutex_init(&self.plane.tx_lock, NULL)
+        pthread_mutex_init(&self.plane.rx_lock, NULL)
         self.plane.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.plane.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.plane.space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if min(self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd) < 0:
+        self.plane.udp_stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.plane.udp_event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if min(self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd,
+               self.plane.udp_stop_fd, self.plane.udp_event_fd) < 0:
             raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
         if self.plane == NULL:
             return
         self._stop_thread()
+        self._stop_udp_thread()
+        self._free_boxes()
         if self.plane.epochs != NULL:
             sodium_memzero(self.plane.epochs, MAX_EPOCHS * sizeof(epoch_t))
             free(self.plane.epochs)
         free(self.plane.arena)
-        for fd in (self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd):
+        for fd in (self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd,
+                   self.plane.udp_stop_fd, self.plane.udp_event_fd):
             if fd > 0:
                 close(fd)
         pthread_mutex_destroy(&self.plane.tx_lock)
+        pthread_mutex_destroy(&self.plane.rx_lock)
         free(self.plane)
 
     cdef void _stop_thread(self) noexcept:
@@ -128,9 +219,38 @@ cdef class DataPlane:
             drain_fd(self.plane.stop_fd)
             self.running = False
 
+    cdef void _stop_udp_thread(self) noexcept:
+        if self.udp_running:
+            signal_fd(self.plane.udp_stop_fd)
+            with nogil:
+                pthread_join(self.udp_thread, NULL)
+            drain_fd(self.plane.udp_stop_fd)
+            self.udp_running = False
+
+    cdef void _free_boxes(self) noexcept:
+        if self.plane.inbox != NULL:
+            # Plaintext frames were opened in it.
+            sodium_memzero(self.plane.inbox.bytes, sizeof(self.plane.inbox.bytes))
+            free(self.plane.inbox.slices)
+            free(self.plane.inbox)
+            self.plane.inbox = NULL
+        free(self.plane.outbox)
+        self.plane.outbox = NULL
+
+    cdef void _set_tap(self, int fd) noexcept:
+        # The UDP thread may be writing to the old one.
+        pthread_mutex_lock(&self.plane.rx_lock)
+        self.plane.tap_fd = fd
+        pthread_mutex_unlock(&self.plane.rx_lock)
+
     @property
     def event_fd(self) -> int:
         return self.plane.event_fd
+
+    @property
+    def udp_event_fd(self) -> int:
+        """An eventfd, readable when :meth:`udp_signals` has something."""
+        return self.plane.udp_event_fd
 
     def attach_tap(self, int fd, uint32_t mtu_bytes) -> None:
         """Start the TAP thread on a non-blocking TAP opened with a 10-byte virtio header.
@@ -143,17 +263,117 @@ cdef class DataPlane:
             raise ValueError(f"fd {fd} or MTU {mtu_bytes} is out of range")
         self.plane.mtu_bytes = mtu_bytes
         self.plane.tap_errno = 0
-        self.plane.tap_fd = fd
+        self._set_tap(fd)
         drain_fd(self.plane.event_fd)
         if pthread_create(&self.thread, NULL, tap_thread, self.plane) != 0:
-            self.plane.tap_fd = -1
+            self._set_tap(-1)
             raise DeviceError("the TAP thread could not be started: out of threads or memory")
         self.running = True
 
     def detach_tap(self) -> None:
         """Stop and join the TAP thread; frames that arrive from now on are counted as tap_gone."""
         self._stop_thread()
-        self.plane.tap_fd = -1
+        self._set_tap(-1)
+
+    def attach_udp(self, int fd, int family) -> None:
+        """Start the UDP thread on a non-blocking socket, and let sessions send over it.
+
+        Args:
+            fd: bound; stays the caller's, who closes it after :meth:`detach_udp`.
+            family: AF_INET6 for a dual-stack socket, or AF_INET.
+        """
+        cdef inbox_t *inbox
+        cdef int i
+        if self.udp_running:
+            raise LocalProtocolError("a UDP socket is attached already")
+        if family not in (socket.AF_INET, socket.AF_INET6):
+            raise ValueError(f"family {family} is neither AF_INET nor AF_INET6")
+        self.plane.inbox = inbox = <inbox_t *>calloc(1, sizeof(inbox_t))
+        self.plane.outbox = <outbox_t *>calloc(1, sizeof(outbox_t))
+        if inbox != NULL:
+            inbox.slices = <uint8_t *>calloc(MAX_PARTIALS, PARTIAL_BYTES)
+        if inbox == NULL or self.plane.outbox == NULL or inbox.slices == NULL:
+            self._free_boxes()
+            raise MemoryError
+        for i in range(MAX_PARTIALS):
+            inbox.partials[i].bytes = inbox.slices + i * PARTIAL_BYTES + PARTIAL_HEADROOM
+        self.udp_family = family
+        self.plane.udp_fd = fd
+        self.plane.no_segmentation = 0
+        drain_fd(self.plane.udp_event_fd)
+        if pthread_create(&self.udp_thread, NULL, udp_thread, self.plane) != 0:
+            self.plane.udp_fd = -1
+            self._free_boxes()
+            raise DeviceError("the UDP thread could not be started: out of threads or memory")
+        self.udp_running = True
+
+    def detach_udp(self) -> None:
+        """Stop and join the UDP thread; every session goes back to its WSS link. Idempotent."""
+        self._stop_udp_thread()
+        # The TAP thread sends without the lock, from the outbox: it has to stand still.
+        running = self.running
+        self._stop_thread()
+        pthread_mutex_lock(&self.plane.tx_lock)
+        for i in range(MAX_SESSIONS):
+            self.plane.sessions[i].udp_active = 0
+        self.plane.udp_fd = -1
+        pthread_mutex_unlock(&self.plane.tx_lock)
+        self._free_boxes()
+        if running and pthread_create(&self.thread, NULL, tap_thread, self.plane) == 0:
+            self.running = True
+
+    def udp_signals(self) -> list:
+        """Return what the UDP thread has for the hub, oldest first, at most 128 entries.
+
+        Returns:
+            ``(session, key_id, inner_type, body, size, (host, port))``: session is None for a
+            datagram that is not a record (STUN). body is cut at 1536 bytes, size is its real
+            length. Inner type 0 with an empty body: a record came from another address than the
+            one before.
+        """
+        cdef inbox_t *inbox = self.plane.inbox
+        cdef signal_t *signal
+        cdef list out = []
+        drain_fd(self.plane.udp_event_fd)
+        if inbox == NULL:
+            return out
+        pthread_mutex_lock(&self.plane.rx_lock)
+        while inbox.signal_count:
+            signal = &inbox.signals[inbox.signal_first]
+            inbox.signal_first = (inbox.signal_first + 1) % MAX_SIGNALS
+            inbox.signal_count -= 1
+            held = signal.size if signal.size < <uint32_t>SIGNAL_BYTES else <uint32_t>SIGNAL_BYTES
+            out.append((
+                None if signal.session < 0 else signal.session,
+                signal.key_id, signal.inner_type,
+                PyBytes_FromStringAndSize(<char *>signal.bytes, held), signal.size,
+                load_address(&signal.source),
+            ))
+        pthread_mutex_unlock(&self.plane.rx_lock)
+        return out
+
+    def send_datagram(self, bytes data not None, str host, int port) -> int:
+        """Send `data` as it is (STUN); return 0 or the errno of the socket."""
+        cdef address_t address
+        if self.plane.udp_fd < 0:
+            raise LocalProtocolError("no UDP socket is attached")
+        store_address(&address, host, port, self.udp_family)
+        return self._send(&address, <const uint8_t *>data, len(data))
+
+    cdef int _send(self, const address_t *to, const uint8_t *data, size_t length) noexcept:
+        while sendto(self.plane.udp_fd, data, length, MSG_DONTWAIT,
+                     <const sockaddr *>&to.storage, to.length) < 0:
+            if errno != EINTR:
+                return errno
+        return 0
+
+    def udp_errors(self) -> dict:
+        """Return errors of the UDP socket by errno, from frames sent and from the UDP thread."""
+        return {
+            UDP_ERROR_NAMES[i]: sm_counted(&self.plane.sent.send_errors[i])
+            + sm_counted(&self.plane.udp.socket_errors[i])
+            for i in range(UDP_ERRORS)
+        }
 
     def device_error(self) -> int:
         """Return the errno with which the TAP thread gave up, 0 while it is well."""
@@ -173,33 +393,41 @@ cdef class DataPlane:
 
         ``frames_read = frames_sent + frames_queued + sum(tx_dropped)`` holds whenever the TAP
         thread is between two batches; so does
-        ``frames_opened = frames_written + sum(rx_dropped)``.
+        ``frames_opened = frames_written + sum(rx_dropped)``. ``udp_refused`` counts datagrams
+        that were no record of ours, by reason.
         """
-        cdef counters_t *c = &self.plane.counters
-        cdef uint64_t sent, queued = 0
+        cdef sent_t *sent = &self.plane.sent
+        cdef received_t *wss = &self.plane.wss
+        cdef received_t *udp = &self.plane.udp
+        cdef uint64_t done, queued = 0
         cdef ring_t *ring
         pthread_mutex_lock(&self.plane.tx_lock)
-        sent = c.frames_sent_before
+        done = sent.frames_settled + sm_counted(&sent.frames_udp)
         for i in range(MAX_SESSIONS):
             ring = self.plane.sessions[i].ring
             if ring != NULL:
-                sent += sm_counted(&ring.frames_out)
+                done += sm_counted(&ring.frames_out)
                 queued += sm_counted(&ring.frames_in) - sm_counted(&ring.frames_out)
-        read = sm_counted(&c.frames_read)
-        tx_dropped = {DROP_NAMES[i]: sm_counted(&c.tx_dropped[i]) for i in range(DROP_REASONS)}
+        read = sm_counted(&sent.frames_read)
+        tx_dropped = {DROP_NAMES[i]: sm_counted(&sent.dropped[i]) for i in range(DROP_REASONS)}
+        tx_dropped["link_lost"] += sent.lost
         pthread_mutex_unlock(&self.plane.tx_lock)
         return {
             "frames_read": read,
-            "bytes_read": sm_counted(&c.bytes_read),
-            "frames_sent": sent,
+            "bytes_read": sm_counted(&sent.bytes_read),
+            "frames_sent": done,
             "frames_queued": queued,
             "tx_dropped": tx_dropped,
-            "records_opened": sm_counted(&c.records_opened),
-            "frames_opened": sm_counted(&c.frames_opened),
-            "frames_written": sm_counted(&c.frames_written),
-            "bytes_written": sm_counted(&c.bytes_written),
+            "records_opened": sm_counted(&wss.records) + sm_counted(&udp.records),
+            "frames_opened": sm_counted(&wss.frames_opened) + sm_counted(&udp.frames_opened),
+            "frames_written": sm_counted(&wss.frames_written) + sm_counted(&udp.frames_written),
+            "bytes_written": sm_counted(&wss.bytes_written) + sm_counted(&udp.bytes_written),
             "rx_dropped": {
-                DROP_NAMES[i]: sm_counted(&c.rx_dropped[i]) for i in range(DROP_REASONS)
+                DROP_NAMES[i]: sm_counted(&wss.dropped[i]) + sm_counted(&udp.dropped[i])
+                for i in range(DROP_REASONS)
+            },
+            "udp_refused": {
+                REFUSAL_NAMES[i]: sm_counted(&udp.refused[i]) for i in range(REFUSALS)
             },
         }
 
@@ -245,6 +473,19 @@ cdef class Session:
                 or epoch.local_key_id != key_id):
             raise LocalProtocolError(f"key id {key_id:#010x} is not one of this session's")
         return epoch
+
+    cdef void _lock_both(self) noexcept:
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        pthread_mutex_lock(&self.plane.plane.rx_lock)
+
+    cdef void _unlock_both(self) noexcept:
+        pthread_mutex_unlock(&self.plane.plane.rx_lock)
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+
+    @property
+    def number(self) -> int:
+        """The seat, as :meth:`DataPlane.udp_signals` names it; -1 when closed."""
+        return self.index
 
     def reserve_key_id(self, uint32_t wanted=0) -> int:
         """Return a fresh key id (not 0) under which the peer may send once keys are installed.
@@ -294,7 +535,7 @@ cdef class Session:
         code = CIPHER_NAMES[cipher]
         if code == CIPHER_AEGIS256 and not SM_HAVE_AEGIS256:
             raise LocalProtocolError("aegis-256 was agreed on, but this libsodium lacks it")
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        self._lock_both()
         self.plane.plane.generation += 1
         epoch.generation = self.plane.plane.generation
         epoch.cipher = code
@@ -307,7 +548,7 @@ cdef class Session:
         epoch.state = EPOCH_INSTALLED
         session.peer_mtu_bytes = peer_mtu_bytes
         session.peer_caps = peer_caps
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        self._unlock_both()
 
     def send_under(self, uint32_t key_id, int inner_type=0, bytes body=None) -> None:
         """Seal everything from now on under the keys of `key_id`.
@@ -356,6 +597,8 @@ cdef class Session:
         cdef int obstacle = sending_obstacle(plane, self.index, boottime_ns())
         if len(body) > MAX_SIGNAL_BYTES or not 0 <= inner_type <= 255:
             return f"a record of type {inner_type} with {len(body)} bytes is not allowed"
+        if obstacle == KEEP and plane.sessions[self.index].ring == NULL:
+            obstacle = DROP_LINK_LOST
         if obstacle != KEEP:
             return f"nothing can be sealed: {DROP_NAMES[obstacle]}"
         inner[0] = <uint8_t>inner_type
@@ -370,11 +613,11 @@ cdef class Session:
         """Erase the keys of `key_id`, or give back a key id that was never used."""
         cdef session_t *session = self._state()
         cdef epoch_t *epoch = self._epoch(key_id)
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        self._lock_both()
         if session.tx_epoch == <int>(key_id & 0xFF):
             session.tx_epoch = -1
         sodium_memzero(epoch, sizeof(epoch_t))
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        self._unlock_both()
 
     def bind(self, Pipe pipe) -> None:
         """Carry this session's records over `pipe`; None: over nothing.
@@ -406,12 +649,94 @@ cdef class Session:
         cdef session_t *session = self._state()
         return session.last_frame_ns / 1e9, session.last_opened_ns / 1e9
 
-    def records_sealed(self) -> int:
-        """Return how many records the sending keys have sealed."""
+    def use_udp(self, str host not None, int port, uint32_t payload_bytes) -> None:
+        """Send frames as datagrams to `host`, an IP address, from now on.
+
+        Args:
+            payload_bytes: the largest datagram that the path carries, without IP and UDP headers.
+        """
         cdef session_t *session = self._state()
+        cdef address_t address
+        if self.plane.plane.udp_fd < 0:
+            raise LocalProtocolError("no UDP socket is attached")
+        if not MIN_UDP_PAYLOAD <= payload_bytes <= 65507:
+            raise ValueError(f"payload of {payload_bytes} bytes is outside"
+                             f" {MIN_UDP_PAYLOAD}..65507")
+        store_address(&address, host, port, self.plane.udp_family)
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        session.udp_address = address
+        session.udp_payload_bytes = payload_bytes
+        session.udp_active = 1
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        # The TAP thread may be waiting for room in the ring.
+        signal_fd(self.plane.plane.space_fd)
+
+    def use_wss(self) -> None:
+        """Send frames over the link from now on."""
+        cdef session_t *session = self._state()
+        pthread_mutex_lock(&self.plane.plane.tx_lock)
+        session.udp_active = 0
+        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+
+    def send_udp_record(self, int inner_type, bytes body not None, str host not None,
+                        int port) -> int:
+        """Seal one record and send it as a datagram, now; 0 or the errno of the socket.
+
+        Args:
+            body: at most 9000 bytes.
+        Raises:
+            LocalProtocolError: no socket, no sending keys, or they have expired.
+        """
+        cdef plane_t *plane = self.plane.plane
+        cdef session_t *session = self._state()
+        cdef address_t address
+        cdef uint8_t inner[1 + MAX_UDP_SIGNAL_BYTES]
+        cdef uint8_t datagram[AAD_BYTES + 1 + MAX_UDP_SIGNAL_BYTES + MAX_TAG_BYTES]
+        cdef size_t length = 0
+        cdef epoch_t *epoch
+        if plane.udp_fd < 0:
+            raise LocalProtocolError("no UDP socket is attached")
+        if len(body) > MAX_UDP_SIGNAL_BYTES or not 0 <= inner_type <= 255:
+            raise ValueError(f"record of type {inner_type} with {len(body)} bytes")
+        store_address(&address, host, port, self.plane.udp_family)
+        inner[0] = <uint8_t>inner_type
+        memcpy(inner + 1, <const uint8_t *>body, len(body))
+        pthread_mutex_lock(&plane.tx_lock)
+        if session.tx_epoch >= 0:
+            epoch = &plane.epochs[session.tx_epoch]
+            if not epoch_expired(epoch, boottime_ns()) and epoch.udp_tx_next < SM_SEAL_LIMIT:
+                length = seal_datagram(epoch, inner, 1 + len(body), datagram)
+        pthread_mutex_unlock(&plane.tx_lock)
+        if length == 0:
+            raise LocalProtocolError("nothing can be sealed: no keys, or they have expired")
+        return self.plane._send(&address, datagram, length)
+
+    def udp_activity(self) -> tuple:
+        """Return when the last frame went to UDP and the last record came from it.
+
+        Seconds of CLOCK_BOOTTIME; 0.0 for never.
+        """
+        cdef session_t *session = self._state()
+        return session.udp_last_frame_ns / 1e9, session.udp_last_opened_ns / 1e9
+
+    def records_sealed(self) -> int:
+        """Return how many records the sending keys have sealed on the busier path."""
+        cdef session_t *session = self._state()
+        cdef epoch_t *epoch
         if session.tx_epoch < 0:
             return 0
-        return self.plane.plane.epochs[session.tx_epoch].wss_tx_next
+        epoch = &self.plane.plane.epochs[session.tx_epoch]
+        return max(epoch.wss_tx_next, epoch.udp_tx_next)
+
+    def open_failures(self) -> int:
+        """Return the most datagrams that failed to open under one of the keys."""
+        cdef uint64_t most = 0
+        cdef epoch_t *epoch
+        for i in range(MAX_EPOCHS):
+            epoch = &self.plane.plane.epochs[i]
+            if epoch.state == EPOCH_INSTALLED and epoch.session == self.index:
+                most = max(most, epoch.udp_failed_opens)
+        return most
 
     def close(self) -> None:
         """Erase all keys and give up the seat. Idempotent."""
@@ -419,14 +744,15 @@ cdef class Session:
         if self.index < 0:
             return
         self.bind(None)
-        pthread_mutex_lock(&plane.tx_lock)
+        self._lock_both()
         if plane.active_session == self.index:
             plane.active_session = -1
         for i in range(MAX_EPOCHS):
             if plane.epochs[i].state != EPOCH_FREE and plane.epochs[i].session == self.index:
                 sodium_memzero(&plane.epochs[i], sizeof(epoch_t))
         plane.sessions[self.index].in_use = 0
-        pthread_mutex_unlock(&plane.tx_lock)
+        plane.sessions[self.index].udp_active = 0
+        self._unlock_both()
         self.index = -1
 
 
@@ -473,10 +799,9 @@ cdef class Pipe:
 
     cdef void _settle(self) noexcept:
         # Under tx_lock: books the frames of this ring, sent or lost, into the plane's counters.
-        cdef counters_t *counters = &self.plane.plane.counters
-        cdef uint64_t sent = sm_counted(&self.ring.frames_out)
-        sm_count(&counters.frames_sent_before, sent)
-        sm_count(&counters.tx_dropped[DROP_LINK_LOST], sm_counted(&self.ring.frames_in) - sent)
+        cdef uint64_t done = sm_counted(&self.ring.frames_out)
+        self.plane.plane.sent.frames_settled += done
+        self.plane.plane.sent.lost += sm_counted(&self.ring.frames_in) - done
         self.ring.frames_in = self.ring.frames_out = 0
 
     @property

@@ -58,6 +58,7 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<errno.h>" nogil:
     int errno
     int EAGAIN, EINTR, EIO, EINVAL, EBADFD, EBADF, ENOBUFS, ENODEV
+    int EMSGSIZE, EPERM, ENETUNREACH, EHOSTUNREACH, ENETDOWN, ECONNREFUSED
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buffer, size_t count)
@@ -70,7 +71,7 @@ cdef extern from "<poll.h>" nogil:
         short events
         short revents
     int poll(pollfd *fds, unsigned long count, int timeout_ms)
-    short POLLIN, POLLERR, POLLHUP, POLLNVAL
+    short POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int initial, int flags)

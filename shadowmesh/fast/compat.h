@@ -5,9 +5,11 @@
 #ifndef SHADOWMESH_COMPAT_H
 #define SHADOWMESH_COMPAT_H
 
+#include <netinet/in.h>
 #include <sodium.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/socket.h>
 
 /* AEGIS-256 came with libsodium 1.0.19, whose library version is 26.1. */
 #if SODIUM_LIBRARY_VERSION_MAJOR > 26 || \
@@ -54,6 +56,8 @@ static inline int sm_aegis256_open(uint8_t *m, const uint8_t *c, size_t clen, co
 
 /* Protocol section 7: keys neither seal nor open after 180 s. */
 #define SM_KEY_LIFETIME_NS UINT64_C(180000000000)
+/* Protocol section 6: a partial frame waits 1 s for its fragments. */
+#define SM_PARTIAL_LIFETIME_NS UINT64_C(1000000000)
 /* Protocol section 6: 2^64 - 2^13 - 1; past it a counter could come round in the replay window. */
 #define SM_SEAL_LIMIT UINT64_C(0xFFFFFFFFFFFFDFFF)
 
@@ -104,6 +108,37 @@ static inline void sm_mask(uint8_t *p, size_t length, const uint8_t *mask, uint6
         memcpy(p + i, &word, 8);
     }
     for (; i < length; i++) p[i] ^= turned[i & 7];
+}
+
+/* Trains of datagrams in one call: linux/udp.h, which not every libc header has. */
+#define SM_UDP_SEGMENT 103
+#define SM_UDP_GRO 104
+#define SM_SEGMENT_CONTROL_BYTES CMSG_SPACE(sizeof(uint16_t))
+
+/* Let the kernel cut `message` into datagrams of `segment_bytes`. `control` is the caller's and
+ * outlives the send; SM_SEGMENT_CONTROL_BYTES, aligned as a struct cmsghdr. */
+static inline void sm_set_segment_size(struct msghdr *message, void *control,
+                                       uint16_t segment_bytes) {
+    struct cmsghdr *header;
+    message->msg_control = control;
+    message->msg_controllen = SM_SEGMENT_CONTROL_BYTES;
+    header = CMSG_FIRSTHDR(message);
+    header->cmsg_level = IPPROTO_UDP;
+    header->cmsg_type = SM_UDP_SEGMENT;
+    header->cmsg_len = CMSG_LEN(sizeof(uint16_t));
+    memcpy(CMSG_DATA(header), &segment_bytes, sizeof(segment_bytes));
+}
+
+/* The size of the datagrams that the kernel joined into `message`, 0 when it is one datagram. */
+static inline uint16_t sm_gro_size(struct msghdr *message) {
+    struct cmsghdr *header;
+    int size;
+    for (header = CMSG_FIRSTHDR(message); header; header = CMSG_NXTHDR(message, header))
+        if (header->cmsg_level == IPPROTO_UDP && header->cmsg_type == SM_UDP_GRO) {
+            memcpy(&size, CMSG_DATA(header), sizeof(size));
+            return (uint16_t)size;
+        }
+    return 0;
 }
 
 #endif

@@ -34,6 +34,7 @@ cdef enum:
     DROP_TAP_FULL
     DROP_TAP_REFUSED
     DROP_TAP_GONE
+    DROP_UDP_SEND
     DROP_REASONS
 
 cdef enum:

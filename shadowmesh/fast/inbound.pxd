@@ -18,6 +18,7 @@ from .frame cimport *
 from .wsframe cimport *
 from .session cimport *
 from .plane cimport *
+from .deliver cimport *
 
 cdef enum:
     HEADROOM = 64               # a virtio header is written in front of the first record
@@ -64,57 +65,6 @@ ctypedef struct parser_t:
     uint8_t inner_type
     uint8_t *body
     size_t body_bytes
-
-
-cdef inline void count_delivery(plane_t *plane, int verdict, size_t frame_bytes) noexcept nogil:
-    if verdict == KEEP:
-        sm_count(&plane.counters.frames_written, 1)
-        sm_count(&plane.counters.bytes_written, frame_bytes)
-    else:
-        sm_count(&plane.counters.rx_dropped[verdict], 1)
-
-
-cdef inline int write_tap(plane_t *plane, const uint8_t *vnet, size_t length) noexcept nogil:
-    # KEEP or the DROP_ reason of the kernel's answer. `vnet` points at header and frame.
-    while True:
-        if write(plane.tap_fd, vnet, length) >= 0:
-            return KEEP
-        if errno == EINTR:
-            continue
-        if errno == EAGAIN or errno == ENOBUFS:
-            return DROP_TAP_FULL
-        if errno == EIO:
-            return DROP_TAP_DOWN
-        if errno == EBADFD or errno == EBADF or errno == ENODEV:
-            return DROP_TAP_GONE
-        return DROP_TAP_REFUSED
-
-
-cdef inline void deliver_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) noexcept nogil:
-    # inner[0] is the type; 10 bytes before inner + 1 may be overwritten.
-    cdef uint8_t *vnet
-    cdef size_t frame_bytes
-    cdef int verdict
-    sm_count(&plane.counters.frames_opened, 1)
-    if inner[0] == INNER_FRAME:
-        frame_bytes = inner_bytes - 1
-        verdict = check_frame(inner + 1, frame_bytes, plane.mtu_bytes)
-        vnet = inner + 1 - VNET_HEADER_BYTES
-        memset(vnet, 0, VNET_HEADER_BYTES)
-    elif inner_bytes < 1 + VNET_HEADER_BYTES:
-        frame_bytes = 0
-        verdict = DROP_RUNT
-        vnet = inner
-    else:
-        frame_bytes = inner_bytes - 1 - VNET_HEADER_BYTES
-        vnet = inner + 1
-        verdict = check_offload(vnet, vnet + VNET_HEADER_BYTES, frame_bytes, plane.mtu_bytes)
-    if verdict == KEEP:
-        if plane.tap_fd < 0:
-            verdict = DROP_TAP_GONE
-        else:
-            verdict = write_tap(plane, vnet, VNET_HEADER_BYTES + frame_bytes)
-    count_delivery(plane, verdict, frame_bytes)
 
 
 cdef inline int read_message_header(plane_t *plane, parser_t *parser,
@@ -176,13 +126,13 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     inner_bytes = sealed_bytes - tag_bytes(epoch.cipher)
     epoch.wss_rx_next += 1
     session.last_opened_ns = now_ns
-    sm_count(&plane.counters.records_opened, 1)
+    sm_count(&plane.wss.records, 1)
     if epoch.generation > session.newest_generation:
         retire_older(plane, session, epoch)
     parser.begin += LENGTH_BYTES + sealed_bytes
     parser.records_left -= 1
     if inner[0] == INNER_FRAME or inner[0] == INNER_OFFLOAD_FRAME:
-        deliver_frame(plane, inner, inner_bytes)
+        deliver_frame(plane, &plane.wss, inner, inner_bytes)
         return EVENT_NONE
     if inner[0] == INNER_PADDING:
         # Of padding only the fact counts: it may be the first record under new keys.

@@ -1,6 +1,8 @@
-# The way out: TAP -> batch of slots -> sealed records in the ring of the session's link.
+# The way out: TAP -> batch of slots -> sealed records in the ring of the session's link, or
+# datagrams when the session has a UDP path.
 #
-#   wait_for_frames -> read_batch -> send_batch -> seal_message -> ring_commit
+#   wait_for_frames -> read_batch -> send_batch -+-> seal_message -> ring_commit
+#                                               +-> seal_slots -> send_outbox (udp_out.pxd)
 #
 # Functions stand in the order in which a frame meets them. All of it runs in the TAP thread and
 # touches no Python object; only seal_message also serves the hub (send_record in _fastpath.pyx).
@@ -11,6 +13,7 @@ from .frame cimport *
 from .wsframe cimport *
 from .session cimport *
 from .plane cimport *
+from .udp_out cimport *
 
 
 cdef inline int wait_for_frames(plane_t *plane) noexcept nogil:
@@ -60,13 +63,13 @@ cdef inline int read_batch(plane_t *plane) noexcept nogil:
             slot.inner = base + VNET_HEADER_BYTES
             slot.inner_bytes = <uint32_t>(1 + got - VNET_HEADER_BYTES)
         used += (1 + got + 63) // 64 * 64
-    sm_count(&plane.counters.frames_read, plane.batch)
-    sm_count(&plane.counters.bytes_read, total)
+    sm_count(&plane.sent.frames_read, plane.batch)
+    sm_count(&plane.sent.bytes_read, total)
     return plane.batch
 
 
 cdef inline void drop_outgoing(plane_t *plane, int reason, uint64_t frames) noexcept nogil:
-    sm_count(&plane.counters.tx_dropped[reason], frames)
+    sm_count(&plane.sent.dropped[reason], frames)
 
 
 cdef inline int judge_slot(const slot_t *slot, const session_t *session) noexcept nogil:
@@ -136,12 +139,13 @@ cdef inline int sending_obstacle(plane_t *plane, int index, uint64_t now_ns) noe
     if index < 0 or plane.sessions[index].tx_epoch < 0:
         return DROP_NOT_CONNECTED
     session = &plane.sessions[index]
-    if session.ring == NULL:
+    if session.ring == NULL and not session.udp_active:
         return DROP_LINK_LOST
     epoch = &plane.epochs[session.tx_epoch]
     if epoch_expired(epoch, now_ns):
         return DROP_KEY_EXPIRED
-    if epoch.wss_tx_next >= SM_SEAL_LIMIT - BATCH_FRAMES:
+    if (epoch.wss_tx_next >= SM_SEAL_LIMIT - OUTBOX_TRAINS * TRAIN_DATAGRAMS
+            or epoch.udp_tx_next >= SM_SEAL_LIMIT - OUTBOX_TRAINS * TRAIN_DATAGRAMS):
         return DROP_SEAL_REFUSED
     return KEEP
 
@@ -165,6 +169,7 @@ cdef inline void send_batch(plane_t *plane) noexcept nogil:
     # Hands every slot to the link of its session or to a counter.
     cdef uint64_t now_ns = boottime_ns()
     cdef session_t *session
+    cdef address_t to
     cdef int index, obstacle, verdict, taken
     cdef int first = 0
     cdef int kept = 0
@@ -187,6 +192,14 @@ cdef inline void send_batch(plane_t *plane) noexcept nogil:
             drop_outgoing(plane, obstacle, kept - first)
             break
         session = &plane.sessions[index]
+        if session.udp_active:
+            first += seal_slots(plane, session, &plane.slots[first], kept - first)
+            session.udp_last_frame_ns = now_ns
+            to = session.udp_address
+            pthread_mutex_unlock(&plane.tx_lock)
+            send_outbox(plane, &to)
+            pthread_mutex_lock(&plane.tx_lock)
+            continue
         taken = seal_message(plane, session, &plane.slots[first], kept - first, 1)
         if taken:
             first += taken

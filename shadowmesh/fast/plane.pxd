@@ -1,15 +1,19 @@
 # The state that the threads of the data plane share.
 #
-#   TAP thread   reads the device, seals, fills rings         (outbound.pxd)
-#   hub          opens what TLS brought, writes the device    (inbound.pxd)
+#   TAP thread   reads the device, seals, fills rings, sends datagrams   (outbound.pxd, udp_out.pxd)
+#   hub          opens what TLS brought, writes the device               (inbound.pxd)
+#   UDP thread   opens datagrams, writes the device                      (udp_in.pxd)
 #
-# tx_lock guards sessions[], the sending half of epochs[] and the producing end of every ring. The
-# TAP thread takes it once per batch. Counters have one writer each and are read without a lock.
+# tx_lock guards sessions[], the sending half of epochs[] and the producing end of every ring.
+# rx_lock guards what the UDP thread reads: the UDP receiving half of epochs[], tap_fd, and the
+# queue of signals. Each thread takes its lock once per batch; the hub takes both, tx_lock first,
+# when it changes keys or the device. Counters have one writer each and are read without a lock.
 
 from libc.stddef cimport size_t
 from .base cimport *
 from .frame cimport *
 from .session cimport *
+from .datagram cimport *
 
 cdef enum:
     BATCH_FRAMES = 64
@@ -25,19 +29,27 @@ ctypedef struct slot_t:
     uint32_t inner_bytes
     int verdict                 # KEEP or a DROP_ reason
 
-ctypedef struct counters_t:
+ctypedef struct sent_t:         # written by the TAP thread, and by the hub where it says so
     uint64_t frames_read        # from the TAP
     uint64_t bytes_read
-    uint64_t tx_dropped[DROP_REASONS]
-    uint64_t frames_opened      # from the peer, tag right
+    uint64_t dropped[DROP_REASONS]
+    uint64_t frames_udp         # handed to the UDP socket
+    uint64_t frames_settled     # by rings that are closed (hub)
+    uint64_t lost               # in rings that are closed (hub)
+    uint64_t send_errors[UDP_ERRORS]
+
+ctypedef struct received_t:     # one for each side that opens records: hub (WSS), UDP thread
+    uint64_t records
+    uint64_t frames_opened
     uint64_t frames_written     # to the TAP
     uint64_t bytes_written
-    uint64_t rx_dropped[DROP_REASONS]
-    uint64_t frames_sent_before # by rings that are closed
-    uint64_t records_opened
+    uint64_t dropped[DROP_REASONS]
+    uint64_t refused[REFUSALS]  # datagrams that were no record of ours
+    uint64_t socket_errors[UDP_ERRORS]
 
 ctypedef struct plane_t:
     pthread_mutex_t tx_lock
+    pthread_mutex_t rx_lock
     epoch_t *epochs             # MAX_EPOCHS
     session_t sessions[MAX_SESSIONS]
     int active_session          # which session gets a frame; -1: none is connected
@@ -49,12 +61,20 @@ ctypedef struct plane_t:
     int stop_fd
     int space_fd
     int stalled
+    int udp_fd                  # -1: no UDP path
+    int udp_stop_fd
+    int udp_event_fd            # tells the hub to fetch signals
+    int no_segmentation         # UDP_SEGMENT failed once: datagrams go one by one
+    outbox_t *outbox
+    inbox_t *inbox
     uint8_t *arena
     slot_t slots[BATCH_FRAMES]
     int batch
     uint8_t mask_pool[1024]     # randomness for WebSocket masks, refilled when used up
     size_t mask_used
-    counters_t counters
+    sent_t sent
+    received_t wss
+    received_t udp
 
 
 cdef inline void next_mask(plane_t *plane, uint8_t *mask) noexcept nogil:

@@ -6,11 +6,13 @@
 # Who may touch what:
 #   *_tx_*, session fields   TAP thread and hub, under plane.tx_lock
 #   wss_rx_*                 the hub alone (ingest runs on it)
-#   state                    written by the hub under tx_lock
+#   udp_rx_*, udp_last_opened_ns, udp_source   the UDP thread, under plane.rx_lock
+#   state                    written by the hub under both locks
 
 from libc.stddef cimport size_t
 from .base cimport *
 from .aead cimport *
+from .datagram cimport address_t
 from .replay cimport *
 from .ring cimport *
 
@@ -66,7 +68,8 @@ ctypedef struct epoch_t:
     int wss_rx_closed
     uint64_t udp_tx_next
     window_t udp_rx_window
-    uint64_t failed_opens
+    uint64_t failed_opens       # on WSS, where one ends the link
+    uint64_t udp_failed_opens
 
 ctypedef struct session_t:
     int in_use
@@ -76,8 +79,15 @@ ctypedef struct session_t:
     uint32_t peer_caps
     ring_t *ring                # of the WSS link; NULL while there is none
     int masked                  # we are the WebSocket client
-    uint64_t last_frame_ns      # CLOCK_BOOTTIME: a frame was sealed
-    uint64_t last_opened_ns     # a record of any type opened
+    uint64_t last_frame_ns      # CLOCK_BOOTTIME: a frame was sealed for the WSS link
+    uint64_t last_opened_ns     # a record of any type opened that came over it
+    int udp_active              # frames go to udp_address instead of the ring
+    address_t udp_address
+    uint32_t udp_payload_bytes  # the largest datagram that the path carries
+    uint16_t fragment_id
+    uint64_t udp_last_frame_ns
+    uint64_t udp_last_opened_ns # the UDP thread's
+    address_t udp_source        # whence the UDP thread opened the last record
 
 
 cdef inline bint epoch_expired(const epoch_t *epoch, uint64_t now_ns) noexcept nogil:
@@ -102,6 +112,16 @@ cdef inline size_t seal_wss_record(epoch_t *epoch, const uint8_t *inner, size_t 
               inner, inner_bytes, out + LENGTH_BYTES)
     epoch.wss_tx_next += 1
     return LENGTH_BYTES + sealed_bytes
+
+
+cdef inline size_t seal_datagram(epoch_t *epoch, const uint8_t *inner, size_t inner_bytes,
+                                 uint8_t *out) noexcept nogil:
+    # One record as a datagram at `out`; the caller made room. Returns the bytes written.
+    write_aad(out, KIND_UDP, epoch.remote_key_id, epoch.udp_tx_next)
+    aead_seal(epoch.cipher, epoch.udp_tx_key, epoch.udp_tx_next, out, AAD_BYTES,
+              inner, inner_bytes, out + AAD_BYTES)
+    epoch.udp_tx_next += 1
+    return AAD_BYTES + inner_bytes + tag_bytes(epoch.cipher)
 
 
 cdef inline void write_message_header(uint8_t *out, uint16_t count, uint32_t key_id,

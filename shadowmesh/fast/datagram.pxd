@@ -1,0 +1,174 @@
+# What the UDP path moves: addresses, trains of datagrams, partial frames, signals to the hub.
+#
+# Only the shapes and what touches nothing else; udp_out.pxd and udp_in.pxd do the work.
+
+from libc.stddef cimport size_t
+from libc.string cimport memcmp, memcpy, memset
+from .base cimport *
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        unsigned short sa_family
+    struct sockaddr_storage:
+        unsigned short ss_family
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        void *msg_name
+        socklen_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    int AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
+    ssize_t sendto(int fd, const void *data, size_t length, int flags,
+                   const sockaddr *to, socklen_t to_length)
+
+cdef extern from "<netinet/in.h>" nogil:
+    struct in_addr:
+        uint32_t s_addr
+    struct sockaddr_in:
+        unsigned short sin_family
+        uint16_t sin_port
+        in_addr sin_addr
+    struct in6_addr:
+        uint8_t s6_addr[16]
+    struct sockaddr_in6:
+        unsigned short sin6_family
+        uint16_t sin6_port
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
+
+cdef extern from "compat.h" nogil:
+    size_t SM_SEGMENT_CONTROL_BYTES
+    void sm_set_segment_size(msghdr *message, void *control, uint16_t segment_bytes)
+    uint16_t sm_gro_size(msghdr *message)
+
+cdef enum:
+    TRAIN_DATAGRAMS = 64        # UDP_MAX_SEGMENTS of older kernels
+    TRAIN_BYTES = 65000         # below what one IP packet takes, IPv4 and IPv6
+    OUTBOX_TRAINS = 256
+    OUTBOX_BYTES = 512 * 1024
+    INBOX_MESSAGES = 16
+    INBOX_MESSAGE_BYTES = 65536
+    MAX_PARTIALS = 64
+    MAX_FRAGMENTS_PER_FRAME = 16
+    MAX_SLICE_BYTES = 2000
+    PARTIAL_HEADROOM = 16       # a virtio header is written in front of the frame
+    PARTIAL_BYTES = PARTIAL_HEADROOM + MAX_FRAGMENTS_PER_FRAME * MAX_SLICE_BYTES
+    MAX_UDP_SIGNAL_BYTES = 9000
+    FRAGMENT_HEADER_BYTES = 5   # inner type, u16 id, u8 index, u8 total
+    MAX_SIGNALS = 128
+    SIGNAL_BYTES = 1536
+
+# Errors of the UDP socket by errno, in the order of UDP_ERROR_NAMES in _fastpath.pyx.
+cdef enum:
+    UDP_EAGAIN = 0
+    UDP_EMSGSIZE
+    UDP_EPERM
+    UDP_ENETUNREACH
+    UDP_ECONNREFUSED
+    UDP_ENOBUFS
+    UDP_OTHER
+    UDP_ERRORS
+
+# Why a datagram is dropped, in the order of REFUSAL_NAMES in _fastpath.pyx.
+cdef enum:
+    REFUSED_UNKNOWN = 0         # neither a record nor STUN
+    REFUSED_KEY_ID
+    REFUSED_EXPIRED
+    REFUSED_REPLAY
+    REFUSED_FORGED
+    REFUSED_TYPE
+    REFUSED_FRAGMENT
+    REFUSED_SIGNALS_FULL
+    REFUSALS
+
+ctypedef struct address_t:
+    socklen_t length            # 0: none
+    sockaddr_storage storage
+
+ctypedef struct train_t:        # datagrams of one size, the last may be shorter: one sendmsg
+    uint8_t *bytes
+    size_t length
+    uint16_t segment_bytes
+    uint16_t datagrams
+    uint16_t frames             # whose last datagram is in this train
+    int closed                  # a shorter datagram has ended it
+
+ctypedef struct outbox_t:       # the TAP thread's
+    uint8_t bytes[OUTBOX_BYTES]
+    size_t used
+    train_t trains[OUTBOX_TRAINS]
+    int count
+    mmsghdr messages[OUTBOX_TRAINS]
+    iovec vectors[OUTBOX_TRAINS]
+    uint8_t controls[OUTBOX_TRAINS][32]
+
+ctypedef struct partial_t:      # a frame of which not every fragment has come
+    uint32_t key_id             # 0: free
+    uint16_t id
+    uint8_t total
+    uint8_t held
+    uint32_t mask
+    uint64_t first_counter
+    uint64_t born_ns
+    uint16_t lengths[MAX_FRAGMENTS_PER_FRAME]
+    uint8_t *bytes              # MAX_FRAGMENTS_PER_FRAME slices of MAX_SLICE_BYTES
+
+ctypedef struct signal_t:       # something on UDP that the hub has to deal with
+    int session                 # -1: a datagram that is not a record (STUN)
+    uint32_t key_id
+    uint8_t inner_type
+    uint32_t size               # of the body or datagram; `bytes` holds at most SIGNAL_BYTES of it
+    address_t source
+    uint8_t bytes[SIGNAL_BYTES]
+
+ctypedef struct inbox_t:        # the UDP thread's, signals shared with the hub under rx_lock
+    uint8_t bytes[INBOX_MESSAGES][INBOX_MESSAGE_BYTES]
+    mmsghdr messages[INBOX_MESSAGES]
+    iovec vectors[INBOX_MESSAGES]
+    uint8_t controls[INBOX_MESSAGES][64]
+    address_t sources[INBOX_MESSAGES]
+    partial_t partials[MAX_PARTIALS]
+    uint8_t *slices             # of all partials
+    signal_t signals[MAX_SIGNALS]
+    uint32_t signal_first
+    uint32_t signal_count
+
+
+cdef inline bint same_address(const address_t *a, const address_t *b) noexcept nogil:
+    cdef const sockaddr_in *a4 = <const sockaddr_in *>&a.storage
+    cdef const sockaddr_in *b4 = <const sockaddr_in *>&b.storage
+    cdef const sockaddr_in6 *a6 = <const sockaddr_in6 *>&a.storage
+    cdef const sockaddr_in6 *b6 = <const sockaddr_in6 *>&b.storage
+    if a.length != b.length or a4.sin_family != b4.sin_family:
+        return False
+    if a4.sin_family == AF_INET:
+        return a4.sin_port == b4.sin_port and a4.sin_addr.s_addr == b4.sin_addr.s_addr
+    return (a6.sin6_port == b6.sin6_port and a6.sin6_scope_id == b6.sin6_scope_id
+            and memcmp(&a6.sin6_addr, &b6.sin6_addr, 16) == 0)
+
+
+cdef inline int udp_error_index(int number) noexcept nogil:
+    if number == EAGAIN:
+        return UDP_EAGAIN
+    if number == EMSGSIZE:
+        return UDP_EMSGSIZE
+    if number == EPERM:
+        return UDP_EPERM
+    if number == ENETUNREACH or number == EHOSTUNREACH or number == ENETDOWN:
+        return UDP_ENETUNREACH
+    if number == ECONNREFUSED:
+        return UDP_ECONNREFUSED
+    if number == ENOBUFS:
+        return UDP_ENOBUFS
+    return UDP_OTHER

@@ -1,0 +1,72 @@
+# The last step of every frame from the peer: judged, then written to the TAP.
+#
+# Runs on the hub (frames from WSS) and in the UDP thread; each has its own counters.
+
+from libc.stddef cimport size_t
+from libc.string cimport memset
+from .base cimport *
+from .frame cimport *
+from .session cimport *
+from .plane cimport *
+
+
+cdef inline int tap_verdict(ssize_t written) noexcept nogil:
+    # KEEP, or the DROP_ reason of the kernel's answer in errno.
+    if written >= 0:
+        return KEEP
+    if errno == EAGAIN or errno == ENOBUFS:
+        return DROP_TAP_FULL
+    if errno == EIO:
+        return DROP_TAP_DOWN
+    if errno == EBADFD or errno == EBADF or errno == ENODEV:
+        return DROP_TAP_GONE
+    return DROP_TAP_REFUSED
+
+
+cdef inline int write_tap(plane_t *plane, const uint8_t *vnet, size_t length) noexcept nogil:
+    # `vnet` points at the virtio header, the frame follows. KEEP or a DROP_ reason.
+    cdef ssize_t written
+    if plane.tap_fd < 0:
+        return DROP_TAP_GONE
+    while True:
+        written = write(plane.tap_fd, vnet, length)
+        if written >= 0 or errno != EINTR:
+            return tap_verdict(written)
+
+
+cdef inline int judge_inner(plane_t *plane, uint8_t *inner, size_t inner_bytes, uint8_t **vnet,
+                            size_t *frame_bytes) noexcept nogil:
+    # For a record of type frame or offload frame: finds the virtio header (writing an empty one
+    # into the 9 bytes in front of `inner` for a plain frame) and judges. KEEP or a DROP_ reason.
+    if inner[0] == INNER_FRAME:
+        frame_bytes[0] = inner_bytes - 1
+        vnet[0] = inner + 1 - VNET_HEADER_BYTES
+        memset(vnet[0], 0, VNET_HEADER_BYTES)
+        return check_frame(inner + 1, inner_bytes - 1, plane.mtu_bytes)
+    vnet[0] = inner + 1
+    frame_bytes[0] = 0
+    if inner_bytes < 1 + VNET_HEADER_BYTES + MIN_FRAME:
+        return DROP_RUNT
+    frame_bytes[0] = inner_bytes - 1 - VNET_HEADER_BYTES
+    return check_offload(vnet[0], vnet[0] + VNET_HEADER_BYTES, frame_bytes[0], plane.mtu_bytes)
+
+
+cdef inline void count_delivery(received_t *counters, int verdict, uint64_t frames,
+                                uint64_t total_bytes) noexcept nogil:
+    if verdict == KEEP:
+        sm_count(&counters.frames_written, frames)
+        sm_count(&counters.bytes_written, total_bytes)
+    else:
+        sm_count(&counters.dropped[verdict], frames)
+
+
+cdef inline void deliver_frame(plane_t *plane, received_t *counters, uint8_t *inner,
+                               size_t inner_bytes) noexcept nogil:
+    # inner[0] is the type; 9 bytes in front of it may be overwritten.
+    cdef uint8_t *vnet
+    cdef size_t frame_bytes
+    cdef int verdict = judge_inner(plane, inner, inner_bytes, &vnet, &frame_bytes)
+    sm_count(&counters.frames_opened, 1)
+    if verdict == KEEP:
+        verdict = write_tap(plane, vnet, VNET_HEADER_BYTES + frame_bytes)
+    count_delivery(counters, verdict, 1, frame_bytes)
