@@ -125,10 +125,10 @@ cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t coun
         deliver_frame(plane, &plane.udp, inner, inner_bytes)
     elif inner[0] == INNER_FRAGMENT:
         take_fragment(plane, epoch.local_key_id, counter, inner, inner_bytes, now_ns)
-    elif inner[0] in (INNER_PROBE, INNER_PROBE_ANSWER, INNER_CLOSE, INNER_PADDING):
+    elif inner[0] in (INNER_PROBE, INNER_PROBE_ANSWER, INNER_CLOSE):
         signal_hub(plane, epoch.session, epoch.local_key_id, inner[0], source,
                    inner + 1, inner_bytes - 1)
-    else:
+    elif inner[0] != INNER_PADDING:
         refuse(plane, REFUSED_TYPE)
 
 
