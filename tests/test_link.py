@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import ssl
@@ -40,15 +41,18 @@ def sockets(contexts):
     """A connected pair of TLS sockets: (server side, client side)."""
     opened = []
 
-    def connect(buffer_bytes=None):
-        with gsocket.socket() as listening:
-            if buffer_bytes is not None:
-                listening.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_RCVBUF, buffer_bytes)
-                listening.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_SNDBUF, buffer_bytes)
+    def connect(send_buffer=None):
+        """With send_buffer the server's buffer has that size, the client's receives little."""
+        with gsocket.socket() as listening, contextlib.ExitStack() as undo:
+            raw_client = undo.enter_context(gsocket.socket())
+            if send_buffer is not None:
+                listening.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_SNDBUF, send_buffer)
+                raw_client.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_RCVBUF, 8192)
             listening.bind(("127.0.0.1", 0))
             listening.listen()
-            raw_client = gsocket.create_connection(listening.getsockname())
+            raw_client.connect(listening.getsockname())
             raw_server, _ = listening.accept()
+            undo.pop_all()
         serving = gevent.spawn(contexts[0].wrap_socket, raw_server, server_side=True)
         client = contexts[1].wrap_socket(raw_client)
         server = serving.get()
@@ -136,7 +140,7 @@ def link_and_peer(sockets):
     ends = []
 
     def make(**options):
-        server, client = sockets(options.pop("buffer_bytes", None))
+        server, client = sockets(options.pop("send_buffer", None))
         ends.append((End(server, server=True, **options), RawPeer(client)))
         return ends[-1]
 
@@ -271,6 +275,17 @@ def test_close_sends_what_is_queued_then_a_close_frame_then_the_end(link_and_pee
     assert end.closing() == ("the daemon stops", 1001)
 
 
+def test_close_with_unread_bytes_is_no_reset(link_and_peer):
+    end, peer = link_and_peer()
+    end.handle = lambda events: end.link.close(1008)
+    for _ in range(20):
+        peer.send(BINARY, bytes(100_000))
+    assert peer.receive() == (CLOSE, struct.pack("!H", 1008))
+    assert peer.receive() is None
+    assert peer.sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_ERROR) == 0
+    gsocket.socket.send(peer.sock, b"x")  # after a reset: EPIPE
+
+
 def test_close_says_nothing_about_the_reason_on_the_wire(link_and_peer):
     end, peer = link_and_peer()
     gevent.spawn(end.link.close, 4400, "signature of message 3 is wrong")
@@ -294,6 +309,8 @@ def test_the_owner_may_close_from_its_own_callback(link_and_peer):
 
     def handle(events):
         end.link.close(1008, "not wanted")
+        for _ in range(5):
+            gevent.sleep(0)  # the end is under way in another greenlet
         seen.extend(events)
 
     end.handle = handle
@@ -402,7 +419,7 @@ def test_a_bug_in_on_closed_does_not_keep_waiters_waiting(link_and_peer):
 
 
 def test_a_peer_that_takes_nothing_is_given_up_after_the_write_timeout(link_and_peer):
-    end, _ = link_and_peer(write_timeout_s=0.3, buffer_bytes=8192)
+    end, _ = link_and_peer(write_timeout_s=0.3, send_buffer=8192)
     for _ in range(50):
         end.pipe.send_message(bytes(100_000))
     began = time.monotonic()
@@ -413,21 +430,22 @@ def test_a_peer_that_takes_nothing_is_given_up_after_the_write_timeout(link_and_
 
 
 def test_a_slow_peer_that_takes_a_little_is_kept(link_and_peer):
-    end, peer = link_and_peer(write_timeout_s=0.4, buffer_bytes=8192)
-    payload = os.urandom(120_000)
+    # One write waits for about 0.5 s here until a third of the send buffer is free again.
+    end, peer = link_and_peer(write_timeout_s=0.25, send_buffer=65536)
+    payload = os.urandom(250_000)
     end.pipe.send_message(payload)
-    slices = 0
+    began = time.monotonic()
     while (frame := decode_frame(peer.buffer, masked=False)) is None:
         peer.buffer += peer.sock.recv(4096)
-        slices += 1
-        gevent.sleep(0.05)  # the pace is what is tested
-    assert slices * 0.05 > 1.0
+        if end.pipe.queued_bytes:
+            gevent.sleep(0.05)  # the pace is what is tested
+    assert time.monotonic() - began > 1.0
     assert frame[:2] == (BINARY, payload)
     assert not end.link.closed
 
 
 def test_close_does_not_wait_for_a_peer_that_takes_nothing(link_and_peer):
-    end, _ = link_and_peer(buffer_bytes=8192)
+    end, _ = link_and_peer(send_buffer=8192)
     for _ in range(50):
         end.pipe.send_message(bytes(100_000))
     gevent.sleep(0)
@@ -438,7 +456,7 @@ def test_close_does_not_wait_for_a_peer_that_takes_nothing(link_and_peer):
 
 
 def test_a_blocked_write_does_not_stop_reading(link_and_peer):
-    end, peer = link_and_peer(buffer_bytes=8192)
+    end, peer = link_and_peer(send_buffer=8192)
     for _ in range(10):
         end.pipe.send_message(bytes(100_000))
     for number in range(50):
@@ -450,7 +468,7 @@ def test_a_blocked_write_does_not_stop_reading(link_and_peer):
 
 
 def test_a_write_that_blocks_is_repeated_with_the_same_bytes(link_and_peer):
-    end, peer = link_and_peer(buffer_bytes=8192)
+    end, peer = link_and_peer(send_buffer=8192)
     digest, sent = hashlib.sha256(), hashlib.sha256()
     for size in (1, 100_000, 17, 256_000, 16_384, 131_072, 131_073):
         payload = os.urandom(size)
@@ -493,6 +511,37 @@ def test_other_greenlets_run_while_the_link_is_busy(two_links):
     assert moved > 1_000_000
     assert gaps[len(gaps) // 2] < 0.020
     assert gaps[-1] < 0.5  # generous: the machine may be busy with something else
+
+
+class EagerSocket:
+    """Always readable and writable, 10,000 times; counts the calls."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.reads = self.writes = 0
+
+    def recv_into(self, buffer):
+        self.reads += 1
+        buffer[:3] = encode_frame(BINARY, b"x", mask=None)
+        return 3 if self.reads < 10_000 else 0
+
+    def write(self, data):
+        self.writes += 1
+        return 1 if self.writes < 10_000 else len(data)
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)
+
+
+def test_a_socket_that_never_makes_the_link_wait_does_not_keep_others_from_running(sockets):
+    eager = EagerSocket(sockets()[1])
+    end = End(eager, server=False)
+    end.pipe.send_message(bytes(20_000))
+    for _ in range(20):
+        gevent.sleep(0)
+    assert 20 <= eager.reads < 2000
+    assert 20 <= eager.writes < 2000
+    end.link.close()
 
 
 def test_an_ended_link_leaves_no_descriptor_and_no_greenlet(link_and_peer):

@@ -79,6 +79,13 @@ def test_the_memory_for_sources_is_bounded_and_given_back():
     assert len(admission._recent) == 1
 
 
+def test_a_busy_source_does_not_keep_quiet_ones_in_memory():
+    admission = Admission(Limits())
+    for source, now in (("busy", 0.0), ("quiet", 0.5), ("busy", 0.9), ("late", 1.6)):
+        admission.admit(source, now)
+    assert list(admission._recent) == ["busy", "late"]
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 0.4)), max_size=120))
 def test_no_order_of_events_exceeds_a_limit(events):
     limits = Limits(total=5, per_source=3, new_per_second=4)

@@ -115,7 +115,7 @@ def test_a_key_with_a_password_is_refused_without_asking_on_the_terminal(paths):
             serialization.BestAvailableEncryption(b"secret"),
         )
     )
-    with pytest.raises(KeyFileError, match="password"):
+    with pytest.raises(KeyFileError, match="is protected by a password"):
         tls.load_or_create_certificate(*paths)
 
 

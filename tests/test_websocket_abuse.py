@@ -15,6 +15,8 @@ import struct
 import gevent
 import gevent.queue
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shadowmesh import listener as listener_module
 from shadowmesh import tls
@@ -23,6 +25,8 @@ from shadowmesh.admission import Limits
 from shadowmesh.config import HostPort
 from shadowmesh.dial import dial
 from shadowmesh.link import Link
+from shadowmesh.upgrade import upgrade
+from shadowmesh.wire.websocket import UpgradeRefused
 from tests.fakes import BINARY, CLOSE, PING, PONG, decode_frame, encode_frame
 from tests.peerport import KEY, PATH, PATIENCE_S, PeerPort, read_all, read_head, request
 
@@ -109,11 +113,58 @@ def test_a_wrong_request_gets_a_plain_error_and_nothing_else(port, name):
     assert port.listener.unauthenticated == 0
 
 
+class FakeSocket:
+    """Gives its bytes in pieces, then the end of the connection."""
+
+    def __init__(self, data, piece):
+        self.data = data
+        self.piece = piece
+        self.sent = b""
+
+    def recv(self, count):
+        taken = self.data[: min(count, self.piece)]
+        self.data = self.data[len(taken) :]
+        return taken
+
+    def sendall(self, data):
+        self.sent += data
+
+
+MUTATIONS = st.lists(
+    st.tuples(st.integers(0, 300), st.integers(0, 4), st.binary(max_size=4)), max_size=4
+)
+
+
+@given(st.binary(max_size=4), MUTATIONS, st.integers(1, 9000))
+def test_no_bytes_bring_the_upgrade_out_of_step(prefix, mutations, piece):
+    data = bytearray(request())
+    for at, removed, inserted in mutations:
+        data[at : at + removed] = inserted
+    sock = FakeSocket(prefix + data + b"frames", piece)
+    try:
+        leftover = upgrade(sock, ("192.0.2.1", 1), PATH)
+    except (UpgradeRefused, OSError):
+        assert not sock.sent.startswith(b"HTTP/1.1 101")
+        assert sock.sent.count(b"HTTP/1.1 ") <= 1
+    else:
+        assert sock.sent.startswith(b"HTTP/1.1 101 ")
+        assert (leftover + sock.data).endswith(b"frames")
+
+
 def test_the_refusal_of_a_method_or_version_says_what_is_taken(port):
     assert b"\r\nAllow: GET\r\n" in port.answer(request(method="POST"))
     assert b"\r\nSec-WebSocket-Version: 13\r\n" in port.answer(
         request(replace={"Sec-WebSocket-Version": "8"})
     )
+
+
+def test_a_refusal_is_read_even_if_most_of_the_request_was_not(port):
+    sock = port.connect_tls()
+    sock.sendall(b"GET /shadowmesh HTTP/1.1\r\n" + b"a" * 200_000)
+    assert read_head(sock)[0].startswith("HTTP/1.1 431 ")
+    assert sock.recv(1) == b""
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    gevent.socket.socket.send(sock, b"x")  # after a reset: EPIPE
 
 
 def test_pipelined_requests_get_one_answer(port):
