@@ -117,6 +117,9 @@ def translate(extensions: list[Extension], variant: str, directives: dict[str, o
 
 
 setup(
-    ext_modules=[Extension("shadowmesh._fastpath", [str(PACKAGE / "_fastpath.pyx")])],
+    ext_modules=[
+        Extension(f"shadowmesh.{name}", [str(PACKAGE / f"{name}.pyx")])
+        for name in ("_fastpath", "_fasthooks")
+    ],
     cmdclass={"build_ext": BuildFastpath},
 )

@@ -11,8 +11,8 @@ from .frame cimport *
 cdef inline uint32_t fold_sum(uint64_t total) noexcept nogil:
     # Ones-complement sum in 16 bits. 0 only for 0, so that a sum over anything else has one form
     # only; 0xFFFF and 0 are the same number to whoever verifies (RFC 1624 section 3).
-    total = (total >> 32) + (total & 0xFFFFFFFF)
-    total = (total >> 32) + (total & 0xFFFFFFFF)
+    total = (total >> 32) + <uint32_t>total
+    total = (total >> 32) + <uint32_t>total
     total = (total >> 16) + (total & 0xFFFF)
     total = (total >> 16) + (total & 0xFFFF)
     return <uint32_t>total
@@ -32,7 +32,7 @@ cdef inline uint32_t sum_bytes(const uint8_t *p, size_t n) noexcept nogil:
         b = sm_load64(p + 8)
         c = sm_load64(p + 16)
         d = sm_load64(p + 24)
-        low += (a & 0xFFFFFFFF) + (b & 0xFFFFFFFF) + (c & 0xFFFFFFFF) + (d & 0xFFFFFFFF)
+        low = low + <uint32_t>a + <uint32_t>b + <uint32_t>c + <uint32_t>d
         high += (a >> 32) + (b >> 32) + (c >> 32) + (d >> 32)
         p += 32
         n -= 32
