@@ -766,6 +766,7 @@ cdef class Pipe:
     cdef readonly DataPlane plane
     cdef readonly bint client
     cdef readonly bint closed
+    cdef int offence            # the close code, below zero, of what the peer did; 0: nothing
     cdef ring_t ring
     cdef parser_t parser
 
@@ -864,6 +865,8 @@ cdef class Pipe:
         cdef list events = []
         if self.closed:
             return events
+        if self.offence:
+            self._raise_offence()
         if n > HEADROOM + PARSER_BYTES - parser.raw_end:
             raise LocalProtocolError(f"{n} bytes ingested, but the buffer had less room")
         parser.raw_end += n
@@ -873,7 +876,11 @@ cdef class Pipe:
             if outcome == EVENT_NONE:
                 return events
             if outcome < 0:
-                raise RemoteProtocolError(f"the peer {_WHY[outcome]}", close_code=-outcome)
+                # What came before the offence is told first.
+                self.offence = outcome
+                if events:
+                    return events
+                self._raise_offence()
             body = PyBytes_FromStringAndSize(<char *>parser.body, parser.body_bytes)
             if outcome == EVENT_MESSAGE:
                 events.append(("message", body))
@@ -882,6 +889,10 @@ cdef class Pipe:
                 events.append((_WEBSOCKET_EVENTS[parser.opcode], body))
             else:
                 events.append(("record", parser.key_id, parser.inner_type, body))
+
+    def _raise_offence(self):
+        raise RemoteProtocolError(
+            f"the peer {_WHY[self.offence]}", close_code=-self.offence)
 
     def send_message(self, bytes payload not None) -> None:
         """Queue one binary message as it is: the handshake before keys exist.

@@ -32,6 +32,9 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t sendto(int fd, const void *data, size_t length, int flags,
                    const sockaddr *to, socklen_t to_length)
 
+cdef extern from "<sys/uio.h>" nogil:
+    ssize_t writev(int fd, const iovec *pieces, int count)
+
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:
         uint32_t s_addr

@@ -14,6 +14,7 @@ from .base cimport *
 from .frame cimport *
 from .session cimport *
 from .datagram cimport *
+from .offload cimport joiner_t
 
 cdef enum:
     BATCH_FRAMES = 64
@@ -67,6 +68,7 @@ ctypedef struct plane_t:
     int no_segmentation         # UDP_SEGMENT failed once: datagrams go one by one
     outbox_t *outbox
     inbox_t *inbox
+    joiner_t joiner             # the UDP thread's; empty between two batches
     uint8_t *arena
     slot_t slots[BATCH_FRAMES]
     int batch

@@ -1,7 +1,7 @@
 # The way in over UDP: datagrams -> records -> frames written to the TAP, signals to the hub.
 #
 #   receive_batch -> split trains (UDP_GRO) -> open_datagram: key id, window, tag, window
-#                 -> deliver | fragments | signal
+#                 -> join, writev | fragments | signal
 #
 # Nothing here makes state, costs a public-key operation or gets an answer before the tag was
 # right. All of it runs in the UDP thread.
@@ -14,6 +14,7 @@ from .session cimport *
 from .datagram cimport *
 from .plane cimport *
 from .deliver cimport *
+from .offload cimport *
 
 cdef enum:
     STUN_FIRST_BYTE_MAX = 3     # RFC 7983
@@ -46,6 +47,39 @@ cdef inline void signal_hub(plane_t *plane, int session, uint32_t key_id, uint8_
     memcpy(signal.bytes, body, body_bytes if body_bytes < SIGNAL_BYTES else SIGNAL_BYTES)
     if inbox.signal_count == 1:
         signal_fd(plane.udp_event_fd)
+
+
+cdef inline void flush_train(plane_t *plane) noexcept nogil:
+    # Writes the frames that were joined so far, if any, as one super-frame.
+    cdef iovec *pieces
+    cdef size_t frame_bytes
+    cdef ssize_t written
+    cdef int verdict
+    cdef int frames = join_finish(&plane.joiner, &pieces, &frame_bytes)
+    if frames == 0:
+        return
+    verdict = DROP_TAP_GONE
+    if plane.tap_fd >= 0:
+        written = writev(plane.tap_fd, pieces, frames)
+        while written < 0 and errno == EINTR:
+            written = writev(plane.tap_fd, pieces, frames)
+        verdict = tap_verdict(written)
+    count_delivery(&plane.udp, verdict, frames, frame_bytes)
+
+
+cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) noexcept nogil:
+    # Joins a frame to the train of its flow, or ends that train and begins the next with it.
+    # Never reorders: what cannot be joined goes out behind what came before.
+    cdef uint8_t *vnet
+    cdef size_t frame_bytes
+    cdef int verdict = judge_inner(plane, inner, inner_bytes, &vnet, &frame_bytes)
+    sm_count(&plane.udp.frames_opened, 1)
+    if verdict != KEEP:
+        count_delivery(&plane.udp, verdict, 1, 0)
+        return
+    if not join_add(&plane.joiner, vnet, frame_bytes):
+        flush_train(plane)
+        join_add(&plane.joiner, vnet, frame_bytes)
 
 
 cdef inline partial_t *find_partial(plane_t *plane, uint32_t key_id, uint16_t id, uint8_t total,
@@ -114,6 +148,8 @@ cdef inline void take_fragment(plane_t *plane, uint32_t key_id, uint64_t counter
     if whole[0] != INNER_FRAME and whole[0] != INNER_OFFLOAD_FRAME:
         refuse(plane, REFUSED_FRAGMENT)
         return
+    # The slices are reused at once, so the frame cannot wait for others.
+    flush_train(plane)
     deliver_frame(plane, &plane.udp, whole, length)
 
 
@@ -122,7 +158,7 @@ cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t coun
                              uint64_t now_ns) noexcept nogil:
     # An authentic record. Handshakes and control records are for WSS only (protocol section 1).
     if inner[0] == INNER_FRAME or inner[0] == INNER_OFFLOAD_FRAME:
-        deliver_frame(plane, &plane.udp, inner, inner_bytes)
+        take_frame(plane, inner, inner_bytes)
     elif inner[0] == INNER_FRAGMENT:
         take_fragment(plane, epoch.local_key_id, counter, inner, inner_bytes, now_ns)
     elif inner[0] in (INNER_PROBE, INNER_PROBE_ANSWER, INNER_CLOSE):
@@ -212,6 +248,7 @@ cdef inline int receive_batch(plane_t *plane) noexcept nogil:
                 step = length - at
             open_datagram(plane, inbox.bytes[i] + at, step, &inbox.sources[i], now_ns)
             at += step
+    flush_train(plane)
     pthread_mutex_unlock(&plane.rx_lock)
     return got
 

@@ -1,6 +1,7 @@
 # The way out over UDP: slots -> sealed datagrams in trains -> sendmmsg.
 #
-#   seal_slots (under tx_lock): frame or fragments -> outbox   send_outbox (without): trains -> socket
+#   seal_slots (under tx_lock): frame, its segments or its fragments -> outbox
+#    send_outbox (without): trains -> socket
 #
 # Datagrams of one size that follow each other are one train: one system call entry, cut by the
 # kernel or the network card (UDP_SEGMENT). Counters may have gaps on UDP, so a datagram that the
@@ -13,10 +14,12 @@ from .frame cimport *
 from .session cimport *
 from .datagram cimport *
 from .plane cimport *
+from .offload cimport *
 
 cdef enum:
     # The socket's buffer is full: a moment for the card to take some of it, then the train goes.
     SEND_WAIT_MS = 20
+    NO_ROOM = -2                # beside KEEP and the DROP_ reasons
 
 
 cdef inline bint outbox_has_room(const outbox_t *outbox, size_t datagrams,
@@ -55,7 +58,7 @@ cdef inline int seal_fragments(outbox_t *outbox, session_t *session, epoch_t *ep
                                uint8_t *inner, size_t inner_bytes) noexcept nogil:
     # A frame that does not fit the path: fragments with consecutive counters (protocol section
     # 6). Each fragment's header is written in front of its slice, over what was sealed before;
-    # 5 bytes in front of `inner` are writable. 1, or 0 when the outbox is full.
+    # 5 bytes in front of `inner` are writable. KEEP, NO_ROOM or a DROP_ reason.
     cdef size_t overhead = AAD_BYTES + tag_bytes(epoch.cipher) + FRAGMENT_HEADER_BYTES
     cdef size_t slice_bytes = session.udp_payload_bytes - overhead
     cdef size_t total, taken
@@ -65,10 +68,12 @@ cdef inline int seal_fragments(outbox_t *outbox, session_t *session, epoch_t *ep
     if slice_bytes > MAX_SLICE_BYTES:
         slice_bytes = MAX_SLICE_BYTES
     total = (inner_bytes + slice_bytes - 1) // slice_bytes
+    if total > MAX_FRAGMENTS_PER_FRAME:
+        return DROP_TOO_LONG
     # Even slices make one train.
     slice_bytes = (inner_bytes + total - 1) // total
     if not outbox_has_room(outbox, total, slice_bytes + overhead):
-        return 0
+        return NO_ROOM
     while done < inner_bytes:
         taken = inner_bytes - done
         if taken > slice_bytes:
@@ -86,7 +91,41 @@ cdef inline int seal_fragments(outbox_t *outbox, session_t *session, epoch_t *ep
                           outbox.bytes + outbox.used),
             done == inner_bytes)
     session.fragment_id += 1
-    return 1
+    return KEEP
+
+
+cdef inline int seal_segments(outbox_t *outbox, session_t *session, epoch_t *epoch,
+                              const slot_t *slot) noexcept nogil:
+    # A super-frame: cut into frames that fit the path, each sealed before the next one's headers
+    # are written over its end (offload.pxd). KEEP, NO_ROOM or a DROP_ reason.
+    cdef segmenter_t segmenter
+    cdef size_t overhead = AAD_BYTES + tag_bytes(epoch.cipher)
+    cdef size_t room = session.udp_payload_bytes - overhead
+    cdef uint8_t *frame
+    cdef uint8_t *inner
+    cdef size_t frame_bytes, inner_bytes
+    cdef int verdict = KEEP
+    cdef int segments = segment_begin(
+        &segmenter, slot.inner + 1, slot.inner_bytes - 1 - VNET_HEADER_BYTES,
+        <uint32_t>(room - 1 - VNET_HEADER_BYTES), False)
+    if segments < 0:
+        # Headers that we do not cut through: rare, and small enough for fragments or lost.
+        return seal_fragments(outbox, session, epoch, slot.inner, slot.inner_bytes)
+    # A UDP datagram keeps its size and may need two fragments.
+    if not outbox_has_room(outbox, 2 * segments, session.udp_payload_bytes):
+        return NO_ROOM
+    while segment_next(&segmenter, &frame, &frame_bytes):
+        inner = frame - VNET_HEADER_BYTES - 1
+        inner[0] = INNER_OFFLOAD_FRAME
+        inner_bytes = 1 + VNET_HEADER_BYTES + frame_bytes
+        segments -= 1
+        if inner_bytes > room:
+            verdict = seal_fragments(outbox, session, epoch, inner, inner_bytes)
+        else:
+            append_datagram(
+                outbox, seal_datagram(epoch, inner, inner_bytes, outbox.bytes + outbox.used),
+                segments == 0)
+    return verdict
 
 
 cdef inline int seal_slots(plane_t *plane, session_t *session, slot_t *slots,
@@ -96,14 +135,21 @@ cdef inline int seal_slots(plane_t *plane, session_t *session, slot_t *slots,
     cdef epoch_t *epoch = &plane.epochs[session.tx_epoch]
     cdef outbox_t *outbox = plane.outbox
     cdef size_t overhead = AAD_BYTES + tag_bytes(epoch.cipher)
-    cdef int i
+    cdef int i, verdict
     for i in range(count):
-        if overhead + slots[i].inner_bytes <= session.udp_payload_bytes:
-            if not outbox_has_room(outbox, 1, overhead + slots[i].inner_bytes):
-                return i
+        if slots[i].inner[0] == INNER_OFFLOAD_FRAME and slots[i].inner[2] & ~GSO_ECN:
+            verdict = seal_segments(outbox, session, epoch, &slots[i])
+        elif overhead + slots[i].inner_bytes > session.udp_payload_bytes:
+            verdict = seal_fragments(outbox, session, epoch, slots[i].inner, slots[i].inner_bytes)
+        elif outbox_has_room(outbox, 1, overhead + slots[i].inner_bytes):
             seal_whole(outbox, epoch, slots[i].inner, slots[i].inner_bytes)
-        elif not seal_fragments(outbox, session, epoch, slots[i].inner, slots[i].inner_bytes):
+            verdict = KEEP
+        else:
+            verdict = NO_ROOM
+        if verdict == NO_ROOM:
             return i
+        if verdict != KEEP:
+            sm_count(&plane.sent.dropped[verdict], 1)
     return count
 
 
