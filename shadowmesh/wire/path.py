@@ -52,7 +52,7 @@ from shadowmesh.wire.path_events import (
     UsePath,
 )
 from shadowmesh.wire.path_rules import TRANSITIONS, Cause, Transport
-from shadowmesh.wire.pmtu import MtuProber
+from shadowmesh.wire.pmtu import CONFIRM_S, MtuProber
 from shadowmesh.wire.punch import Punching
 from shadowmesh.wire.remote import PROBE_LIFE_S, Book, Remote, SentProbes
 
@@ -489,7 +489,8 @@ class PathMachine:
         active = self._active
         if active is None or active.prober is None or now < active.prober.due:
             return
-        step = active.prober.tick(now, active.answered_at, active.rtt_s or 0.0)
+        busy = self._sent_at >= now - CONFIRM_S
+        step = active.prober.tick(now, active.answered_at, active.rtt_s or 0.0, busy=busy)
         if step.size is not None:
             self._probe(active, now, padded=step.size)
             self._probe(active, now)

@@ -131,13 +131,14 @@ class MtuProber:
         """The largest UDP payload to send now, bytes."""
         return self._search.mtu
 
-    def tick(self, now: float, answered_at: float | None, rtt_s: float) -> MtuStep:
+    def tick(self, now: float, answered_at: float | None, rtt_s: float, *, busy: bool) -> MtuStep:
         """Return what to do, when it is `due`.
 
         Args:
             now: monotonic seconds.
             answered_at: when any probe was last answered.
             rtt_s: of small probes.
+            busy: frames were sent lately; what nobody uses is not confirmed.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -150,7 +151,7 @@ class MtuProber:
             self._raise_due = now + RAISE_S
             self._search.search_again()
         next_size = self._search.next_size()
-        if next_size is None and (pending is None or self._search.doubted):
+        if next_size is None and ((pending is None and busy) or self._search.doubted):
             next_size = self._search.mtu  # does it still pass?
         if next_size is None:
             self.due = now + CONFIRM_S
