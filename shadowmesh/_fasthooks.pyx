@@ -4,13 +4,326 @@ Owns nothing that the daemon uses; the daemon does not import it. Every buffer t
 the code under test is allocated in just its size, so that a sanitizer sees a step outside.
 """
 
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from shadowmesh.fast.base cimport *
+from shadowmesh.fast.aead cimport *
 from shadowmesh.fast.frame cimport *
+from shadowmesh.fast.wsframe cimport *
+from shadowmesh.fast.replay cimport *
+from shadowmesh.fast.ring cimport *
+from shadowmesh.fast.datagram cimport *
+from shadowmesh.fast.session cimport *
+from shadowmesh.fast.plane cimport *
+from shadowmesh.fast.inbound cimport PARSER_BYTES
 from shadowmesh.fast.checksum cimport *
 from shadowmesh.fast.headers cimport *
 from shadowmesh.fast.offload cimport *
+
+if sodium_init() < 0:
+    raise ImportError("libsodium could not be initialised: the system gives no randomness")
+
+
+cdef class Exact:
+    """`length` bytes of memory and not one more."""
+
+    cdef uint8_t *bytes
+    cdef size_t length
+
+    def __cinit__(self, size_t length):
+        if length >= <size_t>1 << 40:
+            raise MemoryError
+        self.length = length
+        self.bytes = <uint8_t *>malloc(length)
+        if self.bytes == NULL and length:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.bytes)
+
+    cdef bytes copy(self):
+        return view(self.bytes, self.length)
+
+
+# --- Ciphers (fast/aead.pxd) ---------------------------------------------------------------------
+
+
+def seal(int cipher, bytes key not None, uint64_t counter, bytes aad not None,
+         const uint8_t[::1] plain not None):
+    """Return ciphertext and tag."""
+    cdef size_t plain_bytes = plain.shape[0]
+    cdef Exact sealed = Exact(plain_bytes + tag_bytes(cipher))
+    check_key(key)
+    if plain_bytes:
+        memcpy(sealed.bytes, &plain[0], plain_bytes)
+    if aead_seal(cipher, key, counter, aad, len(aad), sealed.bytes, plain_bytes, sealed.bytes):
+        raise AssertionError("sealing failed")
+    return sealed.copy()
+
+
+def open_sealed(int cipher, bytes key not None, uint64_t counter, bytes aad not None,
+                const uint8_t[::1] sealed not None):
+    """Return the plaintext, None when forged."""
+    cdef size_t sealed_bytes = sealed.shape[0]
+    cdef Exact plain = Exact(sealed_bytes)
+    check_key(key)
+    if sealed_bytes:
+        memcpy(plain.bytes, &sealed[0], sealed_bytes)
+    if aead_open(cipher, key, counter, aad, len(aad), plain.bytes, sealed_bytes, plain.bytes):
+        return None
+    return view(plain.bytes, sealed_bytes - tag_bytes(cipher))
+
+
+cdef int check_key(bytes key) except -1:
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key has {KEY_BYTES} bytes, not {len(key)}")
+    return 0
+
+
+# --- Replay window (fast/replay.pxd) -------------------------------------------------------------
+
+
+cdef class Window:
+    """One replay window."""
+
+    cdef window_t window
+
+    def __cinit__(self):
+        window_reset(&self.window)
+
+    def check(self, uint64_t counter):
+        return bool(window_check(&self.window, counter))
+
+    def mark(self, uint64_t counter):
+        window_mark(&self.window, counter)
+
+
+# --- WebSocket frames (fast/wsframe.pxd, compat.h) -----------------------------------------------
+
+
+def mask(const uint8_t[::1] data not None, const uint8_t[::1] key not None, uint64_t phase=0,
+         size_t alignment=0):
+    """Return `data` masked with a key of 4 bytes, at an address of that `alignment` modulo 16."""
+    cdef size_t length = data.shape[0]
+    cdef Exact room = Exact(length + alignment % 16)
+    cdef uint8_t *p = room.bytes + alignment % 16
+    if key.shape[0] != 4:
+        raise ValueError(f"a mask has 4 bytes, not {key.shape[0]}")
+    if length:
+        memcpy(p, &data[0], length)
+    sm_mask(p, length, &key[0], phase)
+    return view(p, length)
+
+
+def read_ws_header(const uint8_t[::1] data not None, bint from_client):
+    """Return (opcode, fin, length, mask or None, bytes of the header), 0 when it is not all
+    there, or the negative close code."""
+    cdef Exact room = Exact(data.shape[0])
+    cdef wsheader_t header
+    cdef int outcome
+    if data.shape[0]:
+        memcpy(room.bytes, &data[0], data.shape[0])
+    outcome = ws_read_header(room.bytes, data.shape[0], from_client, &header)
+    if outcome <= 0:
+        return outcome
+    return (header.opcode, bool(header.fin), header.length,
+            view(header.mask, 4) if from_client else None, header.bytes)
+
+
+def write_ws_header(int opcode, size_t payload_bytes, bytes key=None):
+    """Return the header of a final frame; masked when there is a key of 4 bytes."""
+    cdef Exact room = Exact(ws_header_bytes(payload_bytes, key is not None))
+    cdef const uint8_t *mask_key = NULL
+    if key is not None:
+        if len(key) != 4:
+            raise ValueError(f"a mask has 4 bytes, not {len(key)}")
+        mask_key = key
+    if ws_write_header(room.bytes, opcode, payload_bytes, mask_key) != room.length:
+        raise AssertionError("the header has another length than announced")
+    return room.copy()
+
+
+# --- Frames (fast/frame.pxd) ---------------------------------------------------------------------
+
+
+def judge(frame, uint32_t mtu_bytes, vnet=None):
+    """Return KEEP (-1) or the number of the DROP_ reason; with `vnet`, of an offload frame."""
+    cdef Record record = Record(vnet or bytes(VNET_HEADER_BYTES), frame)
+    if vnet is None:
+        return check_frame(record.frame, record.frame_bytes, mtu_bytes)
+    return check_offload(record.vnet, record.frame, record.frame_bytes, mtu_bytes)
+
+
+# --- Ring (fast/ring.pxd) ------------------------------------------------------------------------
+
+
+cdef class Ring:
+    """A ring with its eventfds. commit() and produce() belong to one thread, the rest to another.
+    """
+
+    cdef ring_t ring
+
+    def __cinit__(self):
+        self.ring.bytes = <uint8_t *>calloc(1, RING_BYTES)
+        self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
+        self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.ring.space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.ring.idle = 1
+        if (self.ring.bytes == NULL or self.ring.entries == NULL
+                or min(self.ring.wakeup_fd, self.ring.space_fd) < 0):
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.ring.bytes)
+        free(self.ring.entries)
+        close(self.ring.wakeup_fd)
+        close(self.ring.space_fd)
+
+    @property
+    def wakeup_fd(self):
+        return self.ring.wakeup_fd
+
+    @property
+    def space_fd(self):
+        return self.ring.space_fd
+
+    @property
+    def frames(self):
+        """(committed, consumed)"""
+        return self.ring.frames_in, self.ring.frames_out
+
+    def space(self):
+        return ring_space(&self.ring)
+
+    def commit(self, const uint8_t[::1] message not None, uint32_t frames=0):
+        """Append one message; False when it does not fit."""
+        cdef uint8_t *place = ring_reserve(&self.ring, message.shape[0])
+        if place == NULL:
+            return False
+        memcpy(place, &message[0], message.shape[0])
+        ring_commit(&self.ring, place, message.shape[0], frames)
+        return True
+
+    def peek(self):
+        """Return a copy of the bytes that may be sent."""
+        cdef uint8_t *start = NULL
+        cdef size_t length = ring_peek(&self.ring, &start)
+        return view(start, length) if length else b""
+
+    def consume(self, size_t length):
+        cdef uint8_t *start = NULL
+        if length > ring_peek(&self.ring, &start):
+            raise ValueError(f"{length} bytes are not there to consume")
+        ring_consume(&self.ring, length)
+
+    def starve(self):
+        """What a producer does that has found no space: False when it need not wait after all."""
+        return bool(ring_starve(&self.ring))
+
+    def produce(self, uint64_t messages, uint32_t seed, int timeout_ms):
+        """Commit `messages` of mixed sizes, each byte counting on from the last; waits for space.
+
+        Returns the number of messages for which space came within the time.
+        """
+        cdef uint64_t done = 0
+        cdef uint8_t value = 0
+        cdef uint8_t *place
+        cdef size_t length, i
+        cdef pollfd space
+        with nogil:
+            space.fd = self.ring.space_fd
+            space.events = POLLIN
+            while done < messages:
+                seed = seed * 1664525 + 1013904223
+                length = 1 + (seed >> 8) % (70000 if seed >> 30 == 0 else 300)
+                place = ring_reserve(&self.ring, length)
+                while place == NULL:
+                    if ring_starve(&self.ring):
+                        if poll(&space, 1, timeout_ms) <= 0:
+                            break
+                        drain_fd(self.ring.space_fd)
+                    place = ring_reserve(&self.ring, length)
+                if place == NULL:
+                    break
+                for i in range(length):
+                    place[i] = value
+                    value += 1
+                ring_commit(&self.ring, place, length, 1)
+                done += 1
+        return done
+
+    def drain(self, uint64_t messages, uint32_t seed, int timeout_ms):
+        """Consume until `messages` are through, in pieces of mixed sizes; waits on wakeup_fd.
+
+        Returns (messages, bytes, wrong bytes); fewer messages when nothing came within the time.
+        """
+        cdef uint64_t total = 0
+        cdef uint64_t wrong = 0
+        cdef uint8_t value = 0
+        cdef uint8_t *start = NULL
+        cdef size_t length, i
+        cdef pollfd wakeup
+        with nogil:
+            wakeup.fd = self.ring.wakeup_fd
+            wakeup.events = POLLIN
+            while self.ring.entry_read < messages:
+                length = ring_peek(&self.ring, &start)
+                if length == 0:
+                    if poll(&wakeup, 1, timeout_ms) <= 0:
+                        break
+                    continue
+                seed = seed * 1664525 + 1013904223
+                if seed >> 31:
+                    length = 1 + (seed >> 8) % length
+                for i in range(length):
+                    wrong += start[i] != value
+                    value += 1
+                total += length
+                ring_consume(&self.ring, length)
+        return self.ring.entry_read, total, wrong
+
+
+# --- Numbers that Python has to know as well -----------------------------------------------------
+
+#: Names of reasons in the order in which the data plane counts them.
+REASONS = {
+    "not_connected": DROP_NOT_CONNECTED,
+    "link_stalled": DROP_LINK_STALLED,
+    "link_lost": DROP_LINK_LOST,
+    "key_expired": DROP_KEY_EXPIRED,
+    "seal_refused": DROP_SEAL_REFUSED,
+    "runt": DROP_RUNT,
+    "too_long": DROP_TOO_LONG,
+    "bad_offload": DROP_BAD_OFFLOAD,
+    "multicast_source": DROP_MULTICAST_SOURCE,
+    "tap_down": DROP_TAP_DOWN,
+    "tap_full": DROP_TAP_FULL,
+    "tap_refused": DROP_TAP_REFUSED,
+    "tap_gone": DROP_TAP_GONE,
+    "udp_send": DROP_UDP_SEND,
+}
+REFUSED = {
+    "unknown": REFUSED_UNKNOWN,
+    "key_id": REFUSED_KEY_ID,
+    "expired": REFUSED_EXPIRED,
+    "replay": REFUSED_REPLAY,
+    "forged": REFUSED_FORGED,
+    "inner_type": REFUSED_TYPE,
+    "fragment": REFUSED_FRAGMENT,
+    "signals_full": REFUSED_SIGNALS_FULL,
+}
+SIZES = {
+    "RING_BYTES": RING_BYTES,
+    "RING_MESSAGES": RING_MESSAGES,
+    "CONTROL_RESERVE": CONTROL_RESERVE,
+    "PARSER_BYTES": PARSER_BYTES,
+    "DROP_REASONS": DROP_REASONS,
+    "REFUSALS": REFUSALS,
+    "BATCH_FRAMES": BATCH_FRAMES,
+    "SM_KEY_LIFETIME_NS": SM_KEY_LIFETIME_NS,
+    "SM_SEAL_LIMIT": SM_SEAL_LIMIT,
+}
+
 
 # --- Super-frames (fast/checksum.pxd, fast/headers.pxd, fast/offload.pxd) ---------------------------
 

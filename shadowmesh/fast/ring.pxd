@@ -115,3 +115,14 @@ cdef inline void ring_consume(ring_t *ring, size_t length) noexcept nogil:
     if sm_flag(&ring.starved) and ring_space(ring) >= RING_BYTES // 4:
         if sm_take_flag(&ring.starved):
             signal_fd(ring.space_fd)
+
+
+cdef inline bint ring_starve(ring_t *ring) noexcept nogil:
+    # For a producer that found no space: True when it is to wait for space_fd. The reader may have
+    # made room before the flag was up, and then signals nobody: hence the second look.
+    sm_set_flag(&ring.starved, 1)
+    sm_fence()
+    if ring_space(ring) < RING_BYTES // 4:
+        return True
+    sm_take_flag(&ring.starved)
+    return False

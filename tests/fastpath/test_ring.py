@@ -1,0 +1,269 @@
+"""The ring between the sealing side and the writer: order, wrap-around, wakeups."""
+
+from __future__ import annotations
+
+import select
+import threading
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from shadowmesh import _fasthooks as hooks
+
+RING_BYTES = hooks.SIZES["RING_BYTES"]
+RING_MESSAGES = hooks.SIZES["RING_MESSAGES"]
+
+
+def readable(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])
+
+
+def pattern(start: int, length: int) -> bytes:
+    """Bytes that say where in the stream they belong."""
+    return bytes((start + i) % 251 for i in range(min(length, 251))) * (length // 251 + 1)
+
+
+# --- One side after the other -------------------------------------------------------------------
+
+
+def test_an_empty_ring_takes_its_size():
+    ring = hooks.Ring()
+    assert ring.space() == RING_BYTES
+    assert ring.commit(bytes(RING_BYTES))
+    assert ring.space() == 0
+    assert not ring.commit(b"x")
+    assert ring.peek() == bytes(RING_BYTES)
+
+
+def test_a_full_ring_that_was_read_takes_a_message_from_the_front():
+    ring = hooks.Ring()
+    ring.commit(bytes(RING_BYTES))
+    ring.consume(RING_BYTES)
+    assert ring.commit(b"front")
+    assert ring.peek() == b"front"
+
+
+def test_an_emptied_ring_always_has_half_of_its_size_in_one_piece():
+    ring = hooks.Ring()
+    for size in (RING_BYTES // 2, RING_BYTES // 2 - 1, 1, 4096, RING_BYTES // 2 - 1):
+        assert ring.space() >= RING_BYTES // 2 - 1
+        assert ring.commit(bytes(size)), size
+        ring.consume(size)
+
+
+def test_a_message_never_wraps():
+    ring = hooks.Ring()
+    assert ring.commit(b"a" * (RING_BYTES - 10))
+    ring.consume(RING_BYTES - 10)
+    assert ring.commit(b"b" * 11)  # ten bytes are left at the end
+    assert ring.commit(b"c")
+    assert ring.peek() == b"b" * 11 + b"c"
+
+
+def test_the_front_is_read_after_the_end():
+    ring = hooks.Ring()
+    assert ring.commit(b"a" * (RING_BYTES - 10))
+    ring.consume(RING_BYTES - 20)
+    assert ring.commit(b"b" * 50)
+    assert ring.peek() == b"a" * 10
+    ring.consume(10)
+    assert ring.peek() == b"b" * 50
+
+
+def test_the_writer_never_catches_up_with_the_reader():
+    # one byte stays free, else a full ring would look like an empty one
+    ring = hooks.Ring()
+    assert ring.commit(b"a" * RING_BYTES)
+    ring.consume(100)
+    assert ring.space() == 99
+    assert ring.commit(b"b" * 99)
+    assert ring.space() == 0
+    assert ring.peek() == b"a" * (RING_BYTES - 100)
+
+
+def test_more_messages_than_entries_are_refused_until_one_has_gone():
+    ring = hooks.Ring()
+    for _ in range(RING_MESSAGES):
+        assert ring.commit(b"xy")
+    assert ring.space() == 0
+    assert not ring.commit(b"xy")
+    ring.consume(1)
+    assert ring.space() == 0
+    ring.consume(1)
+    assert ring.commit(b"xy")
+    assert len(ring.peek()) == 2 * RING_MESSAGES
+
+
+def test_a_frame_counts_as_gone_with_the_last_byte_of_its_message():
+    ring = hooks.Ring()
+    ring.commit(b"12345", 3)
+    ring.commit(b"67", 4)
+    assert ring.frames == (7, 0)
+    ring.consume(4)
+    assert ring.frames == (7, 0)
+    ring.consume(2)
+    assert ring.frames == (7, 3)
+    ring.consume(1)
+    assert ring.frames == (7, 7)
+
+
+class RingModel(RuleBasedStateMachine):
+    """The ring against a list of messages: the same bytes, in order, and never a lost wakeup."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ring = hooks.Ring()
+        self.messages: list[tuple[bytes, int]] = []
+        self.partial = 0  # bytes of messages[0] that have gone
+        self.total = 0
+        self.frames = [0, 0]
+        self.sleeps = True  # a new link has nothing to send
+        self.starved = False
+
+    def waiting(self) -> bytes:
+        return b"".join(message for message, _ in self.messages)[self.partial :]
+
+    @rule(
+        size=st.one_of(
+            st.integers(1, 300),
+            st.integers(1, 80_000),
+            st.integers(RING_BYTES // 2 - 3, RING_BYTES),
+        ),
+        frames=st.integers(0, 64),
+    )
+    def commit(self, size: int, frames: int) -> None:
+        space = self.ring.space()
+        message = pattern(self.total, size)[:size]
+        assert self.ring.commit(message, frames) == (size <= space)
+        if size > space:
+            assert self.messages or size > RING_BYTES // 2 - 1
+            return
+        self.messages.append((message, frames))
+        self.frames[0] += frames
+        self.total += size
+        if self.sleeps:
+            assert readable(self.ring.wakeup_fd)
+
+    @rule()
+    def commit_all_there_is_room_for(self) -> None:
+        if size := self.ring.space():
+            self.commit(size, 1)
+
+    @rule(share=st.floats(0, 1))
+    def consume(self, share: float) -> None:
+        ready = self.ring.peek()
+        waiting = self.waiting()
+        assert waiting.startswith(ready)
+        assert bool(ready) == bool(waiting)
+        self.sleeps = not ready
+        size = round(share * len(ready))
+        self.ring.consume(size)
+        self.partial += size
+        while self.messages and self.partial >= len(self.messages[0][0]):
+            self.partial -= len(self.messages[0][0])
+            self.frames[1] += self.messages.pop(0)[1]
+        if not self.messages:
+            self.sleeps = False  # consuming does not put the writer to sleep, looking does
+        if size and self.starved and self.ring.space() >= RING_BYTES // 4:
+            assert readable(self.ring.space_fd)
+
+    @precondition(lambda self: not self.starved)
+    @rule()
+    def starve(self) -> None:
+        self.starved = self.ring.starve()
+        assert self.starved == (self.ring.space() < RING_BYTES // 4)
+
+    @precondition(lambda self: self.starved)
+    @rule()
+    def wake(self) -> None:
+        if readable(self.ring.space_fd):
+            self.starved = False
+            with open(self.ring.space_fd, "rb", buffering=0, closefd=False) as fd:
+                fd.read(8)
+
+    @invariant()
+    def frames_agree(self) -> None:
+        assert self.ring.frames == tuple(self.frames)
+
+
+TestRingModel = RingModel.TestCase
+TestRingModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# --- Wakeups ------------------------------------------------------------------------------------
+
+
+def test_a_commit_wakes_a_writer_that_found_nothing():
+    ring = hooks.Ring()
+    assert ring.peek() == b""
+    assert not readable(ring.wakeup_fd)
+    ring.commit(b"message")
+    assert readable(ring.wakeup_fd)
+
+
+def test_a_commit_leaves_a_busy_writer_alone():
+    ring = hooks.Ring()
+    ring.commit(b"one")
+    assert ring.peek() == b"one"
+    ring.consume(3)
+    assert ring.peek() == b""  # drains the eventfd and goes to sleep
+    ring.commit(b"two")
+    assert ring.peek() == b"two"
+    assert readable(ring.wakeup_fd)
+    ring.consume(3)
+    assert ring.peek() == b""
+    assert not readable(ring.wakeup_fd)
+
+
+def test_a_producer_without_space_is_woken_when_a_quarter_is_free():
+    ring = hooks.Ring()
+    ring.commit(bytes(RING_BYTES))
+    assert ring.starve()
+    ring.consume(RING_BYTES // 4)
+    assert not readable(ring.space_fd)
+    ring.consume(1)
+    assert readable(ring.space_fd)
+
+
+def test_a_producer_does_not_wait_for_space_that_came_before_it_said_that_it_would():
+    # found no space; then, before the flag was up, the writer sent all there was
+    ring = hooks.Ring()
+    ring.commit(bytes(RING_BYTES))
+    assert ring.space() == 0
+    ring.consume(RING_BYTES)
+    assert not ring.starve()
+    ring.commit(b"x")
+    ring.consume(1)
+    assert not readable(ring.space_fd)  # the flag is down again
+
+
+def test_two_threads_lose_no_byte_and_no_wakeup():
+    # a lost wakeup shows as a wait of a second, which either side gives up
+    messages = 40_000
+    ring = hooks.Ring()
+    produced: list[int] = []
+    thread = threading.Thread(target=lambda: produced.append(ring.produce(messages, 1, 1000)))
+    thread.start()
+    got = ring.drain(messages, 2, 1000)
+    thread.join()
+    assert produced == [messages]
+    assert got[0] == messages
+    assert got[2] == 0
+    assert ring.frames == (messages, messages)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 64])
+def test_queued_bytes_leave_in_any_pieces(length):
+    ring = hooks.Ring()
+    stream = b"".join(pattern(i, i % 40 + 1)[: i % 40 + 1] for i in range(200))
+    at = 0
+    for i in range(200):
+        ring.commit(pattern(i, i % 40 + 1)[: i % 40 + 1])
+    while ready := ring.peek():
+        piece = ready[:length]
+        assert stream[at : at + len(piece)] == piece
+        ring.consume(len(piece))
+        at += len(piece)
+    assert at == len(stream)
