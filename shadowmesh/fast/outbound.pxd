@@ -209,7 +209,8 @@ cdef inline void send_batch(plane_t *plane) noexcept nogil:
         if plane.stalled:
             drop_outgoing(plane, DROP_LINK_STALLED, kept - first)
             break
-        sm_set_flag(&session.ring.starved, 1)
+        if not ring_starve(session.ring):
+            continue
         pthread_mutex_unlock(&plane.tx_lock)
         if not wait_for_space(plane):
             plane.stalled = 1
