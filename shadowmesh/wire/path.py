@@ -39,20 +39,12 @@ from shadowmesh.constants import (
     UDP_PROBES_LOST,
 )
 from shadowmesh.errors import LocalProtocolError
+from shadowmesh.wire import path_events as events
 from shadowmesh.wire import path_rules as rules
 from shadowmesh.wire.control import PROBE_MIN_BYTES, Candidate, Endpoint, Network, Probe
-from shadowmesh.wire.path_events import (
-    AskPunch,
-    Event,
-    PathChanged,
-    PathReport,
-    SeenAs,
-    SendProbe,
-    SendProbeAnswer,
-    UsePath,
-)
 from shadowmesh.wire.path_rules import TRANSITIONS, Cause, Transport
-from shadowmesh.wire.pmtu import CONFIRM_S, MtuProber
+from shadowmesh.wire.path_timers import Check, Recovery
+from shadowmesh.wire.pmtu import BASE_BYTES, CONFIRM_S, MtuProber
 from shadowmesh.wire.punch import Punching
 from shadowmesh.wire.remote import PROBE_LIFE_S, Book, Remote, SentProbes
 
@@ -75,7 +67,6 @@ class PathMachine:
         """Make a machine that sends on WSS and knows no candidates.
 
         Args:
-            now: monotonic seconds.
             random: gives that many random bytes.
             hole_punch_timeout_s: how long a round of punching lasts.
             link_mtu: of the outgoing interface, IP headers included.
@@ -84,7 +75,7 @@ class PathMachine:
         """
         self._link_mtu = link_mtu
         self._overhead = overhead
-        self._events: deque[Event] = deque()
+        self._events: deque[events.Event] = deque()
         self._book = Book(tunnel)
         self._probes = SentProbes(random)
 
@@ -98,12 +89,8 @@ class PathMachine:
         self._moved_at = -ROAM_MIN_INTERVAL_S
 
         self._punching = Punching(hole_punch_timeout_s)
-        self._check_due = now
-        self._check_began = now
-        self._unanswered = 0
-        self._doubt_reason = ""
-        self._recovery_due = now
-        self._recovery_s = rules.RECOVERY_MIN_S
+        self._check = Check("", now)
+        self._recovery = Recovery(now)
         self._refresh_due = now
         self._better_due: float | None = None
         self._told_mtu = 0
@@ -130,11 +117,11 @@ class PathMachine:
         """Where the frames go; None on WSS."""
         return self._active.endpoint if self._active is not None else None
 
-    def report(self) -> tuple[PathReport, ...]:
+    def report(self) -> tuple[events.PathReport, ...]:
         """Return what is known of each address of the peer, the active one first."""
         return self._book.report(self._active)
 
-    def next_event(self) -> Event | None:
+    def next_event(self) -> events.Event | None:
         """Return what is to be done or told, oldest first; None when there is nothing."""
         return self._events.popleft() if self._events else None
 
@@ -161,8 +148,8 @@ class PathMachine:
         if self._transport is Transport.UDP:
             self._doubt("our network changed", now)
         elif self._transport is Transport.FALLEN:
-            self._recovery_s, self._recovery_due = rules.RECOVERY_MIN_S, now
-        self._events.append(AskPunch("our network changed"))
+            self._recovery.hurry(now)
+        self._events.append(events.AskPunch("our network changed"))
         self.punch(now)
 
     def set_link_mtu(self, link_mtu: int, now: float) -> None:
@@ -177,6 +164,7 @@ class PathMachine:
         """Our own kernel refused a UDP payload of this size (EMSGSIZE)."""
         if self._active is not None and self._active.prober is not None:
             self._active.prober.too_big(size, now)
+            self._leave_if_narrow(self._active, now)
             self._tell_mtu()
 
     def probe_received(self, source: Endpoint, token: bytes, size: int, now: float) -> None:
@@ -187,7 +175,7 @@ class PathMachine:
         if remote is None:
             return
         self._heard_at = now
-        self._events.append(SendProbeAnswer(source, Probe(token, size)))
+        self._events.append(events.SendProbeAnswer(source, Probe(token, size)))
         self._ask_back(remote, now)
 
     def answer_received(
@@ -206,12 +194,14 @@ class PathMachine:
             return
         remote = sent.remote
         remote.answered(now - sent.at, now, padded=sent.padded is not None)
-        if sent.padded is not None and remote.prober is not None:
-            remote.prober.answered(sent.padded, now)
-            self._tell_mtu()
+        if sent.padded is not None:
+            remote.narrow = False
+            if remote.prober is not None:
+                remote.prober.answered(sent.padded, now)
+                self._tell_mtu()
         if seen is not None:
             if remote.seen_as is not None and seen != remote.seen_as:
-                self._events.append(SeenAs(remote.seen_as, seen))
+                self._events.append(events.SeenAs(remote.seen_as, seen))
             remote.seen_as = seen
         self._on_proof(remote, now)
 
@@ -247,8 +237,7 @@ class PathMachine:
         self._punching.stop()
         self._reason = reason
         if carried:
-            self._use(reason)
-        self._events.append(PathChanged(before, "wss", reason))
+            self._use(reason, before)
 
     def enable(self, now: float) -> None:
         """Undo `disable`; nothing is proven."""
@@ -268,9 +257,9 @@ class PathMachine:
             times += [self._doubt_at(active), self._refresh_due, self._better_due]
             times.append(None if active.prober is None else active.prober.due)
         elif self._transport is Transport.CHECKING:
-            times.append(self._check_due)
+            times.append(self._check.due)
         elif self._transport is Transport.FALLEN:
-            times.append(self._recovery_due)
+            times.append(self._recovery.due)
         return min((time for time in times if time is not None), default=None)
 
     def handle_timeout(self, now: float) -> None:
@@ -282,20 +271,23 @@ class PathMachine:
         if self._punching.deferred_is_due(now):
             self.punch(now)
         if self.path == "wss" and self._punching.ask_is_due(now):
-            self._events.append(AskPunch("UDP is tried again"))
+            self._events.append(events.AskPunch("UDP is tried again"))
+        # In this order: a check may end on another address, whose MTU is then looked for.
+        if self._transport is Transport.CHECKING:
+            self._checking_tick(self._carrier(), now)
         if self._transport is Transport.UDP:
             self._udp_tick(self._carrier(), now)
-        elif self._transport is Transport.CHECKING:
-            self._checking_tick(self._carrier(), now)
         elif self._transport is Transport.FALLEN:
             self._fallen_tick(now)
 
     # --- Probes --------------------------------------------------------------------------------
 
     def _probe(self, remote: Remote, now: float, padded: int | None = None) -> None:
+        if remote.narrow:
+            padded = BASE_BYTES
         size = PROBE_MIN_BYTES if padded is None else padded - self._overhead
         token = self._probes.add(remote, now, padded)
-        self._events.append(SendProbe(remote.endpoint, token, size))
+        self._events.append(events.SendProbe(remote.endpoint, token, size))
 
     def _ask_back(self, remote: Remote, now: float) -> None:
         """Probe where something came from, unless that was done just now."""
@@ -336,6 +328,8 @@ class PathMachine:
 
     def _on_proof(self, remote: Remote, now: float) -> None:
         """A probe of ours was answered from where it was sent to."""
+        if remote.narrow:
+            return
         if self._transport is Transport.WSS:
             self._take(remote, Cause.PROVED, f"UDP: {_answered(remote)}", now)
         elif self._transport is Transport.FALLEN:
@@ -343,11 +337,10 @@ class PathMachine:
                 good = f"UDP is back: {remote.endpoint} answered {UDP_PROBES_GOOD} probes"
                 self._take(remote, Cause.PROVED, good, now)
             else:
-                self._recovery_due = min(self._recovery_due, now + UDP_PROBE_INTERVAL_S)
+                self._recovery.answered(now)
         elif remote is self._active:
             if self._transport is Transport.CHECKING:
                 self._become(Cause.ANSWERED)
-                self._unanswered = 0
         elif self._transport is Transport.UDP:
             self._consider_better(now)
 
@@ -361,11 +354,9 @@ class PathMachine:
         self._active = remote
         self._heard_from = None
         self._moved_at = now
-        self._unanswered = 0
         self._better_due = now + ROAM_MIN_INTERVAL_S
         self._search_mtu(remote, now)
-        self._use(reason)
-        self._events.append(PathChanged(before, self._name(), reason))
+        self._use(reason, before)
 
     def _carrier(self) -> Remote:
         if self._active is None:
@@ -383,18 +374,12 @@ class PathMachine:
     def _doubt(self, reason: str, now: float) -> None:
         """Probe the active address until it answers or three probes are lost."""
         self._become(Cause.DOUBTED)
-        self._doubt_reason = reason
-        self._check_began = now
-        self._unanswered = 0
+        self._check = Check(reason, now)
         self._check_probe(self._carrier(), now)
 
     def _check_probe(self, active: Remote, now: float) -> None:
         self._probe(active, now)
-        self._unanswered += 1
-        wait_s = UDP_PROBE_INTERVAL_S
-        if self._unanswered >= UDP_PROBES_LOST and active.rtt_s is not None:
-            wait_s = max(rules.LAST_WAIT_MIN_S, min(wait_s, rules.LAST_WAIT_RTTS * active.rtt_s))
-        self._check_due = now + wait_s
+        self._check.probe_sent(active.rtt_s, now)
 
     def _udp_tick(self, active: Remote, now: float) -> None:
         if now >= self._doubt_at(active):
@@ -412,52 +397,45 @@ class PathMachine:
         self._mtu_tick(now)
 
     def _checking_tick(self, active: Remote, now: float) -> None:
-        if now < self._check_due:
+        if now < self._check.due:
             return
-        other = self._book.best(since=self._check_began)
+        other = self._book.best(since=self._check.began)
         if other is not None and other is not active and self._may_move(now):
             reason = f"{active.endpoint} is silent, {_answered(other)}"
             self._take(other, Cause.ANSWERED, reason, now)
-        elif self._unanswered >= UDP_PROBES_LOST:
-            self._fall(active, now)
+        elif self._check.lost:
+            self._fall(
+                f"UDP to {active.endpoint} is silent ({self._check.reason}): "
+                f"{UDP_PROBES_LOST} probes unanswered",
+                now,
+            )
         else:
-            if self._unanswered == 1:
+            if self._check.unanswered == 1:
                 for remote in self._book.proven():
                     if remote is not active:
                         self._probe(remote, now)
             self._check_probe(active, now)
 
-    def _fall(self, active: Remote, now: float) -> None:
+    def _fall(self, reason: str, now: float) -> None:
         before = self._name()
         self._become(Cause.LOST)
         self._active = None
         for remote in self._book:
             remote.good = 0
-        if now - self._carrying_since >= rules.HEALTHY_S:
-            self._recovery_s = rules.RECOVERY_MIN_S
-        self._recovery_due = now + self._recovery_s
+        self._recovery.fell(now - self._carrying_since, now)
         self._punching.ask_after_fall(now)
-        reason = (
-            f"UDP to {active.endpoint} is silent ({self._doubt_reason}): "
-            f"{UDP_PROBES_LOST} probes unanswered"
-        )
-        self._use(reason)
-        self._events.append(PathChanged(before, "wss", reason))
+        self._use(reason, before)
 
     def _fallen_tick(self, now: float) -> None:
-        if now < self._recovery_due:
+        if now < self._recovery.due:
             return
-        again = False
+        hopeful = False
         for remote in self._book.proven():
             if remote.waiting:
                 remote.good = 0
-            again = again or remote.good > 0
+            hopeful = hopeful or remote.good > 0
             self._probe(remote, now)
-        if again:
-            self._recovery_due = now + UDP_PROBE_INTERVAL_S
-        else:
-            self._recovery_s = min(self._recovery_s * 2.0, rules.RECOVERY_MAX_S)
-            self._recovery_due = now + self._recovery_s
+        self._recovery.probe_sent(now, hopeful=hopeful)
 
     def _may_move(self, now: float) -> bool:
         return now >= self._moved_at + ROAM_MIN_INTERVAL_S
@@ -494,9 +472,20 @@ class PathMachine:
         if step.size is not None:
             self._probe(active, now, padded=step.size)
             self._probe(active, now)
+        self._leave_if_narrow(active, now)
         self._tell_mtu()
         if step.doubt and self._transport is Transport.UDP:
             self._doubt("probes are unanswered", now)
+
+    def _leave_if_narrow(self, active: Remote, now: float) -> None:
+        """Give up an address that answers but does not carry datagrams of the base size."""
+        if active.prober is None or not active.prober.narrow or active.narrow:
+            return
+        active.narrow = True
+        reason = f"{active.endpoint} answers, but not to datagrams of {BASE_BYTES} bytes"
+        if self._transport is Transport.UDP:
+            self._become(Cause.DOUBTED)
+        self._fall(reason, now)
 
     def _tell_mtu(self) -> None:
         prober = None if self._active is None else self._active.prober
@@ -508,19 +497,22 @@ class PathMachine:
     def _name(self) -> str:
         return "wss" if self._active is None else f"udp {self._active.endpoint}"
 
-    def _use(self, reason: str) -> None:
+    def _use(self, reason: str, before: str | None = None) -> None:
+        """Tell the path in use; `before` is the one that it takes over from."""
         self._reason = reason
-        if self._active is None or self._active.prober is None:
-            self._events.append(UsePath("wss", None, None, reason))
-        else:
-            mtu = self._told_mtu = self._active.prober.mtu
-            self._events.append(UsePath("udp", self._active.endpoint, mtu, reason))
+        use = events.UsePath("wss", None, None, reason)
+        if self._active is not None and self._active.prober is not None:
+            self._told_mtu = self._active.prober.mtu
+            use = events.UsePath("udp", self._active.endpoint, self._told_mtu, reason)
+        self._events.append(use)
+        if before is not None:
+            self._events.append(events.PathChanged(before, self._name(), reason))
 
     def _say(self, reason: str) -> None:
         """The reason changed and the path did not."""
         if reason != self._reason:
             self._reason = reason
-            self._events.append(PathChanged(self._name(), self._name(), reason))
+            self._events.append(events.PathChanged(self._name(), self._name(), reason))
 
 
 def _answered(remote: Remote) -> str:

@@ -20,10 +20,9 @@ CONFIRM_S: Final = 15.0
 RAISE_S: Final = 600.0  # PMTU_RAISE_TIMER
 #: probes of one size that are lost before it counts as too large: MAX_PROBES
 MAX_PROBES: Final = 3
-#: what every path is taken to carry until it is shown not to: an IPv6 packet of 1280 bytes
+#: what every path is taken to carry until it is shown not to, and has to carry to be used at
+#: all: an IPv6 packet of 1280 bytes
 BASE_BYTES: Final = 1280 - 40 - 8
-#: what any IPv4 host has to accept (RFC 791): used when even the base size is lost
-FLOOR_BYTES: Final = 576 - 20 - 8
 #: the search ends when it knows the answer to within so many bytes
 GRANULARITY_BYTES: Final = 8
 
@@ -39,14 +38,13 @@ class MtuSearch:
         """Begin at the base size, which is used at once and confirmed first.
 
         Args:
-            link_mtu: of the outgoing interface, IP headers included.
+            link_mtu: of the outgoing interface, IP headers included; taken for 1280 if less.
             version: of IP, 4 or 6.
         """
         headers = _IPV4_HEADERS if version == 4 else _IPV6_HEADERS
-        self._ceiling = link_mtu - headers
+        self._ceiling = max(link_mtu - headers, BASE_BYTES)
         self._ethernet = _ETHERNET_MTU - headers
-        self._base = min(BASE_BYTES, self._ceiling)
-        self._floor = min(FLOOR_BYTES if version == 4 else BASE_BYTES, self._ceiling)
+        self.narrow = False  # not even the base size passes
         self._good = 0  # proven to pass; 0: not even the base size is
         self._bad = self._ceiling + 1  # the smallest size known not to pass
         self._lost = 0
@@ -55,7 +53,7 @@ class MtuSearch:
     @property
     def mtu(self) -> int:
         """The largest UDP payload to send now."""
-        return self._good or self._base
+        return self._good or BASE_BYTES
 
     @property
     def doubted(self) -> bool:
@@ -64,8 +62,10 @@ class MtuSearch:
 
     def next_size(self) -> int | None:
         """Return the size to probe next; None when the search is over."""
+        if self.narrow:
+            return None
         if not self._good:
-            return self._base
+            return BASE_BYTES
         if self._good >= self._ceiling or self._bad - self._good <= GRANULARITY_BYTES:
             return None
         if self._bad > self._ceiling:
@@ -93,9 +93,9 @@ class MtuSearch:
         self._lost = 0
         self._refused.add(size)
         self._bad = min(self._bad, size)
-        if size <= max(self._good, self._base):
-            # What worked no longer does, or never did: begin low, and search below the size.
-            self._good = self._floor if size <= self._base else 0
+        self.narrow = self.narrow or size <= BASE_BYTES
+        if size <= self._good:
+            self._good = 0  # what worked no longer does: begin at the base size
 
     def search_again(self) -> None:
         """The path may carry more than it did; what works now goes on being used."""
@@ -130,6 +130,11 @@ class MtuProber:
     def mtu(self) -> int:
         """The largest UDP payload to send now, bytes."""
         return self._search.mtu
+
+    @property
+    def narrow(self) -> bool:
+        """True when the path does not carry the base size, and so no frames."""
+        return self._search.narrow
 
     def tick(self, now: float, answered_at: float | None, rtt_s: float, *, busy: bool) -> MtuStep:
         """Return what to do, when it is `due`.

@@ -43,6 +43,8 @@ class Remote:
         answered_at: when one was last answered from there.
         used_at: when it was last heard of in any way.
         seen_as: where the peer saw us.
+        narrow: it answered, but a datagram of the base size did not get through; it is probed
+            with that size until one does, and carries no frames.
         prober: of the path MTU, once it carried frames.
     """
 
@@ -55,6 +57,7 @@ class Remote:
     used_at: float = 0.0
     rtt_s: float | None = None
     seen_as: Endpoint | None = None
+    narrow: bool = False
     prober: MtuProber | None = None
     _verdicts: deque[bool] = field(default_factory=lambda: deque(maxlen=LOSS_WINDOW))
 
@@ -126,8 +129,12 @@ class Book:
         return sorted(found, key=lambda remote: remote.answered_at or 0.0, reverse=True)
 
     def best(self, *, since: float) -> Remote | None:
-        """Return the best of those that answered since then."""
-        fresh = [r for r in self if r.answered_at is not None and r.answered_at >= since]
+        """Return the best of those that answered since then and can carry frames."""
+        fresh = [
+            remote
+            for remote in self
+            if remote.answered_at is not None and remote.answered_at >= since and not remote.narrow
+        ]
         return min(fresh, key=lambda remote: remote.score, default=None)
 
     def report(self, active: Remote | None) -> tuple[PathReport, ...]:
@@ -217,7 +224,7 @@ class SentProbes:
         """Note a probe that is about to be sent; return its token of 8 random bytes."""
         token = self._random(PROBE_TOKEN_BYTES)
         self._sent[token] = SentProbe(remote, now, padded)
-        if padded is None:
+        if padded is None or remote.narrow:
             remote.asked_at = now
             remote.tries += 1
         return token
