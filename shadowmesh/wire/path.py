@@ -230,14 +230,11 @@ class PathMachine:
         """Use WSS for good: the peer does not want UDP, or there is no socket."""
         if self._transport is Transport.OFF:
             return
-        carried = self._active is not None
         before = self._name()
         self._become(Cause.DISABLED)
         self._active = None
         self._punching.stop()
-        self._reason = reason
-        if carried:
-            self._use(reason, before)
+        self._use(reason, before)
 
     def enable(self, now: float) -> None:
         """Undo `disable`; nothing is proven."""
