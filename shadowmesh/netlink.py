@@ -58,6 +58,7 @@ _IFADDRMSG: Final = struct.Struct("=BBBBI")
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
+_IFLA_MASTER: Final = 10
 _IFLA_TXQLEN: Final = 13
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
@@ -73,7 +74,10 @@ _BROADCAST_MAX_PREFIX: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One network interface as the kernel describes it; `mac` is empty where there is none."""
+    """One network interface as the kernel describes it; `mac` is empty where there is none.
+
+    `master` is the index of the bridge that it is a port of, 0 without one.
+    """
 
     index: int
     name: str
@@ -81,6 +85,7 @@ class Link:
     mac: bytes
     queue_length: int
     up: bool
+    master: int = 0
 
 
 class Netlink:
@@ -116,6 +121,11 @@ class Netlink:
         body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0)
         [answer] = self._call(_RTM_GETLINK, 0, body)
         return parse_link(answer)
+
+    def links(self) -> list[Link]:
+        """Return every interface of this namespace."""
+        body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        return [parse_link(answer) for answer in self._call(_RTM_GETLINK, _NLM_F_DUMP, body)]
 
     def set_link(
         self,
@@ -209,6 +219,7 @@ def parse_link(payload: bytes) -> Link:
         mac=found.get(_IFLA_ADDRESS, b""),
         queue_length=int.from_bytes(found.get(_IFLA_TXQLEN, b""), sys.byteorder),
         up=bool(flags & IFF_UP),
+        master=int.from_bytes(found.get(_IFLA_MASTER, b""), sys.byteorder),
     )
 
 

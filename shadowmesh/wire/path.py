@@ -152,6 +152,11 @@ class PathMachine:
         self._events.append(events.AskPunch("our network changed"))
         self.punch(now)
 
+    def wss_lost(self, now: float) -> None:
+        """The WSS link broke; whether the peer is gone, too, is for UDP to tell, and soon."""
+        if self._transport is Transport.UDP:
+            self._doubt("the WSS link is lost", now)
+
     def set_link_mtu(self, link_mtu: int, now: float) -> None:
         """The outgoing interface has another MTU; the search begins anew."""
         if link_mtu != self._link_mtu:
