@@ -449,7 +449,7 @@ def test_no_byte_of_a_header_may_differ_unnoticed(packet: Packet, which: int) ->
         assert fast.join(frames) == [(*one, 1) for one in frames], at
 
 
-@pytest.mark.parametrize("words", [*itertools.permutations([0, 6, 8, 12, 14, 16, 18, 20], 2)])
+@pytest.mark.parametrize("words", [*itertools.permutations([0, 2, 4, 6, 8, 12, 14, 16, 18, 20], 2)])
 def test_changes_that_cancel_out_in_the_checksum_are_noticed(words: tuple[int, int]) -> None:
     """One word of the IPv4 header more, another one less: the checksum stays right."""
     packet = replace(STREAM, ip=replace(STREAM.ip, tos=4, options=b"\1\1\1\1"), payload=bytes(999))
