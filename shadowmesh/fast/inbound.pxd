@@ -54,17 +54,25 @@ ctypedef struct parser_t:
     uint64_t message_bytes
     int header_read
     uint32_t records_left
+    uint32_t key_id
     int epoch
-    uint64_t counter
     # control frames in this second
     uint64_t second
     uint32_t controls
     # the event that parse() returned last; bytes stay valid until it is called again
     int opcode
-    uint32_t key_id
     uint8_t inner_type
     uint8_t *body
     size_t body_bytes
+
+
+cdef inline bint may_open(const epoch_t *epoch, uint32_t key_id, int session,
+                          uint64_t now_ns) noexcept nogil:
+    # Asked at the header of a message and again at each of its records: the header is not sealed,
+    # so anybody on the way can begin a message and hold it until the keys are erased.
+    return (epoch.state == EPOCH_INSTALLED and epoch.local_key_id == key_id
+            and epoch.session == session and not epoch.wss_rx_closed
+            and not epoch_expired(epoch, now_ns))
 
 
 cdef inline int read_message_header(plane_t *plane, parser_t *parser,
@@ -77,10 +85,10 @@ cdef inline int read_message_header(plane_t *plane, parser_t *parser,
     if p[0] != KIND_WSS or p[1] != 0 or sm_load16(p + 2) == 0:
         return E_RECORD
     epoch = &plane.epochs[index]
-    if (epoch.state != EPOCH_INSTALLED or epoch.local_key_id != key_id
-            or epoch.session != parser.session or epoch.wss_rx_closed
-            or epoch_expired(epoch, now_ns) or sm_load64(p + 8) != epoch.wss_rx_next):
+    if (not may_open(epoch, key_id, parser.session, now_ns)
+            or sm_load64(p + 8) != epoch.wss_rx_next):
         return E_RECORD
+    parser.key_id = key_id
     parser.records_left = sm_load16(p + 2)
     parser.epoch = index
     parser.header_read = 1
@@ -118,6 +126,8 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
         return E_RECORD
     if available < LENGTH_BYTES + sealed_bytes:
         return EVENT_NONE
+    if not may_open(epoch, parser.key_id, parser.session, now_ns):
+        return E_RECORD
     write_aad(aad, KIND_WSS, epoch.local_key_id, epoch.wss_rx_next)
     if aead_open(epoch.cipher, epoch.wss_rx_key, epoch.wss_rx_next, aad, AAD_BYTES,
                  inner, sealed_bytes, inner) != 0:
@@ -140,7 +150,6 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     if (inner[0] > INNER_CLOSE or inner[0] == INNER_FRAGMENT
             or inner_bytes - 1 > MAX_SIGNAL_BYTES):
         return E_RECORD
-    parser.key_id = epoch.local_key_id
     parser.inner_type = inner[0]
     parser.body = inner + 1
     parser.body_bytes = inner_bytes - 1
