@@ -205,6 +205,17 @@ def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
         "Round trip to the peer.",
         None if snapshot.rtt_ms is None else snapshot.rtt_ms / 1000,
     )
+    yield _labelled(
+        GaugeMetricFamily,
+        "path_loss_ratio",
+        "Share of the last probes that were not answered, on the path that carries data.",
+        "path",
+        [
+            (path.path, path.loss)
+            for path in snapshot.paths
+            if path.active and path.loss is not None
+        ],
+    )
     yield from _gauge("path_mtu_bytes", "MTU of the path that carries data.", snapshot.mtu)
     session = snapshot.session
     if session is not None:
@@ -252,6 +263,20 @@ def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:
         "Frames and records dropped, by reason.",
         "reason",
         sorted(counters.dropped.items()),
+    )
+    yield _labelled(
+        CounterMetricFamily,
+        "udp_refused",
+        "UDP datagrams that were no record of the session, by reason.",
+        "reason",
+        sorted(counters.udp_refused.items()),
+    )
+    yield _labelled(
+        CounterMetricFamily,
+        "udp_errors",
+        "What the UDP socket refused, by errno.",
+        "errno",
+        sorted(counters.udp_errors.items()),
     )
     yield from _gauge(
         "queue_bytes", "Sealed bytes that wait for the WebSocket link.", snapshot.queue_bytes

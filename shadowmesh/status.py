@@ -80,17 +80,68 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class Nat:
-    """What STUN found out; `detected_at` is wall-clock seconds."""
+    """What STUN found out; `detected_at` is wall-clock seconds.
+
+    Attributes:
+        mapping, filtering: the behaviours of RFC 4787 that the type sums up.
+        detail: one sentence for people.
+    """
 
     type: str | None = None
     public_address: str | None = None
     detected_at: float | None = None
+    mapping: str | None = None
+    filtering: str | None = None
+    detail: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "type": self.type,
             "public_address": self.public_address,
             "detected_at": format_time(self.detected_at),
+            "mapping": self.mapping,
+            "filtering": self.filtering,
+            "detail": self.detail,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One way to the peer.
+
+    Attributes:
+        path: ``wss`` or ``udp``.
+        address: the peer's ``host:port`` there.
+        kind: how the address became known: ``host``, ``reflexive``, ``learned``; None for WSS.
+        active: it carries the data.
+        proven: the peer answered from there.
+        rtt_ms: smoothed round trip in milliseconds.
+        loss: share of the last probes that were not answered, 0.0 to 1.0; None when not known.
+        payload_bytes: largest UDP datagram that it carries.
+        seen_as: our own ``host:port`` as the peer saw it there.
+    """
+
+    path: PathName
+    address: str
+    kind: str | None = None
+    active: bool = False
+    proven: bool = False
+    rtt_ms: float | None = None
+    loss: float | None = None
+    payload_bytes: int | None = None
+    seen_as: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "address": self.address,
+            "kind": self.kind,
+            "active": self.active,
+            "proven": self.proven,
+            "rtt_ms": _rounded(self.rtt_ms, 3),
+            "loss": _rounded(self.loss, 3),
+            "payload_bytes": self.payload_bytes,
+            "seen_as": self.seen_as,
         }
 
 
@@ -128,7 +179,8 @@ class Counters:
     """Totals since the daemon started; "in" is from the peer to the TAP.
 
     A super-frame counts as one frame with all its bytes. `dropped` counts both directions, by
-    reason; a reason that was never met may be missing.
+    reason; a reason that was never met may be missing. `udp_refused` counts datagrams that were
+    no record of ours, by reason; `udp_errors` what the UDP socket refused, by errno.
     """
 
     frames_in: int = 0
@@ -136,6 +188,8 @@ class Counters:
     bytes_in: int = 0
     bytes_out: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    udp_refused: Mapping[str, int] = field(default_factory=dict)
+    udp_errors: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -144,6 +198,8 @@ class Counters:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "dropped": dict(sorted(self.dropped.items())),
+            "udp_refused": dict(sorted(self.udp_refused.items())),
+            "udp_errors": dict(sorted(self.udp_errors.items())),
         }
 
 
@@ -252,11 +308,12 @@ class Snapshot:
         next_retry_at: when the next automatic attempt starts; None when none is planned.
         path: what carries data now; None when not connected.
         path_reason: why it is this path, in words.
+        paths: every way to the peer that is known, the one that carries data first.
         cipher: ``chacha20-poly1305`` or ``aegis-256``; None without a session.
         post_quantum: the live keys come from a handshake with ML-KEM-768; None without one.
         tls_path: whether both sides saw the same TLS certificate (protocol section 5).
-        rtt_ms: round trip to the peer in milliseconds.
-        mtu: of the path that carries data, in bytes; None when not known.
+        rtt_ms: round trip to the peer in milliseconds, on the path that carries data.
+        mtu: of the path that carries data, in bytes with IP headers; on WSS that of the tunnel.
         reconnects: sessions that were re-established without being asked for.
         path_switches: moves between WSS and UDP.
         handshakes: handshakes by result, such as ``ok`` or ``refused``.
@@ -274,6 +331,7 @@ class Snapshot:
     peer: Peer | None = None
     path: PathName | None = None
     path_reason: str | None = None
+    paths: Sequence[Path] = ()
     cipher: str | None = None
     post_quantum: bool | None = None
     tls_path: TlsPath | None = None
@@ -311,6 +369,7 @@ class Snapshot:
             "peer": (self.peer or Peer()).to_dict(),
             "path": self.path,
             "path_reason": self.path_reason,
+            "paths": [path.to_dict() for path in self.paths],
             "cipher": self.cipher,
             "post_quantum": self.post_quantum,
             "tls_path": self.tls_path,

@@ -56,7 +56,7 @@ def open_socket(port: int) -> socket.socket:
 
     Args:
         port: the one wanted, 0 for any. When it is taken any other is used: the port is told to
-            the peer, so nothing depends on its number but an operator's firewall rule.
+            the peer, so nothing depends on its number but a firewall rule of the operator's.
     Raises:
         DeviceError: there is no UDP here at all.
     """
@@ -69,16 +69,9 @@ def open_socket(port: int) -> socket.socket:
             if error.errno != errno.EADDRINUSE or not port:
                 continue
         try:
-            sock = _open(family, 0)
+            return _open(family, 0)
         except OSError as error:
             failure = error
-            continue
-        _log.warning(
-            "UDP port is taken, using another; change nat.udp_port or stop what uses it",
-            wanted=port,
-            used=sock.getsockname()[1],
-        )
-        return sock
     raise DeviceError(
         f"no UDP socket can be opened: {failure.strerror if failure else 'no address family'};"
         " set nat.enabled: false to go without",
@@ -134,6 +127,12 @@ class UdpPort:
         self._socket = open_socket(port)
         self.family = self._socket.family
         self.port: int = self._socket.getsockname()[1]
+        if port not in (0, self.port):
+            _log.warning(
+                "UDP port is taken, using another; change nat.udp_port or stop what uses it",
+                wanted=port,
+                used=self.port,
+            )
         self.on_stun: Callable[[bytes, Endpoint], None] | None = None
         self._receivers: dict[int, Receiver] = {}
         try:

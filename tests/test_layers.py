@@ -24,7 +24,7 @@ LAYERS = (
         "netlink", "network", "tls", "udp",
     },
     {"api", "guard", "http_server", "metrics", "connection", "tunnel", "heartbeat", "view"},
-    {"cli", "client", "daemon"},
+    {"cli", "client", "daemon", "netcheck"},
     # not part of the program: hosts out of namespaces, and the demonstration
     {"netlab", "demo"},
 )  # fmt: skip

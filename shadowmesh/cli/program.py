@@ -14,6 +14,7 @@ from shadowmesh import __version__
 from shadowmesh.cli.connect import connect
 from shadowmesh.cli.disconnect import disconnect
 from shadowmesh.cli.keys import genkey, genpsk, pubkey
+from shadowmesh.cli.netcheck import netcheck
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings
 from shadowmesh.cli.status import status
@@ -119,7 +120,7 @@ def program(
     ctx.color = {"always": True, "never": False}.get(color, automatic)
 
 
-for _command in (connect, disconnect, status, genkey, pubkey, genpsk):
+for _command in (connect, disconnect, status, netcheck, genkey, pubkey, genpsk):
     program.add_command(_command)
 
 

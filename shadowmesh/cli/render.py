@@ -43,6 +43,7 @@ def _rows(
     yield "peer", _peer(_part(snapshot, "peer"))
     if snapshot.get("state") == "connected":
         yield "path", _path(snapshot)
+        yield from _other_paths(snapshot)
         yield "security", _security(snapshot)
         yield "session", _session(snapshot, now)
     if _part(snapshot, "link").get("remote_address") is not None:
@@ -111,6 +112,24 @@ def _path(snapshot: Snapshot) -> str:
     return ", ".join(parts)
 
 
+def _other_paths(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
+    """The ways to the peer that work; the first of them carries the data."""
+    paths = snapshot.get("paths")
+    for path in paths if isinstance(paths, list) else []:
+        if not isinstance(path, dict) or not (path.get("proven") or path.get("active")):
+            continue
+        parts = [f"{text(path.get('path'))} {text(path.get('address'))}"]
+        if path.get("kind"):
+            parts.append(text(path["kind"]))
+        if path.get("rtt_ms") is not None:
+            parts.append(f"{path['rtt_ms']:.2f} ms")
+        if path.get("loss") is not None:
+            parts.append(f"{path['loss'] * 100:.0f} % lost")
+        if path.get("payload_bytes") is not None:
+            parts.append(f"datagrams of {path['payload_bytes']} bytes")
+        yield "", f"{'*' if path.get('active') else ' '} {', '.join(parts)}"
+
+
 def _security(snapshot: Snapshot) -> str:
     quantum = (
         "post-quantum yes" if snapshot.get("post_quantum")
@@ -148,6 +167,8 @@ def _nat(nat: dict[str, Any], now: float) -> str:
         line += f", seen as {text(nat['public_address'])}"
     if nat.get("detected_at") is not None:
         line += f", {_ago(nat['detected_at'], now)}"
+    if nat.get("detail"):
+        line += f" ({text(nat['detail'])})"
     return line
 
 
