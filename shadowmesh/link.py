@@ -267,6 +267,8 @@ class Link:
         """Body of both greenlets; ends when work() ends, and turns every failure into an end."""
         try:
             work()
+        except gevent.GreenletExit:
+            return  # as the greenlet's value it would hold this stack, and with it the pipe
         except RemoteProtocolError as error:
             self._end(
                 f"the peer broke the protocol: {error}", error.close_code, farewell=error.close_code
@@ -435,6 +437,9 @@ class Link:
                 step()
             except Exception:  # noqa: BLE001 - the other steps free the socket, tell the owner
                 _log.exception("closing a link failed by a bug", peer=self.remote_address[0])
+        # The owner holds us and we its call-backs: in a cycle the pipe's descriptor and its
+        # megabyte would wait for the garbage collector.
+        self._on_events = self._on_closed = _ignore
         self._ended.set()
 
     def _stop_reader(self) -> None:
@@ -464,3 +469,7 @@ class Link:
         self._wakeup_wait.close()
         self._pipe.close()
         self._upgraded.release()
+
+
+def _ignore(*what: object) -> None:
+    """The call-back of an owner who has been told all."""
