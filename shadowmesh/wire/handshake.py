@@ -23,6 +23,7 @@ Source: protocol sections 2, 3, 4 and 7; Noise XXhfs+sig+psk0.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
@@ -166,7 +167,8 @@ class _Machine:
             raise RemoteProtocolError("the peer shows our own identity (reflection)")
         if policy.peer_public_key is not None and not sodium.equal(public, policy.peer_public_key):
             raise RemoteProtocolError(
-                f"the peer's identity {public.hex()} is not the pinned peer.public_key"
+                f"the peer's identity {b64encode(public).decode()} is not the pinned"
+                " peer.public_key"
             )
         other = _ZEROS if role == b"responder" else own
         if not sodium.verify(public, _signed_text(role, h, public, other), signature):
@@ -334,9 +336,15 @@ class Responder(_Machine):
             self._mix_public(theirs)
             # The gate: only who knows the PSK or our key gets past it, and nothing costly
             # happens before it.
-            kem_bytes = state.decrypt_and_hash(
-                message[messages.E_END : messages.MSG1_KEM_END], "the ML-KEM key"
-            )
+            try:
+                kem_bytes = state.decrypt_and_hash(
+                    message[messages.E_END : messages.MSG1_KEM_END], "the ML-KEM key"
+                )
+            except RemoteProtocolError as error:
+                raise RemoteProtocolError(
+                    f"{error}: the peer has another encryption.key, or dials with a"
+                    " peer.public_key that is not ours"
+                ) from None
             p1 = P1.unpack(state.decrypt_and_hash(message[messages.MSG1_KEM_END :], "p1"))
             self._choose_cipher(p1.caps)
             self._initiator_caps = p1.caps
