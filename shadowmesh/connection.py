@@ -1,8 +1,8 @@
 """The connection manager: carries out the state table of `wire.peer`.
 
-Owns: whether the tunnel is wanted, the TAP device, the dialler, the one live tunnel and those that
-are not authenticated yet, the waiting between dials. Does not know: HTTP, what a snapshot looks
-like (`view` builds it from the attributes here), records, keys.
+Owns: whether the tunnel is wanted, the dialler, the one live tunnel and those that are not
+authenticated yet, the waiting between dials. Does not know: HTTP, what a snapshot looks like
+(`view` builds it from the attributes here), records, keys, how a device is opened.
 
 ::
 
@@ -11,7 +11,8 @@ like (`view` builds it from the attributes here), records, keys.
         disconnect: router off, session, link, data plane, TAP
 
 Everything that changes the state happens in that one greenlet, a message at a time, so that no
-two of them can meet half way. Source: interface.md, "State machine"; protocol section 8.
+two of them can meet half way; a message that is late (its tunnel ended, its dial was given up)
+is recognised by the object it is about. Source: interface.md, "State machine"; protocol section 8.
 """
 
 from __future__ import annotations
@@ -19,35 +20,33 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import gevent
 from gevent.event import AsyncResult
+from gevent.event import Event as Done
 from gevent.queue import SimpleQueue
 
 from shadowmesh import log
-from shadowmesh._fastpath import build_info
-from shadowmesh.constants import Caps, CloseReason, RejectReason
+from shadowmesh.config import reloaded
+from shadowmesh.constants import HANDSHAKE_TIMEOUT_S, Caps, CloseReason, RejectReason
 from shadowmesh.dial import dial
 from shadowmesh.errors import (
     AlreadyConnected,
     AlreadyConnecting,
     ConnectTimeout,
     ControlError,
-    DeviceError,
     DeviceUnavailable,
+    LocalProtocolError,
     NotConfigured,
     NotConnected,
-    NotPermitted,
     PeerRefused,
     PeerUnreachable,
 )
 from shadowmesh.keys import format_public_key
-from shadowmesh.tap import open_tap, stable_mac
-from shadowmesh.tunnel import Timing, Tunnel, boottime
-from shadowmesh.wire.handshake import Offer, Policy
+from shadowmesh.terms import terms_of
+from shadowmesh.tunnel import Tunnel, boottime
 from shadowmesh.wire.peer import Backoff, Event, PeerMachine, Phase, State, resolve_collision
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
 
     from shadowmesh._fastpath import DataPlane
     from shadowmesh.config import Config, HostPort
+    from shadowmesh.device import Device
     from shadowmesh.keys import Identity
     from shadowmesh.link import Upgraded
     from shadowmesh.tap import Tap
@@ -65,13 +65,16 @@ if TYPE_CHECKING:
 
 #: how long an operator's connect waits for the outcome: a dial and a handshake at their limits
 CONNECT_TIMEOUT_S: Final = 35.0
-#: a TAP that went away is made again so often, so far apart, before the tunnel is given up
-DEVICE_ATTEMPTS: Final = 5
-DEVICE_PAUSE_S: Final = 0.2
+#: stop() gives up waiting for the undoing: a link closes within 3 s
+STOP_TIMEOUT_S: Final = 3.0
 #: the peer's operator disconnected: an automatic dialler comes back, but not at once
 PEER_DISCONNECT_PAUSE_S: Final = 30.0
+#: our dial lost against the peer's, whose own handshake is on its way
+COLLISION_WAIT_S: Final = HANDSHAKE_TIMEOUT_S
+#: the same failure again is said so often
+REPEAT_LOG_S: Final = 600.0
 
-_log = log.get(__name__)
+_log = log.get("connection")
 
 
 class ConnectionManager:
@@ -80,7 +83,6 @@ class ConnectionManager:
     Attributes for reading only:
         machine: state and phase.
         current: the live tunnel, None without one.
-        tap: the open device, None without one.
         target: whom we dial.
         last_error, last_error_at: the last failure, cleared by success; wall-clock seconds.
         next_retry_at: when the next automatic dial starts, wall-clock seconds.
@@ -93,15 +95,19 @@ class ConnectionManager:
         config: Config,
         identity: Identity,
         plane: DataPlane,
+        device: Device,
         client_context: SSLContext,
         served_certificate_sha256: bytes,
+        *,
+        dial: Callable[[HostPort, str, SSLContext], Upgraded] = dial,
+        later: Callable[[float, Callable[[], None]], gevent.Greenlet] = gevent.spawn_later,
     ) -> None:
+        """Args: device: closed; started and stopped here. later: runs a function in a while."""
         self.config = config
         self.identity = identity
         self.plane = plane
         self.machine = PeerMachine(time.time())
         self.current: Tunnel | None = None
-        self.tap: Tap | None = None
         self.target: HostPort | None = config.peer.address
         self.last_error: str | None = None
         self.last_error_at: float | None = None
@@ -110,28 +116,39 @@ class ConnectionManager:
         self.handshakes: Counter[str] = Counter()
         #: there was a session since the last disconnect: the next one is a reconnect
         self._was_connected = False
+        self._device = device
         self._client_context = client_context
         self._served_certificate_sha256 = served_certificate_sha256
+        self._dial_once = dial
+        self._later = later
         self._mailbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._backoff = Backoff(random.SystemRandom().random)
+        #: a failed attempt is followed by another
         self._redial = False
+        #: at most one of the next three is set, and while connecting one of them always is but
+        #: in phase waiting_for_peer
         self._dialling: gevent.Greenlet | None = None
         self._dialled: Tunnel | None = None
+        self._timer: gevent.Greenlet | None = None
+        self._timer_mark: object = None
         self._incoming: set[Tunnel] = set()
-        self._retry: gevent.Greenlet | None = None
         self._waiters: list[AsyncResult] = []
+        self._logged = ("", 0.0)
         self._stopped = False
         self._loop = gevent.Greenlet(self._run)
-        self._device_watch = gevent.Greenlet(self._watch_device)
+
+    @property
+    def tap(self) -> Tap | None:
+        """The open device, None without one."""
+        return self._device.tap
 
     # --- what others may ask ------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the mailbox; dial if the configuration says so."""
         self._loop.start()
-        self._device_watch.start()
-        if self.config.peer.auto_connect:
-            self._post(self._auto_connect)
+        self._device.start(lambda: self._post(self._device_lost))
+        self._post(self._auto_connect)
 
     def connect(self, peer: HostPort | None) -> None:
         """Connect and wait for the outcome.
@@ -161,24 +178,24 @@ class ConnectionManager:
 
     def stop(self) -> None:
         """Undo everything, for good; returns when it is done, at most about 3 s later."""
-        if not self._loop.started:
-            return
-        done: AsyncResult = AsyncResult()
-        self._post(partial(self._stop, done))
-        done.get()
-        self._device_watch.kill()
-        self._loop.kill()
+        if self._loop.started:
+            done = Done()
+            self._post(partial(self._stop, done))
+            if not done.wait(STOP_TIMEOUT_S):
+                _log.warning("the tunnel did not end in time")
+            self._loop.kill()
+        self._device.stop()
 
     def take_incoming(self, upgraded: Upgraded) -> None:
         """Give an upgraded connection of the listener its handshake."""
-        if self._stopped or self.config.mode == 0:
-            upgraded.sock.close()
-            upgraded.release()
-            return
-        offer = self._offer(self._served_certificate_sha256)
-        tunnel = self._tunnel(upgraded, offer)
-        self._incoming.add(tunnel)
-        tunnel.start()
+        if not self._stopped and self.config.mode:
+            try:
+                self._incoming.add(self._start_tunnel(upgraded))
+                return
+            except (LocalProtocolError, OSError) as error:
+                _log.limited(10).warning("incoming connection dropped", cause=str(error))
+        upgraded.sock.close()
+        upgraded.release()
 
     def reload(self, config: Config) -> None:
         """Use a new configuration; a session that it no longer allows ends at once."""
@@ -195,30 +212,37 @@ class ConnectionManager:
             message = self._mailbox.get()
             try:
                 message()
-            except Exception:
-                # One bad message must not end the manager: the daemon would be deaf for ever.
+            except Exception as error:  # noqa: BLE001 - or the daemon would be deaf for ever
                 _log.exception("a message to the connection manager failed")
+                failure = ControlError(f"internal error: {error!r}; see the log")
+                if not (self._idle or self._dialling or self._dialled or self._timer):
+                    self._attempt_failed(failure)
+                self._answer_waiters(failure)
+            del message  # while we wait for the next one it would hold a tunnel that has ended
 
     # --- connect and disconnect ---------------------------------------------------------------
 
     def _auto_connect(self) -> None:
-        if self.machine.state is State.DISCONNECTED and self.config.mode:
+        config = self.config
+        if config.peer.auto_connect and config.mode and self.machine.state is State.DISCONNECTED:
+            self.target = config.peer.address
             self._redial = True
             self._begin()
 
     def _connect(self, peer: HostPort | None, outcome: AsyncResult) -> None:
+        target = peer or self.config.peer.address
         try:
-            self._check_connect(peer)
+            self._check_connect(target)
         except ControlError as error:
             outcome.set_exception(error)
             return
-        self.target = peer or self.target
-        self._redial = self.config.peer.auto_connect
+        self.target = target
+        self._redial = self._redial or self.config.peer.auto_connect
         self._backoff.reset()
         self._waiters.append(outcome)
         self._begin()
 
-    def _check_connect(self, peer: HostPort | None) -> None:
+    def _check_connect(self, target: HostPort | None) -> None:
         if self._stopped:
             raise NotConnected("the daemon is shutting down")
         if self.config.mode == 0:
@@ -228,26 +252,31 @@ class ConnectionManager:
             )
         if self.machine.state is State.CONNECTED:
             raise AlreadyConnected("already connected; `shadowmesh disconnect` ends the session")
-        if self.machine.state is State.CONNECTING:
+        if self.machine.state is State.CONNECTING and not self._idle:
             raise AlreadyConnecting(
                 "already connecting; `shadowmesh status --watch` shows how far it is"
             )
-        if peer is None and self.target is None:
+        if target is None:
             raise NotConfigured(
                 "no peer to connect to; set peer.address, or run `shadowmesh connect HOST:PORT`"
             )
 
-    def _begin(self) -> None:
-        """Take the steps of connecting, from disconnected or error."""
-        self._cancel_retry()
-        retry = self.machine.state is State.ERROR and not self._waiters
-        self._fire(Event.RETRY if retry else Event.CONNECT)
-        self._start_dial()
+    @property
+    def _idle(self) -> bool:
+        """No attempt runs although we are connecting: an operator may start one."""
+        return self.machine.phase in (Phase.BACKOFF, Phase.WAITING_FOR_PEER)
 
-    def _start_dial(self) -> None:
+    def _begin(self) -> None:
+        """Take the steps of connecting, from wherever nothing goes on."""
+        self._cancel_timer()
+        retry = not self._waiters and self.machine.state is not State.DISCONNECTED
+        if self.machine.state is not State.CONNECTING:
+            self._fire(Event.RETRY if retry else Event.CONNECT)
+        (_log.debug if retry else _log.info)("connecting", peer=self.target)
         assert self.target is not None
         try:
-            self._ensure_tap()
+            self.machine.enter(Phase.TAP)
+            self._device.open()
         except DeviceUnavailable as error:
             self._attempt_failed(error)
             return
@@ -255,13 +284,18 @@ class ConnectionManager:
         self._dialling = gevent.spawn(self._dial, self.target)
 
     def _dial(self, target: HostPort) -> None:
-        """Dial once and hand the connection to a tunnel; ends with it or when killed."""
+        """Dial once and post the outcome; ends with it or when killed."""
+        dialler = gevent.getcurrent()
         try:
-            upgraded = dial(target, self.config.websocket.path, self._client_context)
+            upgraded = self._dial_once(target, self.config.websocket.path, self._client_context)
         except ControlError as error:
-            self._post(partial(self._dial_failed, gevent.getcurrent(), error))
-            return
-        self._post(partial(self._dial_upgraded, gevent.getcurrent(), upgraded))
+            self._post(partial(self._dial_failed, dialler, error))
+        except Exception as error:  # noqa: BLE001 - the manager must hear of every end
+            _log.exception("a dial failed by a bug")
+            failure = PeerUnreachable(f"internal error while dialling {target}: {error!r}")
+            self._post(partial(self._dial_failed, dialler, failure))
+        else:
+            self._post(partial(self._dial_upgraded, dialler, upgraded))
 
     def _dial_upgraded(self, dialler: gevent.Greenlet, upgraded: Upgraded) -> None:
         if dialler is not self._dialling:
@@ -269,8 +303,11 @@ class ConnectionManager:
             return
         self._dialling = None
         self.machine.enter(Phase.HANDSHAKE)
-        self._dialled = self._tunnel(upgraded, self._offer(upgraded.certificate_sha256))
-        self._dialled.start()
+        try:
+            self._dialled = self._start_tunnel(upgraded)
+        except (LocalProtocolError, OSError) as error:
+            upgraded.sock.close()
+            self._attempt_failed(PeerUnreachable(f"cannot start a session: {error}"))
 
     def _dial_failed(self, dialler: gevent.Greenlet, error: ControlError) -> None:
         if dialler is self._dialling:
@@ -278,45 +315,63 @@ class ConnectionManager:
             self._attempt_failed(error)
 
     def _attempt_failed(self, error: ControlError) -> None:
-        """One attempt to connect is over; plan the next or undo what was started."""
-        if self.machine.state is not State.CONNECTING:
-            return
-        self._fire(Event.FAILED)
-        self._note_failure(error)
-        if self._redial:
-            self._plan_retry(self._backoff.next_delay())
+        """An attempt to connect is over; plan the next or undo what was started."""
+        if self.machine.state is State.CONNECTING:
+            self._fire(Event.FAILED)
+            self._give_up(error)
+
+    def _give_up(self, error: ControlError) -> None:
+        """In error: say why, and plan what comes next."""
+        if self.config.peer.auto_connect and not self._was_connected:
+            self.target = self.config.peer.address  # another one that was asked for did not work
+        delay_s = self._backoff.next_delay() if self._redial else None
+        text = str(error)
+        self.last_error, self.last_error_at = text, time.time()
+        repeated = self._logged[0] == text and boottime() < self._logged[1] + REPEAT_LOG_S
+        if not repeated:
+            self._logged = (text, boottime())
+        say = _log.debug if repeated else _log.warning
+        say("cannot connect", cause=text, retry_in_s=delay_s and round(delay_s, 1))
+        self._answer_waiters(error)
+        if delay_s is None:
+            self._device.close()
         else:
-            self._drop_tap()
+            self._plan(delay_s, self._begin)
 
     def _disconnect(self, outcome: AsyncResult) -> None:
         if self.machine.state is State.DISCONNECTED:
             outcome.set_exception(NotConnected("not connected; there is nothing to disconnect"))
             return
-        self._undo(CloseReason.DISCONNECT, "disconnected by the operator")
-        self._fire(Event.DISCONNECT)
-        self.last_error = self.last_error_at = None
-        outcome.set(None)
+        try:
+            self._undo(CloseReason.DISCONNECT, "disconnected by the operator")
+        finally:
+            outcome.set(None)
 
-    def _stop(self, done: AsyncResult) -> None:
+    def _stop(self, done: Done) -> None:
         self._stopped = True
         for tunnel in tuple(self._incoming):
             tunnel.close(CloseReason.SHUTDOWN, "the daemon stops", wait=False)
-        self._undo(CloseReason.SHUTDOWN, "the daemon stops")
-        if self.machine.allows(Event.DISCONNECT):
-            self._fire(Event.DISCONNECT)
-        done.set(None)
+        try:
+            if self.machine.state is not State.DISCONNECTED:
+                self._undo(CloseReason.SHUTDOWN, "the daemon stops")
+        finally:
+            done.set()
 
     def _undo(self, reason: CloseReason, detail: str) -> None:
         """Everything that connecting started, in reverse: router, session, link, plane, TAP."""
         self._redial = False
-        self._cancel_retry()
+        self._cancel_timer()
         self.plane.activate(None)
         tunnel, self.current = self.current, None
         if tunnel is not None:
             tunnel.close(reason, detail)
         self._abort_dial(reason, detail)
-        self._drop_tap()
+        self._device.close()
         self._answer_waiters(NotConnected(detail))
+        self._fire(Event.DISCONNECT)
+        self._was_connected = False
+        self.last_error = self.last_error_at = None
+        _log.info("disconnected", cause=detail)
 
     def _abort_dial(self, reason: CloseReason, detail: str) -> None:
         dialling, self._dialling = self._dialling, None
@@ -328,67 +383,50 @@ class ConnectionManager:
 
     # --- tunnels ------------------------------------------------------------------------------
 
-    def _tunnel(self, upgraded: Upgraded, offer: Offer) -> Tunnel:
-        config = self.config
-        key = config.encryption.key
-        policy = Policy(
-            identity=self.identity,
-            psk=None if key is None else key.reveal(),
-            peer_public_key=config.peer.public_key,
-            require_cipher="aegis-256" if config.encryption.cipher == "aegis-256" else None,
-        )
-        timing = Timing(
-            rotation_interval_s=config.encryption.rotation_interval,
-            keepalive_interval_s=config.websocket.keepalive_interval,
-            read_timeout_s=config.websocket.read_timeout,
-            write_timeout_s=config.websocket.write_timeout,
-        )
-        return Tunnel(
+    def _start_tunnel(self, upgraded: Upgraded) -> Tunnel:
+        """Raises LocalProtocolError, OSError: no means for one; the socket stays the caller's."""
+        tunnel = Tunnel(
             self.plane,
             upgraded,
-            policy,
-            offer,
-            timing,
+            terms_of(self.config, self.identity, upgraded.certificate_sha256),
             on_authenticated=lambda *what: self._post(partial(self._authenticated, *what)),
             on_established=lambda *what: self._post(partial(self._established, *what)),
             on_ended=lambda *what: self._post(partial(self._ended, *what)),
         )
-
-    def _offer(self, certificate_sha256: bytes) -> Offer:
-        caps = Caps(0)
-        if build_info()["aegis256"] and self.config.encryption.cipher != "chacha20-poly1305":
-            caps |= Caps.AEGIS256
-        if self.config.network.offload:
-            caps |= Caps.OFFLOAD
-        # The session fills in a fresh key id for each handshake.
-        return Offer(int(caps), self.config.network.mtu, certificate_sha256, key_id=0)
+        tunnel.start()
+        return tunnel
 
     def _authenticated(self, tunnel: Tunnel, result: HandshakeResult) -> None:
+        """Decide about a peer whose identity is verified."""
         if tunnel.over:
             return
-        if self.config.websocket.require_direct_tls and not result.tls_matches:
-            text = "TLS is proxied or intercepted and websocket.require_direct_tls is set"
-            if tunnel.initiator:
-                tunnel.close(CloseReason.POLICY, text, wait=False)
-            else:
-                _log.warning("peer refused", cause=text, remote=tunnel.remote_address)
-                tunnel.reject(RejectReason.POLICY)
-            return
+        intercepted = self.config.websocket.require_direct_tls and not result.tls_matches
         if tunnel.initiator:
-            if self.machine.state is State.CONNECTING:
+            if intercepted:
+                tunnel.close(CloseReason.POLICY, _INTERCEPTED, wait=False)
+            elif tunnel is self._dialled:
                 self.machine.enter(Phase.ACCEPT)
             return
         reason = self._objection(tunnel, result)
-        try:
-            if reason is None:
-                self._ensure_tap()
-        except DeviceUnavailable as error:
-            self._note_failure(error)
-            reason = RejectReason.BUSY
+        if intercepted:
+            _log.limited(10).warning("peer refused", peer=tunnel.peer_name, cause=_INTERCEPTED)
+            reason = RejectReason.POLICY
         if reason is None:
-            tunnel.accept()
-        else:
+            try:
+                self._device.open()
+            except DeviceUnavailable as error:
+                _log.limited(10).warning("peer refused", peer=tunnel.peer_name, cause=str(error))
+                self.last_error, self.last_error_at = str(error), time.time()
+                reason = RejectReason.BUSY
+        if reason is not None:
             tunnel.reject(reason)
+            return
+        # Before accepting: from now on our own dial must not reach the peer's decision any more.
+        self._abort_dial(CloseReason.REPLACED, "the peer's own connection was taken")
+        if tunnel.accept():
+            self._take(tunnel)
+        else:
+            self._resume()
 
     def _objection(self, tunnel: Tunnel, result: HandshakeResult) -> RejectReason | None:
         """Why an authenticated incoming peer is not taken in; None when it is."""
@@ -399,7 +437,7 @@ class ConnectionManager:
             # Only possible with a pre-shared key and no pin: the seat is taken.
             _log.limited(60).warning(
                 "another holder of the pre-shared key was refused",
-                remote=tunnel.remote_address,
+                peer=tunnel.peer_name,
                 public_key=format_public_key(result.peer_public_key),
             )
             return RejectReason.BUSY
@@ -408,6 +446,8 @@ class ConnectionManager:
             own is not None
             and own.initiator
             and own.peer_public_key == result.peer_public_key
+            # An established dial wins against connections from before it; one from after it is
+            # a peer that has restarted.
             and (own.established_boottime is None or tunnel.started_at < own.established_boottime)
             and resolve_collision(
                 self.identity.public_key, result.peer_public_key, own_dial_authenticated=True
@@ -417,45 +457,49 @@ class ConnectionManager:
         return None
 
     def _established(self, tunnel: Tunnel) -> None:
-        if tunnel.over or self._stopped or (tunnel.initiator and tunnel is not self._dialled):
+        """The peer has accepted our dial."""
+        if tunnel.over or tunnel is not self._dialled:
             return
-        assert tunnel.result is not None
-        self.handshakes["ok"] += 1
-        replaced = self.current
-        reconnected = self.machine.state is State.CONNECTING and not self._waiters
-        self._incoming.discard(tunnel)
-        if tunnel is self._dialled:
-            self._dialled = None
+        self._dialled = None
         try:
-            self._ensure_tap()
+            self._device.open()
         except DeviceUnavailable as error:
             tunnel.close(CloseReason.SHUTDOWN, str(error), wait=False)
             self._attempt_failed(error)
-            return
-        self._cancel_retry()
+        else:
+            self._take(tunnel)
+
+    def _take(self, tunnel: Tunnel) -> None:
+        """Router on: this session is the live one."""
+        result = tunnel.result
+        assert result is not None
+        self._incoming.discard(tunnel)
+        self._cancel_timer()
+        replaced, self.current = self.current, tunnel
+        unasked = self._was_connected and replaced is None and not self._waiters
         if self.machine.state is State.CONNECTING:
             self.machine.enter(Phase.ROUTER)
-        self.current = tunnel
-        self._route(tunnel)
+        # The kernel may hand us super-frames only if the peer takes them.
+        self._device.offload(bool(result.peer_caps & result.local_caps & Caps.OFFLOAD))
+        self.plane.activate(tunnel.session)
         if replaced is not None:
             self._fire(Event.REPLACED)
             replaced.close(CloseReason.REPLACED, "replaced by a newer session", wait=False)
         else:
             self._fire(Event.ESTABLISHED if tunnel.initiator else Event.ACCEPTED)
-        if not tunnel.initiator:
-            self._abort_dial(CloseReason.REPLACED, "the peer's own connection was taken")
-        if reconnected and self._was_connected:
-            self.reconnects += 1
+        self.handshakes["ok"] += 1
+        self.reconnects += unasked
         self._was_connected = True
         self.last_error = self.last_error_at = None
-        result = tunnel.result
+        self._logged = ("", 0.0)
         _log.info(
             "connected",
-            peer=tunnel.remote_address,
+            peer=tunnel.peer_name,
             public_key=format_public_key(result.peer_public_key),
             dialled=tunnel.initiator,
             cipher=result.cipher,
             tls="direct" if result.tls_matches else "proxied-or-intercepted",
+            replaced=replaced is not None,
         )
         if self.config.peer.public_key is None:
             _log.warning(
@@ -465,33 +509,29 @@ class ConnectionManager:
             )
         self._answer_waiters(None)
 
-    def _route(self, tunnel: Tunnel) -> None:
-        """Frames of the TAP go to this tunnel from now on."""
-        assert self.tap is not None and tunnel.result is not None
-        self.tap.set_offload(self._may_offload(tunnel))
-        self.plane.activate(tunnel.session)
-
-    def _may_offload(self, tunnel: Tunnel | None) -> bool:
-        """Whether the kernel may hand us super-frames: only if the peer takes them."""
-        if tunnel is None or tunnel.result is None:
-            return self.config.network.offload
-        caps = tunnel.result.peer_caps & tunnel.result.local_caps
-        return bool(caps & Caps.OFFLOAD)
+    def _resume(self) -> None:
+        """A peer that was to be accepted is gone: back to where nothing was tried."""
+        if self.machine.state is State.CONNECTING and not self._idle:
+            self._attempt_failed(PeerUnreachable("the peer's own connection ended too early"))
+        elif self.machine.state is State.DISCONNECTED or (
+            self.machine.state is State.ERROR and not self._redial
+        ):
+            self._device.close()
 
     def _ended(self, tunnel: Tunnel, ended: Ended) -> None:
         if tunnel in self._incoming:
             self._incoming.discard(tunnel)
             self.handshakes[ended.kind] += 1
-            _log.limited(10).info(
-                "incoming connection ended", remote=tunnel.remote_address, cause=ended.detail
-            )
+            say = _log.limited(10).warning if ended.kind == "refused" else _log.limited(10).info
+            say("incoming handshake failed", peer=tunnel.peer_name, cause=ended.detail)
         elif tunnel is self._dialled:
             self._dialled = None
             self.handshakes[ended.kind] += 1
-            self._attempt_failed(_as_control_error(self.target, ended))
-            if ended.rejected == RejectReason.COLLISION and self._retry is None:
-                # The peer's own connection is about to arrive.
-                self._plan_retry(self._backoff.next_delay())
+            error = _as_control_error(self.target, ended)
+            if ended.rejected == RejectReason.COLLISION:
+                self._plan(COLLISION_WAIT_S, partial(self._attempt_failed, error))
+            else:
+                self._attempt_failed(error)
         elif tunnel is self.current:
             self.current = None
             self._lost(tunnel, ended)
@@ -499,134 +539,79 @@ class ConnectionManager:
     def _lost(self, tunnel: Tunnel, ended: Ended) -> None:
         """The live tunnel ended by itself."""
         self.plane.activate(None)
-        _log.warning("connection lost", peer=tunnel.remote_address, cause=ended.detail)
-        self.last_error, self.last_error_at = ended.detail, time.time()
-        if tunnel.initiator and ended.by_operator and not self.config.peer.auto_connect:
+        by_operator = ended.peer_reason == CloseReason.DISCONNECT
+        if tunnel.initiator and by_operator and not self.config.peer.auto_connect:
             self._undo(CloseReason.DISCONNECT, ended.detail)
-            self._fire(Event.DISCONNECT)
+            self.last_error, self.last_error_at = ended.detail, time.time()
             return
+        _log.warning("connection lost", peer=tunnel.peer_name, cause=ended.detail)
+        self.last_error, self.last_error_at = ended.detail, time.time()
         self._fire(Event.LINK_LOST)
         if self.target is None or not (tunnel.initiator or self.config.peer.auto_connect):
             self.machine.enter(Phase.WAITING_FOR_PEER)
             return
         self._redial = True
+        if ended.peer_reason == CloseReason.REPLACED:
+            # A success for neither, or the two would throw each other out every second.
+            self._attempt_failed(PeerRefused(f"{ended.detail}; {_DUPLICATE}"))
+            return
         self._backoff.session_ended(boottime() - (tunnel.established_boottime or boottime()))
         self.machine.enter(Phase.BACKOFF)
-        pause = PEER_DISCONNECT_PAUSE_S if ended.by_operator else self._backoff.next_delay()
-        self._plan_retry(pause)
+        self._plan(PEER_DISCONNECT_PAUSE_S if by_operator else self._backoff.next_delay(),
+                   self._begin)
 
-    # --- waiting between dials ----------------------------------------------------------------
+    # --- waiting ------------------------------------------------------------------------------
 
-    def _plan_retry(self, delay_s: float) -> None:
-        self._cancel_retry()
-        self.next_retry_at = time.time() + delay_s
-        self._retry = gevent.spawn_later(delay_s, self._post, self._retry_now)
+    def _plan(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Carry out `action` in a while, unless something else happens."""
+        self._cancel_timer()
+        if action == self._begin:
+            self.next_retry_at = time.time() + delay_s
+        mark = object()
 
-    def _cancel_retry(self) -> None:
-        retry, self._retry = self._retry, None
+        def due() -> None:
+            self._post(partial(self._timer_due, mark, action))
+
+        self._timer, self._timer_mark = self._later(delay_s, due), mark
+
+    def _cancel_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        self._timer_mark = None
         self.next_retry_at = None
-        if retry is not None:
-            retry.kill(block=False)
+        if timer is not None:
+            timer.kill(block=False)
 
-    def _retry_now(self) -> None:
-        if self._retry is None or self._stopped:
-            return
-        self._cancel_retry()
-        if self.machine.state is State.ERROR:
-            self._begin()
-        elif self.machine.state is State.CONNECTING:
-            self._start_dial()
+    def _timer_due(self, mark: object, action: Callable[[], None]) -> None:
+        if mark is self._timer_mark:
+            self._cancel_timer()
+            action()
 
-    # --- the device ---------------------------------------------------------------------------
+    # --- device and configuration -------------------------------------------------------------
 
-    def _ensure_tap(self) -> None:
-        """Open the TAP and start the data plane on it, unless that is done.
-
-        Raises:
-            DeviceUnavailable: it cannot be done; nothing is left behind.
-        """
-        if self.tap is not None:
-            return
-        connecting = self.machine.state is State.CONNECTING
-        network = self.config.network
-        try:
-            if connecting:
-                self.machine.enter(Phase.TAP)
-            tap = open_tap(
-                network.tap_device,
-                mtu=network.mtu,
-                address=network.local_ip,
-                persist=network.persist_tap,
-                offload=self._may_offload(self.current),
-                mac=stable_mac(self.identity.public_key),
-            )
-            if connecting:
-                self.machine.enter(Phase.DATA_PLANE)
-            try:
-                self.plane.attach_tap(tap.fd, tap.mtu)
-            except DeviceError:
-                tap.close()
-                raise
-        except (DeviceError, NotPermitted) as error:
-            raise DeviceUnavailable(str(error)) from error
-        self.tap = tap
-
-    def _drop_tap(self) -> None:
-        if self.tap is not None:
-            self.plane.detach_tap()
-            self.tap.close()
-            self.tap = None
-
-    def _watch_device(self) -> None:
-        """Tell the mailbox when the TAP thread gives up; ends when killed by stop()."""
-        watcher = gevent.get_hub().loop.io(self.plane.event_fd, 1)
-        try:
-            while True:
-                gevent.get_hub().wait(watcher)
-                number = self.plane.device_error()
-                if number:
-                    self._post(partial(self._device_lost, number))
-        finally:
-            watcher.close()
-
-    def _device_lost(self, number: int) -> None:
+    def _device_lost(self) -> None:
         """The TAP was deleted under us: make it again, or give the tunnel up."""
-        if self.tap is None or not self.plane.device_error():
+        tap = self._device.tap
+        if tap is None or not self._device.lost:
             return
-        _log.warning("the TAP device is gone, making it again", device=self.tap.name, errno=number)
-        failure = DeviceUnavailable(f"the TAP device is gone (errno {number})")
-        for _ in range(DEVICE_ATTEMPTS):
-            self._drop_tap()
-            try:
-                self._ensure_tap()
-                return
-            except DeviceUnavailable as error:
-                failure = error
-            gevent.sleep(DEVICE_PAUSE_S)
-        redial = self._redial
-        self._undo(CloseReason.SHUTDOWN, str(failure))
-        if self.machine.allows(Event.DEVICE_FAILED):
+        _log.warning("the TAP device is gone, making it again", device=tap.name)
+        try:
+            self._device.renew()
+        except DeviceUnavailable as error:
+            redial = self._redial
+            self._undo(CloseReason.SHUTDOWN, str(error))
+            self._redial = redial
+            self._fire(Event.CONNECT)
             self._fire(Event.DEVICE_FAILED)
-        self._note_failure(failure)
-        if redial:
-            self._redial = True
-            self._plan_retry(self._backoff.next_delay())
-
-    # --- reload -------------------------------------------------------------------------------
+            self._give_up(error)
 
     def _reload(self, config: Config) -> None:
-        old, self.config = self.config, replace(
-            config, daemon=self.config.daemon, network=self.config.network
-        )
-        peer_changed = (old.peer, old.encryption.key) != (config.peer, config.encryption.key)
-        if old.peer.address != config.peer.address:
-            self.target = config.peer.address
-        if not peer_changed or self.machine.state is State.DISCONNECTED:
-            return
-        redial = config.peer.auto_connect
-        self._undo(CloseReason.POLICY, "the configuration of the peer has changed")
-        self._fire(Event.DISCONNECT)
-        if redial:
+        before, self.config = self.config, reloaded(self.config, config)
+        after = self.config
+        if _trust(before) != _trust(after):
+            if self.machine.state is not State.DISCONNECTED:
+                self._undo(CloseReason.POLICY, "the configuration of the peer has changed")
+            self.target = after.peer.address
+        if before.peer != after.peer:
             self._auto_connect()
 
     # --- small things -------------------------------------------------------------------------
@@ -634,16 +619,8 @@ class ConnectionManager:
     def _fire(self, event: Event) -> None:
         before = self.machine.state
         after = self.machine.fire(event, time.time())
-        if after is State.DISCONNECTED:
-            self._was_connected = False
         if after is not before:
             _log.debug("state changed", before=before, after=after, event=event.name)
-
-    def _note_failure(self, error: ControlError) -> None:
-        """Log and keep a failure; whoever waits for the outcome gets it."""
-        _log.limited(10).warning("cannot connect", cause=str(error))
-        self.last_error, self.last_error_at = str(error), time.time()
-        self._answer_waiters(error)
 
     def _answer_waiters(self, error: ControlError | None) -> None:
         waiters, self._waiters = self._waiters, []
@@ -654,10 +631,39 @@ class ConnectionManager:
                 outcome.set_exception(error)
 
 
+_INTERCEPTED: Final = (
+    "TLS is proxied or intercepted, and websocket.require_direct_tls is set; dial the peer itself,"
+    " or set it to false"
+)
+_DUPLICATE: Final = (
+    "another daemon connected there with the key of this one; give each its own identity.key"
+)
+
+
+#: what to do about the peer's REJECT
+_REJECT_HINTS: Final[dict[int, str]] = {
+    RejectReason.COLLISION: "both sides dialled and the peer's own connection did not come through"
+    ", try again",
+    RejectReason.BUSY: "it has a session with another daemon, or no TAP; see its log",
+    RejectReason.POLICY: "see its log and its websocket.require_direct_tls",
+    RejectReason.ADMIN_DOWN: "its daemon is stopping",
+}
+
+
+def _trust(config: Config) -> tuple[object, ...]:
+    """What a session rests on: whom we dial, and how it proves itself."""
+    return config.peer.address, config.peer.public_key, config.encryption.key
+
+
 def _as_control_error(target: HostPort | None, ended: Ended) -> ControlError:
     """The failed handshake of our own dial in the words of the control API."""
     text = f"{target}: {ended.detail}"
-    if ended.refused or ended.rejected is not None:
+    if ended.kind == "closed":
+        return PeerRefused(text)
+    if ended.rejected is not None:
+        hint = _REJECT_HINTS.get(ended.rejected, "see the peer's log")
+        return PeerRefused(f"{text}; {hint}")
+    if ended.kind == "refused":
         return PeerRefused(
             f"{text}; compare encryption.key and peer.public_key on both sides, and the peer's log"
         )

@@ -30,13 +30,14 @@ from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.api import create_app
 from shadowmesh.config import HostPort, diff, flag_names, load, redacted
 from shadowmesh.connection import ConnectionManager
+from shadowmesh.device import Device
 from shadowmesh.errors import ConfigError, KeyFileError, NotPermitted, ShadowMeshError
 from shadowmesh.heartbeat import Heartbeat
 from shadowmesh.http_server import LimitedServer
 from shadowmesh.keys import format_public_key, load_or_create_identity, load_or_create_token
 from shadowmesh.listener import Listener
 from shadowmesh.metrics import make_metrics_app, make_registry
-from shadowmesh.tap import check_permission
+from shadowmesh.tap import check_permission, stable_mac
 from shadowmesh.tls import client_context, load_or_create_certificate, server_context
 from shadowmesh.view import View
 
@@ -68,7 +69,7 @@ usage: shadowmesh-daemon [--config FILE] [--section.key VALUE ...] [--check]
 conf/daemon.yaml describes every key. The command line `shadowmesh` controls a running daemon.
 """
 
-_log = log.get(__name__)
+_log = log.get("daemon")
 
 
 class UsageError(ShadowMeshError):
@@ -205,8 +206,10 @@ class Daemon:
             libsodium=built["libsodium"],
             aegis256=built["aegis256"],
         )
+        plane = DataPlane()
+        device = Device(config.network, stable_mac(identity.public_key), plane)
         self._manager = ConnectionManager(
-            config, identity, DataPlane(), client_context(), certificate.sha256
+            config, identity, plane, device, client_context(), certificate.sha256
         )
         self._view = View(self._manager, self._heartbeat)
         self._heartbeat.start()

@@ -31,6 +31,7 @@ from shadowmesh.constants import (
     PROBE_TOKEN_BYTES,
     WS_ABNORMAL,
     WS_GOING_AWAY,
+    WS_HANDSHAKE_FAILED,
     WS_NORMAL,
     WS_POLICY,
     CloseReason,
@@ -48,14 +49,15 @@ if TYPE_CHECKING:
 
     from shadowmesh._fastpath import DataPlane
     from shadowmesh.link import LinkEvent, Upgraded
-    from shadowmesh.wire.handshake import HandshakeResult, Offer, Policy
+    from shadowmesh.terms import Terms
+    from shadowmesh.wire.handshake import HandshakeResult
 
 #: weight of a new round trip in the smoothed one, as TCP does it (RFC 6298, section 2)
 RTT_GAIN: Final = 1 / 8
 #: probes whose answer is awaited; the oldest is forgotten for a new one
 MAX_PROBES: Final = 8
 
-_log = log.get(__name__)
+_log = log.get("tunnel")
 
 
 def boottime() -> float:
@@ -64,32 +66,22 @@ def boottime() -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """What the configuration says about the time of a session; seconds."""
-
-    rotation_interval_s: float
-    keepalive_interval_s: float
-    read_timeout_s: float
-    write_timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Ended:
     """Why a tunnel ended.
 
     Attributes:
         detail: one line for log and status.
-        refused: the other side answered, and the answer was no.
-        rejected: the peer's REJECT byte, None without one.
-        by_operator: the peer's operator disconnected.
-        kind: one word for the counter of handshakes or sessions.
+        kind: one word for the counter of handshakes: `refused` (one side would not talk to the
+            other), `rejected` (it said why), `timeout`, `link_lost`, `closed` (by us),
+            `closed_by_peer`.
+        rejected: the byte of REJECT, the peer's or our own; None without one.
+        peer_reason: the CloseReason of the peer's close record; None without one.
     """
 
     detail: str
-    refused: bool = False
+    kind: str
     rejected: int | None = None
-    by_operator: bool = False
-    kind: str = "link_lost"
+    peer_reason: int | None = None
 
 
 class Tunnel:
@@ -107,9 +99,7 @@ class Tunnel:
         self,
         plane: DataPlane,
         upgraded: Upgraded,
-        policy: Policy,
-        offer: Offer,
-        timing: Timing,
+        terms: Terms,
         *,
         on_authenticated: Callable[[Tunnel, HandshakeResult], None],
         on_established: Callable[[Tunnel], None],
@@ -118,10 +108,13 @@ class Tunnel:
         """Take over the socket; nothing happens before start().
 
         Args:
-            offer: what we announce; key id and certificate hash are filled in here.
             on_authenticated: the responder's owner answers with accept() or reject(), at once or
                 later; the initiator's owner may close().
+            on_established: the peer has accepted us; a responder's owner knows it from accept().
             on_ended: called exactly once, after the link is closed and the keys are erased.
+        Raises:
+            LocalProtocolError, OSError: no seat in the data plane, or no file descriptor is
+                left; the socket is still the caller's.
         """
         self.initiator = not upgraded.server
         self.remote_address = upgraded.remote_address
@@ -137,20 +130,24 @@ class Tunnel:
         self._on_ended = on_ended
         self._release = upgraded.release
         self._authenticate_by = boottime() + upgraded.authenticate_by - time.monotonic()
-        self._timing = timing
         self._ended: Ended | None = None
         self._switching: int | None = None
         self._carrying_out = False
         self._probes: dict[bytes, float] = {}
         self._liveness: Liveness | None = None
         self._wakeup = Wakeup()
+        self._terms = terms
         self.session = Session(plane)
-        self.pipe = Pipe(plane, client=self.initiator)
+        try:
+            self.pipe = Pipe(plane, client=self.initiator)
+        except BaseException:
+            self.session.close()
+            raise
         self._machine = SessionMachine(
             self.initiator,
-            policy,
-            offer,
-            rotation_interval_s=timing.rotation_interval_s,
+            terms.policy,
+            terms.offer,
+            rotation_interval_s=terms.rotation_interval_s,
             reserve_key_id=self.session.reserve_key_id,
             release_key_id=self.session.retire,
             jitter=random.SystemRandom().random,
@@ -160,7 +157,7 @@ class Tunnel:
             self.pipe,
             on_events=self._on_link_events,
             on_closed=self._on_link_closed,
-            write_timeout_s=timing.write_timeout_s,
+            write_timeout_s=terms.write_timeout_s,
         )
         self._timers = gevent.Greenlet(self._run_timers)
 
@@ -170,21 +167,37 @@ class Tunnel:
         return None if self.result is None else self.result.peer_public_key
 
     @property
+    def peer_name(self) -> str:
+        """Address and port of the other end of the link, for people."""
+        host, port = self.remote_address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
     def over(self) -> bool:
         """The session is ending or has ended."""
         return self._ended is not None
 
     def start(self) -> None:
-        """Begin the handshake."""
-        self._machine.start(boottime())
+        """Begin the handshake.
+
+        Raises:
+            LocalProtocolError: the terms cannot be kept; the socket is still the caller's.
+        """
+        try:
+            self._machine.start(boottime())
+        except BaseException:
+            self.session.close()
+            self.pipe.close()
+            raise
         self._carry_out()
         self.link.start()
         self._timers.start()
 
-    def accept(self) -> None:
-        """Take the authenticated peer in."""
+    def accept(self) -> bool:
+        """Take the authenticated peer in; False when it is too late for that."""
         self._machine.accept(boottime())
         self._carry_out()
+        return self.established_at is not None and not self.over
 
     def reject(self, reason: RejectReason) -> None:
         """Refuse the authenticated peer, telling it why."""
@@ -196,8 +209,8 @@ class Tunnel:
 
         At most about 3 s; `detail` is for our own log and status.
         """
+        self._finish(Ended(detail, "closed"))
         self._machine.close(reason, "", boottime())
-        self._finish(Ended(detail, kind="closed"))
         self._carry_out()
         if wait:
             self.link.close(WS_NORMAL, detail)
@@ -219,55 +232,64 @@ class Tunnel:
                         inner_type, body = Inner.PADDING, b""
                     self._machine.receive_record(key_id, inner_type, body, now)
             except RemoteProtocolError:
-                # The machine's last event is Failed and says the same.
+                # What the machine wants to say before the end, and why in its own words.
                 self._carry_out()
                 raise
             self._carry_out()
-        self._wakeup.set()
 
     def _on_link_closed(self, reason: str, code: int) -> None:
-        self._machine.link_lost(boottime())
-        self._finish(Ended(reason, refused=code not in (WS_ABNORMAL, WS_GOING_AWAY)))
+        # The keys are needed no longer: without a link there is no session.
+        self._finish(_ended_with_link(reason, code, established=self.established_at is not None))
         self._timers.kill()
         self.session.close()
         assert self._ended is not None
         self._on_ended(self, self._ended)
 
     def _run_timers(self) -> None:
-        """Drive the deadlines of the session and of the link; ends with the link."""
-        while True:
-            deadlines = [self._machine.next_timeout()]
-            if self._liveness is not None:
-                deadlines.append(self._liveness.next_timeout())
-            elif not self.over:
-                deadlines.append(self._authenticate_by)
-            due = min((deadline for deadline in deadlines if deadline is not None), default=None)
-            self._wakeup.clear()
-            self._wakeup.wait(None if due is None else max(0.0, due - boottime()))
-            now = boottime()
-            if self._liveness is None and not self.over and now >= self._authenticate_by:
-                self._finish(Ended("the peer did not authenticate in time", kind="timeout"))
-                self.link.close(WS_POLICY, "not authenticated in time")
-            if self._machine.next_timeout() is not None:
-                self._machine.records_sealed(self.session.records_sealed(), now)
-                self._machine.handle_timeout(now)
-                self._carry_out()
-            if self._liveness is not None and not self.over:
-                self._check_liveness(now)
+        """Drive the deadlines of the session and of the link; ends with either."""
+        try:
+            while not self.over:
+                due = self._next_deadline()
+                self._wakeup.clear()
+                self._wakeup.wait(None if due is None else max(0.0, due - boottime()))
+                if not self.over:
+                    self._check_deadlines(boottime())
+        except gevent.GreenletExit:
+            return  # as the greenlet's value it would hold this stack, and with it the session
+        except Exception as error:  # noqa: BLE001 - without its timers a session is not safe
+            _log.exception("session ended by a bug", peer=self.peer_name)
+            self._end(Ended(f"internal error: {error!r}", "closed"), WS_GOING_AWAY)
 
-    def _check_liveness(self, now: float) -> None:
-        assert self._liveness is not None
+    def _next_deadline(self) -> float | None:
+        deadlines = [
+            self._machine.next_timeout(),
+            self._authenticate_by if self._liveness is None else self._liveness.next_timeout(),
+        ]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def _check_deadlines(self, now: float) -> None:
+        self._machine.records_sealed(self.session.records_sealed(), now)
+        self._machine.handle_timeout(now)
+        self._carry_out()
+        if self.over:
+            return
+        if self._liveness is not None:
+            self._check_liveness(self._liveness, now)
+        elif now >= self._authenticate_by:
+            self._end(Ended("the peer did not authenticate in time", "timeout"), WS_POLICY)
+
+    def _check_liveness(self, liveness: Liveness, now: float) -> None:
         data_sent_at, heard_at = self.session.activity()
-        for action in self._liveness.check(now, data_sent_at=data_sent_at, heard_at=heard_at):
+        for action in liveness.check(now, data_sent_at=data_sent_at, heard_at=heard_at):
             match action:
                 case SendKeepalive() | SendProbe():
                     # A probe keeps alive as well as padding does, and measures the round trip.
                     self._send_probe(now)
                 case Dead(reason):
+                    self._finish(Ended(reason, "link_lost"))
                     self._machine.close(CloseReason.TIMEOUT, "", now)
-                    self._finish(Ended(reason))
                     self._carry_out()
-                    self.link.close(WS_GOING_AWAY, reason)
+                    self._end(Ended(reason, "link_lost"), WS_GOING_AWAY)
 
     # --- what the machine wants done ----------------------------------------------------------
 
@@ -286,8 +308,8 @@ class Tunnel:
             self._finish_switch()
         except LocalProtocolError as error:
             # The ring is full of frames that the peer does not take, or keys ran out meanwhile.
-            self._finish(Ended(f"cannot send to the peer: {error}"))
-            gevent.spawn(self.link.close, WS_GOING_AWAY, str(error))
+            # What is left in the queue goes with the session.
+            self._end(Ended(f"cannot send to the peer: {error}", "link_lost"), WS_GOING_AWAY)
         finally:
             self._carrying_out = False
         self._wakeup.set()
@@ -320,18 +342,20 @@ class Tunnel:
                 self.result = result
                 self.rekeys += 1
                 self.last_rekey_at = time.time()
-                _log.debug("keys changed", peer=self.remote_address, rekeys=self.rekeys)
+                _log.debug("keys changed", peer=self.peer_name, rekeys=self.rekeys)
             case events.RekeyAborted(detail):
-                _log.warning("rekey did not finish, trying again", cause=detail)
+                _log.warning(
+                    "rekey did not finish, trying again", peer=self.peer_name, cause=detail
+                )
             case events.Control(message):
                 _log.debug("control record ignored", kind=type(message).__name__)
             case events.PeerClosed(reason, text):
                 self._end_by_peer(reason, text)
             case events.Failed(detail=detail, close_code=code, local=local, rejected=rejected):
-                refused = rejected is not None or not local
-                kind = "rejected" if rejected is not None else "refused" if refused else "timeout"
-                self._finish(Ended(detail, refused=refused, rejected=rejected, kind=kind))
-                gevent.spawn(self.link.close, code, detail)
+                kind = (
+                    "rejected" if rejected is not None else "timeout" if local else "refused"
+                )
+                self._end(Ended(detail, kind, rejected=rejected), code)
 
     def _finish_switch(self) -> None:
         if self._switching is not None:
@@ -364,22 +388,28 @@ class Tunnel:
         self.established_at = time.time()
         self.established_boottime = now
         self._liveness = Liveness(
-            self._timing.keepalive_interval_s, self._timing.read_timeout_s, now
+            self._terms.keepalive_interval_s, self._terms.read_timeout_s, now
         )
-        self._on_established(self)
+        if self.initiator:
+            self._on_established(self)
         self._send_probe(now)
 
     def _end_by_peer(self, reason: int, text: str) -> None:
-        by_operator = reason == CloseReason.DISCONNECT
         name = CloseReason(reason).name.lower() if reason in list(CloseReason) else str(reason)
         detail = f"the peer ended the session: {name}" + (f" ({text})" if text else "")
-        self._finish(Ended(detail, by_operator=by_operator, kind="closed_by_peer"))
-        gevent.spawn(self.link.close, WS_NORMAL, detail)
+        self._end(Ended(detail, "closed_by_peer", peer_reason=reason), WS_NORMAL)
 
     def _finish(self, ended: Ended) -> None:
         """Note why; the first reason counts."""
         if self._ended is None:
             self._ended = ended
+
+    def _end(self, ended: Ended, code: int) -> None:
+        """Note why, and close the link; its end is ours."""
+        self._finish(ended)
+        self._wakeup.set()
+        # In a greenlet of its own: closing waits, and the caller may be what it waits for.
+        gevent.spawn(self.link.close, code, ended.detail)
 
     # --- probes -------------------------------------------------------------------------------
 
@@ -414,3 +444,12 @@ class Tunnel:
             self.rtt_s = (
                 rtt_s if self.rtt_s is None else self.rtt_s + RTT_GAIN * (rtt_s - self.rtt_s)
             )
+
+
+def _ended_with_link(reason: str, code: int, *, established: bool) -> Ended:
+    """Say why a tunnel ended that did not end itself."""
+    if code == WS_HANDSHAKE_FAILED and not established:
+        return Ended("the peer refused the handshake", "refused")
+    if code in (WS_ABNORMAL, WS_GOING_AWAY, WS_NORMAL) or established:
+        return Ended(reason, "link_lost")
+    return Ended(reason, "refused")

@@ -93,9 +93,9 @@ class View:
         manager = self._manager
         pin = manager.config.peer.public_key
         key = pin if tunnel is None else tunnel.peer_public_key
+        address: str | None
         if tunnel is not None and not tunnel.initiator:
-            host, port = tunnel.remote_address
-            address: str | None = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            address = tunnel.peer_name
         else:
             address = None if manager.target is None else str(manager.target)
         return Peer(
@@ -186,5 +186,4 @@ def _session(tunnel: Tunnel | None) -> Session | None:
 def _link(tunnel: Tunnel | None) -> Link | None:
     if tunnel is None:
         return None
-    host, port = tunnel.remote_address
-    return Link(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", tunnel.established_at)
+    return Link(tunnel.peer_name, tunnel.established_at)

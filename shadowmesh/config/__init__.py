@@ -30,7 +30,7 @@ from shadowmesh.config.model import (
     Secret,
     WebsocketSection,
 )
-from shadowmesh.config.report import diff, redacted
+from shadowmesh.config.report import diff, redacted, reloaded
 from shadowmesh.config.schema import KEYS, Key
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "flag_names",
     "load",
     "redacted",
+    "reloaded",
 ]
 
 

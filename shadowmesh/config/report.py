@@ -7,6 +7,7 @@ Does not know: how a configuration is loaded.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
@@ -68,3 +69,15 @@ def diff(old: Config, new: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
         tuple(key.name for key in changed if key.reload),
         tuple(key.name for key in changed if not key.reload),
     )
+
+
+def reloaded(old: Config, new: Config) -> Config:
+    """Return `old` with the values of `new` for the keys that a reload applies."""
+    sections: dict[str, dict[str, object]] = {}
+    for key in KEYS.values():
+        if key.reload:
+            sections.setdefault(key.section, {})[key.attribute] = value_of(new, key)
+    changed = {
+        name: replace(getattr(old, name), **values) for name, values in sections.items()
+    }
+    return replace(old, **changed)

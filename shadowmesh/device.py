@@ -1,0 +1,152 @@
+"""The TAP device of this daemon: opened when it is wanted, made again when somebody deletes it.
+
+Owns: the open `Tap`, its place in the data plane, and the greenlet that hears of its loss. Does not
+know: why the device is wanted, sessions, the peer.
+
+::
+
+    open() --> tap.open_tap --> plane.attach_tap          kernel: `ip link delete tap0`
+                                plane.event_fd  <-------- the TAP thread gives up
+    renew() <-- the owner <-- on_lost <-- _watch
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import gevent
+
+from shadowmesh import log
+from shadowmesh.errors import DeviceError, DeviceUnavailable, NotPermitted
+from shadowmesh.tap import open_tap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shadowmesh._fastpath import DataPlane
+    from shadowmesh.config import NetworkSection
+    from shadowmesh.tap import Tap
+
+#: a device that went away is made again so often, so far apart: within a second it is back or the
+#: tunnel is given up
+RENEW_ATTEMPTS: Final = 5
+RENEW_PAUSE_S: Final = 0.2
+
+_log = log.get("device")
+
+
+class Device:
+    """The device, open or not.
+
+    Attributes:
+        tap: None while closed.
+    """
+
+    def __init__(
+        self,
+        network: NetworkSection,
+        mac: bytes,
+        plane: DataPlane,
+        *,
+        open_tap: Callable[..., Tap] = open_tap,
+    ) -> None:
+        """Args: mac: 6 bytes, of the host's side."""
+        self.tap: Tap | None = None
+        self._network = network
+        self._mac = mac
+        self._plane = plane
+        self._open_tap = open_tap
+        self._offload = network.offload
+        self._watcher: gevent.Greenlet | None = None
+
+    def start(self, on_lost: Callable[[], None]) -> None:
+        """Begin to listen for the loss of the device, which on_lost answers with renew()."""
+        self._watcher = gevent.spawn(self._watch, on_lost)
+
+    def stop(self) -> None:
+        """Close the device and stop listening."""
+        if self._watcher is not None:
+            self._watcher.kill()
+        self.close()
+
+    def open(self) -> None:
+        """Open the device and start the data plane on it, unless that is done.
+
+        Raises:
+            DeviceUnavailable: it cannot be done; nothing is left behind.
+        """
+        if self.tap is not None:
+            return
+        network = self._network
+        try:
+            tap = self._open_tap(
+                network.tap_device,
+                mtu=network.mtu,
+                address=network.local_ip,
+                persist=network.persist_tap,
+                offload=self._offload,
+                mac=self._mac,
+            )
+            try:
+                self._plane.attach_tap(tap.fd, tap.mtu)
+            except BaseException:
+                tap.close()
+                raise
+        except (DeviceError, NotPermitted) as error:
+            raise DeviceUnavailable(str(error)) from error
+        self.tap = tap
+
+    def close(self) -> None:
+        """Stop the data plane on the device and let go of it; harmless when it is closed."""
+        tap, self.tap = self.tap, None
+        self._offload = self._network.offload
+        if tap is not None:
+            self._plane.detach_tap()
+            tap.close()
+
+    def offload(self, wanted: bool) -> None:
+        """Say whether the kernel may hand us super-frames, now and after renew()."""
+        self._offload = wanted
+        if self.tap is not None:
+            try:
+                self.tap.set_offload(wanted)
+            except DeviceError as error:
+                # Gone this moment: on_lost is about to be called, and renew() sets it again.
+                _log.debug("offload not set", cause=str(error))
+
+    @property
+    def lost(self) -> bool:
+        """Whether the open device has gone from under us."""
+        return self.tap is not None and self._plane.device_error() != 0
+
+    def renew(self) -> None:
+        """Make a lost device again; takes up to a second.
+
+        Raises:
+            DeviceUnavailable: it could not be done; the device is closed.
+        """
+        for attempt in range(RENEW_ATTEMPTS):
+            if attempt:
+                gevent.sleep(RENEW_PAUSE_S)
+            offload = self._offload
+            self.close()
+            self._offload = offload
+            try:
+                self.open()
+            except DeviceUnavailable as error:
+                failure = error
+            else:
+                return
+        raise DeviceUnavailable(f"the TAP device went away and cannot be made again: {failure}")
+
+    def _watch(self, on_lost: Callable[[], None]) -> None:
+        """Tell the owner whenever the TAP thread gives up; ends when killed by stop()."""
+        hub = gevent.get_hub()
+        watcher = hub.loop.io(self._plane.event_fd, 1)
+        try:
+            while True:
+                hub.wait(watcher)
+                if self._plane.device_error():
+                    on_lost()
+        finally:
+            watcher.close()
