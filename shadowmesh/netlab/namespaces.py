@@ -119,6 +119,7 @@ class Host:
         self.number = number
         self.ipv4 = f"198.51.100.{number}"
         self.ipv6 = f"2001:db8::{number:x}"
+        self._children: list[subprocess.Popen[bytes]] = []
 
     def create(self) -> None:
         _run(["ip", "netns", "add", self.namespace], check=True)
@@ -158,7 +159,7 @@ class Host:
     ) -> subprocess.Popen[bytes]:
         """Start a process here; both its outputs are appended to `log`."""
         with log.open("ab") as output:
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -166,6 +167,8 @@ class Host:
                 env=None if env is None else {**os.environ, **env},
                 start_new_session=True,  # Ctrl-C reaches us alone, and we end the children in order
             )
+        self._children.append(child)
+        return child
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -228,6 +231,9 @@ class Host:
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for child in self._children:
+            child.kill()  # one that has not entered the namespace yet, or has left it
+            child.wait()
         _run(["ip", "netns", "delete", self.namespace], check=False)
 
 

@@ -170,11 +170,18 @@ def streams(pair: Pair, *, per_second: int, size: int = 200) -> Iterator[tuple[C
             wait_until(lambda: not any(c.lost for c in collectors), 2, "all frames arrived")
 
 
-def exchange(source: Host, source_tap: str, sink: Host, sink_tap: str, **frame: Any) -> None:
+def exchange(
+    source: Host,
+    source_tap: str,
+    sink: Host,
+    sink_tap: str,
+    *,
+    target: bytes = BROADCAST,
+    **frame: Any,
+) -> None:
     """Send one canary frame from TAP to TAP; it must arrive byte for byte, and once."""
     canaries = Canaries()
     with Wire(source, source_tap) as out, Wire(sink, sink_tap) as into:
-        target = frame.pop("target", BROADCAST)
         sent = canaries.frame(out.address, target, **frame)
         out.send(sent)
 
