@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: a session that lived this long was a success, so the next dial starts at BACKOFF_MIN_S again;
 #: above KEY_LIFETIME_S would punish peers that restart, below a handshake would reward flapping
 BACKOFF_RESET_AFTER_S: Final = 30.0
+#: what a shorter session leaves of earlier failures: BACKOFF_MIN_S doubled so often
+FAILURES_AFTER_SESSION: Final = 2
 
 
 class State(StrEnum):
@@ -200,6 +202,11 @@ class Backoff:
         self.failures = 0
 
     def session_ended(self, lifetime_s: float) -> None:
-        """Reset if a session lived long enough; one that dies at once counts as a failure."""
+        """Reset if a session lived long enough; after a short one be careful, but not for long.
+
+        Even a session that dies at once proves that the peer is there and is the right one, so
+        the next delay is 4 s at most: a peer that restarts twice is not punished for it.
+        """
         if lifetime_s >= BACKOFF_RESET_AFTER_S:
             self.reset()
+        self.failures = min(self.failures, FAILURES_AFTER_SESSION)

@@ -234,7 +234,7 @@ def test_only_a_session_that_lived_resets_the_backoff() -> None:
     for _ in range(4):
         backoff.next_delay()
     backoff.session_ended(BACKOFF_RESET_AFTER_S - 1)
-    assert backoff.next_delay() == 16
+    assert backoff.next_delay() == 4
     backoff.session_ended(BACKOFF_RESET_AFTER_S)
     assert backoff.next_delay() == 1
     backoff.reset()
