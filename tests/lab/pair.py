@@ -96,7 +96,7 @@ def secrets_of(daemon: Daemon) -> dict[str, str]:
         found["the pre-shared key"] = str(psk)
     with contextlib.suppress(FileNotFoundError):
         found["the API token"] = daemon.token()
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
         seed = (daemon.state_dir / "identity.key").read_bytes()
         if len(seed) == 32:
             found["the identity in hex"] = seed.hex()
