@@ -74,7 +74,7 @@ cdef inline int check_offload(const uint8_t *vnet, const uint8_t *frame, size_t 
         if vnet[1]:
             return DROP_BAD_OFFLOAD
         return DROP_TOO_LONG if frame_bytes > mtu_bytes + FRAME_OVERHEAD else KEEP
-    if gso != GSO_TCPV4 and gso != GSO_TCPV6 and gso != GSO_UDP_L4:
+    if gso != GSO_TCPV4 and gso != GSO_TCPV6 and vnet[1] != GSO_UDP_L4:
         return DROP_BAD_OFFLOAD
     if frame_bytes > MAX_SUPER_FRAME:
         return DROP_TOO_LONG
