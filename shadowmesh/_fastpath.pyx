@@ -180,6 +180,7 @@ cdef class DataPlane:
             raise MemoryError
         self.plane.active_session = -1
         self.plane.tap_fd = -1
+        self.plane.mtu_bytes = 65535
         self.plane.udp_fd = -1
         self.plane.mask_used = sizeof(self.plane.mask_pool)
         pthread_mutex_init(&self.plane.tx_lock, NULL)
@@ -406,8 +407,8 @@ cdef class DataPlane:
         for i in range(MAX_SESSIONS):
             ring = self.plane.sessions[i].ring
             if ring != NULL:
-                done += sm_counted(&ring.frames_out)
-                queued += sm_counted(&ring.frames_in) - sm_counted(&ring.frames_out)
+                done += ring_sent(ring)
+                queued += ring_queued(ring)
         read = sm_counted(&sent.frames_read)
         tx_dropped = {DROP_NAMES[i]: sm_counted(&sent.dropped[i]) for i in range(DROP_REASONS)}
         tx_dropped["link_lost"] += sent.lost
@@ -625,8 +626,11 @@ cdef class Session:
         From now on the pipe takes messages as records of this session.
         """
         cdef session_t *session = self._state()
-        if pipe is not None and (pipe.closed or pipe.plane is not self.plane):
-            raise LocalProtocolError("the pipe is closed or another plane's")
+        if pipe is not None and (pipe.closed or pipe.plane is not self.plane
+                                 or pipe.parser.session not in (-1, self.index)):
+            raise LocalProtocolError("the pipe is closed, or another plane's or session's")
+        if pipe is self.pipe:
+            return
         pthread_mutex_lock(&self.plane.plane.tx_lock)
         if self.pipe is not None:
             self.pipe._settle()
@@ -800,10 +804,9 @@ cdef class Pipe:
 
     cdef void _settle(self) noexcept:
         # Under tx_lock: books the frames of this ring, sent or lost, into the plane's counters.
-        cdef uint64_t done = sm_counted(&self.ring.frames_out)
-        self.plane.plane.sent.frames_settled += done
-        self.plane.plane.sent.lost += sm_counted(&self.ring.frames_in) - done
-        self.ring.frames_in = self.ring.frames_out = 0
+        self.plane.plane.sent.frames_settled += ring_sent(&self.ring)
+        self.plane.plane.sent.lost += ring_queued(&self.ring)
+        ring_book(&self.ring)
 
     @property
     def wakeup_fd(self) -> int:

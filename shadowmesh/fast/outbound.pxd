@@ -175,7 +175,7 @@ cdef inline void send_batch(plane_t *plane) noexcept nogil:
     cdef int kept = 0
     pthread_mutex_lock(&plane.tx_lock)
     index = session_for(plane, plane.slots[0].inner + 1)
-    if index >= 0:
+    if index >= 0 and plane.sessions[index].tx_epoch >= 0:
         for i in range(plane.batch):
             verdict = judge_slot(&plane.slots[i], &plane.sessions[index])
             if verdict != KEEP:

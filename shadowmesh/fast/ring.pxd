@@ -30,6 +30,7 @@ ctypedef struct ring_t:
     uint64_t entry_left         # bytes of entry_read's message not yet consumed
     uint64_t frames_in          # frames committed; the producers'
     uint64_t frames_out         # frames handed to the socket; the consumer's
+    uint64_t frames_booked      # committed before a session let go of the ring, and counted then
     int idle                    # the writer sleeps and wants wakeup_fd
     int starved                 # the TAP thread waits for space on space_fd
     int wakeup_fd
@@ -48,6 +49,22 @@ cdef inline size_t ring_space(ring_t *ring) noexcept nogil:
     if RING_BYTES - ring.written >= front:
         return RING_BYTES - ring.written
     return front
+
+
+cdef inline uint64_t ring_sent(ring_t *ring) noexcept nogil:
+    # Frames since the last ring_book that were handed to the socket. What had been booked as lost
+    # may leave all the same and does not count again.
+    cdef uint64_t gone = sm_counted(&ring.frames_out)
+    return gone - ring.frames_booked if gone > ring.frames_booked else 0
+
+
+cdef inline uint64_t ring_queued(ring_t *ring) noexcept nogil:
+    # Frames since the last ring_book that still wait.
+    return sm_counted(&ring.frames_in) - ring.frames_booked - ring_sent(ring)
+
+
+cdef inline void ring_book(ring_t *ring) noexcept nogil:
+    ring.frames_booked = sm_counted(&ring.frames_in)
 
 
 cdef inline uint8_t *ring_reserve(ring_t *ring, size_t length) noexcept nogil:
