@@ -1,0 +1,215 @@
+"""AEAD, replay window and mask against their slow twins."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shadowmesh import _fasthooks as hooks
+from shadowmesh import constants
+from shadowmesh._fastpath import CIPHER_NAMES, build_info
+from tests.fastpath.rig import AEGIS, CIPHERS
+from tests.twins import records
+from tests.twins.replay import ReplayWindow
+from tests.twins.websocket import apply_mask
+
+KEY = bytes(range(32))
+EDGES = (0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1500)
+
+
+# --- AEAD ---------------------------------------------------------------------------------------
+
+
+def sealed_by_the_twin(cipher: str, counter: int, key_id: int, text: bytes) -> bytes:
+    return records.seal(cipher, KEY, records.KIND_WSS, key_id, counter, text)
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+@pytest.mark.parametrize("size", EDGES)
+def test_every_length_is_sealed_as_the_twin_seals_it(cipher, size):
+    aad = records.aad_header(records.KIND_WSS, 5, size)
+    text = os.urandom(size)
+    sealed = hooks.seal(CIPHER_NAMES[cipher], KEY, size, aad, text)
+    assert sealed == sealed_by_the_twin(cipher, size, 5, text)
+    assert hooks.open_sealed(CIPHER_NAMES[cipher], KEY, size, aad, sealed) == text
+
+
+@given(
+    st.sampled_from(CIPHERS),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 - 1),
+    st.binary(max_size=200),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_record_is_sealed_as_the_twin_seals_it(cipher, counter, key_id, text):
+    aad = records.aad_header(records.KIND_WSS, key_id, counter)
+    sealed = hooks.seal(CIPHER_NAMES[cipher], KEY, counter, aad, text)
+    assert sealed == sealed_by_the_twin(cipher, counter, key_id, text)
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_nothing_opens_after_a_change_of_any_bit(cipher):
+    number = CIPHER_NAMES[cipher]
+    aad = records.aad_header(records.KIND_WSS, 9, 77)
+    sealed = hooks.seal(number, KEY, 77, aad, b"plain text")
+    for place in range(len(sealed)):
+        for bit in range(8):
+            forged = bytearray(sealed)
+            forged[place] ^= 1 << bit
+            assert hooks.open_sealed(number, KEY, 77, aad, bytes(forged)) is None
+    for place in range(len(aad)):
+        other = bytearray(aad)
+        other[place] ^= 1
+        assert hooks.open_sealed(number, KEY, 77, bytes(other), sealed) is None
+    assert hooks.open_sealed(number, KEY, 78, aad, sealed) is None
+    assert hooks.open_sealed(number, KEY[::-1], 77, aad, sealed) is None
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_what_is_shorter_than_a_tag_does_not_open(cipher):
+    for size in range(records.TAG_BYTES[cipher]):
+        assert hooks.open_sealed(CIPHER_NAMES[cipher], KEY, 0, b"", bytes(size)) is None
+
+
+def test_the_library_behind_the_twin_knows_rfc_8439_section_2_8_2():
+    # the plane's nonce begins with zeros and the RFC's does not, so the known answer can only
+    # check the library that checks the plane
+    text = (
+        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the "
+        b"future, sunscreen would be it."
+    )
+    aad = bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
+    nonce = bytes.fromhex("070000004041424344454647")
+    sealed = ChaCha20Poly1305(bytes(range(0x80, 0xA0))).encrypt(nonce, text, aad)
+    assert sealed[-16:].hex() == "1ae10b594f09e26a7e902ecbd0600691"
+
+
+def test_aegis_is_compiled_in_where_it_is_offered():
+    if build_info()["aegis256"]:
+        assert len(hooks.seal(CIPHER_NAMES[AEGIS], KEY, 0, b"", b"")) == 32
+
+
+# --- Replay window ------------------------------------------------------------------------------
+
+WINDOW = constants.REPLAY_WINDOW_BITS - 64
+
+
+def marked(*counters: int) -> hooks.Window:
+    window = hooks.Window()
+    for counter in counters:
+        window.mark(counter)
+    return window
+
+
+@pytest.mark.parametrize(
+    ("newest", "counter", "verdict"),
+    [
+        (0, 0, False),
+        (0, 1, True),
+        (5, 0, True),
+        (5, 5, False),
+        (8127, 0, True),
+        (8128, 0, True),
+        (8129, 0, False),
+        (8129, 1, True),
+        (20_000, 20_000 - 8127, True),
+        (20_000, 20_000 - 8128, True),
+        (20_000, 20_000 - 8129, False),
+        (20_000, 20_001, True),
+        (20_000, 2**64 - 1, True),
+        (2**64 - 1, 2**64 - 1, False),
+        (2**64 - 1, 2**64 - 1 - 8128, True),
+        (2**64 - 1, 2**64 - 1 - 8129, False),
+        (2**64 - 1, 0, False),
+    ],
+)
+def test_the_edges_of_the_window(newest, counter, verdict):
+    assert marked(newest).check(counter) is verdict
+
+
+def test_an_empty_window_takes_anything():
+    for counter in (0, 1, WINDOW, 2**63, 2**64 - 1):
+        assert hooks.Window().check(counter)
+
+
+def test_looking_does_not_move_the_window():
+    window = marked(100)
+    assert window.check(2**60)
+    assert window.check(99)
+    assert not window.check(100)
+
+
+@pytest.mark.parametrize("step", [1, 63, 64, 65, 8127, 8128, 8129, 8191, 8192, 8193, 2**40])
+def test_after_a_jump_nothing_of_the_old_ring_is_left(step):
+    old = list(range(1000, 1200))
+    window = marked(*old)
+    newest = 1199 + step
+    window.mark(newest)
+    twin = ReplayWindow()
+    for counter in (*old, newest):
+        twin.mark(counter)
+    for counter in range(max(0, newest - 9000), newest + 2):
+        assert window.check(counter) == twin.test(counter), counter
+
+
+@given(st.integers(0, 2**64 - 20_000), st.integers(0, 2**32))
+@settings(max_examples=15, deadline=None)
+def test_the_window_says_what_the_twin_says(base, seed):
+    source = random.Random(seed)
+    window, twin = hooks.Window(), ReplayWindow()
+    newest = base
+    for _ in range(1500):
+        near = source.choice((0, 1, 2, 64, 4000, 8100, 8128, 8129, 8192, 9000))
+        counter = max(0, min(newest - near + source.randint(-3, 3), 2**64 - 1))
+        counter = (
+            min(newest + source.choice((0, 1, 1, 1, 2, 70, 5000)), 2**64 - 1)
+            if (source.random() < 0.4)
+            else counter
+        )
+        fresh = not twin.seen or twin.test(counter)
+        assert window.check(counter) == fresh, counter
+        if fresh and source.random() < 0.8:
+            twin.mark(counter) if twin.seen else _first(twin, counter)
+            window.mark(counter)
+            newest = max(newest, counter)
+
+
+def _first(twin: ReplayWindow, counter: int) -> None:
+    twin.seen.add(counter)
+    twin.newest = counter
+
+
+# --- Mask ---------------------------------------------------------------------------------------
+
+
+def test_every_length_phase_and_alignment_is_masked_as_the_twin_masks_it():
+    key = b"\x01\x02\x04\x08"
+    data = os.urandom(80)
+    for phase in range(8):
+        turned = key[phase % 4 :] + key[: phase % 4]
+        whole = apply_mask(data, turned)
+        for alignment in range(16):
+            for length in range(len(data) + 1):
+                assert hooks.mask(data[:length], key, phase, alignment) == whole[:length]
+
+
+@given(st.binary(max_size=3000), st.binary(min_size=4, max_size=4), st.integers(0, 2**64 - 1))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_are_masked_as_the_twin_masks_them(data, key, phase):
+    turned = key[phase % 4 :] + key[: phase % 4]
+    assert hooks.mask(data, key, phase) == apply_mask(data, turned)
+
+
+@given(st.binary(max_size=300), st.binary(min_size=4, max_size=4), st.lists(st.integers(0, 50)))
+def test_masking_in_pieces_is_masking_at_once(data, key, pieces):
+    whole, done = b"", 0
+    for piece in [*pieces, len(data)]:
+        part = data[done : done + piece]
+        whole += hooks.mask(part, key, done)
+        done += len(part)
+    assert whole == apply_mask(data, key)

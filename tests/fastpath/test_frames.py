@@ -1,0 +1,482 @@
+"""Which frames pass, under which name the others are counted, and that every one is counted."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shadowmesh import _fasthooks as hooks
+from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES, Pipe
+from shadowmesh.constants import Caps
+from shadowmesh.errors import LocalProtocolError
+from tests.fastpath.rig import (
+    FRAME_MAX,
+    MTU,
+    NO_OFFLOAD,
+    Node,
+    Peer,
+    eventually,
+    frame,
+    ingest,
+    offload,
+    pair,
+    plain,
+    unpack,
+    vnet,
+)
+
+MULTICAST = b"\x01\0\0\0\0\1"
+FRAME = frame(bytes(1000))
+TSO = {"flags": 1, "gso_type": 1, "hdr_len": 54, "gso_size": 1400, "csum_start": 34}
+SUPER = frame(bytes(60_000))
+SUPER_MAX = frame(bytes(65_535 + 22 - 14))
+
+
+def sized(size: int) -> bytes:
+    return frame(bytes(size))[:size]
+
+
+#: what, virtio header or None for a plain frame, frame, reason or None when it passes
+CHECKS: list[tuple[str, bytes | None, bytes, str | None]] = [
+    ("empty", None, b"", "runt"),
+    ("13 bytes", None, sized(13), "runt"),
+    ("14 bytes", None, sized(14), None),
+    ("mtu and 22 bytes", None, sized(FRAME_MAX), None),
+    ("mtu and 23 bytes", None, sized(FRAME_MAX + 1), "too_long"),
+    ("65557 bytes", None, SUPER_MAX, "too_long"),
+    ("multicast source", None, frame(source=MULTICAST), "multicast_source"),
+    ("broadcast source", None, frame(source=b"\xff" * 6), "multicast_source"),
+    ("multicast destination", None, b"\xff" * 6 + FRAME[6:], None),
+    ("offload, no frame", vnet(), b"", "runt"),
+    ("offload, 13 bytes", vnet(), sized(13), "runt"),
+    ("offload, 14 bytes", vnet(), sized(14), None),
+    ("offload, mtu and 22 bytes", vnet(), sized(FRAME_MAX), None),
+    ("offload, mtu and 23 bytes", vnet(), sized(FRAME_MAX + 1), "too_long"),
+    ("offload, multicast source", vnet(), frame(source=MULTICAST), "multicast_source"),
+    ("checksum", vnet(flags=1, csum_start=34, csum_offset=16), FRAME, None),
+    ("checksum known to be good", vnet(flags=2), FRAME, None),
+    ("flags 4", vnet(flags=4), FRAME, "bad_offload"),
+    ("flags 0x80", vnet(flags=0x80), FRAME, "bad_offload"),
+    ("checksum in the Ethernet header", vnet(flags=1, csum_start=13), FRAME, "bad_offload"),
+    ("checksum at 14", vnet(flags=1, csum_start=14), FRAME, None),
+    ("checksum at the end", vnet(flags=1, csum_start=1000, csum_offset=12), FRAME, None),
+    ("checksum past the end", vnet(1, csum_start=1000, csum_offset=13), FRAME, "bad_offload"),
+    ("checksum start past it", vnet(1, csum_start=1013), FRAME, "bad_offload"),
+    ("checksum sum overflow", vnet(1, csum_start=65535, csum_offset=65535), FRAME, "bad_offload"),
+    ("TCP over IPv4", vnet(**TSO), SUPER, None),
+    ("TCP over IPv6", vnet(**TSO | {"gso_type": 4}), SUPER, None),
+    ("UDP", vnet(**TSO | {"gso_type": 5}), SUPER, None),
+    ("TCP with ECN", vnet(**TSO | {"gso_type": 0x81}), SUPER, None),
+    ("largest", vnet(**TSO), SUPER_MAX, None),
+    ("one byte more", vnet(**TSO), SUPER_MAX + b"x", "too_long"),
+    ("UDP with ECN", vnet(**TSO | {"gso_type": 0x85}), SUPER, "bad_offload"),
+    ("ECN alone", vnet(gso_type=0x80), FRAME, "bad_offload"),
+    *(
+        (f"type {kind}", vnet(**TSO | {"gso_type": kind}), SUPER, "bad_offload")
+        for kind in (2, 3, 6, 7, 0x10, 0x40, 0x83)
+    ),
+    ("super-frame without its checksum", vnet(**TSO | {"flags": 0}), SUPER, "bad_offload"),
+    ("super-frame said to be good", vnet(**TSO | {"flags": 2}), SUPER, "bad_offload"),
+    ("segments of 0", vnet(**TSO | {"gso_size": 0}), SUPER, "bad_offload"),
+    ("segments of the mtu", vnet(**TSO | {"gso_size": MTU}), SUPER, None),
+    ("segments above the mtu", vnet(**TSO | {"gso_size": MTU + 1}), SUPER, "bad_offload"),
+    ("no header length", vnet(**TSO | {"hdr_len": 0}), SUPER, None),
+    ("headers of the whole frame", vnet(**TSO | {"hdr_len": len(FRAME)}), FRAME, None),
+    ("headers past the end", vnet(**TSO | {"hdr_len": len(FRAME) + 1}), FRAME, "bad_offload"),
+    ("super-frame, 13 bytes", vnet(**TSO), sized(13), "runt"),
+    (
+        "super-frame, multicast",
+        vnet(**TSO),
+        frame(bytes(9000), source=MULTICAST),
+        "multicast_source",
+    ),
+]
+IDS = [what for what, *_ in CHECKS]
+TABLE = pytest.mark.parametrize(("header", "data", "reason"), [row[1:] for row in CHECKS], ids=IDS)
+
+
+def dropped(counters: dict[str, Any], direction: str) -> dict[str, int]:
+    return {name: number for name, number in counters[direction].items() if number}
+
+
+# --- Frames from the peer -----------------------------------------------------------------------
+
+
+@TABLE
+def test_a_frame_from_the_peer_is_judged(make, header, data, reason):
+    node = make().start()
+    peer = Peer(node)
+    record = plain(data) if header is None else offload(header, data)
+    assert peer.send(record, plain(FRAME)) == []
+    wanted = [] if reason else [(header or NO_OFFLOAD) + data]
+    assert node.tap.take() == [*wanted, NO_OFFLOAD + FRAME]
+    counters = node.plane.counters()
+    assert dropped(counters, "rx_dropped") == ({reason: 1} if reason else {})
+    assert counters["records_opened"] == counters["frames_opened"] == 2
+    assert counters["frames_written"] == 2 - bool(reason)
+    assert counters["bytes_written"] == len(FRAME) + (0 if reason else len(data))
+
+
+@pytest.mark.parametrize("size", range(10))
+def test_an_offload_record_without_a_whole_header_is_a_runt(make, size):
+    node = make().start()
+    assert Peer(node).send(b"\x09" + bytes(size)) == []
+    assert dropped(node.plane.counters(), "rx_dropped") == {"runt": 1}
+    assert node.tap.take() == []
+
+
+@TABLE
+def test_the_judge_reads_nothing_outside_of_the_frame(header, data, reason):
+    # the hook gives it memory of just that size, for the sanitizer to watch
+    verdict = hooks.judge(data, MTU, header)
+    assert verdict == (-1 if reason is None else DROP_NAMES.index(reason))
+
+
+@given(st.binary(min_size=10, max_size=10), st.integers(0, 70_000))
+@settings(max_examples=300)
+def test_what_passes_keeps_to_the_protocol(header, size):
+    data = frame(bytes(max(size - 14, 0)))[:size]
+    flags, kind = header[0], header[1]
+    header_bytes, segment, start, offset = (
+        int.from_bytes(header[at : at + 2], "little") for at in (2, 4, 6, 8)
+    )
+    if hooks.judge(data, MTU, header) == -1:
+        assert 14 <= size <= (FRAME_MAX if kind == 0 else 65_557)
+        assert flags in (0, 1, 2, 3)
+        assert flags & 1 == 0 or (start >= 14 and start + offset + 2 <= size)
+        assert kind in (0, 1, 4, 5, 0x81, 0x84)
+        assert kind == 0 or (flags & 1 and 0 < segment <= MTU and header_bytes <= size)
+
+
+def test_a_full_device_costs_the_frame_and_says_so(make):
+    node = make().start()
+    peer = Peer(node)
+    sent = 0
+    while not dropped(node.plane.counters(), "rx_dropped"):
+        peer.send(plain(FRAME))
+        sent += 1
+        assert sent < 10_000
+    counters = node.plane.counters()
+    assert dropped(counters, "rx_dropped") == {"tap_full": 1}
+    assert counters["frames_opened"] == sent == counters["frames_written"] + 1
+    assert len(node.tap.take()) == sent - 1
+    assert peer.send(plain(FRAME)) == []
+    assert len(node.tap.take()) == 1
+
+
+def test_frames_without_a_device_are_counted(make):
+    node = make(tap=False).start()
+    Peer(node).send(plain(FRAME), plain(FRAME))
+    assert dropped(node.plane.counters(), "rx_dropped") == {"tap_gone": 2}
+
+
+# --- Frames from the device ---------------------------------------------------------------------
+
+
+@TABLE
+def test_a_frame_from_the_device_is_judged(make, header, data, reason):
+    if reason == "multicast_source" and header in (None, NO_OFFLOAD):
+        reason = None  # the peer would drop it; here it is not looked at
+    node = make().start()
+    node.tap.feed(data, header or NO_OFFLOAD)
+    node.tap.feed(FRAME)
+    counters = node.settle()
+    inners = [inner for _, _, some in unpack(node.take_outgoing(), node) for inner in some]
+    record = plain(data) if header in (None, NO_OFFLOAD) else offload(header, data)
+    flags_only = header is not None and header[0] & 1 == 0 and header[1] == 0
+    if flags_only:
+        record, reason = plain(data), None if 14 <= len(data) <= FRAME_MAX else reason
+    assert inners == ([] if reason else [record]) + [plain(FRAME)]
+    assert dropped(counters, "tx_dropped") == ({reason: 1} if reason else {})
+    assert counters["bytes_read"] == len(data) + len(FRAME)
+
+
+def test_a_peer_without_offload_gets_no_offload_frames(make):
+    node = make().start(caps=Caps.UDP)
+    node.tap.feed(FRAME, vnet(flags=1, csum_start=34, csum_offset=16))
+    node.tap.feed(SUPER, vnet(**TSO))
+    node.tap.feed(FRAME)
+    assert dropped(node.settle(), "tx_dropped") == {"bad_offload": 2}
+
+
+def test_the_mtu_of_the_peer_limits_what_is_sent(make):
+    node = make().start(mtu=1280)
+    node.tap.feed(sized(1302))
+    node.tap.feed(sized(1303))
+    counters = node.settle()
+    assert dropped(counters, "tx_dropped") == {"too_long": 1}
+
+
+def test_frames_leave_in_the_order_in_which_they_came(make):
+    node = make().start()
+    frames = [frame(number.to_bytes(4, "big")) for number in range(300)]
+    node.feed(frames)
+    node.settle()
+    messages = unpack(node.take_outgoing(), node)
+    assert [inner for _, _, some in messages for inner in some] == [plain(one) for one in frames]
+    counter = 0
+    for key_id, first, some in messages:
+        assert (key_id, first) == (node.remote_id, counter)
+        counter += len(some)
+
+
+def test_without_an_active_session_frames_are_dropped_as_not_connected(make):
+    node = make()
+    node.feed([FRAME] * 3)
+    assert dropped(node.settle(), "tx_dropped") == {"not_connected": 3}
+    node.plane.activate(node.session)  # active, but without keys
+    node.feed([FRAME])
+    assert dropped(node.settle(), "tx_dropped") == {"not_connected": 4}
+
+
+def test_without_a_link_frames_are_dropped_as_link_lost(make):
+    node = make().start()
+    node.session.bind(None)
+    node.feed([FRAME] * 3)
+    assert dropped(node.settle(), "tx_dropped") == {"link_lost": 3}
+
+
+def fill(node: Node) -> None:
+    """Feed frames until the link takes no more."""
+    while not node.plane.counters()["tx_dropped"]["link_stalled"]:
+        node.feed([FRAME] * 64)
+        if node.plane.counters()["frames_queued"] < 450:
+            node.settle()
+    node.settle()
+
+
+def test_a_link_that_takes_nothing_costs_frames_but_no_control_record(make):
+    node = make().start()
+    fill(node)
+    counters = node.settle()
+    assert set(dropped(counters, "tx_dropped")) == {"link_stalled"}
+    assert node.pipe.queued_bytes > 400_000
+    for number in range(3):  # 3 * 2 KiB fit into what frames have to leave free
+        node.session.send_record(6, bytes([number]) * 2000)
+    node.pipe.send_ws_control(9, b"ping")
+    queued = counters["frames_queued"]
+    stream = node.take_outgoing()
+    assert node.settle()["frames_sent"] == queued
+    assert stream.endswith(b"\x89\x04ping")
+    inners = [inner for _, _, some in unpack(stream[:-6], node) for inner in some]
+    assert [inner[:2] for inner in inners[-3:]] == [b"\x06\x00", b"\x06\x01", b"\x06\x02"]
+    assert len(inners) == queued + 3
+
+
+def test_a_stalled_link_goes_on_when_it_takes_bytes_again(make):
+    node = make().start()
+    fill(node)
+    before = node.plane.counters()["tx_dropped"]["link_stalled"]
+    node.take_outgoing()
+    node.feed([FRAME])
+    assert node.settle()["tx_dropped"]["link_stalled"] == before
+    assert len(unpack(node.take_outgoing(), node)) == 1
+
+
+def test_a_link_that_is_full_for_ever_refuses_control_records_as_well(make):
+    node = make(tap=False).start()
+    with pytest.raises(LocalProtocolError, match="no more bytes"):
+        for _ in range(1000):
+            node.session.send_record(6, bytes(2000))
+    with pytest.raises(LocalProtocolError, match="no more bytes"):
+        node.pipe.send_message(bytes(2000))
+
+
+# --- Every frame is accounted for ---------------------------------------------------------------
+
+
+@dataclass
+class Story:
+    """Two nodes, what happened to them, and what may still arrive."""
+
+    one: Node
+    other: Node
+    sent: list[bytes] = field(default_factory=list)
+    wire: bytes = b""
+    number: int = 0
+
+    def frames(self, count: int, size: int) -> None:
+        for _ in range(count):
+            self.number += 1
+            data = frame(self.number.to_bytes(4, "big") + bytes(size))
+            self.sent.append(data)
+            self.one.tap.feed(data)
+
+    def junk(self, size: int) -> None:
+        self.one.tap.feed(sized(size))
+
+    def multicast(self) -> None:
+        self.one.tap.feed(frame(source=MULTICAST))
+
+    def send_some(self, limit: int) -> None:
+        if (ready := self.one.pipe.outgoing()) is not None:
+            part = bytes(ready[:limit])
+            self.one.pipe.sent(len(part))
+            self.wire += part
+
+    def deliver(self) -> None:
+        ingest(self.other.pipe, self.wire)
+        self.wire = b""
+
+    def control(self) -> None:
+        with suppress(LocalProtocolError):
+            self.one.session.send_record(0, b"")
+
+    def unbind(self) -> None:
+        self.one.session.bind(None)
+
+    def bind_again(self) -> None:
+        if not self.one.pipe.closed:
+            self.one.session.bind(self.one.pipe)
+
+    def new_link(self) -> None:
+        # both ends get a new link; what was on the old one is lost
+        for node in (self.one, self.other):
+            node.pipe.close()
+            node.pipe = Pipe(node.plane, node.client)
+            with suppress(LocalProtocolError):
+                node.session.retire(node.local_id)
+            node.local_id = node.session.reserve_key_id()
+        self.wire = b""
+        for node, peer in ((self.one, self.other), (self.other, self.one)):
+            node.remote_id = peer.local_id
+            node.install(node.local_id, node.remote_id, swap=node is self.other)
+            node.session.bind(node.pipe)
+            node.session.send_under(node.local_id)
+
+    def close_link(self) -> None:
+        self.one.pipe.close()
+        self.wire = b""
+
+    def retire(self) -> None:
+        self.new_link()
+        self.one.session.retire(self.one.local_id)
+
+    def deactivate(self) -> None:
+        self.one.plane.activate(None)
+
+    def activate(self) -> None:
+        self.one.plane.activate(self.one.session)
+
+    def device_gone(self) -> None:
+        self.other.plane.detach_tap()
+
+    def device_back(self) -> None:
+        self.other.plane.detach_tap()
+        self.other.plane.attach_tap(self.other.tap.fd, MTU)
+
+
+def step(name: str, *arguments: Any) -> Any:
+    return st.tuples(st.just(name), *arguments)
+
+
+steps = st.one_of(
+    step("frames", st.integers(1, 70), st.integers(0, 1400)),
+    step("junk", st.sampled_from([0, 5, 13, FRAME_MAX + 1, 9000])),
+    step("send_some", st.integers(1, 5000)),
+    step("send_some", st.integers(1, 600_000)),
+    *(
+        step(name)
+        for name in [
+            "multicast",
+            "control",
+            "deliver",
+            "unbind",
+            "bind_again",
+            "new_link",
+            "close_link",
+            "retire",
+            "deactivate",
+            "activate",
+            "device_gone",
+            "device_back",
+        ]
+    ),
+)
+
+
+@given(st.lists(steps, max_size=25))
+@settings(max_examples=120, deadline=None)
+def test_every_frame_is_accounted_for_whatever_happens(story):
+    one, other = pair()
+    with closing(one), closing(other):
+        told = Story(one, other)
+        for name, *arguments in story:
+            getattr(told, name)(*arguments)
+            counters = one.settle()  # frames_read = sent + queued + dropped
+            assert counters["frames_queued"] <= counters["frames_read"]
+            received = other.plane.counters()
+            written = received["frames_written"] + sum(received["rx_dropped"].values())
+            assert received["frames_opened"] == written
+            assert (
+                received["frames_opened"]
+                <= counters["frames_sent"]
+                + counters["frames_queued"]
+                + (counters["tx_dropped"]["link_lost"])
+            )
+        arrived = [data[10:] for data in other.tap.take() if len(data) > 30 or data[16] & 1 == 0]
+        places = [told.sent.index(data) for data in arrived if data in told.sent]
+        assert places == sorted(set(places))  # in order and none twice
+
+
+def test_what_a_closed_link_held_is_lost_and_what_it_sent_is_sent(make):
+    node = make().start()
+    node.feed([FRAME] * 10)
+    node.settle()
+    ready = node.pipe.outgoing()
+    node.pipe.sent(len(ready) - 1)
+    sent = node.settle()["frames_sent"]
+    assert sent < 10
+    node.pipe.close()
+    counters = node.settle()
+    assert (counters["frames_sent"], counters["frames_queued"]) == (sent, 0)
+    assert dropped(counters, "tx_dropped") == {"link_lost": 10 - sent}
+
+
+@pytest.mark.parametrize("end", ["close the pipe", "unbind", "close the session", "rebind"])
+def test_frames_in_the_ring_are_counted_once_however_the_link_ends(make, end):
+    node = make().start()
+    node.feed([FRAME] * 10)
+    node.settle()
+    if end == "close the pipe":
+        node.pipe.close()
+    elif end == "unbind":
+        node.session.bind(None)
+    elif end == "close the session":
+        node.session.close()
+    else:
+        node.session.bind(node.pipe)
+    node.settle()
+    # the writer may still be at it, with bytes that it had before
+    node.take_outgoing()
+    node.settle()
+    node.pipe.close()
+    assert node.settle()["frames_read"] == 10
+
+
+# --- The same names on both sides of the language border ------------------------------------------
+
+
+def test_the_names_of_reasons_stand_in_the_order_of_their_numbers():
+    assert tuple(sorted(hooks.REASONS, key=hooks.REASONS.__getitem__)) == DROP_NAMES
+    assert len(DROP_NAMES) == hooks.SIZES["DROP_REASONS"]
+    assert tuple(sorted(hooks.REFUSED, key=hooks.REFUSED.__getitem__)) == REFUSAL_NAMES
+    assert len(REFUSAL_NAMES) == hooks.SIZES["REFUSALS"]
+
+
+def test_a_device_that_fails_is_reported_once(make):
+    node = make(tap=False)
+    node.start()
+    write_only = os.open(os.devnull, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        node.plane.attach_tap(write_only, MTU)
+        assert eventually(node.plane.device_error) == 9  # EBADF: it cannot be read
+        node.plane.detach_tap()
+    finally:
+        os.close(write_only)
