@@ -12,6 +12,7 @@ process forbids itself. Does not know: HTTP routes, states, frames.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import fcntl
 import os
 import resource
@@ -37,8 +38,10 @@ from shadowmesh.http_server import LimitedServer
 from shadowmesh.keys import format_public_key, load_or_create_identity, load_or_create_token
 from shadowmesh.listener import Listener
 from shadowmesh.metrics import make_metrics_app, make_registry
+from shadowmesh.notify import Notifier
 from shadowmesh.tap import check_permission, stable_mac
 from shadowmesh.tls import client_context, load_or_create_certificate, server_context
+from shadowmesh.traversal import Traversal
 from shadowmesh.view import View
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
     from shadowmesh.status import Health, Snapshot
 
 EXIT_USAGE: Final = 2
+#: our own control API has to answer within this, or the start has failed
+API_START_TIMEOUT_S: Final = 10.0
 #: running API requests get this long when the daemon stops
 API_STOP_TIMEOUT_S: Final = 0.5
 #: linux/prctl.h
@@ -100,7 +105,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             for warning in loaded.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
             return 0
-        Daemon(loaded, lambda: load(path, flags, environ)).run()
+        Daemon(loaded, lambda: load(path, flags, environ), Notifier(environ)).run()
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return error.exit_code
@@ -142,12 +147,18 @@ def parse_command_line(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, s
 class Daemon:
     """One daemon process. Satisfies `api.Control`."""
 
-    def __init__(self, loaded: LoadedConfig, load_again: Callable[[], LoadedConfig]) -> None:
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        load_again: Callable[[], LoadedConfig],
+        notifier: Notifier,
+    ) -> None:
         self._loaded = loaded
         self._load_again = load_again
         self._config = loaded.config
         self._stopping = Event()
-        self._heartbeat = Heartbeat()
+        self._notifier = notifier
+        self._heartbeat = Heartbeat(self._beat)
 
     def run(self) -> None:
         """Start everything, wait for SIGTERM or SIGINT, undo everything.
@@ -160,13 +171,17 @@ class Daemon:
         for warning in self._loaded.warnings:
             _log.warning(warning)
         forbid_core_dumps()
+        # The watchdog ends a stuck daemon by SIGABRT: then the log says where it was.
+        faulthandler.enable()
         with ExitStack() as undo:
             self._watch_signals(undo)
             undo.enter_context(pid_file(config.daemon.pid_file))
             check_permission(config.network.tap_device)
             self._start(undo)
             _log.info("daemon is ready", version=__version__, pid=os.getpid())
+            self._notifier.ready(self._view.summary())
             self._stopping.wait()
+            self._notifier.stopping()
             _log.info("daemon stops")
 
     # --- api.Control --------------------------------------------------------------------------
@@ -208,13 +223,25 @@ class Daemon:
         )
         plane = DataPlane()
         device = Device(config.network, stable_mac(identity.public_key), plane)
+        traversal = Traversal(plane, config.nat)
+        traversal.tunnel_device = lambda: (
+            config.network.tap_device if device.tap is None else device.tap.name
+        )
         self._manager = ConnectionManager(
-            config, identity, plane, device, client_context(), certificate.sha256
+            config,
+            identity,
+            plane,
+            device,
+            client_context(),
+            certificate.sha256,
+            traversal=traversal,
         )
         self._view = View(self._manager, self._heartbeat)
         self._heartbeat.start()
         undo.callback(self._heartbeat.stop)
+        undo.callback(traversal.stop)
         undo.callback(self._manager.stop)
+        traversal.start()
         if config.mode == 0:
             _log.warning(
                 "nobody is accepted: neither peer.public_key nor encryption.key is set;"
@@ -234,14 +261,19 @@ class Daemon:
         self._start_http(undo, token)
         self._manager.start()
 
+    def _beat(self) -> None:
+        if not self._stopping.is_set():
+            self._notifier.beat(self._view.summary())
+
     def _start_http(self, undo: ExitStack, token: str) -> None:
         config = self._config
         registry = None
         if config.monitoring.metrics_enabled:
             registry = make_registry(self.status, self._heartbeat.histogram)
         listen = config.daemon.listen_address
-        serve(undo, listen, "daemon.listen_address",
-              lambda bound: create_app(self, token, bound, registry))
+        bound = serve(undo, listen, "daemon.listen_address",
+                      lambda bound: create_app(self, token, bound, registry))
+        check_answer(bound)
         _log.info("control API is open", address=listen)
         if registry is not None and config.monitoring.prometheus_port:
             serve(undo, HostPort("127.0.0.1", config.monitoring.prometheus_port),
@@ -254,6 +286,13 @@ class Daemon:
 
     def _reload(self) -> None:
         """SIGHUP: apply what can be applied; a wrong file changes nothing."""
+        self._notifier.reloading()
+        try:
+            self._load_and_apply()
+        finally:
+            self._notifier.ready(self._view.summary())
+
+    def _load_and_apply(self) -> None:
         try:
             loaded = self._load_again()
         except ConfigError as error:
@@ -271,8 +310,8 @@ class Daemon:
 
 def serve(
     undo: ExitStack, address: HostPort, key: str, make_app: Callable[[HostPort], WSGIApplication]
-) -> None:
-    """Serve an application on `address` until undone.
+) -> HostPort:
+    """Serve an application on `address` until undone; return what was really bound.
 
     Raises:
         ShadowMeshError: the port is taken or the address is not this machine's.
@@ -293,6 +332,30 @@ def serve(
     server: WSGIServer = LimitedServer(sock, make_app(bound))
     server.start()
     undo.callback(server.stop, API_STOP_TIMEOUT_S)
+    return bound
+
+
+def check_answer(api: HostPort) -> None:
+    """Ask our own control API for its health, as any client does; whatever it says is an answer.
+
+    Raises:
+        ShadowMeshError: it does not speak HTTP within `API_START_TIMEOUT_S`.
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)
+    request = f"GET /health HTTP/1.0\r\nHost: localhost:{api.port}\r\n\r\n".encode("ascii")
+    try:
+        with gevent.socket.create_connection((host, api.port), API_START_TIMEOUT_S) as sock:
+            sock.sendall(request)
+            answer = sock.recv(16)
+    except OSError as error:
+        answer, cause = b"", str(error)
+    else:
+        cause = f"it sent {answer!r}"
+    if not answer.startswith(b"HTTP/1."):
+        raise ShadowMeshError(
+            f"the control API on {api} does not answer: {cause}; is a firewall in the way of"
+            " this machine's own addresses? see daemon.listen_address"
+        )
 
 
 def forbid_core_dumps() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import gevent
@@ -20,9 +21,14 @@ WINDOW: Final = 60
 
 
 class Heartbeat:
-    """Measures from start() to stop(). `histogram` is for the metrics."""
+    """Measures from start() to stop(). `histogram` is for the metrics.
 
-    def __init__(self) -> None:
+    Args:
+        on_beat: called after each measurement, so only while the hub turns; must not wait.
+    """
+
+    def __init__(self, on_beat: Callable[[], None] = lambda: None) -> None:
+        self._on_beat = on_beat
         self.histogram = LagHistogram()
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._greenlet = gevent.Greenlet(self._beat)
@@ -48,3 +54,4 @@ class Heartbeat:
             lag_s = max(0.0, time.monotonic() - due)
             self._recent.append(lag_s)
             self.histogram.observe(lag_s)
+            self._on_beat()

@@ -19,6 +19,8 @@ from shadowmesh.status import (
     Counters,
     Health,
     Link,
+    Nat,
+    Path,
     Peer,
     Session,
     Snapshot,
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 #: the hub answered late: links and timers are delayed, the frames of the UDP path are not
 HUB_LAG_LIMIT_S: Final = 0.25
+#: IP and UDP headers around a datagram
+_IPV4_HEADERS: Final = 28
+_IPV6_HEADERS: Final = 48
 
 
 class View:
@@ -65,23 +70,42 @@ class View:
             last_error_at=manager.last_error_at,
             next_retry_at=manager.next_retry_at,
             peer=self._peer(tunnel),
-            path=None if tunnel is None else "wss",
-            path_reason=None if tunnel is None else "the tunnel runs over the WebSocket link",
+            path=None if tunnel is None else "udp" if tunnel.path == "udp" else "wss",
+            path_reason=None if tunnel is None else self._path_reason(tunnel),
+            paths=() if tunnel is None else _paths(tunnel),
             cipher=None if result is None else result.cipher,
             post_quantum=None if result is None else True,
             tls_path=None if direct is None else "direct" if direct else "proxied-or-intercepted",
-            rtt_ms=None if tunnel is None or tunnel.rtt_s is None else tunnel.rtt_s * 1000,
-            mtu=None if manager.tap is None else manager.tap.mtu,
+            rtt_ms=None if tunnel is None else _rtt_ms(tunnel),
+            mtu=self._mtu(tunnel),
             tap=self._tap(manager.config),
+            nat=self._nat(),
             session=_session(tunnel),
             link=_link(tunnel),
             reconnects=manager.reconnects,
+            path_switches=manager.path_switches,
             handshakes=dict(manager.handshakes),
             queue_bytes=0 if tunnel is None else tunnel.pipe.queued_bytes,
             counters=self._counters(),
             resources=read_resources(self._process),
             health=self.health().checks,
         )
+
+    def summary(self) -> str:
+        """Return in one sentence how the daemon is; cheap, and no different each second."""
+        manager = self._manager
+        machine, tunnel = manager.machine, manager.current
+        if machine.state is State.CONNECTED and tunnel is not None:
+            return f"connected to {tunnel.peer_name} over {tunnel.path}"
+        if machine.state is State.DISCONNECTED:
+            return "not connected"
+        trouble = f": {manager.last_error}" if manager.last_error else ""
+        if machine.phase is Phase.WAITING_FOR_PEER:
+            return f"waiting for the peer{trouble}"
+        if machine.state is State.ERROR or machine.phase is Phase.BACKOFF:
+            what = "trying again" if manager.next_retry_at is not None else "given up"
+            return f"no tunnel to {manager.target}, {what}{trouble}"
+        return f"connecting to {manager.target} ({machine.phase})"
 
     def health(self) -> Health:
         """Run the checks."""
@@ -105,6 +129,43 @@ class View:
             pinned=pin is not None,
         )
 
+    def _path_reason(self, tunnel: Tunnel) -> str:
+        manager = self._manager
+        if tunnel.link_error is not None:
+            ours = manager.next_retry_at is not None or manager.dialling
+            who = "it is being dialled again" if ours else "the peer has to dial again"
+            reason = "" if tunnel.paths is None else f"{tunnel.paths.reason}; "
+            return f"{reason}the WSS link is lost ({tunnel.link_error}), {who}"
+        if tunnel.paths is not None:
+            return tunnel.paths.reason
+        if not manager.config.nat.enabled:
+            return "UDP is switched off (nat.enabled: false)"
+        if manager.traversal is None or manager.traversal.port is None:
+            return "no UDP socket could be opened: see the log"
+        return "the peer does not want UDP"
+
+    def _mtu(self, tunnel: Tunnel | None) -> int | None:
+        active = None if tunnel is None or tunnel.paths is None else tunnel.paths.active
+        if active is not None and active.mtu is not None:
+            return active.mtu + (_IPV4_HEADERS if active.endpoint.address.version == 4
+                                 else _IPV6_HEADERS)
+        return None if self._manager.tap is None else self._manager.tap.mtu
+
+    def _nat(self) -> Nat | None:
+        traversal = self._manager.traversal
+        result = None if traversal is None else traversal.result
+        if traversal is None or result is None:
+            return None
+        public = result.public_address
+        return Nat(
+            type=str(result.type),
+            public_address=None if public is None else str(public),
+            detected_at=traversal.detected_at,
+            mapping=str(result.mapping),
+            filtering=str(result.filtering),
+            detail=result.detail,
+        )
+
     def _tap(self, config: Config) -> Tap | None:
         tap = self._manager.tap
         if tap is None:
@@ -124,6 +185,8 @@ class View:
             bytes_in=plane["bytes_written"],
             bytes_out=plane["bytes_read"],
             dropped=dropped,
+            udp_refused=plane["udp_refused"],
+            udp_errors=self._manager.plane.udp_errors(),
         )
 
     # --- health -------------------------------------------------------------------------------
@@ -184,6 +247,37 @@ def _session(tunnel: Tunnel | None) -> Session | None:
 
 
 def _link(tunnel: Tunnel | None) -> Link | None:
-    if tunnel is None:
+    if tunnel is None or tunnel.link_error is not None:
         return None
     return Link(tunnel.peer_name, tunnel.established_at)
+
+
+def _rtt_ms(tunnel: Tunnel) -> float | None:
+    """Round trip of the path that carries the frames."""
+    active = None if tunnel.paths is None else tunnel.paths.active
+    if active is not None:
+        return active.rtt_ms
+    return None if tunnel.rtt_s is None else tunnel.rtt_s * 1000
+
+
+def _paths(tunnel: Tunnel) -> tuple[Path, ...]:
+    """Every way to the peer, the one that carries the frames first."""
+    found = [
+        Path(
+            "udp",
+            str(report.endpoint),
+            kind=str(report.kind),
+            active=report.active,
+            proven=report.proven,
+            rtt_ms=report.rtt_ms,
+            loss=report.loss,
+            payload_bytes=report.mtu,
+            seen_as=None if report.seen_as is None else str(report.seen_as),
+        )
+        for report in (() if tunnel.paths is None else tunnel.paths.report())
+    ]
+    if tunnel.link_error is None:
+        rtt_ms = None if tunnel.rtt_s is None else tunnel.rtt_s * 1000
+        active = tunnel.path == "wss"
+        found.append(Path("wss", tunnel.peer_name, active=active, proven=True, rtt_ms=rtt_ms))
+    return tuple(sorted(found, key=lambda path: not path.active))

@@ -24,7 +24,7 @@ LAYERS = (
         "netlink", "network", "tls", "udp", "device",
     },
     {"api", "guard", "http_server", "metrics", "connection", "tunnel", "terms", "heartbeat",
-     "view"},
+     "view", "notify"},
     {"cli", "client", "daemon", "netcheck"},
     # not part of the program: hosts out of namespaces, and the demonstration
     {"netlab", "demo"},
