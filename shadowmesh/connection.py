@@ -28,9 +28,15 @@ from gevent.event import AsyncResult
 from gevent.event import Event as Done
 from gevent.queue import SimpleQueue
 
-from shadowmesh import log
+from shadowmesh import log, network
 from shadowmesh.config import reloaded
-from shadowmesh.constants import HANDSHAKE_TIMEOUT_S, Caps, CloseReason, RejectReason
+from shadowmesh.constants import (
+    BACKOFF_MIN_S,
+    HANDSHAKE_TIMEOUT_S,
+    Caps,
+    CloseReason,
+    RejectReason,
+)
 from shadowmesh.dial import dial
 from shadowmesh.errors import (
     AlreadyConnected,
@@ -56,10 +62,12 @@ if TYPE_CHECKING:
 
     from shadowmesh._fastpath import DataPlane
     from shadowmesh.config import Config, HostPort
+    from shadowmesh.config.model import NatSection
     from shadowmesh.device import Device
     from shadowmesh.keys import Identity
     from shadowmesh.link import Upgraded
     from shadowmesh.tap import Tap
+    from shadowmesh.traversal import Traversal
     from shadowmesh.tunnel import Ended
     from shadowmesh.wire.handshake import HandshakeResult
 
@@ -86,8 +94,9 @@ class ConnectionManager:
         target: whom we dial.
         last_error, last_error_at: the last failure, cleared by success; wall-clock seconds.
         next_retry_at: when the next automatic dial starts, wall-clock seconds.
-        reconnects: sessions that came back without being asked for.
+        reconnects: sessions and links that came back without being asked for.
         handshakes: how handshakes ended, by one word.
+        traversal: the UDP side of this host.
     """
 
     def __init__(
@@ -101,8 +110,15 @@ class ConnectionManager:
         *,
         dial: Callable[[HostPort, str, SSLContext], Upgraded] = dial,
         later: Callable[[float, Callable[[], None]], gevent.Greenlet] = gevent.spawn_later,
+        traversal: Traversal | None = None,
     ) -> None:
-        """Args: device: closed; started and stopped here. later: runs a function in a while."""
+        """Make a manager of a tunnel that is not wanted yet.
+
+        Args:
+            device: closed; started and stopped here.
+            later: runs a function in a while.
+            traversal: started and stopped by the caller; None: WSS only.
+        """
         self.config = config
         self.identity = identity
         self.plane = plane
@@ -136,6 +152,28 @@ class ConnectionManager:
         self._logged = ("", 0.0)
         self._stopped = False
         self._loop = gevent.Greenlet(self._run)
+        #: of sessions that are over
+        self._switches = 0
+        self.traversal = traversal
+        if traversal is not None:
+            traversal.on_change = lambda: self._post(self._candidates_changed)
+            traversal.on_network_change = lambda: self._post(self._network_changed)
+
+    @property
+    def path_switches(self) -> int:
+        """Moves between WSS and UDP."""
+        paths = None if self.current is None else self.current.paths
+        return self._switches + (0 if paths is None else paths.switches)
+
+    @property
+    def on_udp_alone(self) -> bool:
+        """The WSS link is lost and the session goes on without it."""
+        return self.current is not None and self.current.link_error is not None
+
+    @property
+    def dialling(self) -> bool:
+        """A dial or its handshake is on the way."""
+        return self._dialling is not None or self._dialled is not None
 
     @property
     def tap(self) -> Tap | None:
@@ -270,17 +308,17 @@ class ConnectionManager:
         """Take the steps of connecting, from wherever nothing goes on."""
         self._cancel_timer()
         retry = not self._waiters and self.machine.state is not State.DISCONNECTED
-        if self.machine.state is not State.CONNECTING:
+        if self.machine.state not in (State.CONNECTING, State.CONNECTED):
             self._fire(Event.RETRY if retry else Event.CONNECT)
         (_log.debug if retry else _log.info)("connecting", peer=self.target)
         assert self.target is not None
         try:
-            self.machine.enter(Phase.TAP)
+            self._enter(Phase.TAP)
             self._device.open()
         except DeviceUnavailable as error:
             self._attempt_failed(error)
             return
-        self.machine.enter(Phase.DIALLING)
+        self._enter(Phase.DIALLING)
         self._dialling = gevent.spawn(self._dial, self.target)
 
     def _dial(self, target: HostPort) -> None:
@@ -302,7 +340,7 @@ class ConnectionManager:
             upgraded.sock.close()
             return
         self._dialling = None
-        self.machine.enter(Phase.HANDSHAKE)
+        self._enter(Phase.HANDSHAKE)
         try:
             self._dialled = self._start_tunnel(upgraded)
         except (LocalProtocolError, OSError) as error:
@@ -319,6 +357,9 @@ class ConnectionManager:
         if self.machine.state is State.CONNECTING:
             self._fire(Event.FAILED)
             self._give_up(error)
+        elif self.on_udp_alone and self._redial:
+            _log.limited(REPEAT_LOG_S).warning("the WSS link is not back yet", cause=str(error))
+            self._plan(self._backoff.next_delay(), self._begin)
 
     def _give_up(self, error: ControlError) -> None:
         """In error: say why, and plan what comes next."""
@@ -362,6 +403,7 @@ class ConnectionManager:
         self._redial = False
         self._cancel_timer()
         self.plane.activate(None)
+        self._switches = self.path_switches
         tunnel, self.current = self.current, None
         if tunnel is not None:
             tunnel.close(reason, detail)
@@ -388,10 +430,17 @@ class ConnectionManager:
         tunnel = Tunnel(
             self.plane,
             upgraded,
-            terms_of(self.config, self.identity, upgraded.certificate_sha256),
+            terms_of(
+                self.config,
+                self.identity,
+                upgraded.certificate_sha256,
+                udp=self.traversal is not None and self.traversal.port is not None,
+            ),
             on_authenticated=lambda *what: self._post(partial(self._authenticated, *what)),
             on_established=lambda *what: self._post(partial(self._established, *what)),
+            on_link_lost=lambda *what: self._post(partial(self._link_lost, *what)),
             on_ended=lambda *what: self._post(partial(self._ended, *what)),
+            traversal=self.traversal,
         )
         tunnel.start()
         return tunnel
@@ -405,7 +454,7 @@ class ConnectionManager:
             if intercepted:
                 tunnel.close(CloseReason.POLICY, _INTERCEPTED, wait=False)
             elif tunnel is self._dialled:
-                self.machine.enter(Phase.ACCEPT)
+                self._enter(Phase.ACCEPT)
             return
         reason = self._objection(tunnel, result)
         if intercepted:
@@ -475,16 +524,17 @@ class ConnectionManager:
         assert result is not None
         self._incoming.discard(tunnel)
         self._cancel_timer()
+        lost = self.current is None or self.on_udp_alone
+        unasked = self._was_connected and lost and not self._waiters
+        self._switches = self.path_switches
         replaced, self.current = self.current, tunnel
-        unasked = self._was_connected and replaced is None and not self._waiters
-        if self.machine.state is State.CONNECTING:
-            self.machine.enter(Phase.ROUTER)
+        self._enter(Phase.ROUTER)
         # The kernel may hand us super-frames only if the peer takes them.
         self._device.offload(bool(result.peer_caps & result.local_caps & Caps.OFFLOAD))
         self.plane.activate(tunnel.session)
         if replaced is not None:
             self._fire(Event.REPLACED)
-            replaced.close(CloseReason.REPLACED, "replaced by a newer session", wait=False)
+            replaced.replace()
         else:
             self._fire(Event.ESTABLISHED if tunnel.initiator else Event.ACCEPTED)
         self.handshakes["ok"] += 1
@@ -511,7 +561,7 @@ class ConnectionManager:
 
     def _resume(self) -> None:
         """A peer that was to be accepted is gone: back to where nothing was tried."""
-        if self.machine.state is State.CONNECTING and not self._idle:
+        if (self.machine.state is State.CONNECTING and not self._idle) or self.on_udp_alone:
             self._attempt_failed(PeerUnreachable("the peer's own connection ended too early"))
         elif self.machine.state is State.DISCONNECTED or (
             self.machine.state is State.ERROR and not self._redial
@@ -533,8 +583,23 @@ class ConnectionManager:
             else:
                 self._attempt_failed(error)
         elif tunnel is self.current:
+            self._switches = self.path_switches
             self.current = None
             self._lost(tunnel, ended)
+
+    def _link_lost(self, tunnel: Tunnel) -> None:
+        """The live tunnel goes on over UDP alone: get it a new link."""
+        if tunnel is not self.current or tunnel.over:
+            return
+        _log.warning("WSS link lost, UDP goes on", peer=tunnel.peer_name, cause=tunnel.link_error)
+        if self._dials_again(tunnel):
+            self._redial = True
+            self._backoff.session_ended(boottime() - (tunnel.established_boottime or boottime()))
+            self._plan(self._backoff.next_delay(), self._begin)
+
+    def _dials_again(self, tunnel: Tunnel) -> bool:
+        """Whether a tunnel that ended by itself is ours to bring back."""
+        return self.target is not None and (tunnel.initiator or self.config.peer.auto_connect)
 
     def _lost(self, tunnel: Tunnel, ended: Ended) -> None:
         """The live tunnel ended by itself."""
@@ -547,7 +612,11 @@ class ConnectionManager:
         _log.warning("connection lost", peer=tunnel.peer_name, cause=ended.detail)
         self.last_error, self.last_error_at = ended.detail, time.time()
         self._fire(Event.LINK_LOST)
-        if self.target is None or not (tunnel.initiator or self.config.peer.auto_connect):
+        if self._dialling or self._dialled or self._timer:
+            # The link was lost before, and its successor is on the way.
+            self.machine.enter(Phase.BACKOFF if self._timer else Phase.DIALLING)
+            return
+        if not self._dials_again(tunnel):
             self.machine.enter(Phase.WAITING_FOR_PEER)
             return
         self._redial = True
@@ -557,8 +626,9 @@ class ConnectionManager:
             return
         self._backoff.session_ended(boottime() - (tunnel.established_boottime or boottime()))
         self.machine.enter(Phase.BACKOFF)
-        self._plan(PEER_DISCONNECT_PAUSE_S if by_operator else self._backoff.next_delay(),
-                   self._begin)
+        self._plan(
+            PEER_DISCONNECT_PAUSE_S if by_operator else self._backoff.next_delay(), self._begin
+        )
 
     # --- waiting ------------------------------------------------------------------------------
 
@@ -604,9 +674,31 @@ class ConnectionManager:
             self._fire(Event.DEVICE_FAILED)
             self._give_up(error)
 
+    def _candidates_changed(self) -> None:
+        if self.current is not None and self.current.paths is not None:
+            self.current.paths.candidates_changed()
+
+    def _network_changed(self) -> None:
+        """Prove the paths anew, and dial soon if we were only waiting to."""
+        if self.current is not None:
+            self.current.network_changed(network.look(None).held)
+        if self.next_retry_at is not None and self.next_retry_at > time.time() + BACKOFF_MIN_S:
+            self._backoff.reset()
+            self._plan(self._backoff.next_delay(), self._begin)
+
+    def _reload_udp(self, before: NatSection, after: NatSection) -> None:
+        if self.traversal is None or before == after:
+            return
+        reopened = (before.enabled, before.udp_port) != (after.enabled, after.udp_port)
+        paths = None if self.current is None else self.current.paths
+        if paths is not None and reopened:
+            paths.disable("nat.* was changed: UDP again in the next session")
+        self.traversal.reload(after)
+
     def _reload(self, config: Config) -> None:
         before, self.config = self.config, reloaded(self.config, config)
         after = self.config
+        self._reload_udp(before.nat, after.nat)
         if _trust(before) != _trust(after):
             if self.machine.state is not State.DISCONNECTED:
                 self._undo(CloseReason.POLICY, "the configuration of the peer has changed")
@@ -615,6 +707,11 @@ class ConnectionManager:
             self._auto_connect()
 
     # --- small things -------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase) -> None:
+        """Name the step of connecting; a link that is brought back under a session has none."""
+        if self.machine.state is State.CONNECTING:
+            self.machine.enter(phase)
 
     def _fire(self, event: Event) -> None:
         before = self.machine.state

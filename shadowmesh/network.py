@@ -45,7 +45,7 @@ _READ_BYTES: Final = 65_536
 #: any port will do: nothing is sent
 _NO_PORT: Final = 9
 
-_log = log.get(__name__)
+_log = log.get("network")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,14 @@ class HostNetwork:
         tunnel: subnets of the tunnel's device and of its bridge.
         tunnel_links: their interface indices.
         mtus: bytes, by address.
+        held: every address of this host, also of interfaces that are down.
     """
 
     addresses: tuple[Address, ...] = ()
     tunnel: tuple[Network, ...] = ()
     tunnel_links: frozenset[int] = frozenset()
     mtus: tuple[tuple[Address, int], ...] = ()
+    held: frozenset[Address] = frozenset()
 
     def mtu_of(self, address: Address) -> int | None:
         """Return the MTU of the interface that has this address."""
@@ -95,6 +97,7 @@ def look(tunnel_device: str | None) -> HostNetwork:
         tunnel=tuple(interface.network for index, interface in held if index in ours),
         tunnel_links=ours,
         mtus=tuple(usable),
+        held=frozenset(interface.ip for _, interface in held),
     )
 
 

@@ -28,13 +28,15 @@ class Terms:
     keepalive_interval_s: float
     read_timeout_s: float
     write_timeout_s: float
+    hole_punch_timeout_s: float
 
 
-def terms_of(config: Config, identity: Identity, certificate_sha256: bytes) -> Terms:
+def terms_of(config: Config, identity: Identity, certificate_sha256: bytes, *, udp: bool) -> Terms:
     """Return the terms for a session over a link with this TLS certificate, served or seen.
 
     Args:
         config: whose `mode` is not 0.
+        udp: there is a UDP socket.
     """
     key = config.encryption.key
     cipher = config.encryption.cipher
@@ -43,6 +45,8 @@ def terms_of(config: Config, identity: Identity, certificate_sha256: bytes) -> T
         caps |= Caps.AEGIS256
     if config.network.offload:
         caps |= Caps.OFFLOAD
+    if udp:
+        caps |= Caps.UDP | Caps.UDP_GSO
     return Terms(
         policy=Policy(
             identity=identity,
@@ -56,4 +60,5 @@ def terms_of(config: Config, identity: Identity, certificate_sha256: bytes) -> T
         keepalive_interval_s=config.websocket.keepalive_interval,
         read_timeout_s=config.websocket.read_timeout,
         write_timeout_s=config.websocket.write_timeout,
+        hole_punch_timeout_s=config.nat.hole_punch_timeout,
     )

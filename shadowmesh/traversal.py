@@ -44,7 +44,7 @@ FRESH_S: Final = 15.0
 #: a peer that says that our address moved is believed this often
 MOVED_SPACING_S: Final = 2.0
 
-_log = log.get(__name__)
+_log = log.get("traversal")
 
 
 class Traversal:
@@ -208,7 +208,7 @@ class Traversal:
             del self._mapped[server]  # what it said before is of a mapping that may be gone
         self.result, self.detected_at = result, time.time()
         seen = None if before_that is None else (before_that.type, before_that.public_address)
-        if seen != (result.type, result.public_address):
+        if result.servers and seen != (result.type, result.public_address):
             level = _log.warning if result.type is NatType.UDP_BLOCKED else _log.info
             level(
                 "NAT detected",

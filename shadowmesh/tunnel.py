@@ -1,14 +1,17 @@
-"""One session with the peer over one link: the shell around `wire.session`.
+"""One session with the peer: the shell around `wire.session`.
 
-Owns: the seat and the keys in the data plane, the pipe, the link and the timers of one session,
-from the upgraded socket to its end. Does not know: whether the session is wanted (`connection`
-decides), the TAP, other sessions.
+Owns: the seat and the keys in the data plane, the pipe, the link, the paths and the timers of one
+session, from the upgraded socket to its end. Does not know: whether the session is wanted
+(`connection` decides), the TAP, other sessions.
 
 ::
 
     link --events--> machine (wire.session) --events--> data plane: keys; link: records
                      probes, liveness                   owner: on_authenticated, on_established,
-                                                               on_ended
+                                                               on_link_lost, on_ended
+
+The session outlives its link while UDP carries the frames: it goes on under the keys it has until
+they expire, UDP falls silent, or the owner replaces it by one over a new link (protocol section 7).
 
 All methods belong to the hub's thread. The call-backs of the owner must not wait.
 """
@@ -34,28 +37,36 @@ from shadowmesh.constants import (
     WS_HANDSHAKE_FAILED,
     WS_NORMAL,
     WS_POLICY,
+    Caps,
     CloseReason,
     Inner,
     RejectReason,
 )
 from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.link import Link
+from shadowmesh.link import Link, plain_address
+from shadowmesh.paths import Paths
 from shadowmesh.wire import control, events
 from shadowmesh.wire.liveness import Dead, Liveness, SendKeepalive, SendProbe
 from shadowmesh.wire.session import SessionMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from shadowmesh._fastpath import DataPlane
     from shadowmesh.link import LinkEvent, Upgraded
     from shadowmesh.terms import Terms
+    from shadowmesh.traversal import Traversal
+    from shadowmesh.wire.control import Address
     from shadowmesh.wire.handshake import HandshakeResult
 
 #: weight of a new round trip in the smoothed one, as TCP does it (RFC 6298, section 2)
 RTT_GAIN: Final = 1 / 8
 #: probes whose answer is awaited; the oldest is forgotten for a new one
 MAX_PROBES: Final = 8
+#: a session on UDP that was replaced goes on receiving for so long: many round trips
+LINGER_S: Final = 2.0
+#: ends of a link that say nothing against the session
+_LINK_ONLY: Final = (WS_ABNORMAL, WS_GOING_AWAY, WS_NORMAL)
 
 _log = log.get("tunnel")
 
@@ -85,14 +96,17 @@ class Ended:
 
 
 class Tunnel:
-    """One session over one link.
+    """One session, over one link and perhaps over UDP.
 
     Attributes:
         initiator: we dialled.
+        local_address: IP address of our end of the link.
         started_at: when the handshake began, boot-time seconds.
         established_at: wall-clock seconds, None before.
         result: of the last handshake, without its keys; None before the first.
-        rtt_s: smoothed round trip, None before the first answer.
+        rtt_s: smoothed round trip over WSS, None before the first answer.
+        paths: of the session; None before it is established, and without UDP.
+        link_error: why the link ended although the session goes on over UDP; None while it is up.
     """
 
     def __init__(
@@ -103,7 +117,9 @@ class Tunnel:
         *,
         on_authenticated: Callable[[Tunnel, HandshakeResult], None],
         on_established: Callable[[Tunnel], None],
+        on_link_lost: Callable[[Tunnel], None],
         on_ended: Callable[[Tunnel, Ended], None],
+        traversal: Traversal | None = None,
     ) -> None:
         """Take over the socket; nothing happens before start().
 
@@ -111,13 +127,16 @@ class Tunnel:
             on_authenticated: the responder's owner answers with accept() or reject(), at once or
                 later; the initiator's owner may close().
             on_established: the peer has accepted us; a responder's owner knows it from accept().
+            on_link_lost: the session goes on over UDP, but wants another link soon.
             on_ended: called exactly once, after the link is closed and the keys are erased.
+            traversal: the UDP side of this host, None to stay on WSS.
         Raises:
             LocalProtocolError, OSError: no seat in the data plane, or no file descriptor is
                 left; the socket is still the caller's.
         """
         self.initiator = not upgraded.server
         self.remote_address = upgraded.remote_address
+        self.local_address = plain_address(upgraded.sock.getsockname())[0]
         self.started_at = boottime()
         self.established_at: float | None = None
         self.established_boottime: float | None = None
@@ -125,8 +144,12 @@ class Tunnel:
         self.rekeys = 0
         self.last_rekey_at: float | None = None
         self.rtt_s: float | None = None
+        self.paths: Paths | None = None
+        self.link_error: str | None = None
+        self._traversal = traversal
         self._on_authenticated = on_authenticated
         self._on_established = on_established
+        self._on_link_lost = on_link_lost
         self._on_ended = on_ended
         self._release = upgraded.release
         self._authenticate_by = boottime() + upgraded.authenticate_by - time.monotonic()
@@ -134,6 +157,7 @@ class Tunnel:
         self._switching: int | None = None
         self._carrying_out = False
         self._probes: dict[bytes, float] = {}
+        self._concluding: gevent.Greenlet | None = None
         self._liveness: Liveness | None = None
         self._wakeup = Wakeup()
         self._terms = terms
@@ -177,6 +201,11 @@ class Tunnel:
         """The session is ending or has ended."""
         return self._ended is not None
 
+    @property
+    def path(self) -> str:
+        """What carries the frames: "udp" or "wss"."""
+        return "wss" if self.paths is None else self.paths.path
+
     def start(self) -> None:
         """Begin the handshake.
 
@@ -209,13 +238,35 @@ class Tunnel:
 
         At most about 3 s; `detail` is for our own log and status.
         """
+        first = not self.over
         self._finish(Ended(detail, "closed"))
+        if first and self.link_error is not None and reason is not CloseReason.REPLACED:
+            assert self.paths is not None
+            self.paths.send_close(control.encode_close(reason))
         self._machine.close(reason, "", boottime())
         self._carry_out()
+        closing = self._close_link(WS_NORMAL)
         if wait:
-            self.link.close(WS_NORMAL, detail)
+            closing.join()
+
+    def replace(self) -> None:
+        """A newer session carries the frames: end this one.
+
+        On UDP not at once: the peer sends under the old keys until it knows of the new session.
+        """
+        detail = "replaced by a newer session"
+        if self.path == "wss":
+            self.close(CloseReason.REPLACED, detail, wait=False)
         else:
-            gevent.spawn(self.link.close, WS_NORMAL, detail)
+            gevent.spawn_later(LINGER_S, self.close, CloseReason.REPLACED, detail, wait=False)
+
+    def network_changed(self, held: Collection[Address]) -> None:
+        """Our addresses or routes changed; these are the addresses that this host has now."""
+        if self.link_error is None and held and ip_address(self.local_address) not in held:
+            # TCP would take many minutes to notice that nothing can come to that address.
+            gevent.spawn(self.link.close, WS_GOING_AWAY, f"{self.local_address} is gone")
+        if self.paths is not None:
+            self.paths.network_changed()
 
     # --- from the link and the clock ----------------------------------------------------------
 
@@ -238,9 +289,33 @@ class Tunnel:
             self._carry_out()
 
     def _on_link_closed(self, reason: str, code: int) -> None:
-        # The keys are needed no longer: without a link there is no session.
+        if not self.over and self.path == "udp" and code in _LINK_ONLY:
+            self._go_on_without_link(reason)
+            return
         self._finish(_ended_with_link(reason, code, established=self.established_at is not None))
+        self._conclude()
+
+    def _go_on_without_link(self, reason: str) -> None:
+        assert self.paths is not None
+        self.link_error = reason
+        self._liveness = None
+        self._machine.link_lost(boottime())
+        self._carry_out()
+        if not self.over:
+            self._on_link_lost(self)
+            # The peer may be gone altogether: then UDP falls silent within 2 s.
+            self.paths.wss_lost()
+
+    def _on_path_change(self) -> None:
+        if self.link_error is not None and self.path == "wss":
+            detail = f"{self.link_error}; UDP is silent, too"
+            self._end(Ended(detail, "link_lost"), WS_GOING_AWAY)
+
+    def _conclude(self) -> None:
+        """The end of everything; the link is closed."""
         self._timers.kill()
+        if self.paths is not None:
+            self.paths.stop()
         self.session.close()
         assert self._ended is not None
         self._on_ended(self, self._ended)
@@ -261,10 +336,11 @@ class Tunnel:
             self._end(Ended(f"internal error: {error!r}", "closed"), WS_GOING_AWAY)
 
     def _next_deadline(self) -> float | None:
-        deadlines = [
-            self._machine.next_timeout(),
-            self._authenticate_by if self._liveness is None else self._liveness.next_timeout(),
-        ]
+        deadlines = [self._machine.next_timeout()]
+        if self._liveness is not None:
+            deadlines.append(self._liveness.next_timeout())
+        elif self.established_at is None:
+            deadlines.append(self._authenticate_by)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _check_deadlines(self, now: float) -> None:
@@ -275,7 +351,7 @@ class Tunnel:
             return
         if self._liveness is not None:
             self._check_liveness(self._liveness, now)
-        elif now >= self._authenticate_by:
+        elif self.established_at is None and now >= self._authenticate_by:
             self._end(Ended("the peer did not authenticate in time", "timeout"), WS_POLICY)
 
     def _check_liveness(self, liveness: Liveness, now: float) -> None:
@@ -285,6 +361,9 @@ class Tunnel:
                 case SendKeepalive() | SendProbe():
                     # A probe keeps alive as well as padding does, and measures the round trip.
                     self._send_probe(now)
+                case Dead(reason) if self.path == "udp":
+                    self._liveness = None
+                    gevent.spawn(self.link.close, WS_GOING_AWAY, reason)
                 case Dead(reason):
                     self._finish(Ended(reason, "link_lost"))
                     self._machine.close(CloseReason.TIMEOUT, "", now)
@@ -348,13 +427,12 @@ class Tunnel:
                     "rekey did not finish, trying again", peer=self.peer_name, cause=detail
                 )
             case events.Control(message):
-                _log.debug("control record ignored", kind=type(message).__name__)
+                if self.paths is not None:
+                    self.paths.receive_control(message)
             case events.PeerClosed(reason, text):
                 self._end_by_peer(reason, text)
             case events.Failed(detail=detail, close_code=code, local=local, rejected=rejected):
-                kind = (
-                    "rejected" if rejected is not None else "timeout" if local else "refused"
-                )
+                kind = "rejected" if rejected is not None else "timeout" if local else "refused"
                 self._end(Ended(detail, kind, rejected=rejected), code)
 
     def _finish_switch(self) -> None:
@@ -387,12 +465,42 @@ class Tunnel:
         self.result = result
         self.established_at = time.time()
         self.established_boottime = now
-        self._liveness = Liveness(
-            self._terms.keepalive_interval_s, self._terms.read_timeout_s, now
-        )
+        self._liveness = Liveness(self._terms.keepalive_interval_s, self._terms.read_timeout_s, now)
+        self._make_paths(result)
         if self.initiator:
             self._on_established(self)
         self._send_probe(now)
+
+    def _make_paths(self, result: HandshakeResult) -> None:
+        traversal = self._traversal
+        if traversal is None or traversal.port is None:
+            return
+        if not result.peer_caps & result.local_caps & Caps.UDP:
+            return
+        self.paths = Paths(
+            self.session,
+            result.cipher,
+            traversal.port,
+            traversal,
+            toward=ip_address(self.remote_address[0].partition("%")[0]),
+            peer=self.peer_name,
+            hole_punch_timeout_s=self._terms.hole_punch_timeout_s,
+            clock=boottime,
+            send_control=self._send_control,
+            receive_close=self._receive_close,
+            on_change=self._on_path_change,
+        )
+        self.paths.start()
+
+    def _send_control(self, message: control.Candidates | control.PunchNow) -> bool:
+        if self.over or self.link_error is not None:
+            return False
+        return self._try_to_send(Inner.CONTROL, control.encode_control(message))
+
+    def _receive_close(self, key_id: int, body: bytes) -> None:
+        """The peer, having no link, ends the session over UDP."""
+        self._machine.receive_record(key_id, Inner.CLOSE, body, boottime())
+        self._carry_out()
 
     def _end_by_peer(self, reason: int, text: str) -> None:
         name = CloseReason(reason).name.lower() if reason in list(CloseReason) else str(reason)
@@ -408,8 +516,19 @@ class Tunnel:
         """Note why, and close the link; its end is ours."""
         self._finish(ended)
         self._wakeup.set()
-        # In a greenlet of its own: closing waits, and the caller may be what it waits for.
-        gevent.spawn(self.link.close, code, ended.detail)
+        self._close_link(code)
+
+    def _close_link(self, code: int) -> gevent.Greenlet:
+        """Close the link, or end at once without one.
+
+        In a greenlet of its own: closing waits, and the caller may be what it waits for.
+        """
+        assert self._ended is not None
+        if self.link_error is None:
+            return gevent.spawn(self.link.close, code, self._ended.detail)
+        if self._concluding is None:
+            self._concluding = gevent.spawn(self._conclude)
+        return self._concluding
 
     # --- probes -------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ _PMTUDISC_PROBE: Final = 3
 #: inner type, body (cut at 1536 bytes), its real size, whence, the local key id
 Receiver = Callable[[int, bytes, int, Endpoint, int], None]
 
-_log = log.get(__name__)
+_log = log.get("udp")
 
 
 def open_socket(port: int) -> socket.socket:
