@@ -33,7 +33,8 @@ cdef inline int wait_for_frames(plane_t *plane) noexcept nogil:
 cdef inline int read_batch(plane_t *plane) noexcept nogil:
     # Fills slots until the device is empty, the slots or the arena are full. The number of frames,
     # or -errno when the device is gone.
-    cdef size_t used = 0
+    # In front of the first slot, too, there is room for the header of a fragment (udp_out.pxd).
+    cdef size_t used = 64
     cdef uint8_t *base
     cdef ssize_t got
     cdef slot_t *slot
