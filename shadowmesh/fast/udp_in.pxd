@@ -31,10 +31,11 @@ cdef inline void refuse(plane_t *plane, int reason) noexcept nogil:
 cdef inline void signal_hub(plane_t *plane, int session, uint32_t key_id, uint8_t inner_type,
                             const address_t *source, const uint8_t *body,
                             size_t body_bytes) noexcept nogil:
-    # Queues something for the hub; what does not fit is dropped and counted.
+    # Queues something for the hub; what does not fit is dropped and counted. Half of the queue is
+    # kept for what is authentic: anybody can send datagrams that look like STUN.
     cdef inbox_t *inbox = plane.inbox
     cdef signal_t *signal
-    if inbox.signal_count == MAX_SIGNALS:
+    if inbox.signal_count >= <uint32_t>(MAX_SIGNALS // 2 if session < 0 else MAX_SIGNALS):
         refuse(plane, REFUSED_SIGNALS_FULL)
         return
     signal = &inbox.signals[(inbox.signal_first + inbox.signal_count) % MAX_SIGNALS]
