@@ -1,0 +1,478 @@
+"""Records as datagrams, over loopback: the same bytes as the twin's, in order or not at all."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+from fcntl import ioctl
+from termios import FIONREAD
+from typing import Any
+
+import pytest
+
+from shadowmesh.constants import Caps, Inner
+from shadowmesh.errors import LocalProtocolError
+from tests.fastpath.rig import (
+    CHACHA,
+    CIPHERS,
+    FRAME_MAX,
+    KEYS,
+    NO_OFFLOAD,
+    Node,
+    eventually,
+    frame,
+    offload,
+    plain,
+    vnet,
+)
+from tests.twins import records
+
+FRAME = frame(b"over UDP")
+PAYLOAD = 1232  # what every IPv6 path carries
+
+
+class Wire:
+    """A node with a UDP socket, and the twin's socket on the other side."""
+
+    def __init__(self, node: Node, cipher: str = CHACHA, family: int = socket.AF_INET) -> None:
+        self.node = node
+        self.cipher = cipher
+        self.family = family
+        self.loopback = "127.0.0.1" if family == socket.AF_INET else "::1"
+        self.ours = socket.socket(family, socket.SOCK_DGRAM)
+        self.theirs = socket.socket(family, socket.SOCK_DGRAM)
+        for one in (self.ours, self.theirs):
+            one.bind((self.loopback, 0))
+            one.setblocking(False)
+        self.port = self.theirs.getsockname()[1]
+        node.plane.attach_udp(self.ours.fileno(), family)
+        self.counter = 0
+
+    def close(self) -> None:
+        self.node.plane.detach_udp()
+        self.ours.close()
+        self.theirs.close()
+
+    def use(self, payload_bytes: int = PAYLOAD) -> None:
+        self.node.session.use_udp(self.loopback, self.port, payload_bytes)
+
+    def datagram(self, inner: bytes, counter: int | None = None, **changes: Any) -> bytes:
+        if counter is None:
+            counter, self.counter = self.counter, self.counter + 1
+        key = changes.pop("key", KEYS["uin"])
+        key_id = changes.pop("key_id", self.node.local_id)
+        return records.seal_datagram(self.cipher, key, key_id, counter, inner)
+
+    def send(self, *datagrams: bytes, sock: socket.socket | None = None) -> None:
+        """Send them and wait until the UDP thread has fetched them: none is lost."""
+        for one in datagrams:
+            (sock or self.theirs).sendto(one, self.ours.getsockname()[:2])
+        eventually(lambda: ioctl(self.ours, FIONREAD, bytes(4)) == bytes(4), "an empty socket")
+
+    def opened(self, count: int) -> list[bytes]:
+        """Wait for that many frames on the device."""
+        frames: list[bytes] = []
+
+        def enough() -> bool:
+            frames.extend(self.node.tap.take())
+            return len(frames) >= count
+
+        eventually(enough, f"{count} frames")
+        return frames
+
+    def received(self, count: int) -> list[tuple[int, bytes]]:
+        """Wait for that many datagrams; returns (counter, inner) of each."""
+        datagrams: list[bytes] = []
+
+        def enough() -> bool:
+            try:
+                while True:
+                    datagrams.append(self.theirs.recv(70_000))
+            except BlockingIOError:
+                return len(datagrams) >= count
+
+        eventually(enough, f"{count} datagrams")
+        opened = [records.open_datagram(self.cipher, KEYS["uout"], one) for one in datagrams]
+        assert all(one is not None and one[0] == self.node.remote_id for one in opened)
+        return [(counter, inner) for _, counter, inner in opened]
+
+    def refused(self, reason: str) -> int:
+        return self.node.plane.counters()["udp_refused"][reason]
+
+
+@pytest.fixture
+def wired(make):
+    wires: list[Wire] = []
+
+    def build(cipher: str = CHACHA, family: int = socket.AF_INET, **options: Any) -> Wire:
+        wires.append(Wire(make().start(cipher, **options), cipher, family))
+        return wires[-1]
+
+    yield build
+    for one in wires:
+        one.close()
+
+
+# --- In -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_a_frame_from_the_twin_is_delivered(wired, cipher):
+    wire = wired(cipher)
+    wire.send(wire.datagram(plain(FRAME)))
+    assert wire.opened(1) == [NO_OFFLOAD + FRAME]
+
+
+def test_datagrams_may_come_in_any_order_but_once(wired):
+    wire = wired()
+    counters = list(range(300))
+    random.Random(1).shuffle(counters)
+    frames = {counter: frame(struct.pack("<I", counter)) for counter in counters}
+    got = []
+    for counter in counters:  # one by one, so that the fake device cannot overflow
+        datagram = wire.datagram(plain(frames[counter]), counter)
+        wire.send(datagram, datagram)
+        got += wire.opened(1)
+    assert got == [NO_OFFLOAD + frames[counter] for counter in counters]
+    eventually(lambda: wire.refused("replay") == 300)
+
+
+@pytest.mark.parametrize("behind", [8127, 8128, 8129])
+def test_the_edge_of_the_replay_window(wired, behind):
+    wire = wired()
+    wire.send(wire.datagram(plain(FRAME), 20_000))
+    wire.send(wire.datagram(plain(FRAME), 20_000 - behind))
+    if behind <= 8128:
+        assert len(wire.opened(2)) == 2
+        assert wire.refused("replay") == 0
+    else:
+        eventually(lambda: wire.refused("replay") == 1)
+        assert len(wire.opened(1)) == 1
+
+
+def test_a_forged_counter_does_not_move_the_window(wired):
+    wire = wired()
+    wire.send(wire.datagram(plain(FRAME), 10))
+    forged = bytearray(wire.datagram(plain(FRAME), 11))
+    forged[8:16] = struct.pack("<Q", 2**40)
+    wire.send(bytes(forged))
+    eventually(lambda: wire.refused("forged") == 1)
+    wire.send(wire.datagram(plain(FRAME), 9))
+    assert len(wire.opened(2)) == 2
+    assert wire.node.session.open_failures() == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        pytest.param(lambda w: b"", None, id="empty"),
+        pytest.param(lambda w: b"\x80" + bytes(31), "unknown", id="too short"),
+        pytest.param(lambda w: b"\x81" + w.datagram(plain(FRAME))[1:], "unknown", id="WSS"),
+        pytest.param(lambda w: b"\x04" + bytes(40), "unknown", id="neither STUN nor ours"),
+        pytest.param(
+            lambda w: b"\x80\x00\x01\x00" + w.datagram(plain(FRAME))[4:], "unknown", id="reserved"
+        ),
+        pytest.param(
+            lambda w: w.datagram(plain(FRAME), key_id=w.node.local_id ^ 256), "key_id", id="key id"
+        ),
+        pytest.param(
+            lambda w: w.datagram(plain(FRAME), key_id=w.node.local_id ^ 1), "key_id", id="slot"
+        ),
+        pytest.param(lambda w: w.datagram(plain(FRAME))[:-1], "forged", id="cut off"),
+        pytest.param(lambda w: w.datagram(plain(FRAME), key=KEYS["in"]), "forged", id="WSS key"),
+        pytest.param(lambda w: w.datagram(plain(FRAME), key=KEYS["uout"]), "forged", id="reflect"),
+        pytest.param(lambda w: w.datagram(plain(FRAME), 2**64 - 1), "replay", id="last counter"),
+        pytest.param(lambda w: w.datagram(b"\x02\x01" + bytes(6)), "inner_type", id="control"),
+        pytest.param(lambda w: w.datagram(b"\x06" + bytes(60)), "inner_type", id="handshake"),
+        pytest.param(lambda w: w.datagram(b"\x08"), "inner_type", id="type 8"),
+        pytest.param(lambda w: w.datagram(b"\xff"), "inner_type", id="type 255"),
+    ],
+)
+def test_what_is_no_record_of_ours_is_dropped_and_counted(wired, what, reason):
+    wire = wired()
+    wire.send(what(wire), wire.datagram(plain(FRAME)))
+    assert wire.opened(1) == [NO_OFFLOAD + FRAME]
+    counted = {key: n for key, n in wire.node.plane.counters()["udp_refused"].items() if n}
+    assert counted == ({reason: 1} if reason else {})
+
+
+def test_junk_changes_nothing(wired):
+    wire = wired()
+    source = random.Random(5)
+    for _ in range(500):
+        wire.send(source.randbytes(source.randint(0, 80)))
+        good = bytearray(wire.datagram(plain(FRAME), 0))
+        good[source.randrange(len(good))] ^= 1 << source.randrange(8)
+        wire.send(bytes(good))
+    wire.send(wire.datagram(plain(FRAME), 0))
+    assert wire.opened(1) == [NO_OFFLOAD + FRAME]
+
+
+def test_probes_and_strangers_reach_the_hub_as_signals(wired):
+    wire = wired()
+    here = (wire.loopback, wire.port)
+    wire.send(wire.datagram(plain(FRAME)), b"\x01\x01stun", wire.datagram(b"\x04" + b"12345678"))
+    wire.opened(1)
+    signals: list[Any] = []
+    eventually(lambda: signals.extend(wire.node.plane.udp_signals()) or len(signals) >= 2)
+    key_id, number = wire.node.local_id, wire.node.session.number
+    assert [one for one in signals if one[0] is None or one[3]] == [
+        (None, 0, 0, b"\x01\x01stun", 6, here),
+        (number, key_id, Inner.PROBE, b"12345678", 8, here),
+    ]
+
+
+def test_strangers_cannot_crowd_out_what_is_authentic(wired):
+    # STUN answers need no key: whoever knows the address can send what looks like one
+    wire = wired()
+    for _ in range(40):
+        wire.send(*[b"\x00stun-like junk"] * 20)
+    eventually(lambda: wire.refused("signals_full") > 0)
+    wire.send(wire.datagram(b"\x05" + b"87654321"), wire.datagram(plain(FRAME)))
+    wire.opened(1)
+    assert any(one[2] == Inner.PROBE_ANSWER for one in wire.node.plane.udp_signals())
+
+
+def test_a_new_source_of_authentic_datagrams_is_told_to_the_hub(wired):
+    wire = wired()
+    wire.send(wire.datagram(plain(FRAME)))
+    wire.opened(1)
+    wire.node.plane.udp_signals()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as elsewhere:
+        elsewhere.bind((wire.loopback, 0))
+        wire.send(wire.datagram(plain(FRAME)), sock=elsewhere)
+        wire.opened(1)
+        sources = [one[5] for one in wire.node.plane.udp_signals()]
+        assert sources == [elsewhere.getsockname()]
+
+
+def test_datagrams_and_messages_have_separate_counters_and_keys(wired):
+    wire = wired()
+    wire.node.session.send_record(Inner.PADDING, b"")
+    assert wire.node.session.send_udp_record(Inner.PROBE, b"x" * 8, wire.loopback, wire.port) == 0
+    assert wire.received(1) == [(0, b"\x04" + b"x" * 8)]
+
+
+# --- Fragments ----------------------------------------------------------------------------------
+
+
+def slices(wire: Wire, inner: bytes, count: int, frag_id: int = 7) -> list[bytes]:
+    """Datagrams with the fragments of a record, under the next counters."""
+    step = -(-len(inner) // count)
+    return [
+        wire.datagram(struct.pack("<BHBB", 3, frag_id, i, count) + inner[i * step : (i + 1) * step])
+        for i in range(count)
+    ]
+
+
+def test_fragments_of_a_frame_come_together_in_any_order(wired):
+    wire = wired()
+    data = frame(random.Random(2).randbytes(1486))
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        parts = slices(wire, plain(data), 3)
+        wire.send(*(parts[i] for i in order))
+        assert wire.opened(1) == [NO_OFFLOAD + data]
+
+
+def test_a_fragmented_offload_frame_keeps_its_header(wired):
+    wire = wired()
+    header, data = vnet(flags=1, csum_start=34, csum_offset=16), frame(bytes(1400))
+    wire.send(*slices(wire, offload(header, data), 2))
+    assert wire.opened(1) == [header + data]
+
+
+def test_fragments_of_two_frames_do_not_mix(wired):
+    wire = wired()
+    one, other = frame(b"1" * 900), frame(b"2" * 900)
+    first, second = slices(wire, plain(one), 2, 1), slices(wire, plain(other), 2, 1)
+    wire.send(first[0], second[0], second[1], first[1])
+    assert wire.opened(2) == [NO_OFFLOAD + other, NO_OFFLOAD + one]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param((7, 0, 0), id="of none"),
+        pytest.param((7, 0, 1), id="of one"),
+        pytest.param((7, 2, 2), id="beyond the last"),
+        pytest.param((7, 0, 17), id="of too many"),
+        pytest.param((7, 255, 255), id="largest numbers"),
+    ],
+)
+def test_a_bad_fragment_is_refused(wired, head):
+    wire = wired()
+    wire.send(wire.datagram(struct.pack("<BHBB", 3, *head) + bytes(100), 1000))
+    eventually(lambda: wire.refused("fragment") == 1)
+    wire.send(wire.datagram(struct.pack("<BHBB", 3, 1, 0, 2), 1001))  # without a slice
+    eventually(lambda: wire.refused("fragment") == 2)
+    wire.send(wire.datagram(struct.pack("<BHBB", 3, 1, 0, 2) + bytes(2001), 1002))
+    eventually(lambda: wire.refused("fragment") == 3)
+
+
+def test_a_fragment_whose_frame_would_begin_before_counter_0_is_refused(wired):
+    wire = wired()
+    wire.send(wire.datagram(struct.pack("<BHBB", 3, 1, 1, 2) + bytes(10), 0))
+    eventually(lambda: wire.refused("fragment") == 1)
+
+
+@pytest.mark.parametrize("inner_type", [0, 2, 3, 4, 7, 8])
+def test_only_frames_are_made_of_fragments(wired, inner_type):
+    wire = wired()
+    wire.send(*slices(wire, bytes([inner_type]) + bytes(100), 2))
+    eventually(lambda: wire.refused("fragment") == 1)
+
+
+def test_more_than_64_partial_frames_push_out_the_oldest(wired):
+    wire = wired()
+    frames = [frame(struct.pack("<I", i) + bytes(200)) for i in range(65)]
+    parts = [slices(wire, plain(data), 2, i) for i, data in enumerate(frames)]
+    wire.send(*(first for first, _ in parts))
+    wire.send(*(second for _, second in parts[1:]))
+    # within the second that partial frames live, which a test machine may not keep to
+    eventually(lambda: wire.refused("fragment") >= 1)
+    got = wire.opened(1)
+    eventually(
+        lambda: got.extend(wire.node.tap.take()) or len(got) + wire.refused("fragment") >= 65
+    )
+    assert NO_OFFLOAD + frames[0] not in got
+
+
+# --- Out ----------------------------------------------------------------------------------------
+
+
+def test_frames_leave_as_datagrams_the_twin_can_open(wired):
+    wire = wired()
+    wire.use()
+    frames = [frame(bytes([i]) * (i * 5)) for i in range(200)]
+    got = []
+    for first in range(0, 200, 20):  # no more at once than the receiving socket holds
+        wire.node.feed(frames[first : first + 20])
+        got += wire.received(20)
+    assert got == [(i, plain(data)) for i, data in enumerate(frames)]
+    counters = wire.node.settle()
+    assert counters["frames_sent"] == 200
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+@pytest.mark.parametrize("payload", [PAYLOAD, 1400, 1452])
+def test_a_frame_above_the_path_leaves_as_fragments(wired, cipher, payload):
+    wire = wired(cipher)
+    wire.use(payload)
+    data = frame(random.Random(3).randbytes(FRAME_MAX - 14))
+    wire.node.tap.feed(data)
+    got = wire.received(2)
+    assert [counter for counter, _ in got] == [0, 1]
+    heads = [struct.unpack("<BHBB", inner[:5]) for _, inner in got]
+    assert heads == [(3, 0, 0, 2), (3, 0, 1, 2)]
+    assert b"".join(inner[5:] for _, inner in got) == plain(data)
+    assert all(16 + len(inner) + records.TAG_BYTES[cipher] <= payload for _, inner in got)
+
+
+def test_the_first_frame_of_a_batch_may_be_an_offload_frame_in_fragments(wired):
+    # a fragment's header is written in front of its slice: in front of the first slot there has
+    # to be room for one. Memory that is not ours shows when it is given back.
+    wire = wired()
+    wire.use()
+    header, data = vnet(flags=1, csum_start=34, csum_offset=16), frame(bytes(1486))
+    wire.node.tap.feed(data, header)
+    got = wire.received(2)
+    assert b"".join(inner[5:] for _, inner in got) == offload(header, data)
+    wire.node.settle()
+
+
+def test_the_other_node_gets_what_was_sent_over_udp(wired, make):
+    one, other = wired(), wired()
+    for node in (one.node, other.node):
+        node.session.retire(node.local_id)
+    ids = [node.session.reserve_key_id() for node in (one.node, other.node)]
+    one.node.install(ids[0], ids[1])
+    other.node.install(ids[1], ids[0], swap=True)
+    one.node.session.send_under(ids[0])
+    one.node.session.use_udp("127.0.0.1", other.ours.getsockname()[1], PAYLOAD)
+    frames = [frame(random.Random(i).randbytes(1486)) for i in range(40)]
+    one.node.feed(frames)
+    assert other.opened(40) == [NO_OFFLOAD + data for data in frames]
+
+
+def test_ipv6_and_mapped_ipv4_addresses_work_on_a_dual_stack_socket(make):
+    wire = Wire(make().start(), family=socket.AF_INET6)
+    try:
+        wire.ours.close()
+        wire.node.plane.detach_udp()
+        wire.ours = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        wire.ours.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        wire.ours.bind(("::", 0))
+        wire.node.plane.attach_udp(wire.ours.fileno(), socket.AF_INET6)
+        assert wire.node.session.send_udp_record(4, b"12345678", "::1", wire.port) == 0
+        assert wire.received(1)[0][1] == b"\x0412345678"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain_ipv4:
+            plain_ipv4.bind(("127.0.0.1", 0))
+            host, port = plain_ipv4.getsockname()
+            assert wire.node.plane.send_datagram(b"\x00stun", host, port) == 0
+            data, source = plain_ipv4.recvfrom(100)
+            assert (data, source[0]) == (b"\x00stun", "127.0.0.1")
+            plain_ipv4.sendto(b"\x01answer", source)
+            signals = eventually(wire.node.plane.udp_signals)
+            assert [one[5] for one in signals] == [("127.0.0.1", port)]
+    finally:
+        wire.close()
+
+
+def test_a_closed_port_costs_the_frame_and_says_so(wired):
+    wire = wired()
+    wire.use()
+    wire.theirs.close()
+    wire.node.feed([FRAME] * 20)
+    counters = wire.node.settle()
+    lost = counters["tx_dropped"]["udp_send"]
+    assert counters["frames_sent"] + lost == 20
+    # which of them the kernel tells about with ECONNREFUSED is its own business
+    assert sum(wire.node.plane.udp_errors().values()) <= 20
+
+
+def test_without_a_socket_there_is_no_udp(make):
+    node = make().start()
+    with pytest.raises(LocalProtocolError):
+        node.session.use_udp("127.0.0.1", 9, PAYLOAD)
+    with pytest.raises(LocalProtocolError):
+        node.session.send_udp_record(4, b"", "127.0.0.1", 9)
+    with pytest.raises(LocalProtocolError):
+        node.plane.send_datagram(b"", "127.0.0.1", 9)
+    assert node.plane.udp_signals() == []
+
+
+def test_wrong_arguments_are_refused(wired):
+    wire = wired()
+    session = wire.node.session
+    for payload in (0, PAYLOAD - 1, 65_508):
+        with pytest.raises(ValueError):
+            session.use_udp("127.0.0.1", 9, payload)
+    for port in (0, -1, 65_536):
+        with pytest.raises(ValueError):
+            session.use_udp("127.0.0.1", port, PAYLOAD)
+    with pytest.raises(OSError):
+        session.use_udp("example.invalid", 9, PAYLOAD)
+    with pytest.raises(ValueError):
+        session.send_udp_record(4, bytes(9001), "127.0.0.1", 9)
+    with pytest.raises(ValueError):
+        session.send_udp_record(256, b"", "127.0.0.1", 9)
+    with pytest.raises(LocalProtocolError):
+        wire.node.plane.attach_udp(wire.ours.fileno(), socket.AF_INET)
+
+
+def test_after_the_socket_is_gone_frames_go_to_the_link_again(wired):
+    wire = wired()
+    wire.use()
+    wire.node.plane.detach_udp()
+    wire.node.feed([FRAME])
+    assert wire.node.settle()["frames_queued"] == 1
+
+
+def test_a_peer_without_offload_gets_complete_frames(wired):
+    wire = wired(caps=Caps.UDP)
+    wire.use()
+    wire.node.tap.feed(FRAME, vnet(flags=1, csum_start=14, csum_offset=0))
+    wire.node.tap.feed(FRAME)
+    assert wire.received(1) == [(0, plain(FRAME))]
+    assert wire.node.settle()["tx_dropped"]["bad_offload"] == 1
