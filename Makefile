@@ -61,7 +61,7 @@ sanitize: dev ## the data plane's tests under address and undefined-behaviour sa
 	  $(VENV)/bin/pytest -p shadowmesh._fastpath $(or $(ARGS),tests/test_fastpath*.py)
 
 .PHONY: perf
-perf: packages-test build ## measure against the targets (root, quiet machine)
+perf: packages-test build $(VENV)/.perf ## measure against the targets (root, quiet machine)
 	@$(PY) -m perf $(ARGS)
 
 .PHONY: fuzz
@@ -92,6 +92,6 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev $(VENV)/.fuzz: $(VENV)/.%: $(VENV)/.runtime
+$(VENV)/.dev $(VENV)/.fuzz $(VENV)/.perf: $(VENV)/.%: $(VENV)/.runtime
 	@$(PIP) --no-build-isolation --editable '.[$*]'
 	@touch $@

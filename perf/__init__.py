@@ -1,0 +1,1 @@
+"""Measurements against the targets: `make perf`. Needs root and a quiet machine."""

@@ -1,0 +1,75 @@
+"""`make perf`: measure, print one table, write build/perf.json and build/perf.png.
+
+Exit code: 0 when no target was missed, 1 when one was, 4 without the right to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from . import fps, lab, latency, picture, report, resources, tunnel
+from .report import Row
+
+Measure = Callable[[lab.Lab, bool], Iterator[Row]]
+#: In the order in which they run; memory is read after the load.
+THROUGH_TUNNELS: dict[str, Measure] = {
+    "tunnel": tunnel.measure,
+    "latency": latency.measure,
+    "resources": resources.measure,
+}
+ALL = ("fps", *THROUGH_TUNNELS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="perf", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a minute, figures only roughly right")
+    parser.add_argument(
+        "--only", action="append", choices=ALL, metavar="NAME", help=f"one of {', '.join(ALL)}"
+    )
+    parser.add_argument("--output", type=Path, default=lab.ROOT / "build", help="directory")
+    options = parser.parse_args(arguments)
+    wanted = options.only or ALL
+    if set(wanted) != {"fps"} and os.geteuid() != 0:
+        print("perf: network namespaces need root: run as root or use --only fps", file=sys.stderr)
+        return 4
+    began = time.monotonic()
+    print(f"{report.machine()}\n")
+    rows = list(_rows(wanted, options.quick))
+    print(report.table(rows))
+    report.write_json(options.output / "perf.json", rows, options.quick)
+    picture.draw(options.output / "perf.png", rows)
+    print(
+        f"\n{report.judgement(rows)}; {time.monotonic() - began:.0f} s; "
+        f"written to {options.output}/perf.json and perf.png"
+    )
+    return 1 if report.failed(rows) else 0
+
+
+def _rows(wanted: Sequence[str], quick: bool) -> Iterator[Row]:
+    if "fps" in wanted:
+        _say("fps")
+        yield from fps.measure(quick)
+    if not set(wanted) & set(THROUGH_TUNNELS):
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="shadowmesh-perf-") as directory,
+        lab.Lab(Path(directory)) as lanes,
+    ):
+        for name, measure in THROUGH_TUNNELS.items():
+            if name in wanted:
+                _say(name)
+                yield from measure(lanes, quick)
+
+
+def _say(name: str) -> None:
+    print(f"measuring {name} ...", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

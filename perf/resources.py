@@ -1,0 +1,187 @@
+"""What the daemons need, and how long an interruption is.
+
+CPU while nothing happens and at 10,000 frames a second, memory at the end of everything, start-up,
+a peer that is killed and comes back, and UDP that is blocked on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shadowmesh.netlab import Daemon, NetlabError, wait_until
+
+from .lab import Lab, Lane, cpu_seconds, generate
+from .report import Failure, Row, compared, unread
+from .targets import (
+    AEGIS,
+    CPU_AT_10K_PERCENT,
+    CPU_IDLE_PERCENT,
+    FALL_BACK_S,
+    MEMORY_MIB,
+    RESTART_S,
+    START_S,
+    Target,
+)
+from .tunnel import SMALL_PAYLOAD, tunnel_names
+
+GROUP = "resources"
+FRAMES_PER_SECOND = 10_000
+#: A ping that is not answered within this counts as lost; times are read to about as much.
+PING_WAIT_S = 0.02
+HEAL_S = 20.0
+BLOCK_UDP = """
+table inet perf {
+  chain in {
+    type filter hook input priority filter; policy accept;
+    iifname "eth0" meta l4proto udp drop
+  }
+}
+"""
+
+
+def measure(lab: Lab, quick: bool) -> Iterator[Row]:
+    yield from _idle(lab, 5 if quick else 20)
+    yield from _ten_thousand(lab, 1 if quick else 2)
+    for name in tunnel_names():
+        yield _memory(lab, name)
+    interruptions: list[tuple[str, str, Target, Callable[[Lane], float]]] = [
+        ("start of a daemon to its first answered ping", "wss", START_S, start_up),
+        ("peer killed and restarted: traffic after its start", "wss", RESTART_S, restart),
+        ("UDP path blocked: tunnel back on WSS", "udp", FALL_BACK_S, fall_back),
+    ]
+    for name, path, target, read in interruptions:
+        lane = lab.lanes[_preferred(lab, path)]
+        if lane.failure is not None:
+            yield unread(GROUP, name, "s", lane.failure, target)
+            continue
+        try:
+            times = [read(lane) for _ in range(1 if quick else 3)]
+        except (NetlabError, TimeoutError) as error:
+            why = Failure(str(error).partition("\n")[0], broken=True)
+            yield unread(GROUP, name, "s", why, target)
+            lane.failure = why
+            continue
+        yield compared(GROUP, name, "s", times, target=target)
+
+
+def _preferred(lab: Lab, path: str) -> str:
+    best = lab.lanes[f"{path} {AEGIS}"]
+    return best.name if best.failure is None else f"{path} chacha20-poly1305"
+
+
+def _idle(lab: Lab, seconds: float) -> Iterator[Row]:
+    """All daemons at once: they disturb each other less than anything else would."""
+    daemons = {lane.name: lane.daemons for lane in lab.tunnels()}
+    before = {name: [cpu_seconds(daemon.pid) for daemon in pair] for name, pair in daemons.items()}
+    began = time.monotonic()
+    time.sleep(seconds)
+    span = time.monotonic() - began
+    for name in tunnel_names():
+        title = f"CPU of one daemon, idle, {name}"
+        if name not in daemons:
+            yield unread(GROUP, title, "%", lab.lanes[name].failure, CPU_IDLE_PERCENT)
+            continue
+        spent = [
+            cpu_seconds(daemon.pid) - start
+            for daemon, start in zip(daemons[name], before[name], strict=True)
+        ]
+        yield compared(GROUP, title, "%", [100 * max(spent) / span], target=CPU_IDLE_PERCENT)
+
+
+def _ten_thousand(lab: Lab, seconds: float) -> Iterator[Row]:
+    for name in tunnel_names():
+        lane = lab.lanes[name]
+        title = f"CPU of one daemon at 10,000 frames/s, {name}"
+        if lane.failure is not None:
+            yield unread(GROUP, title, "%", lane.failure, CPU_AT_10K_PERCENT)
+            continue
+        before = [cpu_seconds(daemon.pid) for daemon in lane.daemons]
+        words = generate(
+            "frames", seconds, FRAMES_PER_SECOND, SMALL_PAYLOAD, sockets=lane.datagrams()
+        )
+        spent = [
+            cpu_seconds(daemon.pid) - start
+            for daemon, start in zip(lane.daemons, before, strict=True)
+        ]
+        if int(words[1]) < int(words[0]):
+            title += f" ({int(words[0]) - int(words[1])} lost)"
+        percent = 100 * max(spent) / seconds
+        yield compared(GROUP, title, "%", [percent], target=CPU_AT_10K_PERCENT)
+
+
+def _memory(lab: Lab, name: str) -> Row:
+    title = f"memory of one daemon after load, {name}"
+    lane = lab.lanes[name]
+    if lane.failure is not None:
+        return unread(GROUP, title, "MiB", lane.failure, MEMORY_MIB)
+    most = max(resident_bytes(daemon.pid) for daemon in lane.daemons)
+    return compared(GROUP, title, "MiB", [most / 2**20], target=MEMORY_MIB)
+
+
+def resident_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise NetlabError(f"process {pid}: no VmRSS in its status")
+
+
+def first_answer(lane: Lane, began: float) -> float:
+    """Ping from left to right until one is answered; seconds since `began`.
+
+    Raises:
+        TimeoutError: none within HEAL_S.
+    """
+    while time.monotonic() - began < HEAL_S:
+        with contextlib.suppress(OSError):  # no route yet: the device is not there
+            if lane.left.ping(lane.addresses[1], count=1, timeout_s=PING_WAIT_S).received:
+                return time.monotonic() - began
+        time.sleep(0.005)
+    raise TimeoutError(f"{lane.name}: no ping answered within {HEAL_S:g} s")
+
+
+def start_up(lane: Lane) -> float:
+    """The dialling side is stopped in order, then started; the other one stays up."""
+    left, right = lane.daemons
+    left.terminate()
+    wait_until(lambda: right.status()["state"] != "connected", HEAL_S, "the peer noticed")
+    left.settings["peer.auto_connect"] = True
+    began = time.monotonic()
+    left.spawn()
+    return _healed(lane, began)
+
+
+def restart(lane: Lane) -> float:
+    """The listening side crashes under a live tunnel and is started again at once."""
+    right = lane.daemons[1]
+    right.kill()
+    began = time.monotonic()
+    right.spawn()
+    return _healed(lane, began)
+
+
+def fall_back(lane: Lane) -> float:
+    """A firewall on the way begins to drop UDP; pings go on and on."""
+    for host in (lane.left, lane.right):
+        host.nft(BLOCK_UDP)
+    try:
+        return first_answer(lane, time.monotonic())
+    finally:
+        for host in (lane.left, lane.right):
+            host.nft("delete table inet perf\n")
+        for daemon in lane.daemons:
+            daemon.wait_for(60, path="udp")
+
+
+def _healed(lane: Lane, began: float) -> float:
+    taken = first_answer(lane, began)
+    for daemon in lane.daemons:
+        await_connected(daemon)
+    return taken
+
+
+def await_connected(daemon: Daemon) -> None:
+    daemon.await_healthy()
+    daemon.wait_for(HEAL_S, state="connected")

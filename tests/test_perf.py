@@ -1,0 +1,198 @@
+"""How the measurements of perf/ are read and judged; nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perf import report, targets
+from perf.latency import parse_round_trips
+from perf.report import FAIL, PASS, SHOWN, SKIP, Failure, compared, percentile, unread
+from perf.targets import at_least, at_most
+from perf.tunnel import Trial, best_rate, parse_trial
+
+
+def test_a_ratio_is_judged_when_there_is_one_and_the_value_when_not():
+    assert compared("g", "n", "u", [6], "vxlan", [10], at_least(0.6)).verdict == PASS
+    assert compared("g", "n", "u", [6], "vxlan", [11], at_least(0.6)).verdict == FAIL
+    assert compared("g", "n", "u", [3.0], target=at_most(3)).verdict == PASS
+    assert compared("g", "n", "u", [3.1], target=at_most(3)).verdict == FAIL
+    assert compared("g", "n", "u", [3.1]).verdict == SHOWN
+
+
+def test_the_ratio_is_the_median_of_the_rounds_ratios_so_that_drift_cancels_out():
+    # The machine slowed down by half in the last round, for both alike.
+    row = compared("g", "n", "u", [40, 44, 20], "vxlan", [80, 80, 40])
+    assert row.ratio == 0.5
+    assert (row.value, row.reference_value) == (40, 80)
+
+
+def test_a_reference_of_zero_does_not_stop_the_report():
+    row = compared("g", "n", "u", [1.0], "vxlan", [0.0], at_most(3))
+    assert row.ratio == math.inf
+    assert row.verdict == FAIL
+    assert "inf" in report.table([row])
+
+
+def test_what_cannot_be_measured_here_is_skipped_and_what_broke_is_a_failure():
+    missing = unread("g", "n", "u", Failure("no AEGIS-256 here"), at_least(1))
+    broken = unread("g", "n", "u", Failure("fell back to wss", broken=True), at_least(1))
+    assert (missing.verdict, broken.verdict) == (SKIP, FAIL)
+    assert not report.failed([missing])
+    assert report.failed([missing, broken])
+    assert "no AEGIS-256 here" in report.table([missing])
+
+
+def test_a_target_without_a_must_never_fails_but_tells_how_far_the_moonshot_is():
+    near = compared("g", "n", "u", [0.6], "libsodium", [1.0], targets.SEAL_BESIDE_LIBSODIUM)
+    assert near.verdict == SHOWN
+    assert near.moonshot == "1.50x to go"
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "said"),
+    [
+        (0.8, at_least(0.5, 0.75), "reached"),
+        (0.5, at_least(0.5, 0.75), "1.50x to go"),
+        (2.0, at_most(3, 1), "2.00x to go"),
+        (1.0, at_most(3, 1), "reached"),
+        (1.0, at_most(3), ""),
+    ],
+)
+def test_the_distance_to_the_moonshot_is_a_factor(value, target, said):
+    assert compared("g", "n", "u", [value], target=target).moonshot == said
+
+
+def test_the_table_names_target_value_ratio_and_verdict():
+    row = compared("TCP", "udp aegis-256", "Gbit/s", [6.6], "vxlan", [11.0], at_least(0.55, 0.75))
+    heading, group, line = report.table([row]).splitlines()
+    assert group == "TCP"
+    assert [*report.HEADINGS] == heading.split()
+    for text in ("udp aegis-256", "6.6 Gbit/s", "vxlan 11", "0.60", ">= 0.55 x vxlan", PASS):
+        assert text in line
+
+
+def test_the_json_file_has_every_round(tmp_path):
+    path = tmp_path / "new" / "perf.json"
+    report.write_json(path, [compared("g", "n", "u", [1, 2, 4], target=at_least(1))], quick=True)
+    written = json.loads(path.read_text())
+    assert written["rows"][0]["rounds"] == [1, 2, 4]
+    assert written["rows"][0]["verdict"] == PASS
+    assert written["rows"][0]["target"]["must"] == 1
+    assert written["quick"] is True
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 100))
+def test_a_percentile_has_that_share_of_the_values_at_or_below_it(values, percent):
+    found = percentile(values, percent)
+    assert found in values
+    share = sum(value <= found for value in values) / len(values)
+    assert share >= percent / 100 - 1e-9
+    below = sum(value < found for value in values) / len(values)
+    assert below <= percent / 100 or found == min(values)
+
+
+def test_a_percentile_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 50)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (0.1234, "0.123"),
+        (345_720, "346 k"),
+        (2.5e6, "2.5 M"),
+        (1234, "1234"),
+    ],
+)
+def test_numbers_have_three_digits(value, text):
+    assert report.number(value) == text
+
+
+def test_round_trips_are_read_in_microseconds():
+    assert parse_round_trips(["80000", "81500", "lost", "2"]) == ([80.0, 81.5], 2)
+
+
+@pytest.mark.parametrize("words", [["lost", "3"], ["1", "2"], ["10", "found", "0"]])
+def test_round_trips_that_are_none_are_an_error(words):
+    with pytest.raises(ValueError, match=r"round trips|unpack"):
+        parse_round_trips(words)
+
+
+def test_a_trial_is_good_with_one_percent_lost_and_not_with_more():
+    assert parse_trial(["10000", "9900", "0.5"], 0.5).good
+    assert not parse_trial(["10000", "9899", "0.5"], 0.5).good
+    assert not parse_trial(["0", "0", "0.0"], 0.5).good
+
+
+def test_the_rate_of_a_trial_is_what_the_receiver_saw():
+    trial = parse_trial(["10000", "9990", "1.0"], 0.5)
+    assert (trial.sent_rate, trial.received_rate) == (20000, 9990)
+
+
+def link(capacity, sender=math.inf):
+    """A tunnel that carries `capacity` frames a second and drops the rest."""
+    tried = []
+
+    def trial(rate):
+        tried.append(rate)
+        sent = min(rate, sender)
+        received = min(sent, capacity)
+        return Trial(int(sent), int(received), received, sent)
+
+    return trial, tried
+
+
+@given(st.floats(5e3, 3e6), st.floats(10e3, 300e3))
+def test_the_search_comes_close_to_what_a_link_can_carry(capacity, start):
+    trial, tried = link(capacity)
+    found = best_rate(trial, start)
+    assert found <= capacity
+    assert len(tried) < 30
+    # A start far above the truth ends early, which the next round's start makes up for.
+    if start <= capacity:
+        assert found >= 0.9 * capacity
+
+
+def test_the_search_ends_where_the_sender_is_the_limit():
+    trial, tried = link(capacity=1e6, sender=100e3)
+    assert best_rate(trial, 50e3) == 100e3
+    assert tried[-1] <= 100e3 * 1.5 * 1.5
+
+
+def test_the_search_gives_zero_when_every_frame_is_lost():
+    assert best_rate(link(0)[0], 40e3) == 0
+
+
+def test_each_lane_of_the_design_has_its_targets():
+    lanes = {
+        f"{path} {cipher}" for path in ("udp", "wss") for cipher in (targets.CHACHA, targets.AEGIS)
+    }
+    assert set(targets.STREAM) == lanes
+    for target in (*targets.STREAM.values(), *targets.PLAIN_STREAM.values(), targets.SMALL_FRAMES):
+        assert target.at_least
+        assert target.must < target.moonshot
+    for target in (*targets.RTT_IDLE.values(), *targets.CPU_PER_GB.values(), targets.START_S):
+        assert not target.at_least
+        assert target.must > target.moonshot
+
+
+def test_the_picture_is_a_png(tmp_path):
+    picture = pytest.importorskip("perf.picture", reason="needs Pillow: make perf installs it")
+    group = picture.SHOWN[0]
+    rows = [
+        compared(group, "veth", "Gbit/s", [15], "vxlan", [11]),
+        compared(group, "udp aegis-256", "Gbit/s", [6], "vxlan", [11], at_least(0.55, 0.75)),
+        unread(group, "wss aegis-256", "Gbit/s", Failure("no AEGIS-256 here")),
+    ]
+    picture.draw(tmp_path / "perf.png", rows)
+    assert (tmp_path / "perf.png").read_bytes().startswith(b"\x89PNG")
+    picture.draw(tmp_path / "none.png", [])
+    assert not (tmp_path / "none.png").exists()
