@@ -87,6 +87,9 @@ def load(
             problems.append(Problem(setting.source, setting.line, key.name, str(error)))
         settings[key.name] = setting
     root = os.geteuid() == 0 if is_root is None else is_root
+    service_dir = _service_directory(environ)
+    if service_dir is not None:
+        _use_service_directory(values, settings, service_dir)
     if not problems:
         _resolve(values, home, problems, is_root=root)
     if not problems:
@@ -108,6 +111,30 @@ def _home(environ: Mapping[str, str]) -> Path | None:
         except KeyError:
             return None  # a container's user without an entry
     return Path(home) if home.startswith("/") else None
+
+
+def _service_directory(environ: Mapping[str, str]) -> Path | None:
+    """Return the state directory that systemd made for us; None outside of a service.
+
+    Source: systemd.exec(5), StateDirectory=.
+    """
+    first = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(first) if first.startswith("/") else None
+
+
+def _use_service_directory(
+    values: dict[str, Any], settings: Mapping[str, _Setting], directory: Path
+) -> None:
+    """Keep state there by default, and the certificate too unless one is where it usually is.
+
+    The service may write to no other place, and does not run as root.
+    """
+    if "daemon.state_dir" not in settings:
+        values["daemon.state_dir"] = directory
+    pair = ("websocket.tls_cert", "websocket.tls_key")
+    if not any(name in settings or os.path.lexists(values[name]) for name in pair):
+        for name in pair:
+            values[name] = directory / values[name].name
 
 
 def _find_file(

@@ -93,11 +93,32 @@ def read(path: Path) -> FileContent | None:
             data = _read_capped(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError:
+        message = (
+            f"may not be read by this process (user {os.geteuid()}, group {os.getegid()});"
+            f" `chgrp {os.getegid()} {path} && chmod 640 {path}` allows it"
+        )
+        return FileContent((), {}, (Problem(str(path), None, None, message),), 0)
     except OSError as error:
         message = f"cannot be read: {error.strerror}; check the path and its permissions"
         return FileContent((), {}, (Problem(str(path), None, None, message),), 0)
     mode = stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else 0
+    if is_for_the_group(path.parent, status.st_gid):
+        mode &= ~stat.S_IRGRP
     return parse(data, str(path), mode)
+
+
+def is_for_the_group(directory: Path, group: int) -> bool:
+    """Tell whether a file of that group in a directory is meant for the group to read.
+
+    It is where the directory hands its own group to new files (setgid): so the package makes
+    /etc/shadowmesh, with the group of the service.
+    """
+    try:
+        status = directory.stat()
+    except OSError:
+        return False
+    return bool(status.st_mode & stat.S_ISGID) and status.st_gid == group != 0
 
 
 def parse(data: bytes, source: str, mode: int = 0) -> FileContent:

@@ -1,0 +1,177 @@
+"""What `make install` puts where, and that the daemon runs as the user whom the unit names."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+
+import pytest
+
+from shadowmesh import netlab
+from shadowmesh.config import load, loader
+from shadowmesh.config.yamlfile import is_for_the_group
+from shadowmesh.errors import ConfigError
+from tests.lab.pair import make_pair
+
+NOBODY = 65534
+PSK = bytes(range(3, 35)).hex()
+
+
+# --- Defaults under systemd -------------------------------------------------------------------
+
+
+def defaults(environ, text="", tmp_path=None):
+    path = None
+    if text:
+        path = tmp_path / "daemon.yaml"
+        path.write_text(text)
+        path.chmod(0o600)
+    return load(path, {}, {"HOME": "/nonexistent", **environ}, is_root=False).config
+
+
+def test_a_service_keeps_its_state_and_certificate_where_systemd_lets_it(tmp_path):
+    config = defaults({"STATE_DIRECTORY": f"{tmp_path}:/other"})
+    assert config.daemon.state_dir == tmp_path
+    assert config.websocket.tls_cert == tmp_path / "cert.pem"
+    assert config.websocket.tls_key == tmp_path / "key.pem"
+
+
+def test_the_file_beats_the_directories_of_systemd(tmp_path):
+    text = (
+        "daemon:\n  state_dir: /srv/state\n"
+        "websocket:\n  tls_cert: /srv/cert.pem\n  tls_key: /srv/key.pem\n"
+    )
+    config = defaults({"STATE_DIRECTORY": str(tmp_path)}, text, tmp_path)
+    assert str(config.daemon.state_dir) == "/srv/state"
+    assert str(config.websocket.tls_cert) == "/srv/cert.pem"
+
+
+@pytest.mark.parametrize("present", ["cert.pem", "key.pem"])
+def test_a_certificate_at_the_usual_place_is_used_by_a_service_too(tmp_path, monkeypatch, present):
+    (tmp_path / present).touch()
+    for name in ("tls_cert", "tls_key"):
+        path = tmp_path / ("cert.pem" if name == "tls_cert" else "key.pem")
+        key = loader.KEYS[f"websocket.{name}"]
+        monkeypatch.setitem(loader.KEYS, key.name, dataclasses.replace(key, default=str(path)))
+    config = defaults({"STATE_DIRECTORY": "/var/lib/shadowmesh"})
+    assert config.websocket.tls_cert == tmp_path / "cert.pem"
+    assert config.websocket.tls_key == tmp_path / "key.pem"
+
+
+@pytest.mark.parametrize("value", ["", "relative"])
+def test_outside_of_a_service_nothing_changes(value):
+    config = defaults({"STATE_DIRECTORY": value, "HOME": "/home/me"})
+    assert str(config.daemon.state_dir) == "/home/me/.shadowmesh"
+    assert str(config.websocket.tls_cert) == "/etc/shadowmesh/cert.pem"
+
+
+# --- Who may read the configuration -----------------------------------------------------------
+
+
+@pytest.fixture
+def own_group(tmp_path):
+    """A directory that hands its group to new files, as the package makes /etc/shadowmesh."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to give a file away")
+    os.chown(tmp_path, 0, NOBODY)
+    tmp_path.chmod(0o2750)
+    return tmp_path
+
+
+def write_secret(directory, mode):
+    path = directory / "daemon.yaml"
+    path.write_text(f'encryption:\n  key: "{PSK}"\n')
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_file_for_the_service_s_group_is_no_reason_to_warn(own_group, mode, warned):
+    path = write_secret(own_group, mode)
+    assert path.stat().st_gid == NOBODY
+    warnings = " ".join(load(path, {}, {}).warnings)
+    assert ("others may read it" in warnings) is warned
+
+
+def test_a_group_that_the_directory_does_not_hand_out_is(tmp_path):
+    warnings = " ".join(load(write_secret(tmp_path, 0o640), {}, {}).warnings)
+    assert "others may read it" in warnings
+
+
+def test_the_group_of_root_is_nobody_s_own(own_group):
+    os.chown(own_group, 0, 0)
+    own_group.chmod(0o2750)
+    assert not is_for_the_group(own_group, 0)
+    assert not is_for_the_group(own_group / "missing", 0)
+
+
+def test_a_file_that_may_not_be_read_says_how_to_allow_it(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    path = write_secret(tmp_path, 0o600)
+    monkeypatch.setattr("shadowmesh.config.yamlfile.Path.open", refuse)
+    with pytest.raises(ConfigError, match=f"chgrp {os.getegid()} {path} && chmod 640"):
+        load(path, {}, {})
+
+
+# --- The daemon as a user of its own ----------------------------------------------------------
+
+
+@pytest.fixture
+def service(tmp_path):
+    """A daemon as its unit runs it: no root, one capability, and systemd's directories."""
+    with netlab.Net() as net:
+        pair = make_pair(net, tmp_path)
+        left = pair.left
+        for directory in (tmp_path, *tmp_path.parents):
+            if directory.stat().st_mode & 0o005 != 0o005:
+                directory.chmod(directory.stat().st_mode | 0o005)
+        for key in ("daemon.state_dir", "websocket.tls_cert", "websocket.tls_key"):
+            del left.settings[key]
+        for directory in (left.directory, left.state_dir):
+            os.chown(directory, NOBODY, NOBODY)
+        for path in left.state_dir.iterdir():
+            os.chown(path, NOBODY, NOBODY)
+        # udev lets everybody open the device (CAP_NET_ADMIN decides); a machine without it may not.
+        node = tmp_path / "tun"
+        os.mknod(node, stat.S_IFCHR | 0o666, os.stat("/dev/net/tun").st_rdev)
+        node.chmod(0o666)
+        inside = f'mount --bind {node} /dev/net/tun && exec "$@"'
+        left.wrapper = (
+            "unshare", "--mount", "sh", "-c", inside, "sh",
+            "env", f"STATE_DIRECTORY={left.state_dir}",
+            "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+            "--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin",
+            "--bounding-set=-all,+net_admin", "--no-new-privs",
+        )  # fmt: skip
+        try:
+            yield pair
+        finally:
+            for daemon in pair:
+                daemon.kill()
+
+
+@pytest.mark.netns
+def test_the_daemon_carries_frames_without_root(service):
+    left, right = service
+    left.write_config()
+    left.config_path.chmod(0o640)
+    os.chown(left.config_path, 0, NOBODY)
+    left.process = left.host.popen(*left.wrapper, *left.command(), log=left.log_path)
+    left.await_healthy()
+    right.start()
+    left.settings["daemon.state_dir"] = str(left.state_dir)
+    service.connect()
+    service.assert_pings()
+    status = left.status()
+    assert status["resources"]["open_fds"] > 0
+    assert {path.name for path in left.state_dir.iterdir()} == {
+        "identity.key", "api.token", "cert.pem", "key.pem",
+    }  # fmt: skip
+    for path in left.state_dir.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert path.stat().st_uid == NOBODY
+    assert left.terminate()[0] == 0
+    assert "Permission" not in left.log()
