@@ -504,7 +504,7 @@ cdef class Session:
                 if wanted:
                     break
                 continue
-            while key_id >> 8 == 0:
+            while not wanted and key_id >> 8 == 0:
                 randombytes_buf(&key_id, sizeof(key_id))
             key_id = (key_id & 0xFFFFFF00) | <uint32_t>i
             memset(&plane.epochs[i], 0, sizeof(epoch_t))
