@@ -38,6 +38,9 @@ REQUEST_TIMEOUT_S: Final = 10.0
 #: deadline of its own in the daemon; this one only ends what hangs in spite of them
 CONNECT_TIMEOUT_S: Final = 90.0
 
+#: how often a daemon that connects already is asked whether it is done
+CONNECTING_PAUSE_S: Final = 0.2
+
 #: a status snapshot has 2 to 4 KiB
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_HEAD_BYTES: Final = 16 * 1024
@@ -104,9 +107,28 @@ class ApiClient:
         return f"http://{host}:{self._port}"
 
     def connect(self, peer: str | None) -> dict[str, Any]:
-        """Connect, wait for the outcome and return the snapshot. peer None: the configured."""
+        """Connect, wait for the outcome and return the snapshot. peer None: the configured.
+
+        The daemon may be dialling by itself or for somebody else: then that outcome is waited
+        for, and only if it is a failure an attempt of our own follows.
+        """
         body = {} if peer is None else {"peer": peer}
-        return self._ask("POST", "/connect", body, self._connect_timeout_s)
+        deadline = time.monotonic() + self._connect_timeout_s
+        waited = False
+        while True:
+            try:
+                return self._ask("POST", "/connect", body, self._connect_timeout_s)
+            except AlreadyConnecting:
+                if time.monotonic() >= deadline:
+                    raise
+            except AlreadyConnected:
+                snapshot = self.status()
+                address = (snapshot.get("peer") or {}).get("address")
+                if not waited or snapshot["state"] != "connected" or peer not in (None, address):
+                    raise
+                return snapshot
+            waited = True
+            time.sleep(CONNECTING_PAUSE_S)
 
     def disconnect(self) -> dict[str, Any]:
         """End the session and return the snapshot."""

@@ -91,6 +91,46 @@ def test_connect_without_a_peer_uses_the_configured_one(run, control):
     assert control.calls == [("connect", "None")]
 
 
+@pytest.fixture
+def busy(control, monkeypatch):
+    """A daemon that connects by itself; the list says what it answers, the last one for ever."""
+    monkeypatch.setattr(client, "CONNECTING_PAUSE_S", 0.01)
+    answers = [errors.AlreadyConnecting("already connecting")]
+
+    def before():
+        asked_to_connect = control.calls[-1][0] == "connect"
+        control.error = answers[0] if asked_to_connect else None
+        if asked_to_connect and len(answers) > 1:
+            del answers[0]
+
+    control.before = before
+    return answers
+
+
+def test_connect_waits_for_a_dial_that_runs_already(run, control, busy):
+    busy[1:] = [busy[0], errors.AlreadyConnected("already connected")]
+    result = run("connect")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "connected to 203.0.113.7:9001" in result.stdout
+    assert [call[0] for call in control.calls] == ["connect", "connect", "connect", "status"]
+
+
+def test_connect_dials_itself_when_the_dial_that_ran_failed(run, busy):
+    busy.append(errors.PeerUnreachable("nobody there"))
+    assert_failed(run("connect"), 5, "nobody there")
+
+
+def test_connect_to_one_peer_while_another_is_dialled_fails(run, busy):
+    busy.append(errors.AlreadyConnected("already connected"))
+    assert_failed(run("connect", "192.0.2.9:9001"), 1, "already connected")
+
+
+def test_connect_does_not_wait_for_ever_for_another_dial(run, busy, monkeypatch):
+    monkeypatch.setattr(client.ApiClient.__init__, "__kwdefaults__",
+                        {"request_timeout_s": 5.0, "connect_timeout_s": 0.1})
+    assert_failed(run("connect"), 1, "already connecting")
+
+
 def test_disconnect_says_so(run, control):
     result = run("disconnect")
     assert (result.exit_code, result.stdout) == (0, "disconnected\n")
@@ -120,7 +160,6 @@ def test_status_exits_with_0_only_when_connected(run, control, state):
     ("error", "exit_code"),
     [
         (errors.AlreadyConnected("connected already; disconnect first"), 1),
-        (errors.AlreadyConnecting("busy"), 1),
         (errors.NotConnected("not connected"), 1),
         (errors.NotConfigured("no key; set one"), 1),
         (errors.BadRequest("no such form"), 2),
