@@ -1,0 +1,340 @@
+"""Two daemons behind every pair of home routers: the right path each time, and the right word.
+
+        left 192.168.1.2 - router 198.51.100.1 -+- switch -+- router 198.51.100.2 - right 192.168.1.2
+                                                +- STUN 198.51.100.3, .250 -+
+
+Both sides have the same private address, as two homes do. WSS goes through a forwarded TCP port.
+The pairs have nets of their own and run side by side; each test reports one outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shadowmesh.netlab import Daemon, Host, Net, introduce, wait_until
+from tests.lab import faults
+from tests.lab.nat import Kind, Router, StunServer, installed
+from tests.lab.pair import Pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(not installed(), reason="needs coturn and conntrack"),
+]
+
+AT_ONCE = 4
+OPEN = "open"
+SIDES = [OPEN, *Kind]
+#: a router kind as our own daemon calls it
+NAMES = {
+    OPEN: "open",
+    Kind.FULL: "full_cone",
+    Kind.ADDRESS_RESTRICTED: "restricted_cone",
+    Kind.PORT_RESTRICTED: "port_restricted_cone",
+    Kind.ADDRESS_DEPENDENT: "symmetric",
+    Kind.SYMMETRIC: "symmetric",
+    Kind.UDP_BLOCKED: "udp_blocked",
+}
+PAIRS = list(combinations_with_replacement(SIDES, 2))
+Side = str  # OPEN or a Kind
+
+
+def expected_path(one: Side, other: Side) -> str:
+    """Return what netlab.md's table says; a mapping that depends on the address is symmetric."""
+    pair = {one, other}
+    if Kind.UDP_BLOCKED in pair:
+        return "wss"
+    varying = {Kind.SYMMETRIC, Kind.ADDRESS_DEPENDENT}
+    return "wss" if pair & varying and pair <= varying | {Kind.PORT_RESTRICTED} else "udp"
+
+
+@dataclass
+class Home:
+    """One side: the host that runs the daemon, its router if any, its public address."""
+
+    host: Host
+    router: Router | None
+    public: Host
+
+
+def home(net: Net, side: Side, label: str) -> Home:
+    if side == OPEN:
+        host = net.host(label)
+        return Home(host, None, host)
+    router = Router(net, Kind(side), label)
+    router.forward_tcp(9001)
+    return Home(router.inside, router, router.wan)
+
+
+@dataclass
+class Homes:
+    """A pair behind routers, running, not connected."""
+
+    net: Net
+    pair: Pair
+    left: Home
+    right: Home
+    stun: StunServer
+
+    def connect(self) -> float:
+        """Connect; return the seconds that it took."""
+        began = time.monotonic()
+        self.pair.left.connect()
+        took = time.monotonic() - began
+        self.pair.await_connected()
+        return took
+
+    def await_path(self, path: str, timeout_s: float = 8.0) -> None:
+        for daemon in self.pair:
+            daemon.wait_for(timeout_s, path=path)
+
+    def await_verdict(self, path: str) -> None:
+        """Wait for UDP, or until both have given it up; then nothing may change any more."""
+        if path == "udp":
+            self.await_path("udp")
+        else:
+            for daemon in self.pair:
+
+                def tried(daemon=daemon) -> bool:
+                    return daemon.status()["path_reason"].startswith("no UDP path")
+
+                wait_until(tried, 8, f"{daemon.host.label} gives UDP up", interval_s=0.2)
+        time.sleep(1.5)
+        assert [d.status()["path"] for d in self.pair] == [path, path], self.story()
+        self.pair.assert_pings()
+
+    def story(self) -> str:
+        """What both daemons said, for the text of a failure."""
+        return "\n".join(f"--- {d.host.label}\n{d.log_tail(40)}" for d in self.pair)
+
+
+@contextlib.contextmanager
+def homes(
+    directory: Path,
+    one: Side,
+    other: Side,
+    *,
+    settings: dict[str, object] | None = None,
+    stun: bool = True,
+) -> Iterator[Homes]:
+    with Net() as net, contextlib.ExitStack() as stack:
+        left, right = home(net, one, "left"), home(net, other, "right")
+        server = stack.enter_context(StunServer(net, directory))
+        both = {
+            "nat.enabled": True,
+            "nat.stun_server": server.endpoint if stun else "",
+            "peer.auto_connect": False,
+            **(settings or {}),
+        }
+        daemons = []
+        for side, label in ((left, "left"), (right, "right")):
+            daemons.append(Daemon(side.host, directory / label, both))
+        introduce(*daemons)
+        daemons[0].settings["peer.address"] = f"{right.public.ipv4}:9001"
+        pair = Pair(net, *daemons)
+        try:
+            pair.start()
+            yield Homes(net, pair, left, right, server)
+        finally:
+            for daemon in pair:
+                daemon.kill()
+        pair.assert_logs_clean()
+
+
+def check_pair(directory: Path, one: Side, other: Side) -> None:
+    with homes(directory, one, other) as made:
+        made.connect()
+        made.await_verdict(expected_path(one, other))
+        for daemon, side in zip(made.pair, (one, other), strict=True):
+
+            def detected(daemon=daemon, side=side) -> bool:
+                return daemon.status()["nat"]["type"] == NAMES[side]
+
+            wait_until(detected, 8, f"{daemon.host.label} is behind {NAMES[side]}", interval_s=0.2)
+
+
+SCENARIOS: dict[str, Callable[[Path], None]] = {}
+
+
+def scenario(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+@scenario
+def two_hosts_behind_one_router_meet_inside(directory: Path) -> None:
+    with Net() as net, StunServer(net, directory) as server:
+        router = Router(net, Kind.PORT_RESTRICTED, "left")
+        second = net.namespace("right", 77)
+        second.ipv4, second.ipv6 = "192.168.1.3", ""
+        # The cable of the first host becomes a switch that keeps the name of the router's port.
+        router.wan.ip(
+            "address del 192.168.1.1/24 dev ln",
+            "link set ln down",
+            "link set ln name ln1",
+            f"link add ln2 type veth peer name eth0 netns {second.namespace}",
+            "link add ln type bridge forward_delay 0",
+            "link set ln1 master ln",
+            "link set ln2 master ln",
+            "link set ln1 up",
+            "link set ln2 up",
+            "link set ln up",
+            "address add 192.168.1.1/24 dev ln",
+        )
+        second.ip(
+            "address add 192.168.1.3/24 dev eth0",
+            "link set eth0 up",
+            "route add default via 192.168.1.1",
+        )
+        both = {
+            "nat.enabled": True,
+            "nat.stun_server": server.endpoint,
+            "peer.auto_connect": False,
+        }
+        daemons = [Daemon(host, directory / host.label, both) for host in (router.inside, second)]
+        introduce(*daemons)
+        daemons[0].settings["peer.address"] = "192.168.1.3:9001"
+        pair = Pair(net, *daemons)
+        try:
+            pair.start().connect()
+            for daemon in pair:
+                status = daemon.wait_for(3, path="udp")
+                assert status["paths"][0]["address"].startswith("192.168.1."), status["paths"]
+            pair.assert_pings()
+        finally:
+            for daemon in pair:
+                daemon.kill()
+
+
+@scenario
+def a_router_that_forgets_its_mappings_is_passed_again(directory: Path) -> None:
+    with homes(directory, Kind.PORT_RESTRICTED, Kind.PORT_RESTRICTED) as made:
+        made.connect()
+        made.await_verdict("udp")
+        made.left.router.forget()
+        made.right.router.forget()
+        made.pair.await_pings(4)
+        made.await_path("udp", 10)
+        made.pair.assert_pings()
+
+
+@scenario
+def a_new_public_address_moves_the_path(directory: Path) -> None:
+    with homes(directory, Kind.PORT_RESTRICTED, OPEN) as made:
+        made.connect()
+        made.await_verdict("udp")
+        wan = made.left.router.wan
+        wan.ip("address del 198.51.100.1/24 dev eth0", "address add 198.51.100.77/24 dev eth0")
+        made.left.router.forget()
+        made.pair.await_pings(6)
+
+        def moved() -> bool:
+            first = made.pair.right.status()["paths"][0]
+            return first["path"] == "udp" and first["address"].startswith("198.51.100.77:")
+
+        wait_until(moved, 15, "the peer sends to the new address", interval_s=0.2)
+        made.pair.await_pings(6)
+
+
+@scenario
+def mappings_that_live_for_two_seconds_do_not_end_the_tunnel(directory: Path) -> None:
+    with homes(directory, Kind.PORT_RESTRICTED, Kind.PORT_RESTRICTED) as made:
+        for side in (made.left, made.right):
+            for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
+                side.router.wan.run("sysctl", "-q", "-w", f"net.netfilter.{name}=2")
+        made.connect()
+        made.await_verdict("udp")
+        for _ in range(3):
+            time.sleep(5)  # idle: the mappings are gone, and traffic brings them back
+            made.pair.await_pings(4)
+        assert [d.status()["state"] for d in made.pair] == ["connected", "connected"]
+        assert made.pair.left.status()["reconnects"] == 0
+
+
+@scenario
+def idle_mappings_of_thirty_seconds_are_held(directory: Path) -> None:
+    with homes(directory, Kind.PORT_RESTRICTED, Kind.PORT_RESTRICTED) as made:
+        for side in (made.left, made.right):
+            for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
+                side.router.wan.run("sysctl", "-q", "-w", f"net.netfilter.{name}=30")
+        made.connect()
+        made.await_verdict("udp")
+        switches = [d.status()["path_switches"] for d in made.pair]
+        time.sleep(38)
+        outcome = made.pair.right.host.ping(made.pair.left.tunnel_ip, count=3)
+        assert outcome.complete
+        assert [d.status()["path_switches"] for d in made.pair] == switches
+
+
+@scenario
+def a_rude_router_falls_back_to_wss_at_once(directory: Path) -> None:
+    """A router that takes a stranger's flow for its own: no hole fits any more."""
+    with homes(directory, Kind.PORT_RESTRICTED, Kind.PORT_RESTRICTED) as made:
+        for side in (made.left, made.right):
+            side.router.wan.nft("delete table ip inp")
+        assert made.connect() < 2
+        made.pair.assert_pings()
+        time.sleep(3)
+        made.pair.assert_pings()
+        assert len({d.status()["path"] for d in made.pair}) == 1
+
+
+@scenario
+def a_silent_stun_server_delays_nothing(directory: Path) -> None:
+    with homes(directory, OPEN, OPEN, settings={"nat.stun_server": "198.51.100.99:3478"}) as made:
+        assert made.connect() < 2
+        made.await_path("udp", 1.5)
+        wait_until(lambda: made.pair.left.status()["nat"]["type"] == "udp_blocked", 8, "said so")
+
+
+@scenario
+def udp_that_is_blocked_later_and_freed_again(directory: Path) -> None:
+    with homes(directory, Kind.FULL, Kind.SYMMETRIC) as made:
+        made.connect()
+        made.await_verdict("udp")
+        with faults.drop_udp(made.net):
+            made.pair.await_pings(3)
+            made.await_path("wss", 16)
+        made.await_path("udp", 20)
+        made.pair.assert_pings()
+
+
+RUNS = {
+    **{f"{one} and {other}": (one, other) for one, other in PAIRS},
+    **SCENARIOS,
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(directory):
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = {}
+        # What waits longest begins first.
+        for number, name in enumerate([*SCENARIOS, *(n for n in RUNS if n not in SCENARIOS)]):
+            place = directory / str(number)
+            place.mkdir()
+            run = RUNS[name]
+            if isinstance(run, tuple):
+                futures[name] = pool.submit(check_pair, place, *run)
+            else:
+                futures[name] = pool.submit(run, place)
+        try:
+            yield futures
+        finally:
+            for future in futures.values():
+                future.cancel()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_nat(outcomes, name):
+    outcomes[name].result()
