@@ -1,0 +1,412 @@
+"""README.md and docs/ are true: what they name exists, what they tell to type works as printed.
+
+Fenced blocks say in their first line where they are typed: ``sh left``, ``sh right``, ``sh both``.
+``text right`` and ``text demo`` are what such a block, or the demo, prints. Blocks of plain ``sh``
+are not run: they clone and build, which `.ci/run` does in a clean clone.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from shadowmesh import _fastpath
+from shadowmesh.cli.program import program
+from shadowmesh.config import flag_names
+from shadowmesh.config.model import Config
+from shadowmesh.daemon import parse_command_line
+from shadowmesh.netlab import Net, NetlabError, wait_until
+from tests.lab.machine import Machine
+from tests.lab.proxies import self_signed
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TEXT = "\n".join(page.read_text() for page in PAGES)
+BLOCK = re.compile(r"^```(\w*) ?(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
+SHARED_KEY = re.compile(r"\b[0-9a-f]{64}\b")
+LAN_WAIT_S = 45  # a bridge port with STP forwards after 30 s
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    section: str
+    language: str
+    where: str
+    text: str
+
+
+def sections() -> dict[str, str]:
+    """The text below each heading of level 2, by heading."""
+    parts = re.split(r"^## (.+)$", TEXT, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def blocks(section: str = "", language: str = "") -> list[Block]:
+    return [
+        Block(title, *match.groups())
+        for title, text in sections().items()
+        for match in BLOCK.finditer(text)
+        if section in ("", title) and language in ("", match[1])
+    ]
+
+
+def inline_code(text: str = TEXT) -> list[str]:
+    """What stands between backticks, outside of blocks."""
+    return re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
+
+
+def rows(section: str) -> list[list[str]]:
+    """The cells of the tables of a section, without head and rule."""
+    found = []
+    for table in re.findall(r"(?:^\|.*\n)+", sections()[section], re.MULTILINE):
+        lines = table.splitlines()[2:]
+        found += [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return found
+
+
+def command_lines() -> list[str]:
+    """Every command that the README gives, in blocks (here-documents left out) and inline."""
+    typed = [
+        re.sub(r"<<'EOF'\n.*?^EOF$", "", block.text, flags=re.DOTALL | re.MULTILINE)
+        for block in blocks(language="sh")
+    ]
+    return [*"".join(typed).splitlines(), *inline_code()]
+
+
+# --- Cheap checks -----------------------------------------------------------------------------
+
+
+def test_the_readme_can_be_read_in_one_sitting():
+    assert len(PAGES[0].read_text().splitlines()) <= 350
+
+
+@functools.cache
+def printed_texts() -> tuple[str, ...]:
+    """Every text in the program's source, `…` where a value is put in."""
+    texts = []
+    for path in sorted((ROOT / "shadowmesh").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "…"
+                        for part in node.values
+                    )
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return tuple(texts)
+
+
+def is_printed(message: str) -> bool:
+    pattern = re.compile(".*".join(map(re.escape, re.split(" *… *", message))))
+    return any(pattern.search(text) for text in printed_texts())
+
+
+@pytest.mark.parametrize(
+    "message", [m for row in rows("When something is wrong") for m in inline_code(row[0])]
+)
+def test_a_quoted_message_is_one_that_the_program_prints(message):
+    assert len(message) > 8
+    assert is_printed(message)
+
+
+def test_a_message_that_is_printed_nowhere_is_noticed():
+    assert not is_printed("cannot reach … because of the weather")
+
+
+def test_every_path_into_the_repository_leads_somewhere():
+    text = " ".join([*inline_code(), *re.findall(r"\]\((\S+?)\)", TEXT)])
+    text += " " + TEXT.replace("/opt/shadowmesh/", " ")
+    tops = "|".join(re.escape(path.name) for path in ROOT.iterdir() if path.is_dir())
+    paths = set(re.findall(rf"(?<![\w/.-])(?:{tops})/[\w./-]*\w/?", text))
+    paths |= {"LICENSE"}
+    assert len(paths) > 20
+    assert not [path for path in sorted(paths) if not (ROOT / path).exists()]
+
+
+def test_every_function_on_the_way_of_a_frame_is_where_the_readme_says():
+    steps = re.findall(
+        r"^\d\. .*?(?=^\d\. |\n\n)", sections()["The code"], re.MULTILINE | re.DOTALL
+    )
+    assert len(steps) >= 6
+    paths: list[str] = []
+    for step in steps:
+        words = inline_code(step.replace("\n", " "))
+        paths += [word for word in words if "/" in word]
+        text = "".join((ROOT / path).read_text() for path in paths)
+        functions = [word for word in words if "/" not in word]
+        assert not [
+            name
+            for name in functions
+            if not re.search(rf"\bdef .*\b{name}\(|inline .*\b{name}\(", text)
+        ]
+
+
+def test_every_configuration_key_exists():
+    section_names = "|".join(Config.__dataclass_fields__)
+    keys = {c for c in inline_code() if re.fullmatch(rf"(?:{section_names})\.[a-z_]+", c)}
+    assert len(keys) > 8
+    assert keys <= set(flag_names())
+
+
+def test_every_command_and_option_exists():
+    seen = set()
+    for line in command_lines():
+        for name, rest in re.findall(
+            r"(?<![\w/.-])shadowmesh(?: --json)? ([a-z]+)((?: [\w.:-]+)*)", line
+        ):
+            assert name in program.commands, line
+            command = program.commands[name]
+            command.make_parser(click.Context(command)).parse_args(rest.split())
+            seen.add(name)
+    assert seen == set(program.commands)
+
+
+def test_every_option_of_the_daemon_exists():
+    lines = [line for line in command_lines() if "shadowmesh-daemon --" in line]
+    assert len(lines) > 2
+    for line in lines:
+        parse_command_line(shlex.split(line.partition("shadowmesh-daemon ")[2]))
+    parse_command_line(["--config", "FILE"])
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        target
+        for line in command_lines()
+        for target in re.findall(r"^make (?:-C \S+ )?([a-z]+)", line)
+    }
+    assert named >= {"demo", "test", "build"}
+    assert named <= targets
+
+
+def test_every_reason_for_a_drop_is_explained():
+    paragraph = next(p for p in TEXT.split("\n\n") if p.startswith("Frames under `drops`"))
+    assert set(inline_code(paragraph)) - {"drops"} == set(_fastpath.DROP_NAMES)
+
+
+def test_the_exit_codes_are_those_of_the_help():
+    text = program.get_help(click.Context(program))
+    listed = re.search(r"Exit codes: (.*?)\.\n", text, re.DOTALL)
+    assert listed
+    assert re.findall(r"\d", listed[1]) == [row[0] for row in rows("Exit codes")]
+
+
+# --- Everything as printed --------------------------------------------------------------------
+
+
+def shape(text: str) -> set[str]:
+    """The lines of an output without what differs from run to run."""
+    text = re.sub(r"(?m)^ *(?:\* )?(?:udp|wss) .*$", "", text)  # one for each path that was tried
+    text = re.sub(r"(?m)^( *(?:path +\w+|nat|drops) ).*$", r"\1", text)
+    text = PUBLIC_KEY.sub("KEY", text)
+    text = re.sub(r"\d[\d,.:]*", "N", text)
+    text = re.sub(r"\bN (?:B|[KMGT]iB)\b", "N bytes", text)
+    text = re.sub(r"(frame|rekey|reconnect|thread|open file|check)s?\b", r"\1", text)
+    return {" ".join(line.split()) for line in text.splitlines() if line.strip()}
+
+
+class Walk:
+    """Two machines, and the blocks of the README typed on them."""
+
+    def __init__(self, net: Net, directory: Path) -> None:
+        self.net = net
+        self.directory = directory
+        self.machines = {label: Machine(net, label, directory, ROOT) for label in ("left", "right")}
+        self.left, self.right = self.machines.values()
+        #: what the README says to replace
+        self.words: dict[str, str] = {}
+
+    def type_section(self, section: str) -> str:
+        """Type the blocks of a section in their order; return all that they printed."""
+        printed = {"left": "", "right": ""}
+        for block in blocks(section):
+            if block.language == "text":
+                missing = shape(block.text) - shape(printed[block.where])
+                assert not missing, f"the README shows what was not printed: {printed}"
+            elif block.language == "sh" and block.where:
+                places = ["left", "right"] if block.where == "both" else [block.where]
+                for place in places:
+                    output = self.machines[place].shell(self._filled(block.text))
+                    printed[place] += output
+                    self._note_keys(place, output)
+        return "".join(printed.values())
+
+    def _filled(self, text: str) -> str:
+        for word, value in self.words.items():
+            text = text.replace(word, value)
+        assert "KEY_OF_" not in text
+        assert "SHARED_KEY" not in text
+        return text
+
+    def _note_keys(self, place: str, output: str) -> None:
+        if key := re.fullmatch(PUBLIC_KEY, output.strip()):
+            self.words[f"KEY_OF_{place.upper()}"] = key[0]
+        elif key := re.fullmatch(SHARED_KEY, output.strip()):
+            self.words["SHARED_KEY"] = key[0]
+
+    def await_tunnel(self) -> None:
+        def connected() -> bool:
+            return all(m.succeeds("shadowmesh status") for m in self.machines.values())
+
+        wait_until(connected, 15, "both machines are connected", interval_s=0.3)
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    """The machines after the walk-through."""
+    missing = [name for name in ("curl", "ping") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
+    if not (ROOT / ".venv/bin/shadowmesh-daemon").exists():
+        pytest.skip("needs what `make build` makes in .venv")
+    with Net() as net:
+        try:
+            walk = Walk(net, tmp_path_factory.mktemp("readme"))
+        except NetlabError as error:
+            if "overlay" in str(error):
+                pytest.skip(f"needs overlayfs: {error}")
+            raise
+        walk.type_section("Two machines, step by step")
+        walk.await_tunnel()
+        yield walk
+
+
+@pytest.mark.netns
+def test_the_demo_prints_what_the_readme_shows():
+    done = subprocess.run(
+        [sys.executable, "-m", "shadowmesh.demo"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (shown,) = (block for block in blocks() if block.where == "demo")
+    assert shape(shown.text) - shape(done.stdout) == set()
+
+
+@pytest.mark.netns
+def test_the_walk_through_leads_to_a_tunnel_that_comes_back(walk):
+    # The last step was a restart of the daemon, with which the tunnel came by itself.
+    assert walk.words.keys() == {"KEY_OF_LEFT", "KEY_OF_RIGHT", "SHARED_KEY"}
+    walk.right.shell("shadowmesh disconnect")
+    assert not walk.right.succeeds("shadowmesh status")
+    walk.right.shell("shadowmesh connect")
+    walk.await_tunnel()
+
+
+@pytest.mark.netns
+def test_the_files_have_the_modes_that_the_readme_says(walk):
+    checked = 0
+    for row in rows("Security"):
+        if row[0].startswith("`/"):
+            assert walk.left.shell(f"stat -c 0%a {row[0].strip('`')}").strip() == row[1]
+            checked += 1
+    assert checked == 4
+
+
+@pytest.mark.netns
+def test_the_api_answers_and_tells_the_metrics(walk):
+    printed = walk.type_section("API and metrics")
+    assert '"state": "connected"' in printed
+    metrics = [
+        c for c in inline_code(sections()["API and metrics"]) if re.fullmatch(r"shadowmesh_\w+", c)
+    ]
+    assert len(metrics) > 6
+    assert not [name for name in metrics if f"\n{name}" not in printed]
+
+
+@pytest.mark.netns
+def test_flags_and_environment_go_before_the_file(walk):
+    printed = walk.type_section("Configuration")
+    assert "mtu: 1400  # environment SHADOWMESH_NETWORK_MTU" in printed
+    assert 'log_level: "debug"  # flag --daemon.log_level' in printed
+
+
+@pytest.fixture(scope="module")
+def on_port_443(walk):
+    walk.type_section("Port 443, alone or behind a web server")
+    walk.await_tunnel()
+    return walk
+
+
+@pytest.mark.netns
+def test_the_tunnel_runs_on_port_443(on_port_443):
+    assert "198.51.100.1:443" in on_port_443.right.shell("shadowmesh status")
+
+
+NGINX_SITE = """
+server {{
+    listen 443 ssl;
+    ssl_certificate {pem};
+    ssl_certificate_key {pem};
+{snippet}
+}}
+"""
+HAPROXY_FRONTEND = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 50s
+    timeout server 50s
+frontend site
+    bind :443 ssl crt {pem}
+{snippet}
+"""
+WEB_SERVERS = {
+    "nginx": (
+        NGINX_SITE, "cp {file} /etc/nginx/conf.d/site.conf; mkdir -p /var/log/nginx; nginx",
+        "nginx -s stop",
+    ),
+    "haproxy": (HAPROXY_FRONTEND, "haproxy -D -f {file}", "true"),
+}  # fmt: skip
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("name", WEB_SERVERS)
+def test_the_tunnel_runs_behind_a_web_server(on_port_443, name):
+    if shutil.which(name) is None:
+        pytest.skip(f"needs {name}")
+    walk = on_port_443
+    site, start, stop = WEB_SERVERS[name]
+    (snippet,) = blocks(language=name)
+    pem = self_signed(walk.directory / f"{name}.pem", name)
+    file = walk.directory / f"{name}.conf"
+    file.write_text(site.format(pem=pem, snippet=snippet.text))
+    # The daemon goes back to its own port, the web server takes 443.
+    walk.left.shell("sed -i '/^websocket:/,$d' /etc/shadowmesh/daemon.yaml")
+    walk.left.shell("systemctl restart shadowmesh")
+    walk.left.shell(start.format(file=file))
+    walk.right.shell("systemctl restart shadowmesh")
+    walk.await_tunnel()
+    assert "TLS proxied-or-intercepted" in walk.right.shell("shadowmesh status")
+    walk.left.shell(stop)
+
+
+@pytest.mark.netns
+def test_two_lans_are_joined(walk):
+    lans = []
+    for number, machine in enumerate(walk.machines.values(), 1):
+        lan = walk.net.namespace(f"lan{number}")
+        machine.host.ip(f"link add eth1 type veth peer name eth0 netns {lan.namespace}")
+        lan.ip(f"address add 192.168.7.{number}/24 dev eth0", "link set eth0 up")
+        lans.append(lan)
+    walk.type_section("Join two LANs")
+    wait_until(
+        lambda: lans[0].ping("192.168.7.2", count=1).complete, LAN_WAIT_S, "a ping from LAN to LAN"
+    )
+    assert lans[1].ping("192.168.7.1", size=1472, dont_fragment=True).complete
