@@ -12,6 +12,7 @@ TAP and UDP threads are bare POSIX threads that never take the GIL.
 Knows nothing of configuration, HTTP, sockets or logging. The state is drawn in ``fast/plane.pxd``.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -262,6 +263,8 @@ cdef class DataPlane:
             raise LocalProtocolError("a TAP is attached already")
         if fd < 0 or not 68 <= mtu_bytes <= 65535:
             raise ValueError(f"fd {fd} or MTU {mtu_bytes} is out of range")
+        if os.get_blocking(fd):
+            raise ValueError(f"fd {fd} is not non-blocking: the TAP thread could not be stopped")
         self.plane.mtu_bytes = mtu_bytes
         self.plane.tap_errno = 0
         self._set_tap(fd)
@@ -433,6 +436,9 @@ cdef class DataPlane:
         }
 
 
+# The collector must not take their plane and pipe from objects that wait for __dealloc__: the TAP
+# thread writes into the pipe, and closing needs the plane. They refer to nothing that refers back.
+@cython.no_gc_clear
 cdef class Session:
     """One peer: its key epochs and the link that carries them.
 
@@ -460,7 +466,8 @@ cdef class Session:
         pthread_mutex_unlock(&plane.plane.tx_lock)
 
     def __dealloc__(self):
-        if self.index >= 0:
+        # Without a plane the constructor has refused its arguments.
+        if self.plane is not None and self.index >= 0:
             self.close()
 
     cdef session_t *_state(self) except NULL:
@@ -760,6 +767,7 @@ cdef class Session:
         self.index = -1
 
 
+@cython.no_gc_clear
 cdef class Pipe:
     """One WebSocket link after the upgrade: the ring of what goes out, the parser of what comes.
 
@@ -907,7 +915,7 @@ cdef class Pipe:
 
     def send_ws_control(self, int opcode, bytes payload not None) -> None:
         """Queue a ping, pong or close frame of at most 125 bytes."""
-        if opcode < OP_CLOSE or len(payload) > MAX_CONTROL_PAYLOAD:
+        if not OP_CLOSE <= opcode <= OP_PONG or len(payload) > MAX_CONTROL_PAYLOAD:
             raise ValueError(f"opcode {opcode} with {len(payload)} bytes is no control frame")
         self._send_frame(opcode, payload)
 
