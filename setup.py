@@ -24,6 +24,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import libsodium  # noqa: E402  (scripts/ is not a package)
 
 PACKAGE = Path("shadowmesh")
+#: shadowmesh/sodium.py looks for it
+CARRIED = "_libsodium.so"
 
 WARNINGS = [
     "-Wall",
@@ -76,6 +78,20 @@ class BuildFastpath(build_ext):
             ]
         translate(self.extensions, variant, directives)
         super().build_extensions()
+
+    def run(self) -> None:
+        """Build, and put a libsodium for pysodium beside the modules.
+
+        The wheel then needs none of the system's. Not in build_extensions: until the end of run
+        setuptools hides that the modules go into the source tree.
+        """
+        super().run()
+        sodium = libsodium.choose()
+        carried = Path(self.get_ext_fullpath("shadowmesh._fastpath")).with_name(CARRIED)
+        if sodium.archive is None:
+            carried.unlink(missing_ok=True)
+        else:
+            libsodium.link_shared(sodium.archive, carried)
 
     def _switches(self, variant: str, extension: Extension, directives: object) -> Path:
         """A file that changes only when the switches do: building depends on it."""

@@ -42,6 +42,8 @@ class Libsodium:
     origin: str
     cflags: tuple[str, ...]
     ldflags: tuple[str, ...]
+    #: what a shared library for pysodium is made of; None: the system has one
+    archive: Path | None = None
 
     @property
     def summary(self) -> str:
@@ -80,6 +82,27 @@ def choose() -> Libsodium:
     raise SystemExit(
         "libsodium: no headers found; install them (Debian: apt-get install libsodium-dev pkg-config)"
     )
+
+
+def link_shared(archive: Path, target: Path) -> None:
+    """Make a shared library out of the static one, unless it is there and newer.
+
+    Raises:
+        SystemExit: the compiler refuses; the message is one line.
+    """
+    if target.exists() and target.stat().st_mtime >= archive.stat().st_mtime:
+        return
+    try:
+        _run(
+            [
+                *(os.environ.get("CC", "gcc"), "-shared", "-s", "-o", f"{target}.new"),
+                *("-Wl,--whole-archive", str(archive), "-Wl,--no-whole-archive"),
+            ],
+            cwd=ROOT,
+        )
+    except Unavailable as error:
+        raise SystemExit(f"libsodium: {error}") from error
+    Path(f"{target}.new").rename(target)
 
 
 def _as_tuple(version: str) -> tuple[int, ...]:
@@ -122,9 +145,10 @@ def _from_source() -> Libsodium:
         version=CARRIED_VERSION,
         origin="built from source, static",
         cflags=(f"-I{PREFIX / 'include'}", "-DSODIUM_STATIC"),
-        # Its symbols stay inside the extension: pysodium loads the system's libsodium into
-        # the same process, and neither may answer calls meant for the other.
+        # Its symbols stay inside the extension: pysodium loads a shared libsodium into the
+        # same process, and neither may answer calls meant for the other.
         ldflags=(str(archive), "-Wl,--exclude-libs,ALL"),
+        archive=archive,
     )
 
 

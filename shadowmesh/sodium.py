@@ -15,11 +15,33 @@ other libraries accept forgeries. Source: protocol section 2, RFC 8032.
 from __future__ import annotations
 
 import ctypes
-
-import pysodium  # type: ignore[import-untyped]
+import ctypes.util
+from pathlib import Path
+from typing import Any
 
 from .constants import IDENTITY_BYTES, SEED_BYTES, SIGNATURE_BYTES
 
+#: built with the data plane, unless the system's library is new enough (scripts/libsodium.py)
+_CARRIED = Path(__file__).with_name("_libsodium.so")
+
+
+def _import_pysodium() -> Any:
+    """Import pysodium with the libsodium that we carry, else with the system's.
+
+    pysodium asks ctypes.util when it is imported and takes no other hint; that answer is ours
+    for as long as the import lasts. It also spares the start of ldconfig for each command.
+    """
+    find = ctypes.util.find_library
+    if _CARRIED.exists():
+        ctypes.util.find_library = lambda name: str(_CARRIED)
+    try:
+        import pysodium  # type: ignore[import-untyped]
+    finally:
+        ctypes.util.find_library = find
+    return pysodium
+
+
+pysodium = _import_pysodium()
 _lib: ctypes.CDLL = pysodium.sodium
 
 # 0: initialised now, 1: was already. Without it randombytes may be used before its source is

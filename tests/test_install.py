@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from shadowmesh import netlab
+from shadowmesh import netlab, sodium
 from shadowmesh.config import load, loader
 from shadowmesh.config.yamlfile import is_for_the_group
 from shadowmesh.errors import ConfigError
@@ -175,3 +178,21 @@ def test_the_daemon_carries_frames_without_root(service):
         assert path.stat().st_uid == NOBODY
     assert left.terminate()[0] == 0
     assert "Permission" not in left.log()
+
+
+# --- libsodium --------------------------------------------------------------------------------
+
+
+def test_a_machine_without_libsodium_does_with_the_one_we_carry():
+    if not (Path(sodium.__file__).parent / "_libsodium.so").exists():
+        pytest.skip("built with the system's libsodium")
+    code = (
+        "import ctypes.util\n"
+        "def missing(name): return None\n"
+        "ctypes.util.find_library = missing\n"
+        "from shadowmesh import sodium\n"
+        "assert sodium._lib._name.endswith('_libsodium.so'), sodium._lib._name\n"
+        "assert ctypes.util.find_library is missing\n"
+        "assert len(sodium.random_bytes(32)) == 32\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
