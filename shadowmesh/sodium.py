@@ -33,7 +33,7 @@ def _import_pysodium() -> Any:
     """
     find = ctypes.util.find_library
     if _CARRIED.exists():
-        ctypes.util.find_library = lambda name: str(_CARRIED)
+        ctypes.util.find_library = lambda _name: str(_CARRIED)
     try:
         import pysodium  # type: ignore[import-untyped]
     finally:
