@@ -1,38 +1,55 @@
 """The control API: HTTP routes over a `Control`.
 
-Owns: routes, what a body may hold, the JSON form of errors. Who may ask at all is decided before,
-in `guard`. Does not know: gevent, links, how the daemon does what it is asked.
+Owns: what serves each route of the table in `routes`, the reading of bodies and queries, the JSON
+form of errors. Who may ask at all is decided before, in `guard`. Does not know: gevent, links, how
+the daemon does what it is asked.
 
-A route that waits (POST /connect) blocks only its caller: the server runs each request in a
-greenlet of its own.
+A route that waits (POST /connect, the WebSocket of GET /events) blocks only its caller: the server
+runs each request in a greenlet of its own.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from shadowmesh import log
-from shadowmesh.config.values import remote
 from shadowmesh.constants import MAX_API_BODY_BYTES
 from shadowmesh.errors import BadRequest, ControlError
-from shadowmesh.guard import AUTHORISED, SECURITY_HEADERS, Guard, error_body
+from shadowmesh.guard import AUTHORISED, SECURITY_HEADERS, UPGRADE, Guard, error_body
+from shadowmesh.routes import (
+    METRICS_OFF,
+    OPEN_PATHS,
+    ROUTES,
+    TOO_MANY_LISTENERS,
+    UPGRADE_REQUIRED,
+    Refusal,
+    Route,
+    check_members,
+    from_query,
+)
+from shadowmesh.status import SCHEMA
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from shadowmesh.config import HostPort
+    from shadowmesh.events import FlightRecorder
     from shadowmesh.status import Health, Snapshot
 
 _log = log.get("api")
 
+#: the path whose WebSocket the dashboard opens
+FEED_PATH: Final = "/events"
+
 #: error.code of what the framework refuses, by HTTP status
 _HTTP_CODES: Final = {
     400: ("bad_request", "the request could not be read"),
-    404: ("not_found", "no such route: see /connect, /disconnect, /status, /health, /metrics"),
+    404: ("not_found", "no such route: see " + ", ".join(sorted({r.path for r in ROUTES}))),
     405: ("method_not_allowed", "this route does not take this method"),
     413: ("too_large", f"the body is larger than {MAX_API_BODY_BYTES} bytes"),
     415: ("unsupported_media_type", "a body must be application/json"),
@@ -57,11 +74,30 @@ class Control(Protocol):
     def health(self) -> Health: ...
 
 
+class Feed(Protocol):
+    """Who serves the WebSockets of GET /events."""
+
+    #: name of what is spoken there
+    subprotocol: str
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may listen."""
+        ...
+
+    def serve(self, sock: Any, file: Any) -> None:
+        """Keep one listener until it leaves; sock and file are what the upgrade gave."""
+        ...
+
+
 def create_app(
     control: Control,
     token: str,
     listen: HostPort,
     metrics_registry: CollectorRegistry | None = None,
+    *,
+    recorder: FlightRecorder,
+    feed: Feed,
 ) -> Flask:
     """Return the WSGI application of the control API.
 
@@ -69,63 +105,137 @@ def create_app(
         token: the bearer token; compared in constant time, never logged or sent.
         listen: address and port that the server is really bound to; Host must name it.
         metrics_registry: what GET /metrics tells; None: metrics are off, the route is a 404.
+        recorder: what GET /events/recent tells.
+        feed: who serves GET /events.
     """
     # No static folder: Flask would add a route for it.
     app = Flask("shadowmesh.api", static_folder=None, template_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_API_BODY_BYTES
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    _add_routes(app, control, metrics_registry)
+    handlers = _Handlers(control, metrics_registry, recorder, feed)
+    for route in ROUTES:
+        view = _view(route, getattr(handlers, route.name))
+        app.add_url_rule(route.path, route.name, view, methods=[route.method])
     app.before_request(_refuse_foreign_body)
     app.after_request(_add_headers)
     app.register_error_handler(ControlError, _control_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _internal_error)
     app.wsgi_app = Guard(  # type: ignore[method-assign]
-        app.wsgi_app, listen, token=token, open_paths=frozenset({"/health"})
+        app.wsgi_app,
+        listen,
+        token=token,
+        open_paths=OPEN_PATHS,
+        page_paths=frozenset({FEED_PATH}),
     )
     return app
 
 
-def _add_routes(app: Flask, control: Control, metrics_registry: CollectorRegistry | None) -> None:
-    @app.post("/connect")
-    def connect() -> Response:
-        body = _read_object({"peer"})
-        return _json(control.connect(_checked_peer(body.get("peer"))).to_dict())
+def _view(route: Route, handler: Callable[..., Response]) -> Callable[[], Response]:
+    """Return the view of a route: what it takes is checked, and handed over by name."""
 
-    @app.post("/disconnect")
-    def disconnect() -> Response:
-        _read_object(set())
-        return _json(control.disconnect().to_dict())
+    def view() -> Response:
+        arguments = check_members(_read_query(route), route.query)
+        if route.body is not None:
+            arguments |= check_members(_read_object(), route.body)
+        return handler(**arguments)
 
-    @app.get("/status")
-    def status() -> Response:
-        return _json(control.status().to_dict())
+    return view
 
-    @app.get("/health")
-    def health() -> Response:
-        report = control.health()
+
+class _Handlers:
+    """One method for each route, of the route's name."""
+
+    def __init__(
+        self,
+        control: Control,
+        metrics_registry: CollectorRegistry | None,
+        recorder: FlightRecorder,
+        feed: Feed,
+    ) -> None:
+        self._control = control
+        self._registry = metrics_registry
+        self._recorder = recorder
+        self._feed = feed
+
+    def dashboard(self) -> Response:
+        from shadowmesh import dashboard
+
+        page = dashboard.load()
+        response = Response(page.body, content_type="text/html; charset=utf-8")
+        response.headers.extend(page.headers)
+        return response
+
+    def connect(self, peer: str | None) -> Response:
+        return _json(self._control.connect(peer).to_dict())
+
+    def disconnect(self) -> Response:
+        return _json(self._control.disconnect().to_dict())
+
+    def status(self) -> Response:
+        return _json(self._control.status().to_dict())
+
+    def health(self) -> Response:
+        report = self._control.health()
         # Texts name addresses and files: only for who has shown the token.
         answer = report.to_dict(details=bool(request.environ.get(AUTHORISED)))
-        if not report.ok:
-            names = ", ".join(check.name for check in report.failing)
-            answer["error"] = {"code": "unhealthy", "message": f"failing: {names}"}
-        return _json(answer, 200 if report.ok else 503)
+        return _report(answer, "unhealthy", [check.name for check in report.failing])
 
-    if metrics_registry is not None:
-        _add_metrics_route(app, metrics_registry)
+    def live(self) -> Response:
+        return _json({"schema": SCHEMA, "status": "alive"})
 
+    def ready(self) -> Response:
+        names = [check.name for check in self._control.health().not_ready]
+        answer = {
+            "schema": SCHEMA,
+            "status": "not_ready" if names else "ready",
+            "failing": names,
+        }
+        return _report(answer, "not_ready", names)
 
-def _add_metrics_route(app: Flask, registry: CollectorRegistry) -> None:
-    # Not at the top: without metrics the library stays out of the daemon's memory.
-    from shadowmesh import metrics
+    def events(self) -> Response:
+        upgrade = request.environ.get(UPGRADE)
+        if upgrade is None:
+            refused = _refused(UPGRADE_REQUIRED)
+            refused.headers.extend({"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
+            return refused
+        if not self._feed.has_room:
+            return _refused(TOO_MANY_LISTENERS)
+        self._feed.serve(*upgrade(self._feed.subprotocol))
+        return Response()  # which the server does not send any more
 
-    @app.get("/metrics")
-    def metrics_text() -> Response:
-        return Response(metrics.render(registry), content_type=metrics.CONTENT_TYPE)
+    def recent_events(self, limit: int, after: int) -> Response:
+        events = self._recorder.recent(limit, after=after)
+        return _json({"schema": SCHEMA, "events": [event.to_dict() for event in events]})
+
+    def metrics(self) -> Response:
+        if self._registry is None:
+            return _refused(METRICS_OFF)
+        # Not at the top: without metrics the library stays out of the daemon's memory.
+        from shadowmesh import metrics
+
+        return Response(metrics.render(self._registry), content_type=metrics.CONTENT_TYPE)
+
+    def openapi(self) -> Response:
+        from shadowmesh import openapi
+
+        return _json(openapi.document())
 
 
 def _json(payload: dict[str, Any], status: int = 200) -> Response:
     return Response(json.dumps(payload) + "\n", status, content_type="application/json")
+
+
+def _report(answer: dict[str, Any], code: str, failing: list[str]) -> Response:
+    """200, or 503 with an error that names the failing checks."""
+    if not failing:
+        return _json(answer)
+    answer["error"] = {"code": code, "message": f"failing: {', '.join(failing)}"}
+    return _json(answer, 503)
+
+
+def _refused(refusal: Refusal) -> Response:
+    return _error(refusal.http_status, refusal.code, refusal.text)
 
 
 def _refuse_foreign_body() -> None:
@@ -139,8 +249,19 @@ class _UnsupportedMediaType(HTTPException):
     code = 415
 
 
-def _read_object(known: set[str]) -> dict[str, Any]:
-    """Return the body as a dict with no other keys than known; {} when there is no body."""
+def _read_query(route: Route) -> dict[str, object]:
+    """Return the parameters of the query, each once and of its type."""
+    schemas = {value.name: value.schema for value in route.query}
+    found: dict[str, object] = {}
+    for name, text in request.args.items(multi=True):
+        if name in found:
+            raise BadRequest(f"{name[:40]!r} stands twice in the query")
+        found[name] = from_query(name, text, schemas[name]) if name in schemas else text
+    return found
+
+
+def _read_object() -> dict[str, Any]:
+    """Return the JSON object in the body; {} when there is no body."""
     data = request.get_data(cache=False)
     if not data:
         return {}
@@ -153,10 +274,6 @@ def _read_object(known: set[str]) -> dict[str, Any]:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadRequest('the body must be a JSON object, such as {"peer": "host:port"}')
-    unknown = sorted(set(body) - known)
-    if unknown:
-        expected = ", ".join(sorted(known)) or "no fields"
-        raise BadRequest(f"unknown field {unknown[0][:40]!r}: this route knows {expected}")
     return body
 
 
@@ -167,21 +284,9 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _checked_peer(peer: object) -> str | None:
-    """Return peer when it is a ``host:port`` as in the configuration, or None."""
-    if peer is None:
-        return None
-    if not isinstance(peer, str):
-        raise BadRequest('peer must be a string, "host:port"')
-    try:
-        remote(peer)
-    except ValueError as error:
-        raise BadRequest(f"peer is not host:port: {error}") from None
-    return peer
-
-
 def _add_headers(response: Response) -> Response:
-    response.headers.extend(SECURITY_HEADERS)
+    for name, value in SECURITY_HEADERS:
+        response.headers.setdefault(name, value)
     return response
 
 

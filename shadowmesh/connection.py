@@ -50,6 +50,7 @@ from shadowmesh.errors import (
     PeerRefused,
     PeerUnreachable,
 )
+from shadowmesh.events import NOBODY
 from shadowmesh.keys import format_public_key
 from shadowmesh.terms import terms_of
 from shadowmesh.tunnel import Tunnel, boottime
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from shadowmesh.config import Config, HostPort
     from shadowmesh.config.model import NatSection
     from shadowmesh.device import Device
+    from shadowmesh.events import Recorder
     from shadowmesh.keys import Identity
     from shadowmesh.link import Upgraded
     from shadowmesh.tap import Tap
@@ -111,6 +113,7 @@ class ConnectionManager:
         dial: Callable[[HostPort, str, SSLContext], Upgraded] = dial,
         later: Callable[[float, Callable[[], None]], gevent.Greenlet] = gevent.spawn_later,
         traversal: Traversal | None = None,
+        recorder: Recorder = NOBODY,
     ) -> None:
         """Make a manager of a tunnel that is not wanted yet.
 
@@ -118,6 +121,7 @@ class ConnectionManager:
             device: closed; started and stopped here.
             later: runs a function in a while.
             traversal: started and stopped by the caller; None: WSS only.
+            recorder: whom changes of state and sessions are told.
         """
         self.config = config
         self.identity = identity
@@ -155,6 +159,7 @@ class ConnectionManager:
         #: of sessions that are over
         self._switches = 0
         self.traversal = traversal
+        self._recorder = recorder
         if traversal is not None:
             traversal.on_change = lambda: self._post(self._candidates_changed)
             traversal.on_network_change = lambda: self._post(self._network_changed)
@@ -372,7 +377,9 @@ class ConnectionManager:
         if not repeated:
             self._logged = (text, boottime())
         say = _log.debug if repeated else _log.warning
-        say("cannot connect", cause=text, retry_in_s=delay_s and round(delay_s, 1))
+        retry_in_s = delay_s and round(delay_s, 1)
+        say("cannot connect", cause=text, retry_in_s=retry_in_s)
+        self._recorder.record("session", "cannot connect", cause=text, retry_in_s=retry_in_s)
         self._answer_waiters(error)
         if delay_s is None:
             self._device.close()
@@ -414,6 +421,7 @@ class ConnectionManager:
         self._was_connected = False
         self.last_error = self.last_error_at = None
         _log.info("disconnected", cause=detail)
+        self._recorder.record("session", "disconnected", cause=detail)
 
     def _abort_dial(self, reason: CloseReason, detail: str) -> None:
         dialling, self._dialling = self._dialling, None
@@ -441,6 +449,7 @@ class ConnectionManager:
             on_link_lost=lambda *what: self._post(partial(self._link_lost, *what)),
             on_ended=lambda *what: self._post(partial(self._ended, *what)),
             traversal=self.traversal,
+            recorder=self._recorder,
         )
         tunnel.start()
         return tunnel
@@ -551,6 +560,14 @@ class ConnectionManager:
             tls="direct" if result.tls_matches else "proxied-or-intercepted",
             replaced=replaced is not None,
         )
+        self._recorder.record(
+            "session",
+            "connected",
+            peer=tunnel.peer_name,
+            dialled=tunnel.initiator,
+            cipher=result.cipher,
+            replaced=replaced is not None,
+        )
         if self.config.peer.public_key is None:
             _log.warning(
                 "the peer is not pinned: any holder of encryption.key can be it;"
@@ -574,6 +591,12 @@ class ConnectionManager:
             self.handshakes[ended.kind] += 1
             say = _log.limited(10).warning if ended.kind == "refused" else _log.limited(10).info
             say("incoming handshake failed", peer=tunnel.peer_name, cause=ended.detail)
+            self._recorder.record(
+                "session",
+                "incoming handshake failed",
+                peer=tunnel.peer_name,
+                cause=ended.detail,
+            )
         elif tunnel is self._dialled:
             self._dialled = None
             self.handshakes[ended.kind] += 1
@@ -592,6 +615,7 @@ class ConnectionManager:
         if tunnel is not self.current or tunnel.over:
             return
         _log.warning("WSS link lost, UDP goes on", peer=tunnel.peer_name, cause=tunnel.link_error)
+        self._recorder.record("session", "WSS link lost, UDP goes on", cause=tunnel.link_error)
         if self._dials_again(tunnel):
             self._redial = True
             self._backoff.session_ended(boottime() - (tunnel.established_boottime or boottime()))
@@ -610,6 +634,7 @@ class ConnectionManager:
             self.last_error, self.last_error_at = ended.detail, time.time()
             return
         _log.warning("connection lost", peer=tunnel.peer_name, cause=ended.detail)
+        self._recorder.record("session", "connection lost", cause=ended.detail)
         self.last_error, self.last_error_at = ended.detail, time.time()
         self._fire(Event.LINK_LOST)
         if self._dialling or self._dialled or self._timer:
@@ -664,9 +689,11 @@ class ConnectionManager:
         if tap is None or not self._device.lost:
             return
         _log.warning("the TAP device is gone, making it again", device=tap.name)
+        self._recorder.record("device", "the TAP device is gone, making it again", device=tap.name)
         try:
             self._device.renew()
         except DeviceUnavailable as error:
+            self._recorder.record("device", "the TAP device cannot be made", cause=str(error))
             redial = self._redial
             self._undo(CloseReason.SHUTDOWN, str(error))
             self._redial = redial
@@ -718,6 +745,7 @@ class ConnectionManager:
         after = self.machine.fire(event, time.time())
         if after is not before:
             _log.debug("state changed", before=before, after=after, event=event.name)
+            self._recorder.record("state", "state changed", before=before, after=after, event=event)
 
     def _answer_waiters(self, error: ControlError | None) -> None:
         waiters, self._waiters = self._waiters, []

@@ -33,6 +33,8 @@ from shadowmesh.config import HostPort, diff, flag_names, load, redacted
 from shadowmesh.connection import ConnectionManager
 from shadowmesh.device import Device
 from shadowmesh.errors import ConfigError, KeyFileError, NotPermitted, ShadowMeshError
+from shadowmesh.events import FlightRecorder
+from shadowmesh.feed import Feed
 from shadowmesh.heartbeat import Heartbeat
 from shadowmesh.http_server import LimitedServer
 from shadowmesh.keys import format_public_key, load_or_create_identity, load_or_create_token
@@ -159,6 +161,7 @@ class Daemon:
         self._stopping = Event()
         self._notifier = notifier
         self._heartbeat = Heartbeat(self._beat)
+        self._recorder = FlightRecorder()
 
     def run(self) -> None:
         """Start everything, wait for SIGTERM or SIGINT, undo everything.
@@ -235,7 +238,9 @@ class Daemon:
             client_context(),
             certificate.sha256,
             traversal=traversal,
+            recorder=self._recorder,
         )
+        traversal.recorder = self._recorder
         self._view = View(self._manager, self._heartbeat)
         self._heartbeat.start()
         undo.callback(self._heartbeat.stop)
@@ -270,9 +275,12 @@ class Daemon:
         registry = None
         if config.monitoring.metrics_enabled:
             registry = make_registry(self.status, self._heartbeat.histogram)
+        feed = Feed(lambda: self.status().to_dict(), self._recorder)
         listen = config.daemon.listen_address
         bound = serve(undo, listen, "daemon.listen_address",
-                      lambda bound: create_app(self, token, bound, registry))
+                      lambda bound: create_app(self, token, bound, registry,
+                                               recorder=self._recorder, feed=feed))
+        undo.callback(feed.stop)
         check_answer(bound)
         _log.info("control API is open", address=listen)
         if registry is not None and config.monitoring.prometheus_port:
@@ -298,9 +306,13 @@ class Daemon:
         except ConfigError as error:
             for problem in error.problems:
                 _log.error("configuration not reloaded", problem=str(problem))
+            self._recorder.record(
+                "config", "configuration not reloaded", problems=len(error.problems)
+            )
             return
         applied, restart = diff(self._config, loaded.config)
         _log.info("configuration reloaded", applied=applied)
+        self._recorder.record("config", "configuration reloaded", applied=applied, restart=restart)
         if restart:
             _log.warning("these keys change with a restart only", keys=restart)
         self._config = loaded.config

@@ -12,6 +12,12 @@ Does not know: routes, bodies, what the application behind it does, gevent.
 A web page in the operator's browser can reach loopback too. It cannot forge Host (so a name that
 was re-bound to 127.0.0.1 is caught), it cannot leave out Origin or Referer on the requests that
 matter, and it does not know the token.
+
+One page may ask: the dashboard, which this server serves itself. It opens a WebSocket, for which
+browsers always send Origin and never Authorization. So on the paths in `page_paths`, and only for
+a WebSocket upgrade, an Origin is let in that is this very server under the name by which it was
+asked, and the token may come as a subprotocol. All that the page can do there is listen: what
+changes something stays closed to every page, this one included.
 """
 
 from __future__ import annotations
@@ -36,13 +42,20 @@ _log = log.get("api").limited(10.0)
 #: key in the WSGI environment: True when the request carried the right token
 AUTHORISED: Final = "shadowmesh.authorised"
 
+#: key in the WSGI environment of a request for a WebSocket: the server's function that grants it
+UPGRADE: Final = "shadowmesh.upgrade"
+
 #: shorter tokens are refused at construction: 32 url-safe characters are 192 bits
 MIN_TOKEN_CHARS: Final = 32
+
+#: how a page, which cannot set Authorization on a WebSocket, offers the token as a subprotocol
+BEARER_PREFIX: Final = "bearer."
 
 #: on every answer, errors included
 SECURITY_HEADERS: Final = (
     ("Cache-Control", "no-store"),
     ("Content-Security-Policy", "default-src 'none'"),
+    ("Referrer-Policy", "no-referrer"),
     ("X-Content-Type-Options", "nosniff"),
 )
 
@@ -105,6 +118,7 @@ class Guard:
         *,
         token: str | None,
         open_paths: frozenset[str] = frozenset(),
+        page_paths: frozenset[str] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Put the guard in front of app.
@@ -115,6 +129,7 @@ class Guard:
                 only tells).
             open_paths: paths that GET and HEAD may ask for without a token. A request that
                 does carry one is refused all the same when it is wrong.
+            page_paths: paths of WebSockets that our own page may open.
             clock: monotonic seconds.
         Raises:
             ValueError: the token is short enough to be guessed.
@@ -125,6 +140,7 @@ class Guard:
         self._hosts = allowed_hosts(listen)
         self._token = None if token is None else token.encode("utf-8")
         self._open_paths = open_paths
+        self._page_paths = page_paths
         self._clock = clock
         self._authorised = TokenBucket(*AUTHORISED_RATE)
         self._open = TokenBucket(*OPEN_RATE)
@@ -138,7 +154,7 @@ class Guard:
                 "forbidden_host",
                 "the Host header does not name this service: use its listen address or localhost",
             )
-        if "HTTP_ORIGIN" in environ or "HTTP_REFERER" in environ:
+        if "HTTP_REFERER" in environ or not self._may_have_origin(environ):
             return refuse(
                 start_response,
                 "403 Forbidden",
@@ -154,10 +170,26 @@ class Guard:
         environ[AUTHORISED] = authorised
         return self._app(environ, start_response)
 
+    def _may_have_origin(self, environ: WSGIEnvironment) -> bool:
+        """Whether there is no Origin, or the one of our own page where it may have one."""
+        if "HTTP_ORIGIN" not in environ:
+            return True
+        own = f"http://{environ['HTTP_HOST']}".lower()
+        return self._is_page_socket(environ) and environ["HTTP_ORIGIN"].lower() == own
+
+    def _is_page_socket(self, environ: WSGIEnvironment) -> bool:
+        return (
+            environ.get("PATH_INFO") in self._page_paths
+            and environ.get("REQUEST_METHOD") == "GET"
+            and environ.get("HTTP_UPGRADE", "").lower() == "websocket"
+        )
+
     def _holds_token(self, environ: WSGIEnvironment) -> bool:
         if self._token is None:
             return False
         scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if "HTTP_AUTHORIZATION" not in environ and self._is_page_socket(environ):
+            scheme, given = "bearer", _token_among(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
         # WSGI hands header bytes over as latin-1
         given_bytes = given.strip().encode("latin-1", "replace")
         return hmac.compare_digest(given_bytes, self._token) and scheme.lower() == "bearer"
@@ -188,6 +220,14 @@ class Guard:
             "this request needs 'Authorization: Bearer TOKEN' with the token of this daemon",
             [("WWW-Authenticate", 'Bearer realm="shadowmesh"')],
         )
+
+
+def _token_among(protocols: str) -> str:
+    """Return the token that a list of subprotocols offers; empty without one."""
+    for protocol in protocols.split(","):
+        if protocol.strip().startswith(BEARER_PREFIX):
+            return protocol.strip().removeprefix(BEARER_PREFIX)
+    return ""
 
 
 def _too_many(start_response: StartResponse) -> list[bytes]:

@@ -8,12 +8,20 @@ bodies of any length, prints tracebacks for broken requests and looks its own na
 a request has to arrive whole within `REQUEST_TIMEOUT_S`, before the application sees it; the
 answer may take as long as it needs. When `MAX_CONNECTIONS` are open a new one takes the place of
 the one that has been idle longest, so that idle connections cannot keep the operator out.
+
+A request that asks for a WebSocket goes to the application like any other. The application may
+take the connection over: `environ[UPGRADE](subprotocol)` sends the 101 answer, which
+gevent-websocket makes, and returns the connection. What the application returns in the end is not
+sent then.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import io
+import logging
 from collections import OrderedDict
 from socket import SHUT_RDWR
 from typing import TYPE_CHECKING, Any, Final
@@ -21,10 +29,11 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import Timeout
 from gevent.pool import Pool
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer
+from geventwebsocket.handler import WebSocketHandler
 
 from shadowmesh import log
 from shadowmesh.constants import MAX_API_BODY_BYTES, MAX_HEADER_BYTES
-from shadowmesh.guard import error_body
+from shadowmesh.guard import UPGRADE, error_body
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -32,6 +41,10 @@ if TYPE_CHECKING:
     from gevent.socket import socket as Socket  # noqa: N812
 
 _log = log.get("http")
+
+#: RFC 6455, section 4.1
+_WEBSOCKET_VERSION: Final = "13"
+_WEBSOCKET_KEY_BYTES: Final = 16
 
 #: each costs a greenlet and a read buffer of 8 KiB
 MAX_CONNECTIONS: Final = 64
@@ -74,13 +87,24 @@ class _ReadBody(Input):  # type: ignore[misc]
         pass
 
 
-class LimitedHandler(WSGIHandler):  # type: ignore[misc]
+class _OneProtocol:
+    """What gevent-websocket asks the application: which subprotocol it speaks."""
+
+    def __init__(self, subprotocol: str) -> None:
+        self._subprotocol = subprotocol
+
+    def app_protocol(self, path: str) -> str:
+        return self._subprotocol
+
+
+class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
     """One connection. Ends when it is closed, refused or replaced."""
 
     server: LimitedServer
     rfile: Any
     wsgi_input: Any
     _deadline: Timeout | None = None
+    _upgraded = False
 
     def read_requestline(self) -> str:
         self.server.idle[self] = None
@@ -114,10 +138,66 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
             self._stop_deadline()
         super().handle_one_response()
 
+    def run_application(self) -> None:
+        # Not gevent-websocket's, which upgrades before the application can refuse.
+        if self._wants_websocket():
+            self.environ[UPGRADE] = self._upgrade
+        WSGIHandler.run_application(self)
+
+    def start_response(self, status: Any, headers: Any, exc_info: Any = None) -> Any:
+        if self._upgraded and self.headers_sent:
+            return _discard
+        return super().start_response(status, headers, exc_info)
+
+    def process_result(self) -> None:
+        if not self._upgraded:
+            super().process_result()
+
+    def log_request(self) -> None:
+        """Nothing is logged for each request."""
+
     def close_idle(self) -> None:
         """Make the greenlet that waits in read_requestline see the end of the connection."""
         with contextlib.suppress(OSError):  # the client was quicker
             self.socket.shutdown(SHUT_RDWR)
+
+    def _wants_websocket(self) -> bool:
+        """Whether this is a right request for a WebSocket. Source: RFC 6455, section 4.2.1."""
+        asked = self.environ
+        try:
+            key = base64.b64decode(asked.get("HTTP_SEC_WEBSOCKET_KEY", ""), validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        options = asked.get("HTTP_CONNECTION", "").lower().split(",")
+        return (
+            asked["REQUEST_METHOD"] == "GET"
+            and self.request_version == "HTTP/1.1"
+            and asked.get("HTTP_UPGRADE", "").lower() == "websocket"
+            and "upgrade" in (option.strip() for option in options)
+            and asked.get("HTTP_SEC_WEBSOCKET_VERSION") == _WEBSOCKET_VERSION
+            and len(key) == _WEBSOCKET_KEY_BYTES
+        )
+
+    def _upgrade(self, subprotocol: str) -> tuple[Socket, Any]:
+        """Answer 101 and return the socket, and the file that its bytes are read from.
+
+        Args:
+            subprotocol: told to the client if it has offered it.
+        Raises:
+            OSError: the connection is gone.
+        """
+        offered = self.environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").split(",")
+        if subprotocol not in (one.strip() for one in offered):
+            subprotocol = ""
+        self.application = _OneProtocol(subprotocol)
+        self.upgrade_connection()
+        # Theirs reads messages of any length, and would write a close frame when it is collected.
+        self.websocket.closed = True
+        self.environ["wsgi.websocket"] = None
+        self._upgraded = True
+        self.close_connection = True
+        self.write(b"")
+        return self.socket, self.rfile
 
     def _stop_deadline(self) -> None:
         self.server.idle.pop(self, None)
@@ -156,6 +236,10 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
         self.close_connection = True
 
 
+def _discard(data: bytes) -> None:
+    """Takes the place of write() once the connection is no longer HTTP."""
+
+
 class LimitedServer(WSGIServer):  # type: ignore[misc]
     """Serves one WSGI application on a listening socket."""
 
@@ -173,6 +257,9 @@ class LimitedServer(WSGIServer):  # type: ignore[misc]
             # given here, because pywsgi would ask DNS for the name of the address
             environ={"SERVER_NAME": "localhost"},
         )
+        #: where gevent-websocket writes; ours says what matters
+        self.logger = logging.getLogger("geventwebsocket")
+        self.logger.disabled = True
         #: connections that wait for a request, the longest idle first
         self.idle: OrderedDict[LimitedHandler, None] = OrderedDict()
         self._open = 0

@@ -289,11 +289,19 @@ def _message_of(record: logging.LogRecord) -> str:
 def _fields_of(record: logging.LogRecord) -> dict[str, object]:
     """Return the fields with values that JSON has; other libraries' tracebacks as one."""
     fields: Mapping[str, object] = getattr(record, "fields", {})
-    plain = {name: _plain(value, _MAX_DEPTH) for name, value in fields.items()}
+    shown = {name: plain(value) for name, value in fields.items()}
     if record.exc_info and record.exc_info[0] is not None:
         text = "".join(traceback.format_exception(*record.exc_info))
-        plain["traceback"] = text[-_MAX_TRACEBACK_CHARS:]
-    return plain
+        shown["traceback"] = text[-_MAX_TRACEBACK_CHARS:]
+    return shown
+
+
+def plain(value: object) -> object:
+    """Return a field's value as something that JSON has, as a log line would hold it.
+
+    Secrets become `***`, bytes their length, long texts are cut.
+    """
+    return _plain(value, _MAX_DEPTH)
 
 
 def _plain(value: object, depth: int) -> object:

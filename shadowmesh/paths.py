@@ -35,6 +35,7 @@ from shadowmesh.constants import (
     Inner,
 )
 from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.events import NOBODY
 from shadowmesh.traversal import MOVED_SPACING_S
 from shadowmesh.wire import control
 from shadowmesh.wire import path_events as events
@@ -43,6 +44,7 @@ from shadowmesh.wire.path_rules import ACTIVITY_POLL_S
 
 if TYPE_CHECKING:
     from shadowmesh._fastpath import Session
+    from shadowmesh.events import Recorder
     from shadowmesh.traversal import Traversal
     from shadowmesh.udp import UdpPort
     from shadowmesh.wire.control import Address, Candidate, Candidates, Endpoint, PunchNow
@@ -82,6 +84,7 @@ class Paths:
         send_control: Callable[[Candidates | PunchNow], bool],
         receive_close: Callable[[int, bytes], None],
         on_change: Callable[[], None],
+        recorder: Recorder = NOBODY,
     ) -> None:
         """Make the paths; nothing is sent before start().
 
@@ -104,6 +107,7 @@ class Paths:
         self._send_control = send_control
         self._receive_close = receive_close
         self._on_change = on_change
+        self._recorder = recorder
         self._number = session.number
         self._overhead = _OVERHEAD_BYTES[cipher]
         self._tunnel = network.look(traversal.tunnel_device()).tunnel
@@ -256,7 +260,9 @@ class Paths:
                     self._machine.probe_received(source, token, size, now)
                 case Inner.PROBE_ANSWER:
                     answer = control.decode_probe_answer(body)
-                    self._machine.answer_received(source, answer.token, answer.seen, now)
+                    rtt_s = self._machine.answer_received(source, answer.token, answer.seen, now)
+                    if rtt_s is not None:
+                        self._recorder.round_trip("udp", rtt_s)
                 case Inner.CLOSE:
                     self._receive_close(key_id, body)
                 case _:
@@ -356,5 +362,6 @@ class Paths:
         else:
             if "wss" in (before, after):
                 self.switches += 1
+            self._recorder.record("path", "path changed", before=before, after=after, reason=reason)
             _log.info("path changed", peer=self._peer, before=before, after=after, reason=reason)
         self._on_change()

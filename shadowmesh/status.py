@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: grows only when a name in the JSON form changes its meaning or goes away
 SCHEMA: Final = 1
 
+#: a daemon whose checks of these names pass is ready
+READY_CHECKS: Final = ("tap", "peer")
+
 STATES: Final = ("disconnected", "connecting", "connected", "error")
 PATHS: Final = ("wss", "udp")
 
@@ -231,11 +234,12 @@ class Check:
     """One health check.
 
     Attributes:
-        name: stable, lower case with underscores, such as ``tap`` or ``peer_link``.
+        name: stable, lower case with underscores, such as ``tap`` or ``hub_lag``.
         ok: whether it passed.
         severity: what a failure means: "error" makes the daemon unhealthy, "warning" does not.
         text: what was found, one line.
         remedy: what the operator can do; empty when there is nothing to do.
+        code: what was found, for programs: ``ok``, or why it failed, such as ``tap_down``.
     """
 
     name: str
@@ -243,6 +247,7 @@ class Check:
     severity: Severity = "error"
     text: str = ""
     remedy: str = ""
+    code: str = "ok"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -251,6 +256,7 @@ class Check:
             "severity": self.severity,
             "text": self.text,
             "remedy": self.remedy,
+            "code": self.code,
         }
 
 
@@ -264,6 +270,11 @@ class Health:
     def failing(self) -> tuple[Check, ...]:
         """The checks that make the daemon unhealthy; failed warnings are not among them."""
         return tuple(c for c in self.checks if not c.ok and c.severity == "error")
+
+    @property
+    def not_ready(self) -> tuple[Check, ...]:
+        """The failed checks of what has to work before frames can pass."""
+        return tuple(c for c in self.checks if not c.ok and c.name in READY_CHECKS)
 
     @property
     def ok(self) -> bool:
@@ -299,7 +310,7 @@ class Snapshot:
 
     Attributes:
         version: of the daemon.
-        state: one of `STATES`.
+        state: of the connection.
         since: when the state was entered.
         public_key: base64 of this daemon's own identity, for the peer's `peer.public_key`.
         phase: the step of connecting, such as ``handshake``; None in other states.

@@ -28,6 +28,7 @@ from gevent.event import Event
 
 from shadowmesh import log, network
 from shadowmesh.errors import DeviceError
+from shadowmesh.events import NOBODY
 from shadowmesh.udp import UdpPort
 from shadowmesh.wire.candidates import choose_candidates
 from shadowmesh.wire.control import Address, Candidate, Endpoint
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from shadowmesh._fastpath import DataPlane
     from shadowmesh.config import HostPort
     from shadowmesh.config.model import NatSection
+    from shadowmesh.events import Recorder
 
 #: a NAT may forget an unused mapping after 30 s, so an older look says little
 FRESH_S: Final = 15.0
@@ -56,6 +58,7 @@ class Traversal:
         detected_at: wall-clock seconds of that.
         on_change: called when the candidates may have changed; must not wait.
         on_network_change: called when our addresses or routes changed; must not wait.
+        recorder: whom NATs are told.
     """
 
     def __init__(self, plane: DataPlane, nat: NatSection) -> None:
@@ -64,6 +67,7 @@ class Traversal:
         self.detected_at: float | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.on_network_change: Callable[[], None] = lambda: None
+        self.recorder: Recorder = NOBODY
         #: name of the tunnel's device, whose addresses are not told
         self.tunnel_device: Callable[[], str | None] = lambda: None
         self._plane = plane
@@ -211,6 +215,13 @@ class Traversal:
         if result.servers and seen != (result.type, result.public_address):
             level = _log.warning if result.type is NatType.UDP_BLOCKED else _log.info
             level(
+                "NAT detected",
+                type=result.type,
+                public_address=result.public_address,
+                detail=result.detail,
+            )
+            self.recorder.record(
+                "nat",
                 "NAT detected",
                 type=result.type,
                 public_address=result.public_address,

@@ -43,6 +43,7 @@ from shadowmesh.constants import (
     RejectReason,
 )
 from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.events import NOBODY
 from shadowmesh.link import Link, plain_address
 from shadowmesh.paths import Paths
 from shadowmesh.wire import control, events
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from shadowmesh._fastpath import DataPlane
+    from shadowmesh.events import Recorder
     from shadowmesh.link import LinkEvent, Upgraded
     from shadowmesh.terms import Terms
     from shadowmesh.traversal import Traversal
@@ -120,6 +122,7 @@ class Tunnel:
         on_link_lost: Callable[[Tunnel], None],
         on_ended: Callable[[Tunnel, Ended], None],
         traversal: Traversal | None = None,
+        recorder: Recorder = NOBODY,
     ) -> None:
         """Take over the socket; nothing happens before start().
 
@@ -147,6 +150,7 @@ class Tunnel:
         self.paths: Paths | None = None
         self.link_error: str | None = None
         self._traversal = traversal
+        self._recorder = recorder
         self._on_authenticated = on_authenticated
         self._on_established = on_established
         self._on_link_lost = on_link_lost
@@ -422,10 +426,12 @@ class Tunnel:
                 self.rekeys += 1
                 self.last_rekey_at = time.time()
                 _log.debug("keys changed", peer=self.peer_name, rekeys=self.rekeys)
+                self._recorder.record("rekey", "keys changed", rekeys=self.rekeys)
             case events.RekeyAborted(detail):
                 _log.warning(
                     "rekey did not finish, trying again", peer=self.peer_name, cause=detail
                 )
+                self._recorder.record("rekey", "rekey did not finish", cause=detail)
             case events.Control(message):
                 if self.paths is not None:
                     self.paths.receive_control(message)
@@ -489,6 +495,7 @@ class Tunnel:
             send_control=self._send_control,
             receive_close=self._receive_close,
             on_change=self._on_path_change,
+            recorder=self._recorder,
         )
         self.paths.start()
 
@@ -560,6 +567,7 @@ class Tunnel:
         sent_at = self._probes.pop(control.decode_probe_answer(body).token, None)
         if sent_at is not None:
             rtt_s = now - sent_at
+            self._recorder.round_trip("wss", rtt_s)
             self.rtt_s = (
                 rtt_s if self.rtt_s is None else self.rtt_s + RTT_GAIN * (rtt_s - self.rtt_s)
             )

@@ -12,7 +12,7 @@ import gevent
 import gevent.event
 import gevent.socket
 
-from shadowmesh import http_server, status
+from shadowmesh import api, events, feed, http_server, status
 from shadowmesh.config import HostPort
 
 TOKEN = "tokentokentokentokentokentokentokentoken123"
@@ -82,6 +82,19 @@ class FakeControl:
     def health(self) -> status.Health:
         self._answer("health")
         return self.report
+
+
+def make_app(control: FakeControl, listen: HostPort = LISTEN, metrics_registry=None, recorder=None):
+    """Return the control API over a fake daemon."""
+    recorder = events.FlightRecorder() if recorder is None else recorder
+    return api.create_app(
+        control,
+        TOKEN,
+        listen,
+        metrics_registry,
+        recorder=recorder,
+        feed=feed.Feed(lambda: control.status().to_dict(), recorder),
+    )
 
 
 @contextlib.contextmanager

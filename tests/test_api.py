@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shadowmesh import api, errors, http_server, log, metrics, status
 from shadowmesh.config import HostPort
 from shadowmesh.guard import AUTHORISED_RATE, FAILED_RATE, OPEN_RATE, Guard
-from tests.fake_control import CONNECTED, LISTEN, TOKEN, FakeControl, serving
+from tests.fake_control import CONNECTED, LISTEN, TOKEN, FakeControl, make_app, serving
 
 AUTHORISATION = {"Authorization": f"Bearer {TOKEN}"}
 BASE_URL = "http://127.0.0.1:9090"
@@ -30,7 +30,7 @@ def client(control):
 
 
 def make_client(control, **extra):
-    client = api.create_app(control, TOKEN, LISTEN, **extra).test_client()
+    client = make_app(control, LISTEN, **extra).test_client()
     client.environ_base["HTTP_HOST"] = "127.0.0.1:9090"
     return client
 
@@ -148,7 +148,7 @@ def test_a_wrong_method_is_refused_as_json(client, control, method, path, allowe
     assert control.calls == []
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/status/", "/static/x", "/Status"])
+@pytest.mark.parametrize("path", ["/nothing", "/health/", "/status/", "/static/x", "/Status"])
 def test_an_unknown_route_is_refused_as_json(client, path):
     assert_refused(ask(client, path=path), 404, "not_found")
 
@@ -160,7 +160,7 @@ def test_health_needs_no_token_and_then_tells_no_texts(client):
     answer = client.get("/health", base_url=BASE_URL)
     assert answer.status_code == 200
     assert answer.get_json()["status"] == "ok"
-    assert answer.get_json()["checks"] == {"tap": {"ok": True, "severity": "error"}}
+    assert answer.get_json()["checks"] == {"tap": {"ok": True, "severity": "error", "code": "ok"}}
 
 
 def test_health_with_the_token_tells_texts(client):
@@ -237,7 +237,7 @@ def test_the_scheme_of_the_token_is_not_case_sensitive(client):
 
 def test_a_short_token_is_a_mistake_of_the_daemon(control):
     with pytest.raises(ValueError, match="at least 32"):
-        api.create_app(control, "short", LISTEN)
+        api.create_app(control, "short", LISTEN, recorder=None, feed=None)
 
 
 @pytest.mark.parametrize("name", ["Origin", "Referer"])
@@ -270,7 +270,7 @@ def test_foreign_hosts_are_refused_before_the_token_is_looked_at(client, control
 
 
 def test_a_listen_address_other_than_loopback_is_a_name_of_ours(control):
-    client = api.create_app(control, TOKEN, HostPort("fd00::1", 80)).test_client()
+    client = make_app(control, HostPort("fd00::1", 80)).test_client()
     for host in ("[fd00::1]:80", "[FD00::1]", "localhost:80"):
         assert client.get("/status", headers={**AUTHORISATION, "Host": host}).status_code == 200
     answer = client.get("/status", headers={**AUTHORISATION, "Host": "[fd00::2]:80"})
@@ -342,7 +342,7 @@ JSON_VALUES = st.recursive(
 )
 def test_any_body_is_either_understood_or_a_bad_request(body):
     control = FakeControl()
-    app = api.create_app(control, TOKEN, LISTEN)
+    app = make_app(control)
     answer = ask(app.test_client(), "POST", "/connect", data=body, content_type="application/json")
     if answer.status_code == 200:
         assert control.calls[0][0] == "connect"
@@ -489,7 +489,7 @@ def request_bytes(address, *lines, first="GET /status HTTP/1.1", body=b""):
 
 @pytest.fixture
 def served(control):
-    with serving(lambda address: api.create_app(control, TOKEN, address)) as address:
+    with serving(lambda address: make_app(control, address)) as address:
         yield address
 
 
@@ -554,7 +554,7 @@ def test_what_is_not_http_is_refused_without_a_traceback(served, control, reques
 
 def test_a_request_that_does_not_arrive_is_given_up(control, monkeypatch):
     monkeypatch.setattr(http_server, "REQUEST_TIMEOUT_S", 0.2)
-    with serving(lambda address: api.create_app(control, TOKEN, address)) as address:
+    with serving(lambda address: make_app(control, address)) as address:
         for start in (
             b"", b"GET /sta", b"GET /status HTTP/1.1\r\nHost:",
             request_bytes(
@@ -573,7 +573,7 @@ def test_a_slow_answer_is_not_given_up(control, monkeypatch):
 
     monkeypatch.setattr(http_server, "REQUEST_TIMEOUT_S", 0.1)
     control.before = lambda: gevent.sleep(0.3)
-    with serving(lambda address: api.create_app(control, TOKEN, address)) as address:
+    with serving(lambda address: make_app(control, address)) as address:
         assert status_of(exchange(address, request_bytes(address))) == 200
 
 

@@ -19,10 +19,18 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import api, client, errors, status
+from shadowmesh import client, errors, status
 from shadowmesh.cli import output, render
 from shadowmesh.cli.program import program
-from tests.fake_control import CONNECTED, DISCONNECTED, NOW, TOKEN, FakeControl, serving
+from tests.fake_control import (
+    CONNECTED,
+    DISCONNECTED,
+    NOW,
+    TOKEN,
+    FakeControl,
+    make_app,
+    serving,
+)
 
 #: RFC 8032 section 7.1, test 1
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
@@ -38,7 +46,7 @@ def control():
 
 @pytest.fixture
 def served(control):
-    with serving(lambda address: api.create_app(control, TOKEN, address)) as address:
+    with serving(lambda address: make_app(control, address)) as address:
         yield address
 
 
@@ -671,7 +679,7 @@ def test_watch_fails_like_status_when_there_is_no_daemon(token_file):
 
 
 def test_watch_outlives_a_restart_of_the_daemon(control, token_file):
-    with serving(lambda address: api.create_app(control, TOKEN, address)) as address:
+    with serving(lambda address: make_app(control, address)) as address:
         process = watch(address, token_file)
         assert process.stdout.readline().startswith("state     disconnected")
     for line in process.stdout:

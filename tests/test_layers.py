@@ -17,14 +17,14 @@ PACKAGE = ROOT / "shadowmesh"
 #: from the bottom to the top; a module imports from its own row and the rows above it
 LAYERS = (
     {"errors", "constants"},
-    {"config", "keys", "sodium", "status", "log", "rate"},
+    {"config", "keys", "sodium", "status", "log", "rate", "histogram", "events"},
     {"_fastpath", "fast", "wire"},
     {
         "link", "listener", "admission", "upgrade", "dial", "traversal", "paths", "tap",
         "netlink", "network", "tls", "udp", "device",
     },
-    {"api", "guard", "http_server", "metrics", "connection", "tunnel", "terms", "heartbeat",
-     "view", "notify"},
+    {"api", "guard", "http_server", "routes", "openapi", "feed", "dashboard", "health", "vitals",
+     "metrics", "connection", "tunnel", "terms", "heartbeat", "view", "notify"},
     {"cli", "client", "daemon", "netcheck"},
     # not part of the program: hosts out of namespaces, and the demonstration
     {"netlab", "demo"},
@@ -42,6 +42,8 @@ MUST_NOT_KNOW = {
     "status": {"gevent", "shadowmesh.config"},
     "log": {"gevent", "shadowmesh.config"},
     "rate": {"time", "gevent"},
+    "histogram": {"time", "gevent", "prometheus_client"},
+    "events": {"gevent", "shadowmesh.config"},
     "wire": {
         "gevent", "geventwebsocket", "socket", "ssl", "select", "threading", "subprocess",
         "os", "io", "pathlib", "shutil", "tempfile", "time", "datetime", "random", "secrets",
@@ -62,6 +64,12 @@ MUST_NOT_KNOW = {
     "tls": {"flask", "shadowmesh.wire"},
     "api": {"gevent", "shadowmesh.connection", "shadowmesh.tunnel", "shadowmesh.link",
             "shadowmesh.wire", "shadowmesh._fastpath"},
+    "routes": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.api"},
+    "openapi": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.api"},
+    "feed": {"flask", "shadowmesh.connection", "shadowmesh.api", "shadowmesh.guard"},
+    "dashboard": {"gevent", "flask", "shadowmesh.api", "shadowmesh.connection"},
+    "health": {"gevent", "flask", "socket", "shadowmesh.api", "shadowmesh.connection"},
+    "vitals": {"gevent", "flask", "shadowmesh.api", "shadowmesh.connection"},
     "guard": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.tunnel"},
     "metrics": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.tunnel",
                 "shadowmesh.link", "shadowmesh.wire", "shadowmesh._fastpath"},

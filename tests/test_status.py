@@ -78,7 +78,7 @@ def test_a_snapshot_cannot_be_changed():
 
 def test_health_fails_by_errors_and_not_by_warnings():
     good = status.Check("tap", ok=True)
-    warning = status.Check("stun", ok=False, severity="warning", text="no answer", remedy="wait")
+    warning = status.Check("stun", False, "warning", "no answer", "wait", code="no_answer")
     error = status.Check("link", ok=False, text="lost", remedy="look at the peer")
     assert status.Health([good, warning]).ok
     report = status.Health([good, warning, error])
@@ -88,14 +88,15 @@ def test_health_fails_by_errors_and_not_by_warnings():
     assert answer["failing"] == ["link"]
     assert answer["checks"]["stun"] == {
         "ok": False, "severity": "warning", "text": "no answer", "remedy": "wait",
+        "code": "no_answer",
     }  # fmt: skip
     assert status.Health([good]).to_dict()["status"] == "ok"
 
 
 def test_health_without_details_holds_no_texts():
-    check = status.Check("link", ok=False, text="203.0.113.7 is silent", remedy="look at /etc/x")
+    check = status.Check("link", False, "error", "203.0.113.7 is silent", "see /etc/x", "silent")
     answer = status.Health([check]).to_dict(details=False)
-    assert answer["checks"] == {"link": {"ok": False, "severity": "error"}}
+    assert answer["checks"] == {"link": {"ok": False, "severity": "error", "code": "silent"}}
 
 
 def test_resources_are_those_of_the_process():

@@ -185,20 +185,24 @@ class PathMachine:
 
     def answer_received(
         self, source: Endpoint, token: bytes, seen: Endpoint | None, now: float
-    ) -> None:
-        """An answer came; `seen` is where the peer saw our probe come from, if it says."""
+    ) -> float | None:
+        """An answer came; `seen` is where the peer saw our probe come from, if it says.
+
+        Return the round trip in seconds; None when it proves none.
+        """
         sent = self._probes.take(token)
         if sent is None or self._transport is Transport.OFF:
-            return
+            return None
         self._heard_at = now
         if sent.remote.endpoint != source:
             # The peer is there, but not at the address that was asked: no proof of either.
             remote = self._book.learn(source, now, self._active)
             if remote is not None:
                 self._ask_back(remote, now)
-            return
+            return None
         remote = sent.remote
-        remote.answered(now - sent.at, now, padded=sent.padded is not None)
+        rtt_s = now - sent.at
+        remote.answered(rtt_s, now, padded=sent.padded is not None)
         if sent.padded is not None:
             remote.narrow = False
             if remote.prober is not None:
@@ -209,6 +213,7 @@ class PathMachine:
                 self._events.append(events.SeenAs(remote.seen_as, seen))
             remote.seen_as = seen
         self._on_proof(remote, now)
+        return rtt_s
 
     def data_sent(self, at: float) -> None:
         """Frames were sent over UDP, last at this time."""
