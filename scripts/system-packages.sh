@@ -33,7 +33,8 @@ os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null || missing+=(python3-d
     # crypt.h and friends come with gcc's recommendation, not with gcc itself.
     [ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
     # At run time pysodium loads the shared library; -dev brings it and pkg-config's answer.
-    /sbin/ldconfig -p 2>/dev/null | grep -q 'libsodium\.so\.' || missing+=(libsodium-dev)
+    # Not grep -q: it would end early, and ldconfig's broken pipe would count as "missing".
+    /sbin/ldconfig -p 2>/dev/null | grep 'libsodium\.so\.' >/dev/null || missing+=(libsodium-dev)
     if [ ${#missing[@]} -gt 0 ]; then fatal=1; fi
 }
 
@@ -45,6 +46,7 @@ check_demo() {
 check_test() {
     check_demo
     need conntrack conntrack
+    need curl curl
     need ethtool ethtool
     need haproxy haproxy
     need iptables iptables
