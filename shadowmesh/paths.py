@@ -219,6 +219,8 @@ class Paths:
                     due = now + ACTIVITY_POLL_S if due is None else min(due, now + ACTIVITY_POLL_S)
                 self._wakeup.clear()
                 self._wakeup.wait(None if due is None else max(0.0, due - now))
+                if self._stopped:
+                    return  # woken before it was killed
                 now = self._clock()
                 self._read_data_plane(now)
                 self._machine.handle_timeout(now)
