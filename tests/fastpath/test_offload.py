@@ -463,6 +463,13 @@ def test_changes_that_cancel_out_in_the_checksum_are_noticed(words: tuple[int, i
     assert fast.join(frames) == [(*one, 1) for one in frames]
 
 
+@pytest.mark.parametrize("flag", [SYN, RST, URG])
+def test_segments_that_all_have_an_odd_flag_are_not_joined(flag: int) -> None:
+    packet = replace(STREAM, l4=replace(STREAM.l4, flags=ACK | flag))
+    frames = [part.plain() for part in twin.cut(packet, 20000)]
+    assert fast.join(frames) == [(*one, 1) for one in frames]
+
+
 def test_frames_with_a_finished_checksum_are_not_joined() -> None:
     frames = [(bytes(10), part.build(finished=True)) for part in twin.cut(STREAM, 1448)]
     assert fast.join(frames) == [(*frame, 1) for frame in frames]
