@@ -10,6 +10,9 @@ The pairs have nets of their own and run side by side; each test reports one out
 from __future__ import annotations
 
 import contextlib
+import json
+import secrets
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +23,10 @@ import pytest
 
 from shadowmesh.netlab import Daemon, Host, Net, introduce, wait_until
 from tests.lab import faults
+from tests.lab.capture import Capture
 from tests.lab.nat import Kind, Router, StunServer, installed
 from tests.lab.pair import Pair
+from tests.lab.stun_server import Behaviour
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -295,6 +300,99 @@ def a_silent_stun_server_delays_nothing(directory: Path) -> None:
         assert made.connect() < 2
         made.await_path("udp", 1.5)
         wait_until(lambda: made.pair.left.status()["nat"]["type"] == "udp_blocked", 8, "said so")
+
+
+@contextlib.contextmanager
+def strange_server(net: Net, directory: Path, behaviour: Behaviour, lie: str) -> Iterator[Host]:
+    """A STUN server of our own with bad manners, on a host of its own."""
+    host = net.host("strange")
+    log = directory / f"{behaviour}.log"
+    process = host.popen(
+        sys.executable, "-m", "tests.lab.stun_server", "--listen", f"{host.ipv4}:3478",
+        "--behaviour", behaviour, "--lie", lie, log=log,
+    )  # fmt: skip
+    wait_until(lambda: "ready" in log.read_text(), 10, "the STUN server is ready")
+    try:
+        yield host
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@scenario
+def stun_servers_with_bad_manners_do_no_harm(directory: Path) -> None:
+    for behaviour in (
+        Behaviour.LIAR, Behaviour.GARBAGE, Behaviour.OTHER_SOURCE,
+        Behaviour.WRONG_TRANSACTION, Behaviour.REFUSING, Behaviour.SILENT,
+    ):  # fmt: skip
+        place = directory / behaviour
+        place.mkdir()
+        with Net() as net, contextlib.ExitStack() as stack:
+            victim = net.host("victim")
+            lie = f"{victim.ipv4}:6666"
+            server = stack.enter_context(strange_server(net, place, behaviour, lie))
+            both = {
+                "nat.enabled": True,
+                "nat.stun_server": f"{server.ipv4}:3478",
+                "nat.detection_timeout": "2s",
+                "peer.auto_connect": False,
+            }
+            daemons = [Daemon(net.host(label), place / label, both) for label in ("left", "right")]
+            introduce(*daemons)
+            daemons[0].settings["peer.address"] = daemons[1].host.peer_endpoint
+            pair = Pair(net, *daemons)
+            pair.start()
+            with Capture(net, victim, place) as capture:
+                began = time.monotonic()
+                pair.connect()
+                assert time.monotonic() - began < 2
+                for daemon in pair:
+                    daemon.wait_for(2, path="udp")
+                pair.assert_pings()
+
+                def detected(pair=pair) -> bool:
+                    return all(d.status()["nat"]["detected_at"] for d in pair)
+
+                wait_until(detected, 5, "the detection ends")
+                own = bytes.fromhex(victim.interfaces()["eth0"]["address"].replace(":", ""))
+                sent = [f for f in capture.frames() if f[:6] == own and f[23:24] == b"\x11"]
+            # A liar can aim a few probes at somebody, and no more.
+            limit = 12 if behaviour is Behaviour.LIAR else 0
+            assert len(sent) <= limit, (behaviour, len(sent))
+            if behaviour is not Behaviour.LIAR:
+                assert [d.status()["nat"]["public_address"] for d in pair] == [None, None]
+            for daemon in pair:
+                daemon.kill()
+            pair.assert_logs_clean()
+
+
+@scenario
+def netcheck_tells_what_the_router_is(directory: Path) -> None:
+    with Net() as net, StunServer(net, directory) as server:
+        for kind in (Kind.PORT_RESTRICTED, Kind.SYMMETRIC, Kind.UDP_BLOCKED):
+            router = Router(net, kind, f"h{kind[:4]}")
+            daemon = Daemon(
+                router.inside,
+                directory / kind,
+                {"nat.enabled": True, "nat.stun_server": server.endpoint,
+                 "nat.detection_timeout": "4s", "encryption.key": secrets.token_hex(32)},
+            )  # fmt: skip
+            daemon.write_config()
+            for running in (False, True):
+                if running:
+                    daemon.start()
+                done = daemon.cli("--json", "netcheck")
+                report = json.loads(done.stdout)
+                assert report["type"] == NAMES[kind], report
+                blocked = kind is Kind.UDP_BLOCKED
+                assert done.returncode == (5 if blocked else 0)
+                assert report["udp_out"] is not blocked
+                assert report["mapping_varies"] is (None if blocked else kind is Kind.SYMMETRIC)
+                if not blocked:
+                    assert report["public_addresses"][0].startswith(f"{router.wan.ipv4}:")
+                    assert report["servers"][0]["rtt_ms"] > 0
+                assert (report["port"] == 9001) is not running
+            daemon.kill()
 
 
 @scenario
