@@ -39,12 +39,13 @@ from shadowmesh.heartbeat import Heartbeat
 from shadowmesh.http_server import LimitedServer
 from shadowmesh.keys import format_public_key, load_or_create_identity, load_or_create_token
 from shadowmesh.listener import Listener
-from shadowmesh.metrics import make_metrics_app, make_registry
+from shadowmesh.metrics import Sources, make_metrics_app, make_registry
 from shadowmesh.notify import Notifier
 from shadowmesh.tap import check_permission, stable_mac
 from shadowmesh.tls import client_context, load_or_create_certificate, server_context
 from shadowmesh.traversal import Traversal
 from shadowmesh.view import View
+from shadowmesh.vitals import Vitals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from gevent.pywsgi import WSGIServer
 
     from shadowmesh.config import LoadedConfig
-    from shadowmesh.status import Health, Snapshot
+    from shadowmesh.status import Health, Pong, Snapshot
 
 EXIT_USAGE: Final = 2
 #: our own control API has to answer within this, or the start has failed
@@ -199,6 +200,10 @@ class Daemon:
         self._manager.disconnect()
         return self._view.snapshot()
 
+    def ping(self, count: int) -> list[Pong]:
+        """Measure `count` round trips to the peer, one after the other."""
+        return [self._manager.ping() for _ in range(count)]
+
     def status(self) -> Snapshot:
         """What is known now."""
         return self._view.snapshot()
@@ -241,7 +246,9 @@ class Daemon:
             recorder=self._recorder,
         )
         traversal.recorder = self._recorder
-        self._view = View(self._manager, self._heartbeat)
+        self._view = View(
+            self._manager, self._heartbeat, Vitals(self._recorder), certificate
+        )
         self._heartbeat.start()
         undo.callback(self._heartbeat.stop)
         undo.callback(traversal.stop)
@@ -268,14 +275,23 @@ class Daemon:
 
     def _beat(self) -> None:
         if not self._stopping.is_set():
+            self._view.beat()
             self._notifier.beat(self._view.summary())
 
     def _start_http(self, undo: ExitStack, token: str) -> None:
         config = self._config
+        feed = Feed(lambda: self.status().to_dict(), self._recorder)
         registry = None
         if config.monitoring.metrics_enabled:
-            registry = make_registry(self.status, self._heartbeat.histogram)
-        feed = Feed(lambda: self.status().to_dict(), self._recorder)
+            registry = make_registry(
+                Sources(
+                    self.status,
+                    self._heartbeat.histogram,
+                    self._recorder.round_trips,
+                    self._recorder.counts,
+                    lambda: (feed.listening, feed.ended),
+                )
+            )
         listen = config.daemon.listen_address
         bound = serve(undo, listen, "daemon.listen_address",
                       lambda bound: create_app(self, token, bound, registry,

@@ -96,6 +96,7 @@ class FlightRecorder:
 
     Attributes:
         round_trips: histogram of each path.
+        counts: events kept so far, by kind.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class FlightRecorder:
     ) -> None:
         """Args: limit: events that are kept."""
         self.round_trips: dict[str, Histogram] = {path: Histogram(RTT_BUCKETS_S) for path in PATHS}
+        self.counts: dict[str, int] = dict.fromkeys(KINDS, 0)
         self._ring: deque[Event] = deque(maxlen=limit)
         self._number = 0
         self._clock = clock
@@ -134,6 +136,7 @@ class FlightRecorder:
         plain = {name: log.plain(value) for name, value in fields.items()}
         event = Event(self._number, self._clock(), kind, message, plain)
         self._ring.append(event)
+        self.counts[kind] += 1
         for listener in self._listeners:
             listener(event)
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import gevent
 
-from shadowmesh.metrics import LagHistogram
+from shadowmesh.histogram import LAG_BUCKETS_S, Histogram
 
 #: often enough to notice a stall within a health check, rare enough to cost nothing when idle
 INTERVAL_S: Final = 1.0
@@ -29,7 +29,7 @@ class Heartbeat:
 
     def __init__(self, on_beat: Callable[[], None] = lambda: None) -> None:
         self._on_beat = on_beat
-        self.histogram = LagHistogram()
+        self.histogram = Histogram(LAG_BUCKETS_S)
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._greenlet = gevent.Greenlet(self._beat)
 

@@ -1,17 +1,17 @@
 """Prometheus metrics out of status snapshots.
 
-Owns: the names, units and help texts of the metrics, the histogram of the hub's lag, and the WSGI
-application of the metrics port. Does not know: where the numbers come from, gevent, the token.
+Owns: the names, units and help texts of the metrics, and the WSGI application of the metrics port.
+Does not know: where the numbers come from, gevent, the token.
 
 Nothing is counted twice: a scrape takes one snapshot and writes it down. The registry is our own,
 without the library's process and garbage-collector collectors. Labels have few fixed values;
-addresses and keys are never among them.
+addresses and keys are never among them. conf/ has a dashboard and alert rules that use the names.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client.core import (
@@ -25,78 +25,75 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from shadowmesh.guard import SECURITY_HEADERS, Guard, refuse
-from shadowmesh.status import PATHS, STATES, Snapshot
+from shadowmesh.status import PATHS, STATES, Snapshot, Tap
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from shadowmesh.config import HostPort
+    from shadowmesh.histogram import Histogram
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
-#: seconds; 1 ms is a busy but healthy hub, 100 ms is a frame's life on the WSS path
-LAG_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+def _no_listeners() -> tuple[int, Mapping[str, int]]:
+    return 0, {}
 
 
-class LagHistogram:
-    """How late the hub runs what was due: filled by the daemon, told by the collector.
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the numbers come from.
 
-    Plain counters instead of the library's histogram, which takes a lock for each value.
+    Attributes:
+        status: takes a snapshot.
+        hub_lag: filled by the daemon; None: not measured.
+        round_trips: of each path.
+        events: how many events of each kind were recorded.
+        listeners: how many listen to the feed, and how many have ended in each way.
     """
 
-    __slots__ = ("_counts", "_sum_s")
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(LAG_BUCKETS_S) + 1)
-        self._sum_s = 0.0
-
-    def observe(self, lag_s: float) -> None:
-        """Count one measurement of lag_s seconds; below zero (a coarse clock) counts as zero."""
-        lag_s = max(0.0, lag_s)
-        self._counts[bisect_left(LAG_BUCKETS_S, lag_s)] += 1
-        self._sum_s += lag_s
-
-    def family(self) -> HistogramMetricFamily:
-        buckets: list[tuple[str, float]] = []
-        total = 0
-        for bound, count in zip((*map(str, LAG_BUCKETS_S), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        return HistogramMetricFamily(
-            "shadowmesh_hub_lag_seconds",
-            "How late the event loop ran a timer.",
-            buckets=buckets,
-            sum_value=self._sum_s,
-        )
+    status: Callable[[], Snapshot]
+    hub_lag: Histogram | None = None
+    round_trips: Mapping[str, Histogram] = field(default_factory=dict)
+    events: Mapping[str, int] = field(default_factory=dict)
+    listeners: Callable[[], tuple[int, Mapping[str, int]]] = _no_listeners
 
 
 class SnapshotCollector(Collector):
     """Turns one snapshot per scrape into metric families."""
 
-    def __init__(self, status: Callable[[], Snapshot], hub_lag: LagHistogram | None = None) -> None:
-        self._status = status
-        self._hub_lag = hub_lag
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: registering must not take a snapshot of a daemon that is starting."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        snapshot = self._status()
+        sources = self._sources
+        snapshot = sources.status()
         yield from _state_families(snapshot)
         yield from _session_families(snapshot)
+        yield from _path_families(snapshot)
         yield from _traffic_families(snapshot)
         yield from _resource_families(snapshot)
-        if self._hub_lag is not None:
-            yield self._hub_lag.family()
+        yield _histogram(
+            "probe_round_trip_seconds",
+            "Round trips of answered probes, by the path that was probed.",
+            "path",
+            sources.round_trips,
+        )
+        if sources.hub_lag is not None:
+            yield _histogram(
+                "hub_lag_seconds", "How late the event loop ran a timer.", "", {"": sources.hub_lag}
+            )
+        yield from _feed_families(sources)
 
 
-def make_registry(
-    status: Callable[[], Snapshot], hub_lag: LagHistogram | None = None
-) -> CollectorRegistry:
+def make_registry(sources: Sources) -> CollectorRegistry:
     """Return a registry that takes a snapshot at each scrape."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(SnapshotCollector(status, hub_lag))
+    registry.register(SnapshotCollector(sources))
     return registry
 
 
@@ -160,14 +157,27 @@ def _labelled(
     return family  # type: ignore[no-any-return]
 
 
+def _histogram(
+    name: str, text: str, label: str, histograms: Mapping[str, Histogram]
+) -> HistogramMetricFamily:
+    """Histograms by one label; label empty: a single one without."""
+    family = HistogramMetricFamily(f"shadowmesh_{name}", text, labels=[label] if label else [])
+    for value, histogram in histograms.items():
+        family.add_metric([value] if label else [], list(histogram.buckets()), histogram.sum)
+    return family
+
+
+def _info(name: str, text: str, labels: Mapping[str, str | None]) -> Iterator[Metric]:
+    """A gauge that is always 1 and says something in its labels; nothing while that is unknown."""
+    known = {label: value for label, value in labels.items() if value is not None}
+    if known:
+        family = GaugeMetricFamily(f"shadowmesh_{name}_info", text, labels=list(known))
+        family.add_metric(list(known.values()), 1)
+        yield family
+
+
 def _state_families(snapshot: Snapshot) -> Iterator[Metric]:
-    yield _labelled(
-        GaugeMetricFamily,
-        "build_info",
-        "Version of the daemon; always 1.",
-        "version",
-        [(snapshot.version, 1)],
-    )
+    yield from _info("build", "Version of the daemon; always 1.", {"version": snapshot.version})
     yield _labelled(
         GaugeMetricFamily,
         "state",
@@ -180,17 +190,16 @@ def _state_families(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield _labelled(
         GaugeMetricFamily,
-        "path",
-        "1 for the path that carries data.",
-        "path",
-        [(path, float(path == snapshot.path)) for path in PATHS],
-    )
-    yield _labelled(
-        GaugeMetricFamily,
-        "health_check",
-        "1 when the health check passed.",
+        "health",
+        "1 when the health check passes, 0 when it fails.",
         "check",
         [(check.name, float(check.ok)) for check in snapshot.health],
+    )
+    certificate = snapshot.certificate
+    yield from _gauge(
+        "certificate_expiry_timestamp_seconds",
+        "When the TLS certificate of the peer port expires.",
+        None if certificate is None else certificate.not_after,
     )
 
 
@@ -200,23 +209,16 @@ def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
         "1 when the session's keys come from a post-quantum handshake.",
         snapshot.post_quantum,
     )
+    yield from _info(
+        "session",
+        "Cipher and TLS of the session; always 1.",
+        {"cipher": snapshot.cipher, "tls_path": snapshot.tls_path},
+    )
     yield from _gauge(
-        "round_trip_seconds",
-        "Round trip to the peer.",
-        None if snapshot.rtt_ms is None else snapshot.rtt_ms / 1000,
+        "link_up",
+        "1 while the WebSocket link is up; 0 while the session goes on over UDP alone.",
+        None if snapshot.path is None else snapshot.link is not None,
     )
-    yield _labelled(
-        GaugeMetricFamily,
-        "path_loss_ratio",
-        "Share of the last probes that were not answered, on the path that carries data.",
-        "path",
-        [
-            (path.path, path.loss)
-            for path in snapshot.paths
-            if path.active and path.loss is not None
-        ],
-    )
-    yield from _gauge("path_mtu_bytes", "MTU of the path that carries data.", snapshot.mtu)
     session = snapshot.session
     if session is not None:
         yield from _gauge(
@@ -231,7 +233,6 @@ def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
         )
         yield from _gauge("session_rekeys", "Rekeys of the session.", session.rekeys)
     yield _counter("reconnects", "Sessions re-established by itself.", snapshot.reconnects)
-    yield _counter("path_switches", "Moves between WSS and UDP.", snapshot.path_switches)
     yield _labelled(
         CounterMetricFamily,
         "handshakes",
@@ -239,6 +240,42 @@ def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
         "result",
         sorted(snapshot.handshakes.items()),
     )
+
+
+def _path_families(snapshot: Snapshot) -> Iterator[Metric]:
+    yield _labelled(
+        GaugeMetricFamily,
+        "path",
+        "1 for the path that carries data.",
+        "path",
+        [(path, float(path == snapshot.path)) for path in PATHS],
+    )
+    yield _counter("path_switches", "Moves between WSS and UDP.", snapshot.path_switches)
+    yield from _gauge(
+        "round_trip_seconds",
+        "Smoothed round trip to the peer, on the path that carries data.",
+        None if snapshot.rtt_ms is None else snapshot.rtt_ms / 1000,
+    )
+    yield _labelled(
+        GaugeMetricFamily,
+        "path_loss_ratio",
+        "Share of the last probes that were not answered, on the path that carries data.",
+        "path",
+        [
+            (path.path, path.loss)
+            for path in snapshot.paths
+            if path.active and path.loss is not None
+        ],
+    )
+    yield from _gauge("path_mtu_bytes", "MTU of the path that carries data.", snapshot.mtu)
+    yield from _gauge(
+        "paths_proven",
+        "Addresses of the peer that have answered a probe.",
+        sum(path.proven for path in snapshot.paths),
+    )
+    yield from _gauge("tap_mtu_bytes", "MTU of the TAP device.", (snapshot.tap or Tap()).mtu)
+    if snapshot.nat is not None:
+        yield from _info("nat", "The NAT in front of us; always 1.", {"type": snapshot.nat.type})
 
 
 def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:
@@ -291,3 +328,22 @@ def _resource_families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _gauge("process_resident_memory_bytes", "Resident memory.", resources.rss_bytes)
     yield from _gauge("process_threads", "Threads of the process.", resources.threads)
     yield from _gauge("process_open_fds", "Open file descriptors.", resources.open_fds)
+
+
+def _feed_families(sources: Sources) -> Iterator[Metric]:
+    yield _labelled(
+        CounterMetricFamily,
+        "events",
+        "Events in the flight recorder, by kind.",
+        "kind",
+        sorted(sources.events.items()),
+    )
+    listening, ended = sources.listeners()
+    yield from _gauge("listeners", "Who listens to GET /events now.", listening)
+    yield _labelled(
+        CounterMetricFamily,
+        "listeners_ended",
+        "Listeners of GET /events that have ended, by how.",
+        "reason",
+        sorted(ended.items()),
+    )

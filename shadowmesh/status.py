@@ -149,6 +149,35 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """The TLS certificate of the peer port: until when it is valid, and its SHA-256 in hex."""
+
+    not_after: float | None = None
+    sha256: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"not_after": format_time(self.not_after), "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """What became of one ping.
+
+    Attributes:
+        path: what carried it.
+        address: the peer's ``host:port`` there.
+        rtt_ms: round trip in milliseconds; None when no answer came in time.
+    """
+
+    path: PathName
+    address: str
+    rtt_ms: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"path": self.path, "address": self.address, "rtt_ms": _rounded(self.rtt_ms, 3)}
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """The live session; times are wall-clock seconds, `rekeys` counts since it was established."""
 
@@ -310,6 +339,7 @@ class Snapshot:
 
     Attributes:
         version: of the daemon.
+        pid: of its process.
         state: of the connection.
         since: when the state was entered.
         public_key: base64 of this daemon's own identity, for the peer's `peer.public_key`.
@@ -334,6 +364,7 @@ class Snapshot:
     version: str
     state: str
     since: float
+    pid: int | None = None
     public_key: str | None = None
     phase: str | None = None
     last_error: str | None = None
@@ -352,6 +383,7 @@ class Snapshot:
     nat: Nat | None = None
     session: Session | None = None
     link: Link | None = None
+    certificate: Certificate | None = None
     reconnects: int = 0
     path_switches: int = 0
     handshakes: Mapping[str, int] = field(default_factory=dict)
@@ -369,6 +401,7 @@ class Snapshot:
         return {
             "schema": SCHEMA,
             "version": self.version,
+            "pid": self.pid,
             # str(): the state may be a StrEnum of the state machine
             "state": str(self.state),
             "phase": None if self.phase is None else str(self.phase),
@@ -390,6 +423,7 @@ class Snapshot:
             "nat": (self.nat or Nat()).to_dict(),
             "session": (self.session or Session()).to_dict(),
             "link": (self.link or Link()).to_dict(),
+            "certificate": (self.certificate or Certificate()).to_dict(),
             "reconnects": self.reconnects,
             "path_switches": self.path_switches,
             "handshakes": dict(sorted(self.handshakes.items())),

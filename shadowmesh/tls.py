@@ -49,11 +49,14 @@ class Certificate:
 
     Attributes:
         sha256: 32 bytes, the hash of the DER form of the first certificate of the file.
+        not_before, not_after: from when to when it is valid, wall-clock seconds.
     """
 
     cert_path: Path
     key_path: Path
     sha256: bytes
+    not_before: float
+    not_after: float
 
 
 def load_or_create_certificate(cert_path: Path, key_path: Path) -> Certificate:
@@ -76,8 +79,14 @@ def load_or_create_certificate(cert_path: Path, key_path: Path) -> Certificate:
             f"{missing}: missing, but {there} exists; restore it, or move {there} away to get a"
             " new pair"
         )
-    chain = _read_chain(cert_path)
-    certificate = Certificate(cert_path, key_path, hashlib.sha256(chain).digest())
+    first = _read_first(cert_path)
+    certificate = Certificate(
+        cert_path,
+        key_path,
+        hashlib.sha256(first.public_bytes(Encoding.DER)).digest(),
+        first.not_valid_before_utc.timestamp(),
+        first.not_valid_after_utc.timestamp(),
+    )
     server_context(certificate)
     return certificate
 
@@ -158,10 +167,10 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _read_chain(cert_path: Path) -> bytes:
-    """Return the DER form of the first certificate in a PEM file."""
+def _read_first(cert_path: Path) -> x509.Certificate:
+    """Return the first certificate in a PEM file."""
     try:
-        certificate = x509.load_pem_x509_certificate(cert_path.read_bytes())
+        return x509.load_pem_x509_certificate(cert_path.read_bytes())
     except OSError as error:
         raise KeyFileError(
             f"{cert_path}: cannot be read: {error.strerror}; see `ls -l {cert_path}`"
@@ -171,7 +180,6 @@ def _read_chain(cert_path: Path) -> bytes:
             f"{cert_path}: holds no PEM certificate; restore it, or move it and the key away to"
             " get a new pair"
         ) from None
-    return certificate.public_bytes(Encoding.DER)
 
 
 def _create(cert_path: Path, key_path: Path) -> None:

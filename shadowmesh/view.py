@@ -1,20 +1,23 @@
 """The daemon as others see it: snapshots and health checks out of the live objects.
 
-Owns: how the connection manager, the data plane and the process become a `Snapshot`, and what
-counts as healthy. Does not know: HTTP, how things are changed.
+Owns: how the connection manager, the data plane and the process become a `Snapshot`, and where the
+facts of the health checks are found (`health` judges them). Does not know: HTTP, how things are
+changed.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from shadowmesh import __version__
+from shadowmesh import __version__, health
 from shadowmesh.errors import DeviceError
 from shadowmesh.keys import format_public_key
 from shadowmesh.status import (
+    Certificate,
     Check,
     Counters,
     Health,
@@ -27,16 +30,18 @@ from shadowmesh.status import (
     Tap,
     read_resources,
 )
+from shadowmesh.tap import CLONE_DEVICE
+from shadowmesh.tunnel import boottime
 from shadowmesh.wire.peer import Phase, State
 
 if TYPE_CHECKING:
     from shadowmesh.config import Config
     from shadowmesh.connection import ConnectionManager
     from shadowmesh.heartbeat import Heartbeat
+    from shadowmesh.tls import Certificate as TlsCertificate
     from shadowmesh.tunnel import Tunnel
+    from shadowmesh.vitals import Vitals
 
-#: the hub answered late: links and timers are delayed, the frames of the UDP path are not
-HUB_LAG_LIMIT_S: Final = 0.25
 #: IP and UDP headers around a datagram
 _IPV4_HEADERS: Final = 28
 _IPV6_HEADERS: Final = 48
@@ -47,11 +52,20 @@ class View:
 
     Args:
         heartbeat: how late the hub runs.
+        certificate: of the peer port.
     """
 
-    def __init__(self, manager: ConnectionManager, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        manager: ConnectionManager,
+        heartbeat: Heartbeat,
+        vitals: Vitals,
+        certificate: TlsCertificate,
+    ) -> None:
         self._manager = manager
         self._heartbeat = heartbeat
+        self._vitals = vitals
+        self._certificate = certificate
         self._process = psutil.Process(os.getpid())
 
     def snapshot(self) -> Snapshot:
@@ -62,6 +76,7 @@ class View:
         direct = None if result is None else result.tls_matches
         return Snapshot(
             version=__version__,
+            pid=os.getpid(),
             state=machine.state,
             since=machine.since,
             public_key=format_public_key(manager.identity.public_key),
@@ -82,10 +97,11 @@ class View:
             nat=self._nat(),
             session=_session(tunnel),
             link=_link(tunnel),
+            certificate=Certificate(self._certificate.not_after, self._certificate.sha256.hex()),
             reconnects=manager.reconnects,
             path_switches=manager.path_switches,
             handshakes=dict(manager.handshakes),
-            queue_bytes=0 if tunnel is None else tunnel.pipe.queued_bytes,
+            queue_bytes=self._queue_bytes(),
             counters=self._counters(),
             resources=read_resources(self._process),
             health=self.health().checks,
@@ -109,7 +125,26 @@ class View:
 
     def health(self) -> Health:
         """Run the checks."""
-        return Health((self._check_tap(), self._check_peer(), self._check_hub()))
+        now = time.time()
+        certificate, vitals = self._certificate, self._vitals
+        return Health(
+            (
+                self._check_tap(),
+                self._check_peer(),
+                self._check_path(),
+                health.hub_lag(self._heartbeat.worst_s),
+                health.clock(now, vitals.clock_step),
+                health.queue(vitals.full_drops, self._queue_bytes()),
+                health.certificate(
+                    certificate.cert_path, certificate.not_before, certificate.not_after, now
+                ),
+                self._check_disk(),
+            )
+        )
+
+    def beat(self) -> None:
+        """Take the look that some checks and events need; once a second."""
+        self._vitals.look(self._dropped())
 
     # --- parts of a snapshot ------------------------------------------------------------------
 
@@ -173,18 +208,22 @@ class View:
         address = config.network.local_ip
         return Tap(tap.name, tap.mtu, None if address is None else str(address))
 
+    def _queue_bytes(self) -> int:
+        tunnel = self._manager.current
+        return 0 if tunnel is None else tunnel.pipe.queued_bytes
+
+    def _dropped(self) -> dict[str, int]:
+        plane = self._manager.plane.counters()
+        return _both(plane["tx_dropped"], plane["rx_dropped"])
+
     def _counters(self) -> Counters:
         plane = self._manager.plane.counters()
-        dropped = {
-            name: plane["tx_dropped"][name] + plane["rx_dropped"][name]
-            for name in plane["tx_dropped"]
-        }
         return Counters(
             frames_in=plane["frames_written"],
             frames_out=plane["frames_sent"],
             bytes_in=plane["bytes_written"],
             bytes_out=plane["bytes_read"],
-            dropped=dropped,
+            dropped=_both(plane["tx_dropped"], plane["rx_dropped"]),
             udp_refused=plane["udp_refused"],
             udp_errors=self._manager.plane.udp_errors(),
         )
@@ -192,47 +231,55 @@ class View:
     # --- health -------------------------------------------------------------------------------
 
     def _check_tap(self) -> Check:
-        tap = self._manager.tap
-        if tap is None:
-            if self._manager.machine.state is State.CONNECTED:
-                return Check("tap", False, text="the TAP device is gone",
-                             remedy="`shadowmesh disconnect`, then connect again")
-            return Check("tap", True, text="not needed while disconnected")
+        manager = self._manager
+        tap = manager.tap
+        device = manager.config.network.tap_device if tap is None else tap.name
+        is_up, problem = None, None
         try:
-            up = tap.is_up()
+            if tap is not None:
+                is_up = tap.is_up()
+            elif not os.access(CLONE_DEVICE, os.R_OK | os.W_OK):
+                problem = f"{CLONE_DEVICE} may not be used, {device} cannot be made"
         except DeviceError as error:
-            return Check("tap", False, text=str(error), remedy="see the daemon's log")
-        if not up:
-            return Check("tap", False, text=f"{tap.name} is down, frames are dropped",
-                         remedy=f"ip link set {tap.name} up")
-        return Check("tap", True, text=f"{tap.name} is up")
+            problem = str(error)
+        needed = manager.machine.state is State.CONNECTED
+        return health.tap(device, is_up=is_up, needed=needed, problem=problem)
 
     def _check_peer(self) -> Check:
         manager = self._manager
-        machine = manager.machine
-        if manager.config.mode == 0:
-            return Check("peer", False, severity="warning",
-                         text="no key is configured, nobody is accepted",
-                         remedy="set peer.public_key or encryption.key and restart")
-        if machine.state is State.CONNECTED:
-            return Check("peer", True, text="connected")
-        if machine.state is State.DISCONNECTED:
-            return Check("peer", True, text="disconnected")
-        text = manager.last_error or f"{machine.state}"
-        if machine.phase is Phase.WAITING_FOR_PEER:
-            return Check("peer", False, severity="warning", text=f"waiting for the peer: {text}",
-                         remedy="start the daemon on the other machine, or look at its log")
-        return Check("peer", False, severity="warning", text=text,
-                     remedy="the daemon keeps trying" if manager.next_retry_at
-                     else "`shadowmesh connect` tries again")
+        return health.peer(
+            manager.machine.state,
+            manager.machine.phase,
+            configured=manager.config.mode != 0,
+            last_error=manager.last_error,
+            retries=manager.next_retry_at is not None or manager.dialling,
+        )
 
-    def _check_hub(self) -> Check:
-        lag_s = self._heartbeat.worst_s
-        if lag_s > HUB_LAG_LIMIT_S:
-            return Check("hub_lag", False, severity="warning",
-                         text=f"the event loop was {lag_s * 1000:.0f} ms late",
-                         remedy="the machine is short of processor time")
-        return Check("hub_lag", True, text="in time")
+    def _check_path(self) -> Check:
+        manager, tunnel = self._manager, self._manager.current
+        if tunnel is None or tunnel.established_boottime is None:
+            return health.path(None, None, udp_wanted=False, connected_s=0.0, loss=None)
+        active = None if tunnel.paths is None else tunnel.paths.active
+        return health.path(
+            tunnel.path,
+            self._path_reason(tunnel),
+            udp_wanted=manager.config.nat.enabled,
+            connected_s=boottime() - tunnel.established_boottime,
+            loss=None if active is None else active.loss,
+        )
+
+    def _check_disk(self) -> Check:
+        directory = self._manager.config.daemon.state_dir
+        try:
+            found = os.statvfs(directory)
+        except OSError:
+            return health.disk(directory, None)
+        return health.disk(directory, found.f_bavail * found.f_frsize)
+
+
+def _both(out: dict[str, int], into: dict[str, int]) -> dict[str, int]:
+    """Add up the drops of both directions."""
+    return {reason: count + into[reason] for reason, count in out.items()}
 
 
 def _session(tunnel: Tunnel | None) -> Session | None:

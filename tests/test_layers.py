@@ -20,7 +20,7 @@ LAYERS = (
     {"config", "keys", "sodium", "status", "log", "rate", "histogram", "events"},
     {"_fastpath", "fast", "wire"},
     {
-        "link", "listener", "admission", "upgrade", "dial", "traversal", "paths", "tap",
+        "link", "listener", "admission", "upgrade", "dial", "traversal", "paths", "pings", "tap",
         "netlink", "network", "tls", "udp", "device",
     },
     {"api", "guard", "http_server", "routes", "openapi", "feed", "dashboard", "health", "vitals",

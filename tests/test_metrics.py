@@ -10,20 +10,36 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shadowmesh import metrics, status
 from shadowmesh.config import HostPort
+from shadowmesh.events import FlightRecorder
+from shadowmesh.histogram import LAG_BUCKETS_S, Histogram
 from tests.fake_control import CONNECTED, DISCONNECTED, NOW
 
 LISTEN = HostPort("127.0.0.1", 9091)
 
 
-def scrape(snapshot, hub_lag=None):
+def scrape(snapshot, **sources):
     """Return {(name, labels): value} as a Prometheus server would read it."""
-    registry = metrics.make_registry(lambda: snapshot, hub_lag)
+    registry = metrics.make_registry(metrics.Sources(lambda: snapshot, **sources))
     text = metrics.render(registry).decode()
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def full(snapshot=CONNECTED):
+    """Return sources with something in every metric."""
+    recorder = FlightRecorder()
+    recorder.record("path", "path changed")
+    recorder.round_trip("udp", 0.0008)
+    return metrics.Sources(
+        lambda: snapshot,
+        Histogram(LAG_BUCKETS_S),
+        recorder.round_trips,
+        recorder.counts,
+        lambda: (2, {"slow": 1}),
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,7 +51,7 @@ def scrape(snapshot, hub_lag=None):
         (("shadowmesh_state_since_timestamp_seconds",), NOW - 133),
         (("shadowmesh_path", ("path", "udp")), 1),
         (("shadowmesh_path", ("path", "wss")), 0),
-        (("shadowmesh_health_check", ("check", "tap")), 1),
+        (("shadowmesh_health", ("check", "tap")), 1),
         (("shadowmesh_post_quantum",), 1),
         (("shadowmesh_round_trip_seconds",), 0.0008412345),
         (("shadowmesh_path_mtu_bytes",), 1420),
@@ -74,12 +90,12 @@ def test_what_is_not_known_is_left_out():
 
 def test_a_failed_check_is_zero():
     snapshot = dataclasses.replace(CONNECTED, health=(status.Check("stun", ok=False),))
-    assert scrape(snapshot)["shadowmesh_health_check", ("check", "stun")] == 0
+    assert scrape(snapshot)["shadowmesh_health", ("check", "stun")] == 0
 
 
 def test_each_scrape_takes_one_snapshot_and_registering_none():
     taken = []
-    registry = metrics.make_registry(lambda: taken.append(1) or CONNECTED)
+    registry = metrics.make_registry(metrics.Sources(lambda: taken.append(1) or CONNECTED))
     assert taken == []
     metrics.render(registry)
     metrics.render(registry)
@@ -87,7 +103,7 @@ def test_each_scrape_takes_one_snapshot_and_registering_none():
 
 
 def test_every_metric_is_ours_has_a_help_text_and_no_address_in_a_label():
-    text = metrics.render(metrics.make_registry(lambda: CONNECTED, metrics.LagHistogram())).decode()
+    text = metrics.render(metrics.make_registry(full())).decode()
     families = list(text_string_to_metric_families(text))
     assert all(family.name.startswith("shadowmesh_") for family in families)
     assert all(len(family.documentation) > 10 for family in families)
@@ -96,10 +112,10 @@ def test_every_metric_is_ours_has_a_help_text_and_no_address_in_a_label():
 
 
 def test_the_lag_histogram_counts_each_value_once():
-    lag = metrics.LagHistogram()
+    lag = Histogram(LAG_BUCKETS_S)
     for value in (-1.0, 0.0, 0.0005, 0.0006, 0.3, 60.0):
         lag.observe(value)
-    samples = scrape(CONNECTED, lag)
+    samples = scrape(CONNECTED, hub_lag=lag)
     buckets = {
         key[1][1]: value
         for key, value in samples.items()
@@ -119,7 +135,7 @@ def test_the_lag_histogram_counts_each_value_once():
 
 
 def ask(path="/metrics", method="GET", **environ):
-    registry = metrics.make_registry(lambda: CONNECTED)
+    registry = metrics.make_registry(metrics.Sources(lambda: CONNECTED))
     app = metrics.make_metrics_app(registry, LISTEN)
     seen = []
     body = b"".join(
@@ -165,7 +181,7 @@ def test_the_metrics_port_refuses_everything_else(asked, http_status, code):
 
 def test_the_library_does_not_measure_the_process_a_second_time():
     # its collectors of the process and the garbage collector are in the global registry
-    text = metrics.render(metrics.make_registry(lambda: CONNECTED)).decode()
+    text = metrics.render(metrics.make_registry(metrics.Sources(lambda: CONNECTED))).decode()
     for name in ("python_gc", "python_info", "\nprocess_"):
         assert name not in text
 

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shadowmesh import health
+from shadowmesh.events import FlightRecorder
+from shadowmesh.vitals import ClockStep, Vitals
+from shadowmesh.wire.peer import Phase, State
+
+NOW = 1_800_000_000.0
+CERT = Path("/etc/shadowmesh/cert.pem")
+TAP = {"is_up": True, "needed": True, "problem": None}
+PEER = {"configured": True, "last_error": None, "retries": False}
+PATH = {"udp_wanted": True, "connected_s": 60.0, "loss": None}
+
+#: check, what is wrong, severity, a word of the text, a word of the remedy
+FAILING = [
+    (health.tap("tap0", **TAP | {"is_up": False}), "tap_down", "error", "tap0", "ip link set"),
+    (health.tap("tap0", **TAP | {"is_up": None}), "tap_gone", "error", "gone", "connect"),
+    (health.tap("tap0", **TAP | {"problem": "no tun"}), "tap_unavailable", "error", "no tun",
+     "log"),
+    (health.peer(State.DISCONNECTED, None, **PEER | {"configured": False}), "not_configured",
+     "warning", "no key", "encryption.key"),
+    (health.peer(State.CONNECTING, Phase.WAITING_FOR_PEER, **PEER | {"last_error": "timeout"}),
+     "waiting_for_peer", "warning", "timeout", "other machine"),
+    (health.peer(State.CONNECTING, Phase.HANDSHAKE, **PEER), "connecting", "warning",
+     "handshake", "wait"),
+    (health.peer(State.ERROR, None, **PEER | {"last_error": "key differs", "retries": True}),
+     "cannot_connect", "warning", "key differs", "keeps trying"),
+    (health.peer(State.ERROR, None, **PEER | {"last_error": "no route"}), "cannot_connect",
+     "warning", "no route", "shadowmesh connect"),
+    (health.hub_lag(0.3), "hub_late", "warning", "300 ms", "processor"),
+    (health.clock(0.0, None), "clock_wrong", "warning", "1970", "set the clock"),
+    (health.clock(NOW, ClockStep(-3600.0, 1.0)), "clock_set", "warning", "-3600.0 s", "log"),
+    (health.queue(12, 0), "queue_full", "warning", "12 frames", "shape"),
+    (health.certificate(CERT, 0, NOW - 1, NOW), "certificate_expired", "warning", "expired",
+     "renew"),
+    (health.certificate(CERT, 0, NOW + 86400, NOW), "certificate_expires_soon", "warning",
+     "expires at", "renew"),
+    (health.certificate(CERT, NOW + 1, NOW + 2, NOW), "certificate_not_yet_valid", "warning",
+     "not valid before", "clock"),
+    (health.path("wss", "no answer over UDP", **PATH), "udp_unavailable", "warning",
+     "no answer over UDP", "netcheck"),
+    (health.path("udp", "punched", **PATH | {"loss": 0.25}), "path_lossy", "warning", "25%",
+     "overloaded"),
+    (health.disk(Path("/var/lib/x"), 100), "disk_full", "warning", "/var/lib/x", "make room"),
+    (health.disk(Path("/var/lib/x"), None), "disk_unreadable", "warning", "/var/lib/x", "file"),
+]  # fmt: skip
+
+PASSING = [
+    health.tap("tap0", **TAP),
+    health.tap("tap0", **TAP | {"is_up": None, "needed": False}),
+    health.peer(State.CONNECTED, None, **PEER),
+    health.peer(State.DISCONNECTED, None, **PEER),
+    health.hub_lag(0.2),
+    health.clock(NOW, None),
+    health.queue(0, 500_000),
+    health.certificate(CERT, 0, NOW + 365 * 86400, NOW),
+    health.path(None, None, **PATH),
+    health.path("udp", "punched", **PATH | {"loss": 0.05}),
+    health.path("wss", "still looking", **PATH | {"connected_s": 1.0}),
+    health.path("wss", "nat.enabled: false", **PATH | {"udp_wanted": False}),
+    health.disk(Path("/var/lib/x"), 1 << 30),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "code", "severity", "text", "remedy"), FAILING, ids=[row[1] for row in FAILING]
+)
+def test_a_failing_check_says_what_is_wrong_and_what_to_do(check, code, severity, text, remedy):
+    assert (check.ok, check.code, check.severity) == (False, code, severity)
+    assert text in check.text
+    assert remedy in check.remedy
+
+
+@pytest.mark.parametrize("check", PASSING, ids=lambda check: f"{check.name}: {check.text[:20]}")
+def test_a_passing_check_asks_for_nothing(check):
+    assert (check.ok, check.code, check.remedy) == (True, "ok", "")
+    assert check.text
+
+
+def test_every_code_of_a_failure_is_its_own():
+    codes = [(check.name, code) for check, code, *_ in FAILING]
+    assert len(set(codes) - {("peer", "cannot_connect")}) == len(codes) - 2
+    assert {name for name, _ in codes} == {
+        "tap", "peer", "hub_lag", "clock", "queue", "certificate", "path", "disk",
+    }  # fmt: skip
+
+
+# --- Vitals -----------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+class Looking:
+    """Vitals with clocks that the test moves."""
+
+    def __init__(self):
+        self.wall, self.boot = Clock(NOW), Clock(1000.0)
+        self.recorder = FlightRecorder(clock=self.wall, monotonic=self.boot)
+        self.vitals = Vitals(self.recorder, wall=self.wall, boot=self.boot)
+
+    def look(self, seconds=1.0, **dropped):
+        self.wall.now += seconds
+        self.boot.now += seconds
+        self.vitals.look(dropped)
+
+    def events(self):
+        return [(event.message, event.fields) for event in self.recorder.recent()]
+
+
+@pytest.fixture
+def looking():
+    return Looking()
+
+
+def test_nothing_happens_while_nothing_changes(looking):
+    for _ in range(100):
+        looking.look(runt=3)
+    looking.look(runt=3)
+    assert looking.events() == [("frames dropped", {"runt": 3})]
+    assert looking.vitals.clock_step is None
+
+
+def test_drops_are_told_at_once_and_then_added_up(looking):
+    looking.look(runt=0, tap_full=0)
+    looking.look(runt=2, tap_full=0)
+    for count in range(3, 13):
+        looking.look(runt=count, tap_full=1)
+    assert looking.events() == [
+        ("frames dropped", {"runt": 2}),
+        ("frames dropped", {"runt": 10, "tap_full": 1}),
+    ]
+
+
+def test_frames_that_found_no_room_are_those_of_the_last_minute(looking):
+    looking.look(link_stalled=5)
+    assert looking.vitals.full_drops == 0  # they may be old
+    looking.look(link_stalled=8, tap_full=1, udp_send=1, runt=7)
+    assert looking.vitals.full_drops == 5
+    for _ in range(60):
+        looking.look(link_stalled=8, tap_full=1, udp_send=1)
+    assert looking.vitals.full_drops == 0
+
+
+@pytest.mark.parametrize("by_s", [3600.0, -3600.0])
+def test_a_clock_that_was_set_is_told_and_forgotten_in_time(looking, by_s):
+    looking.look()
+    looking.wall.now += by_s
+    looking.look()
+    assert looking.vitals.clock_step.by_s == pytest.approx(by_s)
+    assert looking.events() == [("the wall clock was set", {"by_s": by_s})]
+    looking.look(seconds=601.0)
+    assert looking.vitals.clock_step is None
+
+
+def test_a_suspended_machine_has_not_had_its_clock_set(looking):
+    looking.look(seconds=7200.0)
+    assert looking.vitals.clock_step is None
