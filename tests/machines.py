@@ -1,0 +1,219 @@
+"""Two daemons' insides in one process: real data planes, TLS and WebSockets over loopback.
+
+Only the TAP is not real: a pair of datagram sockets, of which the data plane has one end and the
+test, as the kernel, the other. What passes there is the 10-byte virtio header and a frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import time
+from dataclasses import replace
+
+import gevent
+import gevent.socket as gsocket
+
+from shadowmesh import tls
+from shadowmesh._fastpath import DataPlane
+from shadowmesh.config import HostPort, Secret, load
+from shadowmesh.connection import ConnectionManager
+from shadowmesh.device import Device
+from shadowmesh.errors import DeviceError
+from shadowmesh.keys import Identity
+from shadowmesh.listener import Listener
+
+PATIENCE_S = 10.0
+VNET_HEADER = bytes(10)
+LOCALHOST = "127.0.0.1"
+
+
+def wait_for(predicate, what="the condition", timeout_s=PATIENCE_S):
+    """Poll until the predicate is true, letting the hub run, and return what it gave."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := predicate()):
+        assert time.monotonic() < deadline, f"{what}: not in time, last {value!r}"
+        gevent.sleep(0.005)
+    return value
+
+
+def frame(payload: bytes, source: int = 1) -> bytes:
+    """Return a broadcast frame of an experimental type."""
+    return b"\xff" * 6 + bytes([2, 0, 0, 0, 0, source]) + b"\x88\xb5" + payload.ljust(46, b"\0")
+
+
+class FakeTap:
+    """Has the interface of `tap.Tap`; `kernel` is the other end."""
+
+    def __init__(self, name, *, mtu, offload, on_close=None):
+        self.name = name
+        self.mtu = mtu
+        self.offload = offload
+        self.closed = False
+        self._on_close = on_close
+        self.kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.kernel.setblocking(False)
+        ours.setblocking(False)
+        self.fd = ours.detach()
+
+    def set_offload(self, enabled):
+        if self.closed:
+            raise DeviceError("closed")
+        self.offload = enabled
+        return enabled
+
+    def is_up(self):
+        return True
+
+    def close(self):
+        if self.closed:
+            return
+        self.closed = True
+        if self._on_close is not None:
+            self._on_close()
+        os.close(self.fd)
+        self.kernel.close()
+
+
+class Clock:
+    """In place of gevent.spawn_later: what is due, and nothing that happens by itself."""
+
+    class Entry:
+        def __init__(self, delay_s, action):
+            self.delay_s = delay_s
+            self.action = action
+            self.killed = False
+
+        def kill(self, *, block=True):
+            self.killed = True
+
+    def __init__(self):
+        self.entries = []
+
+    def later(self, delay_s, action):
+        self.entries.append(self.Entry(delay_s, action))
+        return self.entries[-1]
+
+    @property
+    def pending(self):
+        return [entry for entry in self.entries if not entry.killed]
+
+    def fire(self):
+        """Let the time of the only pending action come; return how long that would have taken."""
+        [entry] = wait_for(lambda: self.pending, "something is planned")
+        entry.killed = True
+        entry.action()
+        return entry.delay_s
+
+
+class Machine:
+    """One daemon without its command line and APIs."""
+
+    def __init__(
+        self, directory, *, psk=None, seed=None, clock=None, dial=None, listen=True, flags=None
+    ):
+        self.identity = Identity.from_seed(seed or secrets.token_bytes(32))
+        self.clock = clock
+        self.taps = []
+        #: an exception for the next attempts to open the TAP
+        self.tap_error = None
+        self.log = []
+        directory.mkdir(exist_ok=True)
+        self._certificate = tls.load_or_create_certificate(
+            directory / "cert.pem", directory / "key.pem"
+        )
+        empty = directory / "empty.yaml"
+        empty.write_text("")
+        defaults = {"daemon.state_dir": str(directory), "network.local_ip": "10.0.0.1/24"}
+        config = load(empty, {**defaults, **(flags or {})}, {}).config
+        key = None if psk is None else Secret(psk)
+        self.config = replace(config, encryption=replace(config.encryption, key=key))
+        self.plane = DataPlane()
+        self.device = Device(self.config.network, bytes(6), self.plane, open_tap=self._open_tap)
+        self._dial = dial
+        self._listen = listen
+        self.listener = None
+        self.manager = None
+
+    def _open_tap(self, name, *, mtu, address, persist, offload, mac):
+        if self.tap_error is not None:
+            raise self.tap_error
+        self.taps.append(
+            FakeTap(name, mtu=mtu, offload=offload, on_close=lambda: self.log.append("tap closed"))
+        )
+        self.log.append("tap opened")
+        return self.taps[-1]
+
+    def trust(self, **peer):
+        """Change the peer section, before start()."""
+        self.config = replace(self.config, peer=replace(self.config.peer, **peer))
+        return self
+
+    def start(self):
+        options = {}
+        if self.clock is not None:
+            options["later"] = self.clock.later
+        if self._dial is not None:
+            options["dial"] = self._dial
+        self.manager = ConnectionManager(
+            self.config, self.identity, self.plane, self.device, tls.client_context(),
+            self._certificate.sha256, **options,
+        )  # fmt: skip
+        if self._listen:
+            self.listener = Listener(
+                HostPort(LOCALHOST, 0), self.config.websocket.path,
+                tls.server_context(self._certificate), self._certificate.sha256,
+                self.manager.take_incoming,
+            )  # fmt: skip
+            self.listener.start()
+        self.manager.start()
+        return self
+
+    @property
+    def address(self):
+        return HostPort(LOCALHOST, self.listener._listening.getsockname()[1])
+
+    @property
+    def state(self):
+        return str(self.manager.machine.state)
+
+    @property
+    def phase(self):
+        phase = self.manager.machine.phase
+        return None if phase is None else str(phase)
+
+    @property
+    def tap(self):
+        return self.manager.tap
+
+    def send(self, payload, source=1):
+        """Let the kernel send a frame into the TAP; return it."""
+        sent = frame(payload, source)
+        self.tap.kernel.send(VNET_HEADER + sent)
+        return sent
+
+    def receive(self, timeout_s=PATIENCE_S):
+        """Return the next frame that the daemon delivers to the kernel."""
+        with gevent.Timeout(timeout_s):
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    return self.tap.kernel.recv(70000)[len(VNET_HEADER) :]
+                gsocket.wait_read(self.tap.kernel.fileno())
+
+    def wait_for(self, state, phase=None):
+        wait_for(
+            lambda: self.state == state and phase in (None, self.phase),
+            f"{state} {phase or ''}, is {self.manager.machine.state} {self.phase}"
+            f" ({self.manager.last_error})",
+        )
+        return self
+
+    def stop(self):
+        if self.listener is not None:
+            self.listener.stop()
+        if self.manager is not None:
+            self.manager.stop()
+        for tap in self.taps:
+            tap.close()
