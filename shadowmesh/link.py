@@ -52,6 +52,11 @@ TCP_NOTSENT_LOWAT: Final = 25
 #: A greenlet whose socket never makes it wait steps aside after so many calls. One call takes
 #: 20 to 100 us, so the hub waits about half a millisecond.
 READ_TURNS: Final = 8
+#: One read brings at most one TLS record.
+RECORD_BYTES: Final = 16384
+#: A record this short was sent alone: the peer had no more to say, and asking again would mostly
+#: cost a call for nothing. Proxies that cut a bulk transfer into records make them longer.
+SHORT_READ_BYTES: Final = 2048
 WRITE_TURNS: Final = 2
 #: close(): what is queued, and the close frame, get this long to leave ...
 FLUSH_TIMEOUT_S: Final = 1.0
@@ -205,6 +210,9 @@ class Link:
         """
         self._upgraded = upgraded
         self._sock = upgraded.sock
+        # The TLS object itself: what gevent puts around it is for waiting, which we do ourselves
+        # (see above), and costs two Python frames per record.
+        self._tls = upgraded.sock._sslobj  # noqa: SLF001
         self._pipe = pipe
         self._on_events = on_events
         self._on_closed = on_closed
@@ -282,21 +290,25 @@ class Link:
     def _read(self) -> None:
         """Feed the pipe until the connection or the link ends."""
         self._ingest_leftover()
-        pipe, receive, turns = self._pipe, self._sock.recv_into, 0
+        pipe, read, turns = self._pipe, self._tls.read, 0
         while self._ending is None:
             try:
-                count = receive(pipe.recv_buffer())
+                count = read(RECORD_BYTES, pipe.recv_buffer())
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                 self._wait(want, self._reader_waits)
                 turns = 0
                 continue
+            except ssl.SSLEOFError:  # FIN or RST; a TLS close_notify gives 0
+                count = 0
             if count == 0:
-                # FIN, TLS close_notify or RST: Python's ssl module shows all three alike.
                 self._end("the connection ended without a close frame", WS_ABNORMAL)
                 return
             self._take(count)
             turns += 1
-            if turns == READ_TURNS:
+            if count < SHORT_READ_BYTES:
+                gevent.get_hub().wait(self._reader_waits[_WAIT_READ])
+                turns = 0
+            elif turns == READ_TURNS:
                 turns = 0
                 gevent.sleep(0)
 
@@ -369,7 +381,7 @@ class Link:
         """Write data and return its length; raises TimeoutError when the peer stops taking."""
         while True:
             try:
-                return int(self._sock.write(data))
+                return int(self._tls.write(data))
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                 self._wait_for_progress(want)
 
