@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from shadowmesh.netlab import Host, Net
 
-OWN_PLACES = ("etc", "opt", "usr/local", "var")
+OWN_PLACES = ("etc", "opt", "root", "usr/local", "var")
 
 SETUP = """
 mount -t tmpfs tmpfs "$1"
@@ -29,6 +29,9 @@ for place in {places}; do
     mount -t overlay overlay -o "$layers" "/$place"
 done
 mount -t tmpfs -o mode=755 tmpfs /run
+mount -t tmpfs -o mode=755 tmpfs /dev/net
+mknod -m 666 /dev/net/tun c 10 200  # the mode is udev's, which a container need not have
+chmod 755 /root  # the interpreter may live there, and the service runs as another user
 mkdir -p /opt/shadowmesh
 mount --bind "$2" /opt/shadowmesh
 install -m 755 "$3" /usr/local/bin/systemctl
@@ -38,7 +41,7 @@ exec sleep infinity
 
 # What systemd does with the directives of the unit that a test can see from outside.
 SYSTEMCTL = """#!{python}
-import os, pathlib, shlex, signal, subprocess, sys, time
+import os, pathlib, pwd, shlex, signal, subprocess, sys, time
 
 UNITS = pathlib.Path("/etc/systemd/system")
 PID, LOG = pathlib.Path("/run/service.pid"), pathlib.Path("/run/service.log")
@@ -56,21 +59,25 @@ def directives():
 
 def start():
     unit = directives()
-    for kind, parent in dict(Configuration="/etc", State="/var/lib", Runtime="/run").items():
+    user = pwd.getpwnam(unit["User"][0])
+    for kind, parent in dict(State="/var/lib", Runtime="/run").items():
         path = pathlib.Path(parent, unit[f"{{kind}}Directory"][0])
         path.mkdir(exist_ok=True)
         path.chmod(int(unit[f"{{kind}}DirectoryMode"][0], 8))
-    names = " ".join(unit["CapabilityBoundingSet"]).lower().replace("cap_", "+").split()
+        os.chown(path, user.pw_uid, user.pw_gid)
+    caps = " ".join(unit["AmbientCapabilities"]).lower().replace("cap_", "+").replace(" ", ",")
     os.umask(int(unit["UMask"][0], 8))
+    environment = dict(line.split("=", 1) for line in unit["Environment"])
     service = subprocess.Popen(
-        ["setpriv", "--no-new-privs", "--bounding-set", ",".join(["-all", *names]),
-         *shlex.split(unit["ExecStart"][0])],
-        env={{"PATH": "/usr/bin:/bin", **dict(line.split("=", 1) for line in unit["Environment"])}},
+        ["setpriv", "--reuid", user.pw_name, "--regid", user.pw_name, "--init-groups",
+         "--inh-caps", caps, "--ambient-caps", caps, "--bounding-set", "-all," + caps,
+         "--no-new-privs", *shlex.split(unit["ExecStart"][0])],
+        env={{"PATH": "/usr/bin:/bin", "STATE_DIRECTORY": "/var/lib/shadowmesh", **environment}},
         cwd="/", stdin=subprocess.DEVNULL, stdout=LOG.open("ab"), stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     PID.write_text(str(service.pid))
-    # systemd does not wait, but whoever types the next command is slower than the daemon.
+    # Type=notify: systemctl comes back when the daemon has said that it is ready.
     deadline = time.monotonic() + 20
     while subprocess.run(["shadowmesh", "status"], capture_output=True).returncode not in (0, 5):
         if service.poll() is not None or time.monotonic() > deadline:
