@@ -176,6 +176,8 @@ def _await_udp(left: Daemon, right: Daemon) -> None:
     for daemon in (left, right):
         with contextlib.suppress(NetlabError):
             daemon.wait_for(UDP_WAIT_S, state="connected", path="udp")
+    status = left.status()
+    print(f"The frames go over {status['path']} now. {status['path_reason']}.\n")
 
 
 def _ping(source: Daemon, target: Daemon, canary: bytes) -> None:

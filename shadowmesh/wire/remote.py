@@ -22,9 +22,10 @@ MAX_LEARNED: Final = 8
 LOSS_WINDOW: Final = 20
 #: weight of a new round trip, as TCP has it (RFC 6298)
 RTT_GAIN: Final = 0.125
-#: but what was measured so long ago weighs less
+#: but what was measured so long ago weighs less, and so does more than was measured now: a
+#: reading is taken by a busy process, so it may be too high and never too low
 RTT_STALE_S: Final = 10.0
-RTT_STALE_GAIN: Final = 0.5
+RTT_FAST_GAIN: Final = 0.5
 #: an answer counts this long, however late; afterwards the probe is forgotten
 PROBE_LIFE_S: Final = 5.0
 #: an interface address of the peer beats one behind a NAT unless that is this much faster: the
@@ -93,7 +94,8 @@ class Remote:
         if self.rtt_s is None or self.answered_at is None:
             self.rtt_s = rtt_s
         else:
-            gain = RTT_GAIN if now < self.answered_at + RTT_STALE_S else RTT_STALE_GAIN
+            slowly = rtt_s > self.rtt_s and now < self.answered_at + RTT_STALE_S
+            gain = RTT_GAIN if slowly else RTT_FAST_GAIN
             self.rtt_s += gain * (rtt_s - self.rtt_s)
         self.answered_at = self.used_at = now
         self.tries = 0
