@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from shadowmesh.config import HostPort
     from shadowmesh.events import FlightRecorder
-    from shadowmesh.status import Health, Snapshot
+    from shadowmesh.status import Health, Pong, Snapshot
 
 _log = log.get("api")
 
@@ -68,6 +68,10 @@ class Control(Protocol):
         ...
 
     def disconnect(self) -> Snapshot: ...
+
+    def ping(self, count: int) -> list[Pong]:
+        """Measure round trips over the path that carries the frames."""
+        ...
 
     def status(self) -> Snapshot: ...
 
@@ -116,6 +120,11 @@ def create_app(
     for route in ROUTES:
         view = _view(route, getattr(handlers, route.name))
         app.add_url_rule(route.path, route.name, view, methods=[route.method])
+        if route.answer == "websocket":
+            # To the framework a request for a WebSocket is not the same as one for a page.
+            app.add_url_rule(
+                route.path, f"{route.name}_websocket", view, methods=["GET"], websocket=True
+            )
     app.before_request(_refuse_foreign_body)
     app.after_request(_add_headers)
     app.register_error_handler(ControlError, _control_error)
@@ -171,6 +180,10 @@ class _Handlers:
 
     def disconnect(self) -> Response:
         return _json(self._control.disconnect().to_dict())
+
+    def ping(self, count: int) -> Response:
+        answers = [pong.to_dict() for pong in self._control.ping(count)]
+        return _json({"schema": SCHEMA, "answers": answers})
 
     def status(self) -> Response:
         return _json(self._control.status().to_dict())

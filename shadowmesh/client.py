@@ -138,6 +138,24 @@ class ApiClient:
         """Return the snapshot."""
         return self._ask("GET", "/status", None, self._request_timeout_s)
 
+    def ping(self) -> dict[str, Any]:
+        """Measure one round trip to the peer; `rtt_ms` is None when no answer came."""
+        answer = self._ask("POST", "/ping", {"count": 1}, self._request_timeout_s, "answers")
+        if len(answer["answers"]) != 1 or not isinstance(answer["answers"][0], dict):
+            raise self._foreign("an answer that is no ping")
+        pong: dict[str, Any] = answer["answers"][0]
+        return pong
+
+    def health(self) -> dict[str, Any]:
+        """Return the health report, also when checks fail."""
+        return self._ask("GET", "/health", None, self._request_timeout_s, "checks", (200, 503))
+
+    def recent_events(self, limit: int) -> list[Any]:
+        """Return the last events, the oldest first."""
+        path = f"/events/recent?limit={limit}"
+        events: list[Any] = self._ask("GET", path, None, self._request_timeout_s, "events")["events"]
+        return events
+
     def is_running(self) -> bool:
         """Tell whether something answers at the address; needs no token."""
         try:
@@ -147,8 +165,20 @@ class ApiClient:
         return True
 
     def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        timeout_s: float,
+        member: str = "state",
+        good: tuple[int, ...] = (200,),
     ) -> dict[str, Any]:
+        """Return the object that a route answers with.
+
+        Args:
+            member: must be in it; the state is text, the others are objects or lists.
+            good: the HTTP statuses that are no refusal.
+        """
         status, payload = self._exchange(method, path, body, timeout_s)
         try:
             answer = json.loads(payload)
@@ -156,10 +186,11 @@ class ApiClient:
             answer = None
         if not isinstance(answer, dict):
             raise self._foreign(f"HTTP status {status} without a JSON object")
-        if status != 200:
+        if status not in good:
             raise self._refusal(status, answer)
-        if not isinstance(answer.get("schema"), int) or not isinstance(answer.get("state"), str):
-            raise self._foreign("an answer that is no status")
+        kinds = str if member == "state" else (dict, list)
+        if not isinstance(answer.get("schema"), int) or not isinstance(answer.get(member), kinds):
+            raise self._foreign(f"an answer without {member}")
         return answer
 
     def _refusal(self, status: int, answer: dict[str, Any]) -> ShadowMeshError:

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from shadowmesh.events import Recorder
     from shadowmesh.keys import Identity
     from shadowmesh.link import Upgraded
+    from shadowmesh.status import Pong
     from shadowmesh.tap import Tap
     from shadowmesh.traversal import Traversal
     from shadowmesh.tunnel import Ended
@@ -218,6 +219,17 @@ class ConnectionManager:
         outcome: AsyncResult = AsyncResult()
         self._post(partial(self._disconnect, outcome))
         outcome.get()
+
+    def ping(self) -> Pong:
+        """Measure one round trip to the peer; waits for the answer.
+
+        Raises:
+            NotConnected: there is no session.
+        """
+        tunnel = self.current
+        if tunnel is None:
+            raise NotConnected("not connected; `shadowmesh connect` first")
+        return tunnel.ping()
 
     def stop(self) -> None:
         """Undo everything, for good; returns when it is done, at most about 3 s later."""

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 from shadowmesh import __version__
 from shadowmesh.events import Event
 from shadowmesh.routes import ROUTES, Refusal, Route, Value, refusals
-from shadowmesh.status import SCHEMA, STATES, Check, Snapshot
+from shadowmesh.status import SCHEMA, STATES, Check, Pong, Snapshot
 
 Json = dict[str, Any]
 
@@ -50,6 +50,7 @@ def document(*, closed: bool = False) -> Json:
     _add(schemas, Snapshot)
     _add(schemas, Event)
     _add(schemas, Check)
+    _add(schemas, Pong)
     schemas.update(_envelopes())
     content = {
         "openapi": "3.1.0",
@@ -201,6 +202,12 @@ def _envelopes() -> Json:
                 "error": {**error, "description": "only with status 503"},
             },
             optional=("error",),
+        ),
+        "Pings": _object(
+            {
+                "schema": number,
+                "answers": {"type": "array", "items": {"$ref": "#/components/schemas/Pong"}},
+            }
         ),
         "Events": _object(
             {

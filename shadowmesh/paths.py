@@ -35,6 +35,7 @@ from shadowmesh.constants import (
     Inner,
 )
 from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.pings import Pings
 from shadowmesh.events import NOBODY
 from shadowmesh.traversal import MOVED_SPACING_S
 from shadowmesh.wire import control
@@ -68,6 +69,7 @@ class Paths:
 
     Attributes:
         switches: moves between WSS and UDP.
+        pings: over UDP, for those who wait for an answer.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Paths:
             on_change: called after path or reason changed; must not wait.
         """
         self.switches = 0
+        self.pings = Pings()
         self._session = session
         self._port = port
         self._traversal = traversal
@@ -200,6 +203,11 @@ class Paths:
         self._machine.disable(reason, now)
         self._carry_out(now)
 
+    def ping(self, token: bytes) -> bool:
+        """Send a probe along the UDP path that carries the frames; False when it cannot be."""
+        to = self._machine.active
+        return to is not None and self._send(Inner.PROBE, control.encode_probe(token), to) == 0
+
     def send_close(self, body: bytes) -> None:
         """Say goodbye over UDP, for want of a link. It may be lost, so it is said twice."""
         to = self._machine.active
@@ -262,6 +270,7 @@ class Paths:
                     self._machine.probe_received(source, token, size, now)
                 case Inner.PROBE_ANSWER:
                     answer = control.decode_probe_answer(body)
+                    self.pings.answered(answer.token)
                     rtt_s = self._machine.answer_received(source, answer.token, answer.seen, now)
                     if rtt_s is not None:
                         self._recorder.round_trip("udp", rtt_s)

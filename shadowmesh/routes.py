@@ -35,6 +35,8 @@ Schema = Mapping[str, Any]
 
 #: the longest host:port: a name of 253 characters with a final dot, and a port
 MAX_PEER_CHARS: Final = 260
+#: of one request: it takes up to 2 s for each
+MAX_PINGS: Final = 10
 #: integers that JSON's readers agree about
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 
@@ -139,6 +141,14 @@ ROUTES: Final = (
         "POST", "/disconnect", "disconnect", "End the session and take the TAP device down",
         "Snapshot", "Also gives up connecting, and leaves the state error.",
         body=(), errors=(NotConnected,),
+    ),
+    Route(
+        "POST", "/ping", "ping", "Measure round trips to the peer", "Pings",
+        "Sends probes one after the other over the path that carries the frames. One without an "
+        "answer within 2 s has the round trip null.",
+        body=(Value("count", {"type": "integer", "minimum": 1, "maximum": MAX_PINGS},
+                    "how many", default=1),),
+        errors=(NotConnected,),
     ),
     Route("GET", "/status", "status", "What the daemon knows now", "Snapshot"),
     Route(

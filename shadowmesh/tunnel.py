@@ -46,6 +46,8 @@ from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.events import NOBODY
 from shadowmesh.link import Link, plain_address
 from shadowmesh.paths import Paths
+from shadowmesh.pings import Pings
+from shadowmesh.status import Pong
 from shadowmesh.wire import control, events
 from shadowmesh.wire.liveness import Dead, Liveness, SendKeepalive, SendProbe
 from shadowmesh.wire.session import SessionMachine
@@ -161,6 +163,7 @@ class Tunnel:
         self._switching: int | None = None
         self._carrying_out = False
         self._probes: dict[bytes, float] = {}
+        self._pings = Pings()
         self._concluding: gevent.Greenlet | None = None
         self._liveness: Liveness | None = None
         self._wakeup = Wakeup()
@@ -252,6 +255,18 @@ class Tunnel:
         closing = self._close_link(WS_NORMAL)
         if wait:
             closing.join()
+
+    def ping(self) -> Pong:
+        """Measure one round trip over the path that carries the frames; waits for the answer."""
+        paths = self.paths
+        active = None if paths is None else paths.active
+        if paths is not None and active is not None:
+            rtt_s = paths.pings.round_trip(paths.ping)
+            return Pong("udp", str(active.endpoint), rtt_s and rtt_s * 1000)
+        rtt_s = self._pings.round_trip(
+            lambda token: self._try_to_send(Inner.PROBE, control.encode_probe(token))
+        )
+        return Pong("wss", self.peer_name, rtt_s and rtt_s * 1000)
 
     def replace(self) -> None:
         """A newer session carries the frames: end this one.
@@ -564,7 +579,9 @@ class Tunnel:
             if answer is not None and not self.over:
                 self._try_to_send(Inner.PROBE_ANSWER, answer)
             return
-        sent_at = self._probes.pop(control.decode_probe_answer(body).token, None)
+        token = control.decode_probe_answer(body).token
+        self._pings.answered(token)
+        sent_at = self._probes.pop(token, None)
         if sent_at is not None:
             rtt_s = now - sent_at
             self._recorder.round_trip("wss", rtt_s)

@@ -47,6 +47,7 @@ CONNECTED = status.Snapshot(
     resources=status.Resources(0.26, 1.5, 43 << 20, 5, 27),
     health=(status.Check("tap", ok=True), status.Check("link", ok=True)),
 )
+PONG = status.Pong("udp", "203.0.113.7:9001", 0.8412345)
 DISCONNECTED = status.Snapshot(version="0.1.0", state="disconnected", since=NOW - 10)
 
 
@@ -57,6 +58,8 @@ class FakeControl:
         self.snapshot = DISCONNECTED
         self.report = status.Health([status.Check("tap", ok=True, text="tap0 is up")])
         self.error: Exception | None = None
+        #: what the next pings say, before it is always `PONG`
+        self.pongs: list[status.Pong] = []
         self.calls: list[tuple[str, ...]] = []
         #: called before each answer
         self.before: Callable[[], None] = lambda: None
@@ -75,6 +78,10 @@ class FakeControl:
     def disconnect(self) -> status.Snapshot:
         self.snapshot = dataclasses.replace(DISCONNECTED)
         return self._answer("disconnect")
+
+    def ping(self, count: int) -> list[status.Pong]:
+        self._answer("ping", str(count))
+        return [self.pongs.pop(0) if self.pongs else PONG for _ in range(count)]
 
     def status(self) -> status.Snapshot:
         return self._answer("status")
