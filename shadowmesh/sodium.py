@@ -25,6 +25,10 @@ from .constants import IDENTITY_BYTES, SEED_BYTES, SIGNATURE_BYTES
 _CARRIED = Path(__file__).with_name("_libsodium.so")
 
 
+def _find_carried(name: str) -> str | None:
+    return str(_CARRIED) if name == "sodium" else None
+
+
 def _import_pysodium() -> Any:
     """Import pysodium with the libsodium that we carry, else with the system's.
 
@@ -33,7 +37,7 @@ def _import_pysodium() -> Any:
     """
     find = ctypes.util.find_library
     if _CARRIED.exists():
-        ctypes.util.find_library = lambda _name: str(_CARRIED)
+        ctypes.util.find_library = _find_carried
     try:
         import pysodium  # type: ignore[import-untyped]
     finally:

@@ -11,20 +11,28 @@ from typing import Any, NoReturn
 import click
 
 from shadowmesh import __version__
+from shadowmesh.cli.completion import completion
+from shadowmesh.cli.configuration import configuration
 from shadowmesh.cli.connect import connect
 from shadowmesh.cli.disconnect import disconnect
+from shadowmesh.cli.group import Commands
 from shadowmesh.cli.keys import genkey, genpsk, pubkey
+from shadowmesh.cli.logs import logs
 from shadowmesh.cli.netcheck import netcheck
 from shadowmesh.cli.output import print_json
+from shadowmesh.cli.ping import ping
+from shadowmesh.cli.reload import reload
 from shadowmesh.cli.settings import Settings
 from shadowmesh.cli.status import status
+from shadowmesh.cli.version import version
+from shadowmesh.cli.wait import wait
 from shadowmesh.errors import ControlError, ShadowMeshError, one_line
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
-class Program(click.Group):
+class Program(Commands):
     """A group whose errors are one line, and whose commands return their exit code."""
 
     def main(  # type: ignore[override]  # standalone_mode means nothing here
@@ -52,18 +60,6 @@ class Program(click.Group):
         except ShadowMeshError as error:
             code = _report(settings, str(error), _code_of(error), error.exit_code)
         sys.exit(code or 0)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, self.commands, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(f"no command {one_line(name)!r}{hint}")
-        return super().resolve_command(ctx, args)
 
 
 def _code_of(error: ShadowMeshError) -> str:
@@ -120,7 +116,10 @@ def program(
     ctx.color = {"always": True, "never": False}.get(color, automatic)
 
 
-for _command in (connect, disconnect, status, netcheck, genkey, pubkey, genpsk):
+for _command in (
+    connect, disconnect, status, ping, wait, netcheck, configuration, reload, logs, genkey, pubkey,
+    genpsk, version, completion,
+):  # fmt: skip
     program.add_command(_command)
 
 

@@ -16,7 +16,7 @@ from shadowmesh.constants import SYSTEM_CONFIG_FILE, TOKEN_FILE, USER_CONFIG_FIL
 from shadowmesh.errors import KeyFileError, NotPermitted
 
 if TYPE_CHECKING:
-    from shadowmesh.config import Config, HostPort
+    from shadowmesh.config import Config, HostPort, LoadedConfig
 
 
 @dataclass(slots=True)
@@ -29,6 +29,10 @@ class Settings:
     json: bool = False
 
     def load_config(self) -> Config:
+        """Return the daemon's configuration: `load` without sources and warnings."""
+        return self.load().config
+
+    def load(self) -> LoadedConfig:
         """Return the daemon's configuration, as the daemon would load it for this user.
 
         Raises:
@@ -40,7 +44,7 @@ class Settings:
 
         for path in self._config_files():
             _refuse_unreadable(path)
-        return load(self.config, {}, os.environ).config
+        return load(self.config, {}, os.environ)
 
     def client(self) -> ApiClient:
         """Return a client with the token of the daemon.
