@@ -109,6 +109,40 @@ def a_lan_without_stun_server_uses_udp_within_a_second(directory: Path) -> None:
 
 
 @scenario
+def hosts_with_ipv6_alone_meet_over_it(directory: Path) -> None:
+    with running_pair(directory, UDP) as pair:
+        for daemon in pair:
+            daemon.host.ip(f"address del {daemon.host.ipv4}/24 dev eth0")
+        pair.left.connect(f"[{pair.right.host.ipv6}]:{DATA_PORT}")
+        await_path(pair, "udp", 2)
+        assert active(pair.left)["address"] == f"[{pair.right.host.ipv6}]:{DATA_PORT}"
+        wait_until(lambda: active(pair.left)["payload_bytes"] == 1452, 5, "the path's size")
+        pair.assert_pings()
+
+
+@scenario
+def a_bridge_with_the_tunnel_in_it_is_no_path(directory: Path) -> None:
+    """Each end puts its TAP into a bridge with an address: the other's bridge answers, inside."""
+    with running_pair(directory, UDP) as pair, faults.drop_udp(pair.net):
+        pair.connect()
+        for daemon in pair:
+            daemon.host.ip(
+                "link add br1 type bridge forward_delay 0",
+                f"link set {daemon.tap} master br1",
+                "link set br1 up",
+                f"address add 10.5.0.{daemon.host.number}/24 dev br1",
+            )
+        wait_until(lambda: pair.left.host.ping("10.5.0.2", count=1).complete, 5, "bridged")
+        time.sleep(3)  # the change is noticed, told and tried
+        for daemon in pair:
+            status = daemon.status()
+            assert status["path"] == "wss"
+            inside = [p for p in status["paths"] if p["address"].startswith("10.5.")]
+            assert not any(path["proven"] for path in inside), inside
+        assert pair.left.host.ping("10.5.0.2").complete
+
+
+@scenario
 def switched_off_no_udp_socket_is_opened(directory: Path) -> None:
     for number, left_only in enumerate((True, False)):
         place = directory / str(number)
@@ -213,6 +247,27 @@ def a_link_that_stays_away_is_missed_by_nobody_but_status(directory: Path) -> No
         for collector in collectors:
             collector.assert_sound()
             assert collector.lost == 0
+
+
+@scenario
+def a_link_that_falls_silent_is_dialled_again_beside_udp(directory: Path) -> None:
+    timing = {"websocket.read_timeout": "12s", "websocket.keepalive_interval": "4s"}
+    with udp_pair(directory, **timing) as pair, streams(pair, per_second=200) as collectors:
+        silence = faults._forwarding(pair.net, "tcp dport 9001 drop", "tcp sport 9001 drop")
+        with silence:
+            for daemon in pair:
+
+                def missed(daemon=daemon) -> bool:
+                    return daemon.status()["link"]["remote_address"] is None
+
+                wait_until(missed, 25, "the silence is noticed", interval_s=0.3)
+            assert [d.status()["state"] for d in pair] == ["connected", "connected"]
+            await_path(pair, "udp", 1)
+        wait_until(lambda: pair.left.status()["reconnects"] == 1, 20, "the link is back")
+        await_path(pair, "udp", 3)
+    for collector in collectors:
+        collector.assert_sound()
+        assert collector.lost == 0
 
 
 @scenario
