@@ -35,7 +35,7 @@ CIPHERS = ("chacha20-poly1305", "aegis-256")
 PATHS = ("wss", "udp")
 REFERENCES = ("veth", "vxlan")
 
-UDP_WAIT_S = 10.0
+CONNECT_S = 15.0
 #: What the sockets of a test may hold, so that a loss is the tunnel's and not the generator's.
 DATAGRAM_BUFFER_BYTES = 8 << 20
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
@@ -86,6 +86,17 @@ class Lane:
         for end in ends:
             end.setblocking(True)
         return ends
+
+    def connect(self) -> None:
+        """Connect running daemons; back when they use the path of the lane.
+
+        Raises:
+            NetlabError: they do not, in time.
+        """
+        if self.daemons[0].status()["state"] == "disconnected":
+            self.daemons[0].connect()
+        for daemon in self.daemons:
+            daemon.wait_for(CONNECT_S, state="connected", path=self.path)
 
     def cpu_seconds(self) -> float:
         return sum(cpu_seconds(daemon.pid) for daemon in self.daemons)
@@ -195,9 +206,7 @@ class Lab:
             try:
                 for daemon in lane.daemons:
                     daemon.await_healthy()
-                lane.daemons[0].connect()
-                for daemon in lane.daemons:
-                    daemon.wait_for(UDP_WAIT_S, state="connected", path=lane.path)
+                lane.connect()
             except NetlabError as error:
                 lane.failure = Failure(str(error).splitlines()[0], broken=True)
 

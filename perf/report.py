@@ -69,9 +69,8 @@ class Row:
             return ""
         if target.splendid(figure):
             return "reached"
-        if target.at_least:
-            return f"{target.moonshot / figure:.2f}x to go" if figure else ""
-        return f"{figure / target.moonshot:.2f}x to go"
+        near, far = sorted((figure, target.moonshot))
+        return f"{far / near:.2f}x to go" if near else f"{far:g} to go"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "verdict": self.verdict, "moonshot": self.moonshot}

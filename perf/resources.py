@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from shadowmesh.netlab import Daemon, NetlabError, wait_until
 
-from .lab import Lab, Lane, cpu_seconds, generate
+from .lab import PATHS, Lab, Lane, cpu_seconds, generate, output, spawn
 from .report import Failure, Row, compared, unread
 from .targets import (
     AEGIS,
@@ -21,6 +21,7 @@ from .targets import (
     CPU_IDLE_PERCENT,
     FALL_BACK_S,
     MEMORY_MIB,
+    REKEY_LOST,
     RESTART_S,
     START_S,
     Target,
@@ -32,6 +33,8 @@ FRAMES_PER_SECOND = 10_000
 #: A ping that is not answered within this counts as lost; times are read to about as much.
 PING_WAIT_S = 0.02
 HEAL_S = 20.0
+#: The interval, which is 10 s, the jitter of up to 5 s, and a little after it.
+REKEY_S = 16
 BLOCK_UDP = """
 table inet perf {
   chain in {
@@ -65,6 +68,49 @@ def measure(lab: Lab, quick: bool) -> Iterator[Row]:
             lane.failure = why
             continue
         yield compared(GROUP, name, "s", times, target=target)
+    if not quick:
+        yield from _rekeys(lab)
+
+
+def _rekeys(lab: Lab) -> Iterator[Row]:
+    """Steady frames across a change of keys, on both paths at the same time."""
+    started = {}
+    for path in PATHS:
+        lane = lab.lanes[_preferred(lab, path)]
+        if lane.failure is None:
+            try:
+                restart_with(lane, {"encryption.rotation_interval": "10s"})
+                sockets = lane.datagrams()
+                words = REKEY_S, FRAMES_PER_SECOND, SMALL_PAYLOAD
+                started[path] = spawn("frames", *words, sockets=sockets)
+            except (NetlabError, OSError) as error:
+                lane.failure = Failure(str(error).partition("\n")[0], broken=True)
+            else:
+                for end in sockets:
+                    end.close()
+    for path in PATHS:
+        lane, name = lab.lanes[_preferred(lab, path)], f"frames lost in a rekey under load, {path}"
+        if lane.failure is not None:
+            yield unread(GROUP, name, "", lane.failure, REKEY_LOST[path])
+            continue
+        sent, received, _ = output(started[path], REKEY_S + 15).split()
+        rekeys = min(daemon.status()["session"]["rekeys"] for daemon in lane.daemons)
+        if rekeys:
+            lost = float(int(sent) - int(received))
+            yield compared(GROUP, name, "", [lost], target=REKEY_LOST[path])
+        else:
+            why = Failure("the keys were not changed", broken=True)
+            yield unread(GROUP, name, "", why, REKEY_LOST[path])
+
+
+def restart_with(lane: Lane, settings: Mapping[str, object]) -> None:
+    """Start both daemons of a lane again with other settings; back when they carry traffic."""
+    for daemon in lane.daemons:
+        daemon.terminate()
+        daemon.settings.update(settings)
+    for daemon in lane.daemons:
+        daemon.start()
+    lane.connect()
 
 
 def _preferred(lab: Lab, path: str) -> str:

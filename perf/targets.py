@@ -77,3 +77,5 @@ CPU_AT_10K_PERCENT = at_most(30)
 START_S = at_most(1.0, 0.6)
 FALL_BACK_S = at_most(2.0, 1.0)
 RESTART_S = at_most(5.0, 2.0)
+#: frames lost while keys are changed under load
+REKEY_LOST = {"wss": at_most(0, 0), "udp": Target(None, 0, at_least=False)}

@@ -21,7 +21,7 @@ SMALL_PAYLOAD = 64 - 14 - 20 - 8
 MAX_LOSS = 0.01
 START_RATE = 40e3
 RAMP = 1.5
-BISECTIONS = 3
+BISECTIONS = 4
 #: A sender that comes this far below the rate that was asked for is itself the limit.
 SENDER_TOO_SLOW = 0.85
 
@@ -53,7 +53,7 @@ def best_rate(trial: Callable[[float], Trial], start: float) -> float:
     """
     best, good, bad, rate = 0.0, 0.0, 0.0, start
     left = BISECTIONS
-    while left:
+    while True:
         result = trial(rate)
         if result.good:
             good = rate
@@ -62,15 +62,16 @@ def best_rate(trial: Callable[[float], Trial], start: float) -> float:
                 return best
         else:
             bad = rate
+        if left == 0:
+            return best
         if not bad:
             rate *= RAMP
-        elif not good:
-            bad, rate = 0.0, rate / (RAMP * RAMP)
-            left -= 1
-        else:
+            continue
+        left -= 1
+        if good:
             rate = (good + bad) / 2
-            left -= 1
-    return best
+        else:
+            bad, rate = 0.0, rate / (RAMP * RAMP)
 
 
 class Readings:

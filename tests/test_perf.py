@@ -61,9 +61,11 @@ def test_a_target_without_a_must_never_fails_but_tells_how_far_the_moonshot_is()
         (2.0, at_most(3, 1), "2.00x to go"),
         (1.0, at_most(3, 1), "reached"),
         (1.0, at_most(3), ""),
+        (0.0, at_least(0.5, 0.75), "0.75 to go"),
+        (12, at_most(100, 0), "12 to go"),
     ],
 )
-def test_the_distance_to_the_moonshot_is_a_factor(value, target, said):
+def test_the_distance_to_the_moonshot_is_a_factor_unless_one_is_zero(value, target, said):
     assert compared("g", "n", "u", [value], target=target).moonshot == said
 
 
