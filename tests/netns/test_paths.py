@@ -203,6 +203,26 @@ def udp_that_is_blocked_in_mid_flow_is_replaced_within_two_seconds(directory: Pa
 
 
 @scenario
+def udp_that_is_blocked_one_way_is_given_up_by_both(directory: Path) -> None:
+    with udp_pair(directory) as pair:
+        there, back = pair.net.port(pair.right.host), pair.net.port(pair.left.host)
+        with streams(pair, per_second=300) as collectors:
+            time.sleep(1)
+            for collector in collectors:
+                collector.longest_gap_s = 0.0
+            rule = f'iifname "{there}" oifname "{back}" meta l4proto udp drop'
+            with faults._forwarding(pair.net, rule):
+                await_path(pair, "wss", 4)
+                time.sleep(1)
+                gaps = [collector.longest_gap_s for collector in collectors]
+                print(f"UDP blocked one way: longest gaps {gaps}")
+                assert max(gaps) <= 2.5, gaps
+            await_path(pair, "udp", 10)
+        for collector in collectors:
+            collector.assert_sound()
+
+
+@scenario
 def a_lost_link_does_not_touch_the_frames_on_udp(directory: Path) -> None:
     with udp_pair(directory) as pair:
         with streams(pair, per_second=300, size=400) as collectors:
