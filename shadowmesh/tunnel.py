@@ -335,6 +335,10 @@ class Tunnel:
         self._timers.kill()
         if self.paths is not None:
             self.paths.stop()
+        # Who calls close() or accept() from now on is too late, and must not reach the session.
+        self._machine.close(CloseReason.SHUTDOWN, "", boottime())
+        while self._machine.next_event() is not None:
+            pass
         self.session.close()
         assert self._ended is not None
         self._on_ended(self, self._ended)

@@ -44,6 +44,12 @@ def frame(payload: bytes, source: int = 1) -> bytes:
     return b"\xff" * 6 + bytes([2, 0, 0, 0, 0, source]) + b"\x88\xb5" + payload.ljust(46, b"\0")
 
 
+def cut(sock) -> None:
+    """End a TCP connection under its TLS, both ways."""
+    with socket.socket(fileno=os.dup(sock.fileno())) as raw:
+        raw.shutdown(socket.SHUT_RDWR)
+
+
 class FakeTap:
     """Has the interface of `tap.Tap`; `kernel` is the other end."""
 

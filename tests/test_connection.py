@@ -30,7 +30,7 @@ from shadowmesh.errors import (
     PeerRefused,
     PeerUnreachable,
 )
-from tests.machines import PATIENCE_S, Clock, Machine, wait_for
+from tests.machines import PATIENCE_S, Clock, Machine, cut, wait_for
 
 PSK = bytes(range(32))
 NOBODY = HostPort("127.0.0.1", 1)
@@ -107,8 +107,8 @@ def outcome_of(call, *arguments):
 
 
 def break_link(machine):
-    """As a reset: the sockets of the live tunnel are gone."""
-    machine.manager.current.link._sock.shutdown(2)
+    """End the TCP connection of the live tunnel, without a word."""
+    cut(machine.manager.current.link._sock)
 
 
 # --- Two machines -----------------------------------------------------------------------------
