@@ -325,7 +325,7 @@ cdef inline int join_finish(joiner_t *j, iovec **pieces, size_t *frame_bytes) no
     # header. A frame that is alone is as it came. The pieces are valid until the next join_add(),
     # before which the joiner is empty.
     cdef flow_t *flow = &j.flow
-    cdef uint8_t *vnet = j.head - VNET_HEADER_BYTES
+    cdef uint8_t *vnet
     cdef uint32_t id
     cdef int count = j.count
     pieces[0] = j.pieces
@@ -333,6 +333,7 @@ cdef inline int join_finish(joiner_t *j, iovec **pieces, size_t *frame_bytes) no
     j.count = 0
     if count < 2:
         return count
+    vnet = j.head - VNET_HEADER_BYTES
     id = 0 if flow.ipv6 else sm_load16be(j.head + flow.l3 + 4)
     write_lengths(j.head, flow, j.frame_bytes, id, j.ip_sum, j.l4_sum)
     vnet[1] = <uint8_t>gso_type(flow)

@@ -30,8 +30,10 @@ cdef inline bint outbox_has_room(const outbox_t *outbox, size_t datagrams,
 
 cdef inline void append_datagram(outbox_t *outbox, size_t length, bint ends_frame) noexcept nogil:
     # Takes the `length` bytes that were written at the end of the outbox into a train.
-    cdef train_t *train = &outbox.trains[outbox.count - 1]
-    if (outbox.count == 0 or train.closed or length > train.segment_bytes
+    cdef train_t *train = NULL
+    if outbox.count:
+        train = &outbox.trains[outbox.count - 1]
+    if (train == NULL or train.closed or length > train.segment_bytes
             or train.datagrams == TRAIN_DATAGRAMS or train.length + length > TRAIN_BYTES):
         train = &outbox.trains[outbox.count]
         outbox.count += 1

@@ -206,6 +206,7 @@ def test_any_bytes_are_masked_as_the_twin_masks_them(data, key, phase):
 
 
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4), st.lists(st.integers(0, 50)))
+@settings(deadline=None)
 def test_masking_in_pieces_is_masking_at_once(data, key, pieces):
     whole, done = b"", 0
     for piece in [*pieces, len(data)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,7 +140,7 @@ def test_the_judge_reads_nothing_outside_of_the_frame(header, data, reason):
 
 
 @given(st.binary(min_size=10, max_size=10), st.integers(0, 70_000))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_what_passes_keeps_to_the_protocol(header, size):
     data = frame(bytes(max(size - 14, 0)))[:size]
     flags, kind = header[0], header[1]
@@ -233,6 +234,24 @@ def test_without_an_active_session_frames_are_dropped_as_not_connected(make):
     node.plane.activate(node.session)  # active, but without keys
     node.feed([FRAME])
     assert dropped(node.settle(), "tx_dropped") == {"not_connected": 4}
+
+
+def test_frames_that_come_just_before_a_session_wait_for_it(make):
+    node = make()
+    for _ in range(3):
+        node.feed([FRAME])
+    counters = node.start().settle()
+    assert counters["frames_queued"] == 3
+    assert dropped(counters, "tx_dropped") == {}
+
+
+def test_the_device_is_let_go_at_once_while_frames_wait_for_a_session(make):
+    node = make()
+    node.feed([FRAME])
+    began = time.monotonic()
+    node.plane.detach_tap()
+    assert time.monotonic() - began < 0.5  # of the second that they may wait
+    assert node.plane.counters()["frames_read"] == 0
 
 
 def test_without_a_link_frames_are_dropped_as_link_lost(make):

@@ -196,6 +196,14 @@ def test_a_super_frame_of_one_segment_stays_one_frame() -> None:
     assert fast.segment(*packet.super_frame(1448), 1514) == [packet.plain()]
 
 
+def test_a_path_with_room_for_one_byte_of_payload_is_the_narrowest() -> None:
+    packet = replace(STREAM, payload=payload(20))
+    room = packet.header_bytes
+    assert fast.segment(*packet.super_frame(10), room - 1) == E_NO_ROOM
+    assert fast.segment(*packet.super_frame(10), room) == E_NO_ROOM
+    assert len(fast.segment(*packet.super_frame(10), room + 1)) == 20
+
+
 # --- What is not cut --------------------------------------------------------------------------
 
 
@@ -261,6 +269,13 @@ def altered(packet: Packet, at: int, value: bytes) -> bytes:
 )
 def test_frames_that_cannot_be_cut_safely_are_refused(frame: bytes, error: int) -> None:
     assert fast.segment(STREAM.super_frame(1448)[0], frame, 1514) == error
+
+
+def test_an_ipv4_header_of_16_bytes_is_refused() -> None:
+    content = STREAM.l4.build(STREAM.payload)
+    header = b"\x44\0" + (16 + len(content)).to_bytes(2) + bytes(5) + b"\x06" + bytes(6)
+    frame = STREAM.macs + b"\x08\0" + header + content
+    assert fast.segment(vnet_of(STREAM, start=30), frame, 1514) == E_UNSUPPORTED_HEADER
 
 
 def test_three_vlan_tags_are_too_many() -> None:
@@ -478,6 +493,13 @@ def test_frames_with_a_finished_checksum_are_not_joined() -> None:
 def test_a_super_frame_is_not_joined_to_what_came_before() -> None:
     first, second = twin.cut(replace(STREAM, payload=payload(2896)), 1448)
     frames = [first.plain(), second.super_frame(1000)]
+    assert fast.join(frames) == [(*frame, 1) for frame in frames]
+
+
+def test_super_frames_are_not_joined_to_each_other() -> None:
+    frames = [
+        part.super_frame(1000) for part in twin.cut(replace(STREAM, payload=bytes(6000)), 3000)
+    ]
     assert fast.join(frames) == [(*frame, 1) for frame in frames]
 
 

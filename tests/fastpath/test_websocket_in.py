@@ -267,6 +267,7 @@ def test_a_part_of_a_header_is_waited_with_or_refused_as_the_whole_is(data, from
     st.sampled_from([0, 1, 125, 126, 127, 0xFFFF, 0x10000, 0x10001, MAX_MESSAGE]),
     st.none() | st.binary(min_size=4, max_size=4),
 )
+@settings(max_examples=50, deadline=None)
 def test_a_header_is_written_as_the_twin_writes_it(opcode, size, mask):
     twin = websocket.encode(websocket.Frame(opcode, bytes(size), mask=mask))
     assert hooks.write_ws_header(opcode, size, mask) == twin[: len(twin) - size]
