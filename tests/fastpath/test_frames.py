@@ -377,12 +377,6 @@ class Story:
         self.new_link()
         self.one.session.retire(self.one.local_id)
 
-    def deactivate(self) -> None:
-        self.one.plane.activate(None)
-
-    def activate(self) -> None:
-        self.one.plane.activate(self.one.session)
-
     def device_gone(self) -> None:
         self.other.plane.detach_tap()
 
@@ -411,8 +405,6 @@ steps = st.one_of(
             "new_link",
             "close_link",
             "retire",
-            "deactivate",
-            "activate",
             "device_gone",
             "device_back",
         ]
