@@ -1,6 +1,8 @@
 # One command for each thing a developer does; `make help` lists them.
 #
 # PYTHON=...   interpreter to make .venv from (3.11 or newer)
+# PREFIX=...   where install puts things, /usr/local
+# DESTDIR=...  in front of that, for packages
 # ARGS=...     passed on to pytest, perf, fuzz, demo
 # Build switches (SHADOWMESH_*) are listed in setup.py.
 
@@ -11,7 +13,9 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
-export PYTHON
+PREFIX ?= /usr/local
+DESTDIR ?=
+export PYTHON PREFIX DESTDIR
 ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -58,7 +62,7 @@ sanitize: dev ## the data plane's tests under address and undefined-behaviour sa
 	  --build-lib build/sanitize --build-temp build/sanitize-objects
 	@env PYTHONPATH=build/sanitize LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	  $(VENV)/bin/pytest -p shadowmesh._fastpath $(or $(ARGS),tests/test_fastpath*.py)
+	  $(VENV)/bin/pytest -s -p shadowmesh._fastpath $(or $(ARGS),tests/fastpath)
 
 .PHONY: perf
 perf: packages-test build $(VENV)/.perf ## measure against the targets (root, quiet machine)
@@ -67,6 +71,22 @@ perf: packages-test build $(VENV)/.perf ## measure against the targets (root, qu
 .PHONY: fuzz
 fuzz: dev $(VENV)/.fuzz ## feed the parsers random bytes
 	@$(PY) -m fuzz $(ARGS)
+
+.PHONY: wheel
+wheel: build ## one wheel in dist/, which carries its own libsodium
+	@$(LOCK) packaging/wheel.sh
+
+.PHONY: install
+install: build ## install the programs and the service (PREFIX=/usr/local, DESTDIR=)
+	@set -- $$($(LOCK) packaging/wheel.sh) && packaging/install.sh install "$$1"
+
+.PHONY: uninstall
+uninstall: ## remove what install has installed; keys and configuration stay
+	@packaging/install.sh uninstall
+
+.PHONY: deb
+deb: build ## a Debian package in dist/
+	@set -- $$($(LOCK) packaging/wheel.sh) && packaging/deb.sh "$$1"
 
 .PHONY: clean
 clean: ## remove everything that was built, except .venv
