@@ -35,8 +35,8 @@ from shadowmesh.constants import (
     Inner,
 )
 from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.pings import Pings
 from shadowmesh.events import NOBODY
+from shadowmesh.pings import Pings
 from shadowmesh.traversal import MOVED_SPACING_S
 from shadowmesh.wire import control
 from shadowmesh.wire import path_events as events
