@@ -385,12 +385,18 @@ cdef class DataPlane:
         return sm_flag(&self.plane.tap_errno)
 
     def activate(self, Session session) -> None:
-        """Send the TAP's frames to `session` from now on; None: drop them as not_connected."""
+        """Send the TAP's frames to `session` from now on.
+
+        None: to nobody; they wait for a second in the device's queue and are then dropped as
+        not_connected.
+        """
         if session is not None and (session.plane is not self or session.index < 0):
             raise LocalProtocolError("the session is closed or another plane's")
         pthread_mutex_lock(&self.plane.tx_lock)
-        self.plane.active_session = -1 if session is None else session.index
+        sm_set_flag(&self.plane.active_session, -1 if session is None else session.index)
         pthread_mutex_unlock(&self.plane.tx_lock)
+        # The TAP thread may be waiting for somebody to send to.
+        signal_fd(self.plane.space_fd)
 
     def counters(self) -> dict:
         """Return frames, bytes and drops since the start of the daemon.

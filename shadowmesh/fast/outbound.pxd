@@ -1,8 +1,9 @@
 # The way out: TAP -> batch of slots -> sealed records in the ring of the session's link, or
 # datagrams when the session has a UDP path.
 #
-#   wait_for_frames -> read_batch -> send_batch -+-> seal_message -> ring_commit
-#                                               +-> seal_slots -> send_outbox (udp_out.pxd)
+#   wait_for_frames -> wait_for_session -> read_batch -> send_batch -+-> seal_message -> ring_commit
+#                                                                   +-> seal_slots -> send_outbox
+#                                                                               (udp_out.pxd)
 #
 # Functions stand in the order in which a frame meets them. All of it runs in the TAP thread and
 # touches no Python object; only seal_message also serves the hub (send_record in _fastpath.pyx).
@@ -28,6 +29,27 @@ cdef inline int wait_for_frames(plane_t *plane) noexcept nogil:
                 continue
             return 0
         return 0 if fds[1].revents else 1
+
+
+cdef inline void wait_for_session(plane_t *plane) noexcept nogil:
+    # Frames that come while nobody is connected stay in the device's queue for a moment. What a
+    # host says first is an ARP request; dropped during the handshake it would be sent again only
+    # after a second. Returns when a session is active, the time is over, the device is gone or the
+    # thread is to stop; who calls needs not know which.
+    cdef pollfd fds[3]
+    cdef uint64_t until_ns = boottime_ns() + <uint64_t>HOLD_MS * 1000000
+    cdef uint64_t now_ns = until_ns - 1
+    fds[0].fd = plane.space_fd
+    fds[1].fd = plane.stop_fd
+    fds[2].fd = plane.tap_fd
+    fds[0].events = fds[1].events = POLLIN
+    fds[2].events = 0
+    while sm_flag(&plane.active_session) < 0 and now_ns < until_ns:
+        if poll(fds, 3, HOLD_MS) > 0:
+            if fds[1].revents or fds[2].revents:
+                return
+            drain_fd(plane.space_fd)
+        now_ns = boottime_ns()
 
 
 cdef inline int read_batch(plane_t *plane) noexcept nogil:
@@ -223,6 +245,7 @@ cdef inline void run_outbound(plane_t *plane) noexcept nogil:
     # The TAP thread, until it is stopped or the device is gone.
     cdef int got
     while wait_for_frames(plane):
+        wait_for_session(plane)
         got = read_batch(plane)
         if got < 0:
             sm_set_flag(&plane.tap_errno, -got)

@@ -24,6 +24,8 @@ cdef enum:
     ARENA_BYTES = BATCH_BYTES + SLOT_BYTES
     # A link that took no byte for this long is stalled: its frames are dropped, not kept waiting.
     STALL_MS = 200
+    # How long frames wait for a session before they are dropped as not_connected.
+    HOLD_MS = 1000
 
 ctypedef struct slot_t:
     uint8_t *inner              # inner type and body, in the arena
