@@ -38,6 +38,7 @@ from shadowmesh.constants import (
     RejectReason,
 )
 from shadowmesh.dial import dial
+from shadowmesh.dialler import Dialler, Pause
 from shadowmesh.errors import (
     AlreadyConnected,
     AlreadyConnecting,
@@ -54,7 +55,8 @@ from shadowmesh.events import NOBODY
 from shadowmesh.keys import format_public_key
 from shadowmesh.terms import terms_of
 from shadowmesh.tunnel import Tunnel, boottime
-from shadowmesh.wire.peer import Backoff, Event, PeerMachine, Phase, State, resolve_collision
+from shadowmesh.verdicts import DUPLICATE, INTERCEPTED, failed_dial, objection, trust_of
+from shadowmesh.wire.peer import Backoff, Event, PeerMachine, Phase, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +98,6 @@ class ConnectionManager:
         current: the live tunnel, None without one.
         target: whom we dial.
         last_error, last_error_at: the last failure, cleared by success; wall-clock seconds.
-        next_retry_at: when the next automatic dial starts, wall-clock seconds.
         reconnects: sessions and links that came back without being asked for.
         handshakes: how handshakes ended, by one word.
         traversal: the UDP side of this host.
@@ -132,7 +133,6 @@ class ConnectionManager:
         self.target: HostPort | None = config.peer.address
         self.last_error: str | None = None
         self.last_error_at: float | None = None
-        self.next_retry_at: float | None = None
         self.reconnects = 0
         self.handshakes: Counter[str] = Counter()
         #: there was a session since the last disconnect: the next one is a reconnect
@@ -141,17 +141,15 @@ class ConnectionManager:
         self._client_context = client_context
         self._served_certificate_sha256 = served_certificate_sha256
         self._dial_once = dial
-        self._later = later
         self._mailbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._backoff = Backoff(random.SystemRandom().random)
         #: a failed attempt is followed by another
         self._redial = False
-        #: at most one of the next three is set, and while connecting one of them always is but
+        #: at most one of the next three is at work, and while connecting one of them always is but
         #: in phase waiting_for_peer
-        self._dialling: gevent.Greenlet | None = None
+        self._dialler = Dialler(self._post, self._dial, self._dial_upgraded, self._attempt_failed)
         self._dialled: Tunnel | None = None
-        self._timer: gevent.Greenlet | None = None
-        self._timer_mark: object = None
+        self._pause = Pause(self._post, later)
         self._incoming: set[Tunnel] = set()
         self._waiters: list[AsyncResult] = []
         self._logged = ("", 0.0)
@@ -179,7 +177,13 @@ class ConnectionManager:
     @property
     def dialling(self) -> bool:
         """A dial or its handshake is on the way."""
-        return self._dialling is not None or self._dialled is not None
+        return self._dialler.running or self._dialled is not None
+
+    @property
+    def next_retry_at(self) -> float | None:
+        """When the next automatic dial starts, wall-clock seconds."""
+        # In phase accept we wait for the peer's own connection, not for a dial of ours.
+        return None if self.machine.phase is Phase.ACCEPT else self._pause.ends_at
 
     @property
     def tap(self) -> Tap | None:
@@ -270,7 +274,7 @@ class ConnectionManager:
             except Exception as error:  # noqa: BLE001 - or the daemon would be deaf for ever
                 _log.exception("a message to the connection manager failed")
                 failure = ControlError(f"internal error: {error!r}; see the log")
-                if not (self._idle or self._dialling or self._dialled or self._timer):
+                if not (self._idle or self.dialling or self._pause.ends_at):
                     self._attempt_failed(failure)
                 self._answer_waiters(failure)
             del message  # while we wait for the next one it would hold a tunnel that has ended
@@ -323,7 +327,7 @@ class ConnectionManager:
 
     def _begin(self) -> None:
         """Take the steps of connecting, from wherever nothing goes on."""
-        self._cancel_timer()
+        self._pause.cancel()
         retry = not self._waiters and self.machine.state is not State.DISCONNECTED
         if self.machine.state not in (State.CONNECTING, State.CONNECTED):
             self._fire(Event.RETRY if retry else Event.CONNECT)
@@ -336,38 +340,18 @@ class ConnectionManager:
             self._attempt_failed(error)
             return
         self._enter(Phase.DIALLING)
-        self._dialling = gevent.spawn(self._dial, self.target)
+        self._dialler.start(self.target)
 
-    def _dial(self, target: HostPort) -> None:
-        """Dial once and post the outcome; ends with it or when killed."""
-        dialler = gevent.getcurrent()
-        try:
-            upgraded = self._dial_once(target, self.config.websocket.path, self._client_context)
-        except ControlError as error:
-            self._post(partial(self._dial_failed, dialler, error))
-        except Exception as error:  # noqa: BLE001 - the manager must hear of every end
-            _log.exception("a dial failed by a bug")
-            failure = PeerUnreachable(f"internal error while dialling {target}: {error!r}")
-            self._post(partial(self._dial_failed, dialler, failure))
-        else:
-            self._post(partial(self._dial_upgraded, dialler, upgraded))
+    def _dial(self, target: HostPort) -> Upgraded:
+        return self._dial_once(target, self.config.websocket.path, self._client_context)
 
-    def _dial_upgraded(self, dialler: gevent.Greenlet, upgraded: Upgraded) -> None:
-        if dialler is not self._dialling:
-            upgraded.sock.close()
-            return
-        self._dialling = None
+    def _dial_upgraded(self, upgraded: Upgraded) -> None:
         self._enter(Phase.HANDSHAKE)
         try:
             self._dialled = self._start_tunnel(upgraded)
         except (LocalProtocolError, OSError) as error:
             upgraded.sock.close()
             self._attempt_failed(PeerUnreachable(f"cannot start a session: {error}"))
-
-    def _dial_failed(self, dialler: gevent.Greenlet, error: ControlError) -> None:
-        if dialler is self._dialling:
-            self._dialling = None
-            self._attempt_failed(error)
 
     def _attempt_failed(self, error: ControlError) -> None:
         """An attempt to connect is over; plan the next or undo what was started."""
@@ -376,7 +360,7 @@ class ConnectionManager:
             self._give_up(error)
         elif self.on_udp_alone and self._redial:
             _log.limited(REPEAT_LOG_S).warning("the WSS link is not back yet", cause=str(error))
-            self._plan(self._backoff.next_delay(), self._begin)
+            self._pause.plan(self._backoff.next_delay(), self._begin)
 
     def _give_up(self, error: ControlError) -> None:
         """In error: say why, and plan what comes next."""
@@ -389,14 +373,12 @@ class ConnectionManager:
         if not repeated:
             self._logged = (text, boottime())
         say = _log.debug if repeated else _log.warning
-        retry_in_s = delay_s and round(delay_s, 1)
-        say("cannot connect", cause=text, retry_in_s=retry_in_s)
-        self._recorder.record("session", "cannot connect", cause=text, retry_in_s=retry_in_s)
+        self._tell(say, "cannot connect", cause=text, retry_in_s=delay_s and round(delay_s, 1))
         self._answer_waiters(error)
         if delay_s is None:
             self._device.close()
         else:
-            self._plan(delay_s, self._begin)
+            self._pause.plan(delay_s, self._begin)
 
     def _disconnect(self, outcome: AsyncResult) -> None:
         if self.machine.state is State.DISCONNECTED:
@@ -420,7 +402,7 @@ class ConnectionManager:
     def _undo(self, reason: CloseReason, detail: str) -> None:
         """Everything that connecting started, in reverse: router, session, link, plane, TAP."""
         self._redial = False
-        self._cancel_timer()
+        self._pause.cancel()
         self.plane.activate(None)
         self._switches = self.path_switches
         tunnel, self.current = self.current, None
@@ -432,13 +414,10 @@ class ConnectionManager:
         self._fire(Event.DISCONNECT)
         self._was_connected = False
         self.last_error = self.last_error_at = None
-        _log.info("disconnected", cause=detail)
-        self._recorder.record("session", "disconnected", cause=detail)
+        self._tell(_log.info, "disconnected", cause=detail)
 
     def _abort_dial(self, reason: CloseReason, detail: str) -> None:
-        dialling, self._dialling = self._dialling, None
-        if dialling is not None:
-            dialling.kill(block=False)
+        self._dialler.abort()
         dialled, self._dialled = self._dialled, None
         if dialled is not None:
             dialled.close(reason, detail, wait=False)
@@ -473,13 +452,21 @@ class ConnectionManager:
         intercepted = self.config.websocket.require_direct_tls and not result.tls_matches
         if tunnel.initiator:
             if intercepted:
-                tunnel.close(CloseReason.POLICY, _INTERCEPTED, wait=False)
+                tunnel.close(CloseReason.POLICY, INTERCEPTED, wait=False)
             elif tunnel is self._dialled:
                 self._enter(Phase.ACCEPT)
             return
-        reason = self._objection(tunnel, result)
-        if intercepted:
-            _log.limited(10).warning("peer refused", peer=tunnel.peer_name, cause=_INTERCEPTED)
+        reason = objection(
+            tunnel,
+            result.peer_public_key,
+            self.identity.public_key,
+            current=self.current,
+            dialled=self._dialled,
+        )
+        if self._stopped:
+            reason = RejectReason.ADMIN_DOWN
+        elif intercepted:
+            _log.limited(10).warning("peer refused", peer=tunnel.peer_name, cause=INTERCEPTED)
             reason = RejectReason.POLICY
         if reason is None:
             try:
@@ -497,34 +484,6 @@ class ConnectionManager:
             self._take(tunnel)
         else:
             self._resume()
-
-    def _objection(self, tunnel: Tunnel, result: HandshakeResult) -> RejectReason | None:
-        """Why an authenticated incoming peer is not taken in; None when it is."""
-        if self._stopped:
-            return RejectReason.ADMIN_DOWN
-        current = self.current
-        if current is not None and current.peer_public_key != result.peer_public_key:
-            # Only possible with a pre-shared key and no pin: the seat is taken.
-            _log.limited(60).warning(
-                "another holder of the pre-shared key was refused",
-                peer=tunnel.peer_name,
-                public_key=format_public_key(result.peer_public_key),
-            )
-            return RejectReason.BUSY
-        own = self._dialled or current
-        if (
-            own is not None
-            and own.initiator
-            and own.peer_public_key == result.peer_public_key
-            # An established dial wins against connections from before it; one from after it is
-            # a peer that has restarted.
-            and (own.established_boottime is None or tunnel.started_at < own.established_boottime)
-            and resolve_collision(
-                self.identity.public_key, result.peer_public_key, own_dial_authenticated=True
-            )
-        ):
-            return RejectReason.COLLISION
-        return None
 
     def _established(self, tunnel: Tunnel) -> None:
         """The peer has accepted our dial."""
@@ -544,7 +503,7 @@ class ConnectionManager:
         result = tunnel.result
         assert result is not None
         self._incoming.discard(tunnel)
-        self._cancel_timer()
+        self._pause.cancel()
         lost = self.current is None or self.on_udp_alone
         unasked = self._was_connected and lost and not self._waiters
         self._switches = self.path_switches
@@ -563,21 +522,14 @@ class ConnectionManager:
         self._was_connected = True
         self.last_error = self.last_error_at = None
         self._logged = ("", 0.0)
-        _log.info(
+        self._tell(
+            _log.info,
             "connected",
             peer=tunnel.peer_name,
             public_key=format_public_key(result.peer_public_key),
             dialled=tunnel.initiator,
             cipher=result.cipher,
             tls="direct" if result.tls_matches else "proxied-or-intercepted",
-            replaced=replaced is not None,
-        )
-        self._recorder.record(
-            "session",
-            "connected",
-            peer=tunnel.peer_name,
-            dialled=tunnel.initiator,
-            cipher=result.cipher,
             replaced=replaced is not None,
         )
         if self.config.peer.public_key is None:
@@ -602,19 +554,14 @@ class ConnectionManager:
             self._incoming.discard(tunnel)
             self.handshakes[ended.kind] += 1
             say = _log.limited(10).warning if ended.kind == "refused" else _log.limited(10).info
-            say("incoming handshake failed", peer=tunnel.peer_name, cause=ended.detail)
-            self._recorder.record(
-                "session",
-                "incoming handshake failed",
-                peer=tunnel.peer_name,
-                cause=ended.detail,
-            )
+            cause = ended.detail
+            self._tell(say, "incoming handshake failed", peer=tunnel.peer_name, cause=cause)
         elif tunnel is self._dialled:
             self._dialled = None
             self.handshakes[ended.kind] += 1
-            error = _as_control_error(self.target, ended)
+            error = failed_dial(self.target, ended)
             if ended.rejected == RejectReason.COLLISION:
-                self._plan(COLLISION_WAIT_S, partial(self._attempt_failed, error))
+                self._pause.plan(COLLISION_WAIT_S, partial(self._attempt_failed, error))
             else:
                 self._attempt_failed(error)
         elif tunnel is self.current:
@@ -626,12 +573,12 @@ class ConnectionManager:
         """The live tunnel goes on over UDP alone: get it a new link."""
         if tunnel is not self.current or tunnel.over:
             return
-        _log.warning("WSS link lost, UDP goes on", peer=tunnel.peer_name, cause=tunnel.link_error)
-        self._recorder.record("session", "WSS link lost, UDP goes on", cause=tunnel.link_error)
+        cause = tunnel.link_error
+        self._tell(_log.warning, "WSS link lost, UDP goes on", peer=tunnel.peer_name, cause=cause)
         if self._dials_again(tunnel):
             self._redial = True
             self._backoff.session_ended(boottime() - (tunnel.established_boottime or boottime()))
-            self._plan(self._backoff.next_delay(), self._begin)
+            self._pause.plan(self._backoff.next_delay(), self._begin)
 
     def _dials_again(self, tunnel: Tunnel) -> bool:
         """Whether a tunnel that ended by itself is ours to bring back."""
@@ -645,13 +592,12 @@ class ConnectionManager:
             self._undo(CloseReason.DISCONNECT, ended.detail)
             self.last_error, self.last_error_at = ended.detail, time.time()
             return
-        _log.warning("connection lost", peer=tunnel.peer_name, cause=ended.detail)
-        self._recorder.record("session", "connection lost", cause=ended.detail)
+        self._tell(_log.warning, "connection lost", peer=tunnel.peer_name, cause=ended.detail)
         self.last_error, self.last_error_at = ended.detail, time.time()
         self._fire(Event.LINK_LOST)
-        if self._dialling or self._dialled or self._timer:
+        if self.dialling or self._pause.ends_at:
             # The link was lost before, and its successor is on the way.
-            self.machine.enter(Phase.BACKOFF if self._timer else Phase.DIALLING)
+            self.machine.enter(Phase.DIALLING if self.dialling else Phase.BACKOFF)
             return
         if not self._dials_again(tunnel):
             self.machine.enter(Phase.WAITING_FOR_PEER)
@@ -659,39 +605,13 @@ class ConnectionManager:
         self._redial = True
         if ended.peer_reason == CloseReason.REPLACED:
             # A success for neither, or the two would throw each other out every second.
-            self._attempt_failed(PeerRefused(f"{ended.detail}; {_DUPLICATE}"))
+            self._attempt_failed(PeerRefused(f"{ended.detail}; {DUPLICATE}"))
             return
         self._backoff.session_ended(boottime() - (tunnel.established_boottime or boottime()))
         self.machine.enter(Phase.BACKOFF)
-        self._plan(
+        self._pause.plan(
             PEER_DISCONNECT_PAUSE_S if by_operator else self._backoff.next_delay(), self._begin
         )
-
-    # --- waiting ------------------------------------------------------------------------------
-
-    def _plan(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Carry out `action` in a while, unless something else happens."""
-        self._cancel_timer()
-        if action == self._begin:
-            self.next_retry_at = time.time() + delay_s
-        mark = object()
-
-        def due() -> None:
-            self._post(partial(self._timer_due, mark, action))
-
-        self._timer, self._timer_mark = self._later(delay_s, due), mark
-
-    def _cancel_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        self._timer_mark = None
-        self.next_retry_at = None
-        if timer is not None:
-            timer.kill(block=False)
-
-    def _timer_due(self, mark: object, action: Callable[[], None]) -> None:
-        if mark is self._timer_mark:
-            self._cancel_timer()
-            action()
 
     # --- device and configuration -------------------------------------------------------------
 
@@ -723,7 +643,7 @@ class ConnectionManager:
             self.current.network_changed(network.look(None).held)
         if self.next_retry_at is not None and self.next_retry_at > time.time() + BACKOFF_MIN_S:
             self._backoff.reset()
-            self._plan(self._backoff.next_delay(), self._begin)
+            self._pause.plan(self._backoff.next_delay(), self._begin)
 
     def _reload_udp(self, before: NatSection, after: NatSection) -> None:
         if self.traversal is None or before == after:
@@ -738,7 +658,7 @@ class ConnectionManager:
         before, self.config = self.config, reloaded(self.config, config)
         after = self.config
         self._reload_udp(before.nat, after.nat)
-        if _trust(before) != _trust(after):
+        if trust_of(before) != trust_of(after):
             if self.machine.state is not State.DISCONNECTED:
                 self._undo(CloseReason.POLICY, "the configuration of the peer has changed")
             self.target = after.peer.address
@@ -759,6 +679,11 @@ class ConnectionManager:
             _log.debug("state changed", before=before, after=after, event=event.name)
             self._recorder.record("state", "state changed", before=before, after=after, event=event)
 
+    def _tell(self, say: Callable[..., None], message: str, **facts: object) -> None:
+        """Log something about the session, and record it for who asks later."""
+        say(message, **facts)
+        self._recorder.record("session", message, **facts)
+
     def _answer_waiters(self, error: ControlError | None) -> None:
         waiters, self._waiters = self._waiters, []
         for outcome in waiters:
@@ -766,44 +691,3 @@ class ConnectionManager:
                 outcome.set(None)
             else:
                 outcome.set_exception(error)
-
-
-_INTERCEPTED: Final = (
-    "TLS is proxied or intercepted, and websocket.require_direct_tls is set; dial the peer itself,"
-    " or set it to false"
-)
-_DUPLICATE: Final = (
-    "another daemon connected there with the key of this one; give each its own identity.key"
-)
-
-
-#: what to do about the peer's REJECT
-_REJECT_HINTS: Final[dict[int, str]] = {
-    RejectReason.COLLISION: "both sides dialled and the peer's own connection did not come through"
-    ", try again",
-    RejectReason.BUSY: "it has a session with another daemon, or no TAP; see its log",
-    RejectReason.POLICY: "see its log and its websocket.require_direct_tls",
-    RejectReason.ADMIN_DOWN: "its daemon is stopping",
-}
-
-
-def _trust(config: Config) -> tuple[object, ...]:
-    """What a session rests on: whom we dial, and how it proves itself."""
-    return config.peer.address, config.peer.public_key, config.encryption.key
-
-
-def _as_control_error(target: HostPort | None, ended: Ended) -> ControlError:
-    """The failed handshake of our own dial in the words of the control API."""
-    text = f"{target}: {ended.detail}"
-    if ended.kind == "closed":
-        return PeerRefused(text)
-    if ended.rejected is not None:
-        hint = _REJECT_HINTS.get(ended.rejected, "see the peer's log")
-        return PeerRefused(f"{text}; {hint}")
-    if ended.kind == "refused":
-        return PeerRefused(
-            f"{text}; compare encryption.key and peer.public_key on both sides, and the peer's log"
-        )
-    if ended.kind == "timeout":
-        return ConnectTimeout(f"{text}; see the peer's log")
-    return PeerUnreachable(f"{text}; see the peer's log")

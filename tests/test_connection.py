@@ -30,6 +30,7 @@ from shadowmesh.errors import (
     PeerRefused,
     PeerUnreachable,
 )
+from shadowmesh.verdicts import objection
 from tests.machines import PATIENCE_S, Clock, Machine, cut, wait_for
 
 PSK = bytes(range(32))
@@ -281,33 +282,32 @@ def test_both_sides_may_dial_at_once_and_both_operators_succeed(make):
 
 
 @pytest.mark.parametrize("our_key_is_larger", [True, False])
+@pytest.mark.parametrize("side", ["dialled", "current"])
 @pytest.mark.parametrize(
     ("established_at", "began_at", "rival"),
     [(None, 5.0, True), (6.0, 5.0, True), (6.0, 7.0, False)],
     ids=["our dial is under way", "our dial was faster", "the peer restarted afterwards"],
 )
 def test_the_larger_key_wins_against_connections_from_before_it_was_established(
-    make, our_key_is_larger, established_at, began_at, rival
+    our_key_is_larger, side, established_at, began_at, rival
 ):
     keys = sorted(secrets.token_bytes(32) for _ in range(2))
     ours, theirs = keys[::-1] if our_key_is_larger else keys
-    machine = make().start()
-    machine.manager.identity = SimpleNamespace(public_key=ours)
-    own = SimpleNamespace(
+    dial = SimpleNamespace(
         initiator=True, peer_public_key=theirs, established_boottime=established_at
     )
     incoming = SimpleNamespace(initiator=False, started_at=began_at, peer_name="peer")
-    machine.manager._dialled = own
-    objection = machine.manager._objection(incoming, SimpleNamespace(peer_public_key=theirs))
-    machine.manager._dialled = None
-    assert objection == (RejectReason.COLLISION if rival and our_key_is_larger else None)
+    others = {"current": None, "dialled": None, side: dial}
+    verdict = objection(incoming, theirs, ours, **others)
+    assert verdict == (RejectReason.COLLISION if rival and our_key_is_larger else None)
 
 
 def test_the_loser_of_a_collision_does_not_wait_for_ever(make, monkeypatch):
     """The peer says that its own connection comes, and then it does not come."""
     listening = make().start()
     dialling = make(clock=Clock()).trust(address=listening.address).start()
-    monkeypatch.setattr(listening.manager, "_objection", lambda *_: RejectReason.COLLISION)
+    verdict = RejectReason.COLLISION
+    monkeypatch.setattr("shadowmesh.connection.objection", lambda *_, **__: verdict)
     call = outcome_of(dialling.manager.connect, None)
     wait_for(lambda: dialling.clock.pending, "waits for the peer's connection")
     assert dialling.state == "connecting"

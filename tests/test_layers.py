@@ -24,7 +24,8 @@ LAYERS = (
         "netlink", "network", "tls", "udp", "device",
     },
     {"api", "guard", "http_server", "routes", "openapi", "feed", "dashboard", "health", "vitals",
-     "metrics", "connection", "tunnel", "terms", "heartbeat", "view", "notify"},
+     "metrics", "connection", "dialler", "verdicts", "tunnel", "terms", "heartbeat", "view",
+     "notify"},
     {"cli", "client", "daemon", "netcheck"},
     # not part of the program: hosts out of namespaces, and the demonstration
     {"netlab", "demo"},
@@ -75,6 +76,8 @@ MUST_NOT_KNOW = {
                 "shadowmesh.link", "shadowmesh.wire", "shadowmesh._fastpath"},
     "http_server": {"flask", "shadowmesh.connection", "shadowmesh.api"},
     "connection": {"flask", "shadowmesh.api", "shadowmesh.guard", "shadowmesh.http_server"},
+    "dialler": {"flask", "shadowmesh.tunnel", "shadowmesh.connection", "shadowmesh.wire"},
+    "verdicts": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.link"},
     "terms": {"gevent", "flask", "shadowmesh.link", "shadowmesh.connection"},
     "tunnel": {"flask", "shadowmesh.config", "shadowmesh.api", "shadowmesh.connection", "shadowmesh.tap"},
     "heartbeat": {"flask", "shadowmesh.connection", "shadowmesh.link"},
