@@ -1,7 +1,7 @@
 from collections.abc import Sequence
-from typing import Final, TypedDict
+from typing import Final, TypeAlias, TypedDict
 
-Frame = tuple[bytes, bytes]  # virtio header, frame
+Frame: TypeAlias = tuple[bytes, bytes]  # virtio header, frame
 
 class Flow(TypedDict):
     l3: int
@@ -13,7 +13,7 @@ class Flow(TypedDict):
     protocol: int
 
 #: opcode, fin, length, mask or None, bytes of the header
-WsHeader = tuple[int, bool, int, bytes | None, int]
+WsHeader: TypeAlias = tuple[int, bool, int, bytes | None, int]
 
 REASONS: Final[dict[str, int]]
 REFUSED: Final[dict[str, int]]
@@ -32,6 +32,12 @@ def mask(data: bytes, key: bytes, phase: int = 0, alignment: int = 0) -> bytes: 
 def read_ws_header(data: bytes, from_client: bool) -> WsHeader | int: ...
 def write_ws_header(opcode: int, payload_bytes: int, key: bytes | None = None) -> bytes: ...
 def judge(frame: bytes, mtu_bytes: int, vnet: bytes | None = None) -> int: ...
+
+class Life:
+    def __init__(self, age_ns: int, wss_next: int = 0, udp_next: int = 0) -> None: ...
+    def obstacle(self) -> int: ...
+    def opens(self) -> bool: ...
+    def refuses_datagram(self, counter: int) -> int | None: ...
 
 class Ring:
     @property

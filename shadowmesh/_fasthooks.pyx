@@ -16,9 +16,9 @@ from shadowmesh.fast.datagram cimport *
 from shadowmesh.fast.session cimport *
 from shadowmesh.fast.plane cimport *
 from shadowmesh.fast.inbound cimport (
-    EVENT_NONE, HEADROOM, PARSER_BYTES, make_room, parse as parse_link, parser_t
+    EVENT_NONE, HEADROOM, PARSER_BYTES, make_room, may_open, parse as parse_link, parser_t
 )
-from shadowmesh.fast.outbound cimport seal_message
+from shadowmesh.fast.outbound cimport seal_message, sending_obstacle
 from shadowmesh.fast.udp_in cimport flush_train, open_datagram
 from shadowmesh.fast.checksum cimport *
 from shadowmesh.fast.headers cimport *
@@ -156,6 +156,60 @@ def judge(frame, uint32_t mtu_bytes, vnet=None):
     if vnet is None:
         return check_frame(record.frame, record.frame_bytes, mtu_bytes)
     return check_offload(record.vnet, record.frame, record.frame_bytes, mtu_bytes)
+
+
+# --- Life of keys (fast/outbound.pxd, fast/inbound.pxd, fast/udp_in.pxd) ---------------------------
+
+
+cdef class Life:
+    """A session with one epoch of keys, of any age and at any counter."""
+
+    cdef plane_t *plane
+    cdef ring_t ring
+    cdef uint64_t now_ns
+
+    def __cinit__(self, uint64_t age_ns, uint64_t wss_next=0, uint64_t udp_next=0):
+        memset(&self.ring, 0, sizeof(ring_t))
+        self.plane = <plane_t *>calloc(1, sizeof(plane_t))
+        if self.plane == NULL:
+            raise MemoryError
+        self.plane.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
+        if self.plane.epochs == NULL:
+            raise MemoryError
+        self.plane.epochs.state = EPOCH_INSTALLED
+        self.plane.epochs.born_ns = 1000
+        self.plane.epochs.local_key_id = 0x100
+        self.plane.epochs.wss_tx_next = wss_next
+        self.plane.epochs.udp_tx_next = udp_next
+        self.plane.sessions[0].in_use = 1
+        self.plane.sessions[0].ring = &self.ring
+        self.now_ns = self.plane.epochs.born_ns + age_ns
+
+    def __dealloc__(self):
+        if self.plane != NULL:
+            free(self.plane.epochs)
+        free(self.plane)
+
+    def obstacle(self):
+        """KEEP (-1) when the session may seal, or the number of the DROP_ reason."""
+        return sending_obstacle(self.plane, 0, self.now_ns)
+
+    def opens(self):
+        """Whether a message or a record of one may be opened."""
+        return bool(may_open(self.plane.epochs, 0x100, 0, self.now_ns))
+
+    def refuses_datagram(self, uint64_t counter):
+        """Give a datagram that is not authentic; return the number of the REFUSED_ reason."""
+        cdef uint8_t datagram[64]
+        cdef address_t source
+        memset(&source, 0, sizeof(address_t))
+        memset(datagram, 0, sizeof(datagram))
+        write_aad(datagram, KIND_UDP, 0x100, counter)
+        memset(self.plane.udp.refused, 0, sizeof(self.plane.udp.refused))
+        open_datagram(self.plane, datagram, sizeof(datagram), &source, self.now_ns)
+        for i in range(REFUSALS):
+            if self.plane.udp.refused[i]:
+                return i
 
 
 # --- Ring (fast/ring.pxd) ------------------------------------------------------------------------

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from shadowmesh._fastpath import Pipe, Session
+from shadowmesh import _fasthooks as hooks
+from shadowmesh import constants
+from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES, Pipe, Session
 from shadowmesh.constants import ControlCode, Inner
 from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
 from tests.fastpath.rig import (
@@ -424,3 +426,45 @@ def test_both_ends_reach_the_same_counters(linked):
     assert sent["bytes_read"] == got["bytes_written"] == 50 * 114
     assert one.session.activity()[0] > 0.0
     assert other.session.activity()[1] > 0.0
+
+
+# --- Age and limits -------------------------------------------------------------------------------
+
+LIFETIME_NS = round(constants.KEY_LIFETIME_S * 1e9)
+LIMIT = constants.REFUSE_AFTER_RECORDS
+#: the most records that are sealed after one look at the counter
+BATCH_MAX = 256 * 64
+KEEP = -1
+
+
+def reason(name: str) -> int:
+    return DROP_NAMES.index(name)
+
+
+@pytest.mark.parametrize(
+    ("age_ns", "alive"), [(0, True), (LIFETIME_NS, True), (LIFETIME_NS + 1, False)]
+)
+def test_keys_live_for_180_seconds(age_ns, alive):
+    keys = hooks.Life(age_ns)
+    assert keys.obstacle() == (KEEP if alive else reason("key_expired"))
+    assert keys.opens() is alive
+    refusal = "forged" if alive else "expired"  # the datagram is never authentic
+    assert keys.refuses_datagram(5) == REFUSAL_NAMES.index(refusal)
+
+
+@pytest.mark.parametrize("path", ["wss_next", "udp_next"])
+def test_nothing_is_sealed_near_the_end_of_the_counter(path):
+    assert hooks.Life(0, **{path: LIMIT - BATCH_MAX - 1}).obstacle() == KEEP
+    for counter in (LIMIT - BATCH_MAX, LIMIT, 2**64 - 1):
+        assert hooks.Life(0, **{path: counter}).obstacle() == reason("seal_refused")
+
+
+def test_a_datagram_past_the_limit_is_not_even_tried():
+    keys = hooks.Life(0)
+    assert keys.refuses_datagram(LIMIT) == REFUSAL_NAMES.index("forged")
+    assert keys.refuses_datagram(LIMIT + 1) == REFUSAL_NAMES.index("replay")
+
+
+def test_the_life_and_the_limit_are_those_of_the_protocol():
+    assert hooks.SIZES["SM_KEY_LIFETIME_NS"] == LIFETIME_NS
+    assert hooks.SIZES["SM_SEAL_LIMIT"] == LIMIT == 2**64 - 2**13 - 1
