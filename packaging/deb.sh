@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Build dist/shadowmesh_VERSION_ARCH.deb from a wheel: packaging/deb.sh WHEEL
+#
+# All Python packages that Debian 12 has too old, or not at all, are inside (PREFIX/lib/shadowmesh);
+# so is libsodium. The same sources, wheel and SOURCE_DATE_EPOCH give the same content.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+umask 022
+py=.venv/bin/python
+[ $# = 1 ] || { echo "usage: $0 WHEEL" >&2; exit 2; }
+for tool in dpkg-deb gzip; do
+    command -v "$tool" >/dev/null || { echo "deb: $tool is not installed" >&2; exit 1; }
+done
+
+version=$("$py" -c 'import shadowmesh; print(shadowmesh.__version__)')-1
+arch=$(dpkg --print-architecture)
+python=$("$py" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+next=$("$py" -c 'import sys; print("%d.%d" % (sys.version_info[0], sys.version_info[1] + 1))')
+libc=$(dpkg-query -W -f '${Version}' libc6 | cut -d- -f1)
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+export SOURCE_DATE_EPOCH
+
+root=build/deb
+rm -rf "$root"
+mkdir -p "$root/DEBIAN"
+env DESTDIR="$PWD/$root" PREFIX=/usr PYTHON3="${PYTHON3:-}" packaging/install.sh install "$1"
+# Whatever interpreter has built it, the package runs with Debian's.
+sed -i '1s|^#!.*|#!/usr/bin/python3 -IS|' "$root"/usr/bin/shadowmesh "$root"/usr/bin/shadowmesh-daemon
+gzip -9 -n "$root/usr/share/doc/shadowmesh/CHANGELOG.md"
+
+cp packaging/debian/{postinst,prerm,postrm} "$root/DEBIAN/"
+chmod 755 "$root"/DEBIAN/*
+echo /etc/shadowmesh/daemon.yaml >"$root/DEBIAN/conffiles"
+(cd "$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
+cat >"$root/DEBIAN/control" <<CONTROL
+Package: shadowmesh
+Version: $version
+Architecture: $arch
+Maintainer: ${DEBFULLNAME:-The ShadowMesh authors} <${DEBEMAIL:-shadowmesh@localhost}>
+Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
+Depends: python3 (>= $python~), python3 (<< $next), libc6 (>= $libc), init-system-helpers,
+ systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles
+Section: net
+Priority: optional
+Description: encrypted layer-2 tunnel between two machines
+ ShadowMesh joins two Linux machines by a virtual Ethernet cable. The keys come from a handshake
+ with X25519, ML-KEM-768 and an optional pre-shared key; frames travel over UDP where a path
+ through the NATs is found, and over a WebSocket where it is not.
+CONTROL
+
+mkdir -p dist
+deb=dist/shadowmesh_${version}_$arch.deb
+find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+dpkg-deb --root-owner-group -Zxz --build "$root" "$deb" >/dev/null
+echo "$deb"
