@@ -12,7 +12,12 @@ plane. Does not know: how bytes are sealed, STUN, whether the session is wanted.
                                   on_change     session.udp_activity
 
 WSS stays open beside UDP, as signalling and as the reserve. A frame is sealed for one path only,
-so a switch can neither lose nor double one. Source: protocol section 8.
+so a switch can neither lose nor double one.
+
+UDP is given up after three unanswered probes, 1.7 s after its last sign of life. TCP repeats itself
+0.2, 0.6, 1.4 and 3.0 s after it lost a packet; for its third attempt to arrive, frames already take
+WSS while the second probe is out, and go on over UDP if that is answered. Source: protocol section
+8, the last paragraph is our own.
 """
 
 from __future__ import annotations
@@ -123,7 +128,9 @@ class Paths:
             overhead=self._overhead,
         )
         self._told: tuple[Candidate, ...] | None = None
-        self._used: Endpoint | None = None
+        self._used: tuple[Endpoint, int] | None = None
+        self._diverted = False
+        self._link_up = True
         self._used_at = 0.0
         self._too_long = self._refused_as_too_long()
         self._wakeup = Wakeup()
@@ -188,11 +195,12 @@ class Paths:
             self._tunnel = network.look(self._traversal.tunnel_device()).tunnel
             self._machine.network_changed(now)
             if self._used is not None:
-                self._machine.set_link_mtu(self._link_mtu(self._used), now)
+                self._machine.set_link_mtu(self._link_mtu(self._used[0]), now)
             self._carry_out(now)
 
     def wss_lost(self) -> None:
         """The link is gone; UDP has to answer soon, or the session is over."""
+        self._link_up = False
         now = self._clock()
         self._machine.wss_lost(now)
         self._carry_out(now)
@@ -308,6 +316,7 @@ class Paths:
                 case events.SeenAs(before, after):
                     _log.info("our address moved", peer=self._peer, before=before, after=after)
                     self._traversal.refresh("our address moved", older_than_s=MOVED_SPACING_S)
+        self._divert()
         self._wakeup.set()
 
     def _announce(self) -> None:
@@ -351,14 +360,31 @@ class Paths:
         return number
 
     def _use(self, path: str, to: Endpoint | None, mtu: int | None, now: float) -> None:
-        before, self._used = self._used, to
+        before, self._used = self._used, None
+        self._diverted = False
         if path == "wss" or to is None or mtu is None:
             self._session.use_wss()
             return
+        self._used = to, max(mtu, MIN_UDP_PAYLOAD)
         self._used_at = now
-        self._session.use_udp(str(to.address), to.port, max(mtu, MIN_UDP_PAYLOAD))
-        if to != before:
+        self._use_udp()
+        if before is None or to != before[0]:
             self._machine.set_link_mtu(self._link_mtu(to), now)
+
+    def _use_udp(self) -> None:
+        assert self._used is not None
+        to, payload_bytes = self._used
+        self._session.use_udp(str(to.address), to.port, payload_bytes)
+
+    def _divert(self) -> None:
+        """Let frames take WSS while UDP is in serious doubt, and UDP again when it is not."""
+        wanted = self._link_up and self._machine.suspect
+        if wanted and not self._diverted:
+            self._diverted = True
+            self._session.use_wss()
+        elif self._diverted and not wanted:
+            self._diverted = False
+            self._use_udp()
 
     def _link_mtu(self, to: Endpoint) -> int:
         """Return the MTU of the interface on the way to `to`, as far as frames may be long."""

@@ -57,6 +57,8 @@ class FakeSession:
         self.uses.append((f"{host}:{port}", payload_bytes))
 
     def use_wss(self):
+        if self.uses[-1:] != ["wss"]:
+            self.wss_at = time.monotonic()
         self.uses.append("wss")
 
     def udp_activity(self):
@@ -251,9 +253,32 @@ def test_frames_without_any_sign_of_the_peer_go_back_to_wss_within_two_seconds(r
     assert time.monotonic() - began <= 2.0
     assert rig.session.uses[-1] == "wss"
     assert rig.paths.switches == 2
+    assert rig.session.wss_at - began <= 1.2, "TCP's third attempt has to arrive"
     rig.session.alive.add(str(PEER))
     wait_for(lambda: rig.paths.path == "udp")
     assert rig.paths.switches == 3
+
+
+def test_an_answer_after_a_lost_probe_brings_the_frames_back_from_wss(rig):
+    rig.go_udp()
+    wait_for(lambda: (str(PEER), 1472) in rig.session.uses)
+    rig.session.alive.clear()
+    while rig.session.uses[-1] != "wss":
+        rig.session.sent_at = time.monotonic()
+        gevent.sleep(0.02)
+    assert rig.paths.path == "udp"
+    rig.session.alive.add(str(PEER))
+    wait_for(lambda: rig.session.uses[-1] == (str(PEER), 1472))
+    assert (rig.paths.path, rig.paths.switches) == ("udp", 1)
+
+
+def test_without_a_link_nothing_is_diverted_to_it(rig):
+    rig.go_udp()
+    rig.session.alive.clear()
+    rig.paths.wss_lost()
+    gevent.sleep(0.9)
+    assert rig.paths.path == "udp"
+    assert "wss" not in rig.session.uses
 
 
 def test_what_is_heard_keeps_the_path(rig):

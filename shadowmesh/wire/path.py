@@ -108,6 +108,11 @@ class PathMachine:
         return "udp" if self._transport in _CARRYING else "wss"
 
     @property
+    def suspect(self) -> bool:
+        """True while UDP still carries the frames but a probe has gone unanswered for 500 ms."""
+        return self._transport is Transport.CHECKING and self._check.unanswered > 1
+
+    @property
     def reason(self) -> str:
         """Why, as one sentence for status."""
         return self._reason

@@ -15,6 +15,7 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -200,6 +201,50 @@ def udp_that_is_blocked_in_mid_flow_is_replaced_within_two_seconds(directory: Pa
         assert switches(pair) == [3, 3]
         for daemon in pair:
             assert "UDP is back" in daemon.log()
+
+
+@contextlib.contextmanager
+def tcp_stream(pair: Pair) -> Iterator[list[float]]:
+    """TCP through the tunnel at full speed; gives the times at which something arrived."""
+    times: list[float] = []
+    with pair.right.host.listen((pair.right.tunnel_ip, 5001)) as listener:
+        sender = pair.left.host.connect((pair.right.tunnel_ip, 5001))
+        receiver, _ = listener.accept()
+
+        def send() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    sender.sendall(bytes(1 << 16))
+
+        def take() -> None:
+            while receiver.recv(1 << 20):
+                times.append(time.monotonic())
+
+        sender.settimeout(30)
+        threads = [threading.Thread(target=send), threading.Thread(target=take)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield times
+        finally:
+            sender.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join(10)
+            sender.close()
+            receiver.close()
+
+
+@scenario
+def a_tcp_connection_flows_again_within_two_seconds(directory: Path) -> None:
+    """TCP repeats itself ever more rarely, so it needs the other path before it slows down."""
+    with udp_pair(directory) as pair, tcp_stream(pair) as times:
+        time.sleep(2)
+        with faults.drop_udp(pair.net):
+            time.sleep(4)
+        await_path(pair, "udp", 10)
+        gap = max(late - early for early, late in pairwise(list(times)))
+        print(f"TCP through blocked UDP: longest gap {gap:.2f} s")
+        assert 0.5 < gap <= 2.0
 
 
 @scenario
