@@ -111,6 +111,22 @@ def test_a_tap_that_is_down_drops_and_counts_and_burns_no_cpu(pair):
     pair.assert_pings()
 
 
+def test_a_tap_whose_name_is_taken_meanwhile_is_an_error_and_not_a_loop(directory):
+    with connected_pair(directory / "taken") as pair:
+        left = pair.left
+        left.pause()  # or it would be faster
+        left.host.ip("link delete tap0", "link add tap0 type bridge")
+        left.resume()
+        error = left.wait_for(5, state="error")["last_error"]
+        assert "not a TAP device" in error
+        pair.right.wait_for(3, state="connecting", phase="waiting_for_peer")
+        assert busy(left.pid, 0.5) < 0.3
+        left.host.ip("link delete tap0")
+        left.connect()
+        pair.await_connected()
+        pair.assert_pings()
+
+
 def test_an_ipv6_tunnel_over_an_ipv6_network_with_another_mtu(directory):
     with connected_pair(
         directory / "ipv6",

@@ -7,6 +7,8 @@ each test reports the outcome of one.
 from __future__ import annotations
 
 import contextlib
+import random
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shadowmesh.netlab import wait_until
+from shadowmesh.netlab import Daemon, wait_until
 from tests.lab import faults
 from tests.lab.pair import Pair, connected_pair, running_pair, streams
 
@@ -111,6 +113,111 @@ def a_black_hole_is_noticed_within_25_seconds_under_traffic(directory: Path) -> 
 
 
 @scenario
+def a_black_hole_without_traffic_is_noticed_within_the_read_timeout(directory: Path) -> None:
+    times = {"websocket.keepalive_interval": "5s", "websocket.read_timeout": "20s"}
+    with connected_pair(directory, times) as pair:
+        for daemon in pair:  # nothing of the kernel's own, either
+            daemon.host.run("sysctl", "-qw", "net.ipv6.conf.tap0.disable_ipv6=1")
+        time.sleep(7)  # an idle session lives on keepalives
+        for daemon in pair:
+            assert daemon.status()["state"] == "connected"
+        with faults.black_hole(pair.net, pair.left.host, pair.right.host):
+            for daemon in pair:
+                wait_until(
+                    lambda daemon=daemon: daemon.status()["state"] != "connected", 23, "noticed"
+                )
+        pair.await_pings(15)
+        pair.await_connected()
+        assert pair.left.status()["reconnects"] == 1
+
+
+@scenario
+def a_daemon_in_a_black_hole_stops_in_time(directory: Path) -> None:
+    with connected_pair(directory) as pair, traffic(pair):
+        with faults.black_hole(pair.net, pair.left.host, pair.right.host):
+            time.sleep(1)
+            code, seconds = pair.left.terminate()
+        assert code == 0
+        assert seconds <= 3
+        assert pair.left.host.taps() == []
+
+
+@scenario
+def a_daemon_that_stands_still_half_of_the_time_keeps_its_session(directory: Path) -> None:
+    with connected_pair(directory) as pair:
+        for _ in range(30):
+            pair.right.pause()
+            time.sleep(0.1)
+            pair.right.resume()
+            time.sleep(0.1)
+        pair.await_pings(3)
+        assert pair.left.status()["reconnects"] == 0
+        assert pair.left.status()["state"] == "connected"
+
+
+@scenario
+def a_second_daemon_with_the_same_key_is_told_apart(directory: Path) -> None:
+    """Two of one identity throw each other out: seldom, and with a cause that names it."""
+    with connected_pair(directory) as pair:
+        twin = Daemon(pair.net.host("twin"), directory / "twin", {**pair.left.settings})
+        for key in ("daemon.pid_file", "daemon.state_dir"):
+            twin.settings[key] = str(twin.directory / key.rpartition(".")[2])
+        twin.state_dir = directory / "left" / "state"
+        twin.settings["daemon.state_dir"] = str(twin.state_dir)
+        twin.settings["network.local_ip"] = "10.0.0.3/24"
+        with twin:
+            twin.connect()
+            error = pair.left.wait_for(5, state="error")["last_error"]
+            assert "identity.key" in error
+            changes = len(pair.right.log().split("replaced=true")) - 1
+            time.sleep(10)
+            assert len(pair.right.log().split("replaced=true")) - 1 <= changes + 6
+            assert pair.right.status()["state"] == "connected"
+
+
+@scenario
+def a_reload_without_the_peer_ends_its_session_at_once(directory: Path) -> None:
+    with connected_pair(directory) as pair:
+        key = pair.right.settings["peer.public_key"]
+        pair.right.settings["peer.public_key"] = pair.right.public_key  # nobody: its own
+        pair.right.settings["daemon.log_level"] = "info"
+        pair.right.write_config()
+        pair.right.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: pair.left.status()["state"] != "connected", 3, "the session ended")
+        assert pair.right.status()["state"] == "disconnected"
+        pair.right.config_path.write_text("network: [\n")
+        pair.right.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "configuration not reloaded" in pair.right.log(), 3, "refused")
+        pair.right.settings["peer.public_key"] = key
+        pair.right.write_config()
+        pair.right.process.send_signal(signal.SIGHUP)
+        pair.await_pings(25)
+        pair.await_connected()
+
+
+@scenario
+def any_order_of_connects_and_disconnects_leaves_one_tap_or_none(directory: Path) -> None:
+    with running_pair(directory) as pair:
+
+        def pester(seed: int) -> None:
+            choice = random.Random(seed)
+            for _ in range(15):
+                daemon = choice.choice((pair.left, pair.left, pair.right))
+                route = choice.choice(("/connect", "/connect", "/disconnect"))
+                code, answer = daemon.api("POST", route)
+                assert code in (200, 409, 502, 503), answer
+                assert len(daemon.host.taps()) <= 1
+
+        with ThreadPoolExecutor(4) as pool:
+            for future in [pool.submit(pester, seed) for seed in range(4)]:
+                future.result()
+        pair.disconnect()
+        assert pair.left.host.taps() == pair.right.host.taps() == []
+        pair.connect()
+        pair.assert_pings()
+
+
+@scenario
 def a_killed_listener_is_found_again_after_its_restart(directory: Path) -> None:
     with connected_pair(directory) as pair:
         for _ in range(3):
@@ -185,7 +292,9 @@ def both_sides_dial_at_once_and_one_session_stays(directory: Path) -> None:
 
             def dial(daemon, start=start) -> None:
                 start.wait()
-                daemon.api("POST", "/connect")
+                code, answer = daemon.api("POST", "/connect")
+                # The peer may have been faster: then there is nothing left to dial.
+                assert code == 200 or answer["error"]["code"] == "already_connected", answer
 
             with ThreadPoolExecutor(2) as pool:
                 for future in [pool.submit(dial, daemon) for daemon in pair]:

@@ -1,0 +1,109 @@
+"""What happens when something runs short: a reader, descriptors, processor time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import shutil
+import socket
+import time
+
+import pytest
+
+from shadowmesh.netlab import PEER_PORT, wait_until
+from tests.lab.pair import connected_pair, counters, link_statistics, streams
+
+pytestmark = pytest.mark.netns
+
+#: of the ring in the data plane (shadowmesh/fast/ring.pxd)
+RING_BYTES = 512 * 1024
+ADDRESSES = 20
+
+
+@pytest.fixture(scope="module")
+def pair(directory):
+    with connected_pair(directory) as pair:
+        yield pair
+
+
+def rss(daemon) -> int:
+    return daemon.status()["resources"]["rss_bytes"]
+
+
+def lost(daemon) -> int:
+    """Frames that found no room: in front of the TAP, or behind it."""
+    kernel = link_statistics(daemon.host, daemon.tap)["tx"]["dropped"]
+    return kernel + counters(daemon)["dropped"].get("queue_full", 0)
+
+
+def test_a_peer_that_reads_nothing_costs_frames_and_no_memory(pair):
+    left, right = pair
+    with streams(pair, per_second=2500, size=1400):
+        time.sleep(1)
+        before, dropped = rss(left), lost(left)
+        right.pause()
+        try:
+            wait_until(lambda: lost(left) > dropped, 10, "drops")
+            for _ in range(10):
+                status = left.status()
+                assert status["queue_bytes"] <= RING_BYTES
+                assert status["resources"]["rss_bytes"] <= 1.1 * before + (5 << 20)
+                time.sleep(0.3)
+        finally:
+            right.resume()
+        pair.await_pings(5)
+    assert left.status()["state"] == "connected"
+    assert left.status()["reconnects"] == 0
+    pair.assert_pings()
+
+
+def test_a_flood_of_connections_without_descriptors_leaves_the_tunnel_alone(pair):
+    left, right = pair
+    addresses = [f"198.51.100.{100 + number}" for number in range(ADDRESSES)]
+    left.host.ip(*(f"address add {address}/24 dev eth0" for address in addresses))
+    limit = resource.prlimit(right.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(right.pid, resource.RLIMIT_NOFILE, (right.open_fds() + 6, limit[1]))
+    with contextlib.ExitStack() as flood:
+        for address in addresses:
+            for _ in range(3):
+                one = flood.enter_context(left.host.open_socket(socket.AF_INET, socket.SOCK_STREAM))
+                one.bind((address, 0))
+                one.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    one.connect((right.host.ipv4, PEER_PORT))
+        wait_until(lambda: "accepting peers is paused" in right.log(), 5, "no descriptor is left")
+        started = time.process_time()
+        pair.assert_pings()
+        assert time.process_time() - started < 5
+    resource.prlimit(right.pid, resource.RLIMIT_NOFILE, limit)
+    wait_until(lambda: right.open_fds() < 40, 15, "what came in is gone")
+    assert right.status()["state"] == "connected"
+    assert right.status()["reconnects"] == 0
+    pair.assert_pings()
+
+
+@pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs iperf3")
+def test_the_hub_answers_while_the_tunnel_is_full(pair, tmp_path):
+    """The control API must not wait for the frames; the limit is loose, machines differ."""
+    left, right = pair
+    server = right.host.popen("iperf3", "-s", "-1", "-B", right.tunnel_ip, log=tmp_path / "server")
+    listening = ("ss", "-Hlnt", "sport", "=", ":5201")
+    wait_until(lambda: right.host.run(*listening).stdout, 5, "iperf3 listens")
+    client = left.host.popen(
+        "iperf3", "-c", right.tunnel_ip, "-t", "4", "-J", log=tmp_path / "client"
+    )
+    answers = []
+    while client.poll() is None:
+        started = time.monotonic()
+        assert left.api("GET", "/health", authorize=False)[0] == 200
+        answers.append(time.monotonic() - started)
+        time.sleep(0.1)
+    server.kill()
+    server.wait()
+    report = json.loads((tmp_path / "client").read_text())
+    assert report["end"]["sum_received"]["bytes"] > 10_000_000
+    answers.sort()
+    assert answers[len(answers) // 2] < 0.1, answers
+    for daemon in pair:
+        assert daemon.status()["state"] == "connected"
