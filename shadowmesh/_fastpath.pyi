@@ -1,4 +1,4 @@
-from typing import Final, TypedDict
+from typing import Final, TypeAlias, TypedDict
 
 DROP_NAMES: Final[tuple[str, ...]]
 REFUSAL_NAMES: Final[tuple[str, ...]]
@@ -7,10 +7,10 @@ MIN_UDP_PAYLOAD: Final[int]
 CIPHER_NAMES: Final[dict[str, int]]
 
 #: ("message", data) | ("ping" | "pong" | "close", payload) | ("record", key_id, inner_type, body)
-Event = tuple[str, bytes] | tuple[str, int, int, bytes]
+Event: TypeAlias = tuple[str, bytes] | tuple[str, int, int, bytes]
 
 #: (session number or None, key_id, inner_type, body, size, (host, port))
-Signal = tuple[int | None, int, int, bytes, int, tuple[str, int]]
+Signal: TypeAlias = tuple[int | None, int, int, bytes, int, tuple[str, int]]
 
 class BuildInfo(TypedDict):
     libsodium: str

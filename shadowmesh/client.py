@@ -153,7 +153,9 @@ class ApiClient:
     def recent_events(self, limit: int) -> list[Any]:
         """Return the last events, the oldest first."""
         path = f"/events/recent?limit={limit}"
-        events: list[Any] = self._ask("GET", path, None, self._request_timeout_s, "events")["events"]
+        events: list[Any] = self._ask("GET", path, None, self._request_timeout_s, "events")[
+            "events"
+        ]
         return events
 
     def is_running(self) -> bool:

@@ -246,9 +246,7 @@ class Daemon:
             recorder=self._recorder,
         )
         traversal.recorder = self._recorder
-        self._view = View(
-            self._manager, self._heartbeat, Vitals(self._recorder), certificate
-        )
+        self._view = View(self._manager, self._heartbeat, Vitals(self._recorder), certificate)
         self._heartbeat.start()
         undo.callback(self._heartbeat.stop)
         undo.callback(traversal.stop)
@@ -293,15 +291,24 @@ class Daemon:
                 )
             )
         listen = config.daemon.listen_address
-        bound = serve(undo, listen, "daemon.listen_address",
-                      lambda bound: create_app(self, token, bound, registry,
-                                               recorder=self._recorder, feed=feed))
+        bound = serve(
+            undo,
+            listen,
+            "daemon.listen_address",
+            lambda bound: create_app(
+                self, token, bound, registry, recorder=self._recorder, feed=feed
+            ),
+        )
         undo.callback(feed.stop)
         check_answer(bound)
         _log.info("control API is open", address=listen)
         if registry is not None and config.monitoring.prometheus_port:
-            serve(undo, HostPort("127.0.0.1", config.monitoring.prometheus_port),
-                  "monitoring.prometheus_port", lambda bound: make_metrics_app(registry, bound))
+            serve(
+                undo,
+                HostPort("127.0.0.1", config.monitoring.prometheus_port),
+                "monitoring.prometheus_port",
+                lambda bound: make_metrics_app(registry, bound),
+            )
 
     def _watch_signals(self, undo: ExitStack) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -353,8 +360,7 @@ def serve(
     except OSError as error:
         sock.close()
         raise ShadowMeshError(
-            f"cannot listen on {address}: {error.strerror}; stop what uses the port"
-            f" or change {key}"
+            f"cannot listen on {address}: {error.strerror}; stop what uses the port or change {key}"
         ) from None
     bound = HostPort(address.host, sock.getsockname()[1])
     server: WSGIServer = LimitedServer(sock, make_app(bound))
@@ -418,8 +424,7 @@ def pid_file(path: Path | None) -> Iterator[None]:
         except BlockingIOError:
             other = os.read(descriptor, 32).decode("ascii", "replace").strip()
             raise ShadowMeshError(
-                f"another daemon (pid {other}) holds {path};"
-                " stop it or set another daemon.pid_file"
+                f"another daemon (pid {other}) holds {path}; stop it or set another daemon.pid_file"
             ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))

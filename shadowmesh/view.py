@@ -182,8 +182,9 @@ class View:
     def _mtu(self, tunnel: Tunnel | None) -> int | None:
         active = None if tunnel is None or tunnel.paths is None else tunnel.paths.active
         if active is not None and active.mtu is not None:
-            return active.mtu + (_IPV4_HEADERS if active.endpoint.address.version == 4
-                                 else _IPV6_HEADERS)
+            return active.mtu + (
+                _IPV4_HEADERS if active.endpoint.address.version == 4 else _IPV6_HEADERS
+            )
         return None if self._manager.tap is None else self._manager.tap.mtu
 
     def _nat(self) -> Nat | None:

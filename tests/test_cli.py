@@ -134,8 +134,11 @@ def test_connect_to_one_peer_while_another_is_dialled_fails(run, busy):
 
 
 def test_connect_does_not_wait_for_ever_for_another_dial(run, busy, monkeypatch):
-    monkeypatch.setattr(client.ApiClient.__init__, "__kwdefaults__",
-                        {"request_timeout_s": 5.0, "connect_timeout_s": 0.1})
+    monkeypatch.setattr(
+        client.ApiClient.__init__,
+        "__kwdefaults__",
+        {"request_timeout_s": 5.0, "connect_timeout_s": 0.1},
+    )
     assert_failed(run("connect"), 1, "already connecting")
 
 

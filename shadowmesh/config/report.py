@@ -77,7 +77,5 @@ def reloaded(old: Config, new: Config) -> Config:
     for key in KEYS.values():
         if key.reload:
             sections.setdefault(key.section, {})[key.attribute] = value_of(new, key)
-    changed = {
-        name: replace(getattr(old, name), **values) for name, values in sections.items()
-    }
+    changed = {name: replace(getattr(old, name), **values) for name, values in sections.items()}
     return replace(old, **changed)

@@ -285,7 +285,7 @@ class _Reader:
             return Raw("other")
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event, key)
-        assert isinstance(event, yaml.CollectionStartEvent)  # noqa: S101 - for the type checker
+        assert isinstance(event, yaml.CollectionStartEvent)
         self._collection(event, key)
         if isinstance(event, yaml.SequenceStartEvent) and depth < _MAX_DEPTH:
             items: list[Raw] = []
