@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,14 @@ def test_init_never_overwrites(path):
     assert_failed(invoke("config", "init", path, "--psk"), 1, str(path), "not overwritten")
     assert path.read_text() == "precious"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_init_fills_in_the_example_that_was_installed(path):
+    path.parent.mkdir()
+    path.write_text((Path(__file__).parent.parent / "conf" / "daemon.yaml").read_text())
+    assert invoke("config", "init", path, "--public-key", PUBLIC).exit_code == 0
+    assert format_public_key(load(path, {}, {}).config.peer.public_key) == PUBLIC
+    assert_failed(invoke("config", "init", path), 1, "not overwritten")
 
 
 def test_init_does_not_follow_a_dangling_link(path, tmp_path):

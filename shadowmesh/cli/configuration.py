@@ -41,7 +41,7 @@ def init(
     public_key: str | None,
     local_ip: str | None,
 ) -> None:
-    """Write a commented configuration with all defaults; never over an existing file.
+    """Write a commented configuration with all defaults; never over a file with changes.
 
     FILE is --config, or /etc/shadowmesh/daemon.yaml for root, or ~/.shadowmesh/config.yaml. It gets
     mode 0600; in a directory that hands its group on (setgid) that group may read it too.
@@ -174,7 +174,7 @@ def _write(path: Path, text: str) -> None:
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private_file(path, text.encode())
+        write_private_file(path, text.encode(), replace=_is_untouched(path))
         if is_for_the_group(path.parent, path.stat().st_gid):
             path.chmod(0o640)
     except FileExistsError:
@@ -183,3 +183,11 @@ def _write(path: Path, text: str) -> None:
         ) from None
     except OSError as error:
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _is_untouched(path: Path) -> bool:
+    """Tell whether the file is the example as `make install` puts it there."""
+    try:
+        return not path.is_symlink() and path.read_bytes() == _template().encode()
+    except OSError:
+        return False
