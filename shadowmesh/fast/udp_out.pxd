@@ -14,6 +14,7 @@ from .frame cimport *
 from .session cimport *
 from .datagram cimport *
 from .plane cimport *
+from .headers cimport PROTOCOL_TCP
 from .offload cimport *
 
 cdef enum:
@@ -22,10 +23,10 @@ cdef enum:
     NO_ROOM = -2                # beside KEEP and the DROP_ reasons
 
 
-cdef inline bint outbox_has_room(const outbox_t *outbox, size_t datagrams,
-                                 size_t datagram_bytes) noexcept nogil:
-    return (outbox.used + datagrams * datagram_bytes <= OUTBOX_BYTES
-            and outbox.count + datagrams <= OUTBOX_TRAINS)
+cdef inline bint outbox_has_room(const outbox_t *outbox, size_t trains,
+                                 size_t total_bytes) noexcept nogil:
+    return (outbox.used + total_bytes <= OUTBOX_BYTES
+            and outbox.count + trains <= OUTBOX_TRAINS)
 
 
 cdef inline void append_datagram(outbox_t *outbox, size_t length, bint ends_frame) noexcept nogil:
@@ -74,7 +75,7 @@ cdef inline int seal_fragments(outbox_t *outbox, session_t *session, epoch_t *ep
         return DROP_TOO_LONG
     # Even slices make one train.
     slice_bytes = (inner_bytes + total - 1) // total
-    if not outbox_has_room(outbox, total, slice_bytes + overhead):
+    if not outbox_has_room(outbox, total, total * (slice_bytes + overhead)):
         return NO_ROOM
     while done < inner_bytes:
         taken = inner_bytes - done
@@ -105,7 +106,7 @@ cdef inline int seal_segments(outbox_t *outbox, session_t *session, epoch_t *epo
     cdef size_t room = session.udp_payload_bytes - overhead
     cdef uint8_t *frame
     cdef uint8_t *inner
-    cdef size_t frame_bytes, inner_bytes
+    cdef size_t frame_bytes, inner_bytes, needed, trains
     cdef int verdict = KEEP
     cdef int segments = segment_begin(
         &segmenter, slot.inner + 1, slot.inner_bytes - 1 - VNET_HEADER_BYTES,
@@ -113,8 +114,14 @@ cdef inline int seal_segments(outbox_t *outbox, session_t *session, epoch_t *epo
     if segments < 0:
         # Headers that we do not cut through: rare, and small enough for fragments or lost.
         return seal_fragments(outbox, session, epoch, slot.inner, slot.inner_bytes)
-    # A UDP datagram keeps its size and may need two fragments.
-    if not outbox_has_room(outbox, 2 * segments, session.udp_payload_bytes):
+    # TCP segments are of one size. A UDP datagram keeps its size and may need two fragments,
+    # which are a train of their own.
+    needed = segments * (segmenter.flow.header_bytes + segmenter.segment_bytes + 1
+                         + VNET_HEADER_BYTES + 2 * (overhead + FRAGMENT_HEADER_BYTES))
+    trains = segments
+    if segmenter.flow.protocol == PROTOCOL_TCP:
+        trains = segments // TRAIN_DATAGRAMS + needed // TRAIN_BYTES + 2
+    if not outbox_has_room(outbox, trains, needed):
         return NO_ROOM
     while segment_next(&segmenter, &frame, &frame_bytes):
         inner = frame - VNET_HEADER_BYTES - 1
@@ -149,7 +156,10 @@ cdef inline int seal_slots(plane_t *plane, session_t *session, slot_t *slots,
         else:
             verdict = NO_ROOM
         if verdict == NO_ROOM:
-            return i
+            if outbox.count:
+                return i
+            # Not even an empty outbox takes it: segments of a few bytes each.
+            verdict = DROP_TOO_LONG
         if verdict != KEEP:
             sm_count(&plane.sent.dropped[verdict], 1)
     return count
