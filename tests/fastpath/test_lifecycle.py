@@ -40,12 +40,12 @@ def tap():
 def test_a_device_is_one_thread_from_attach_to_detach(tap):
     before = threads()
     plane = DataPlane()
-    assert threads() == before
+    assert eventually(lambda: threads() == before)
     for _ in range(20):
         plane.attach_tap(tap.fd, MTU)
-        assert threads() == before + 1
+        assert eventually(lambda: threads() == before + 1)
         plane.detach_tap()
-        assert threads() == before
+        assert eventually(lambda: threads() == before)
     plane.detach_tap()
 
 
@@ -104,10 +104,10 @@ def test_a_plane_that_is_dropped_stops_its_threads(tap):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         plane.attach_udp(sock.fileno(), socket.AF_INET)
-        assert threads() == running + 2
+        assert eventually(lambda: threads() == running + 2)
         del plane
         gc.collect()
-        assert threads() == running
+        assert eventually(lambda: threads() == running)
     assert open_files() == files
 
 
@@ -118,13 +118,13 @@ def test_sessions_and_pipes_keep_their_plane(tap):
     session, pipe = Session(plane), Pipe(plane, client=True)
     del plane
     gc.collect()
-    assert threads() == running + 1
+    assert eventually(lambda: threads() == running + 1)
     session.plane.activate(session)
     pipe.send_message(b"still there")
     assert pipe.outgoing() is not None
     del session, pipe
     gc.collect()
-    assert threads() == running
+    assert eventually(lambda: threads() == running)
 
 
 def test_a_session_keeps_the_pipe_that_it_is_bound_to():
@@ -187,11 +187,11 @@ def test_a_socket_is_one_thread_from_attach_to_detach():
         sock.setblocking(False)
         for _ in range(20):
             plane.attach_udp(sock.fileno(), socket.AF_INET6)
-            assert threads() == before + 1
+            assert eventually(lambda: threads() == before + 1)
             with pytest.raises(LocalProtocolError):
                 plane.attach_udp(sock.fileno(), socket.AF_INET6)
             plane.detach_udp()
-            assert threads() == before
+            assert eventually(lambda: threads() == before)
     plane.detach_udp()
 
 
@@ -207,7 +207,7 @@ def test_the_device_goes_on_after_the_socket_is_gone(make):
         sock.setblocking(False)
         node.plane.attach_udp(sock.fileno(), socket.AF_INET)
         node.plane.detach_udp()
-    assert threads() == before
+    assert eventually(lambda: threads() == before)
     node.feed([frame()])
     assert node.settle()["frames_queued"] == 1
 
@@ -362,7 +362,7 @@ def test_calls_in_any_order_never_hang_or_leak(seed):
     del node, peer
     nodes = ()
     gc.collect()
-    assert threads() == running
+    assert eventually(lambda: threads() == running)
     assert open_files() == files
 
 
