@@ -25,7 +25,7 @@ rm -rf "$root"
 mkdir -p "$root/DEBIAN"
 env DESTDIR="$PWD/$root" PREFIX=/usr PYTHON3="${PYTHON3:-}" packaging/install.sh install "$1"
 # Whatever interpreter has built it, the package runs with Debian's.
-sed -i '1s|^#!.*|#!/usr/bin/python3 -IS|' "$root"/usr/bin/shadowmesh "$root"/usr/bin/shadowmesh-daemon
+sed -i '1s|^#!.*|#!/usr/bin/python3 -IBS|' "$root"/usr/bin/shadowmesh "$root"/usr/bin/shadowmesh-daemon
 gzip -9 -n "$root/usr/share/doc/shadowmesh/CHANGELOG.md"
 
 cp packaging/debian/{postinst,prerm,postrm} "$root/DEBIAN/"

@@ -55,9 +55,9 @@ put() { # mode target; the content comes from standard input
     install -D -m "$1" /dev/stdin "$DESTDIR$2"
 }
 
-program() { # name module: without site-packages and the environment nothing else can get in
+program() { # name module: no site-packages or environment gets in, no stray .pyc comes out
     put 755 "$bin/$1" <<PROGRAM
-#!$python3 -IS
+#!$python3 -IBS
 import sys
 sys.path.insert(0, "$site")
 from $2 import main

@@ -106,6 +106,11 @@ class ApiClient:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
 
+    @property
+    def page_url(self) -> str:
+        """Link to the dashboard, with the token: a secret."""
+        return f"{self.url}/#token={self._token}"
+
     def connect(self, peer: str | None) -> dict[str, Any]:
         """Connect, wait for the outcome and return the snapshot. peer None: the configured.
 

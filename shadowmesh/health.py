@@ -146,17 +146,21 @@ def certificate(path: Path, not_before: float, not_after: float, now: float) -> 
     """
     remedy = f"renew {path}, or remove it and its key for a new one, and restart"
     if now < not_before:
-        text = f"{path} is not valid before {format_time(not_before)}"
+        text = f"{path} is not valid before {_day(not_before)}"
         return Check(
             "certificate", False, "warning", text, "set the clock", "certificate_not_yet_valid"
         )
     if now > not_after:
-        text = f"{path} expired at {format_time(not_after)}"
+        text = f"{path} expired on {_day(not_after)}"
         return Check("certificate", False, "warning", text, remedy, "certificate_expired")
     if now > not_after - EXPIRES_SOON_S:
-        text = f"{path} expires at {format_time(not_after)}"
+        text = f"{path} expires on {_day(not_after)}"
         return Check("certificate", False, "warning", text, remedy, "certificate_expires_soon")
-    return Check("certificate", True, text=f"valid until {format_time(not_after)}")
+    return Check("certificate", True, text=f"valid until {_day(not_after)}")
+
+
+def _day(unix_s: float) -> str:
+    return str(format_time(unix_s))[:10]
 
 
 def path(
@@ -190,7 +194,7 @@ def path(
             " nat.enabled: false",
             "udp_unavailable",
         )  # fmt: skip
-    return Check("path", True, text=f"on {carries.upper()}: {reason}")
+    return Check("path", True, text=reason or f"on {carries.upper()}")
 
 
 def disk(directory: Path, free_bytes: int | None) -> Check:

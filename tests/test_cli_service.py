@@ -148,6 +148,16 @@ def test_reload_sends_the_signal(run, signalled, looks_like_the_daemon, tmp_path
     }  # fmt: skip
 
 
+def test_reload_of_a_given_process_asks_nobody(control, signalled, tmp_path):
+    config = tmp_path / "daemon.yaml"
+    config.touch(0o600)
+    result = invoke("--config", config, "reload", "--pid", os.getpid())
+    assert result.exit_code == 0, result.output
+    assert signalled.wait(5)
+    assert control.calls == []
+    assert_failed(invoke("--config", config, "reload", "--pid", 2**22 + 1), 1, "no process")
+
+
 def test_reload_leaves_the_daemon_alone_when_the_file_is_wrong(run, control, signalled, tmp_path):
     config = tmp_path / "daemon.yaml"
     config.write_text("network:\n  mtu: 100\n")

@@ -38,7 +38,7 @@ FAILING = [
     (health.certificate(CERT, 0, NOW - 1, NOW), "certificate_expired", "warning", "expired",
      "renew"),
     (health.certificate(CERT, 0, NOW + 86400, NOW), "certificate_expires_soon", "warning",
-     "expires at", "renew"),
+     "expires on", "renew"),
     (health.certificate(CERT, NOW + 1, NOW + 2, NOW), "certificate_not_yet_valid", "warning",
      "not valid before", "clock"),
     (health.path("wss", "no answer over UDP", **PATH), "udp_unavailable", "warning",

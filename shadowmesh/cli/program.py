@@ -14,6 +14,7 @@ from shadowmesh import __version__
 from shadowmesh.cli.completion import completion
 from shadowmesh.cli.configuration import configuration
 from shadowmesh.cli.connect import connect
+from shadowmesh.cli.dashboard import dashboard
 from shadowmesh.cli.disconnect import disconnect
 from shadowmesh.cli.group import Commands
 from shadowmesh.cli.keys import genkey, genpsk, pubkey
@@ -117,8 +118,8 @@ def program(
 
 
 for _command in (
-    connect, disconnect, status, ping, wait, netcheck, configuration, reload, logs, genkey, pubkey,
-    genpsk, version, completion,
+    connect, disconnect, status, dashboard, ping, wait, netcheck, configuration, reload, logs,
+    genkey, pubkey, genpsk, version, completion,
 ):  # fmt: skip
     program.add_command(_command)
 

@@ -8,23 +8,31 @@ import signal
 import click
 
 from shadowmesh.cli.output import print_json
-from shadowmesh.cli.process import daemon_pid
+from shadowmesh.cli.process import OtherProcess, daemon_pid
 from shadowmesh.cli.settings import Settings
 from shadowmesh.errors import NotPermitted
 
 
 @click.command()
+@click.option(
+    "--pid", type=click.IntRange(2), metavar="N",
+    help="Process to tell.  [default: the one whose API answers]",
+)  # fmt: skip
 @click.pass_obj
-def reload(settings: Settings) -> None:
+def reload(settings: Settings, pid: int | None) -> None:
     """Check the configuration, then make the daemon read it again.
 
     Exit code 7 when it is invalid: the daemon is then left alone. Keys that need a restart are named
     in its log.
     """
     settings.load()  # a ConfigError ends it here
-    pid = daemon_pid(settings)
+    # A number that is given is not looked at: the service's sandbox hides the process, not the
+    # right to signal it.
+    pid = daemon_pid(settings) if pid is None else pid
     try:
         os.kill(pid, signal.SIGHUP)
+    except ProcessLookupError:
+        raise OtherProcess(f"there is no process {pid}; see `shadowmesh status`") from None
     except PermissionError:
         raise NotPermitted(
             f"the daemon (process {pid}) may not be signalled by this user; run as its user or root"
