@@ -56,7 +56,10 @@ def ping(
                 message = message[:2] + struct.pack("!H", _checksum(message)) + message[4:]
             wanted = struct.pack("!HH", identifier, sequence) + payload
             started = time.monotonic()
-            raw.sendto(message, (address, 0))
+            try:
+                raw.sendto(message, (address, 0))
+            except OSError:  # no route while the TAP is away: a ping that is not answered
+                continue
             if _await_reply(raw, 0 if six else 20, reply, wanted, started + timeout_s):
                 rtts.append((time.monotonic() - started) * 1000)
     return Ping(count, tuple(rtts))
