@@ -6,6 +6,7 @@ calling thread is.
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 import struct
@@ -16,6 +17,8 @@ ICMP_ECHO, ICMP_ECHO_REPLY = 8, 0
 ICMPV6_ECHO, ICMPV6_ECHO_REPLY = 128, 129
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # linux/in.h
 IPV6_DONTFRAG = 62  # linux/in6.h
+# The device or its address is away for the moment: a ping that is not answered.
+NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ def ping(
             started = time.monotonic()
             try:
                 raw.sendto(message, (address, 0))
-            except OSError:  # no route while the TAP is away: a ping that is not answered
+            except OSError as error:
+                if error.errno not in NO_WAY:
+                    raise
                 continue
             if _await_reply(raw, 0 if six else 20, reply, wanted, started + timeout_s):
                 rtts.append((time.monotonic() - started) * 1000)
