@@ -23,6 +23,7 @@ from shadowmesh.fast.udp_in cimport flush_train, open_datagram
 from shadowmesh.fast.checksum cimport *
 from shadowmesh.fast.headers cimport *
 from shadowmesh.fast.offload cimport *
+from shadowmesh.fast.capture cimport *
 
 if sodium_init() < 0:
     raise ImportError("libsodium could not be initialised: the system gives no randomness")
@@ -341,6 +342,104 @@ cdef class Ring:
         return self.ring.entry_read, total, wrong
 
 
+# --- Copies of frames (fast/capture.pxd) ----------------------------------------------------------
+
+
+cdef class CaptureRing:
+    """A ring in memory of its own. put() and produce() may run in any thread."""
+
+    cdef capture_t capture
+    cdef uint8_t *memory
+
+    def __cinit__(self, uint32_t snap_bytes):
+        self.capture.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.memory = <uint8_t *>calloc(1, CAPTURE_BYTES)
+        if self.memory == NULL or self.capture.wakeup_fd < 0:
+            raise MemoryError
+        capture_start(&self.capture, self.memory, snap_bytes)
+
+    def __dealloc__(self):
+        self.stop()
+        free(self.memory)
+        close(self.capture.wakeup_fd)
+
+    @property
+    def wakeup_fd(self):
+        return self.capture.wakeup_fd
+
+    @property
+    def dropped(self):
+        return self.capture.dropped
+
+    @property
+    def used(self):
+        """Bytes that no frame can take."""
+        return self.capture.written - self.capture.read
+
+    def put(self, int direction, pieces not None, bint vnet=False):
+        """Offer one frame; with `vnet` the first piece begins with a virtio header."""
+        cdef iovec vectors[8]
+        cdef list held = []
+        cdef Exact piece
+        cdef int count = 0
+        for data in pieces:
+            piece = Exact(len(data))
+            memcpy(piece.bytes, <const uint8_t *><bytes>data, len(data))
+            held.append(piece)
+            vectors[count].iov_base = piece.bytes
+            vectors[count].iov_len = piece.length
+            count += 1
+        capture_frame(&self.capture, direction, vectors, count, VNET_HEADER_BYTES if vnet else 0)
+
+    def take(self):
+        """Return (time_ns, direction, frame_bytes, segment_bytes, data); None: no frame."""
+        cdef const captured_t *header = capture_next(&self.capture)
+        cdef captured_t found
+        cdef Exact data
+        if header == NULL:
+            return None
+        found = header[0]
+        data = Exact(found.held_bytes)
+        capture_take(&self.capture, data.bytes)
+        return (found.time_ns, found.direction, found.frame_bytes, found.segment_bytes,
+                data.copy())
+
+    def claim(self, uint64_t length):
+        """Take a place as a writer does that is then stopped by the scheduler; None: no room."""
+        cdef uint64_t at
+        return at if capture_claim(&self.capture, length, &at) else None
+
+    def finish(self, uint64_t at, uint64_t length):
+        """What that writer does when it goes on; its frame is empty."""
+        cdef captured_t *header = <captured_t *>(self.memory + at % CAPTURE_BYTES)
+        sm_release(&header.ready, length)
+
+    def stop(self):
+        """End it; what is offered from now on goes nowhere."""
+        capture_stop(&self.capture)
+
+    def clean(self):
+        """Whether there is nothing but 0 in what no frame takes."""
+        cdef uint64_t at
+        for at in range(self.capture.written, self.capture.read + CAPTURE_BYTES):
+            if self.memory[at % CAPTURE_BYTES]:
+                return False
+        return True
+
+    def produce(self, uint32_t frames, uint8_t who):
+        """Offer `frames` frames of mixed sizes, all bytes `who` after a number that counts up."""
+        cdef uint8_t frame[2048]
+        cdef iovec whole
+        cdef uint32_t number
+        with nogil:
+            memset(frame, who, sizeof(frame))
+            whole.iov_base = frame
+            for number in range(frames):
+                sm_store32(frame, number)
+                whole.iov_len = 5 + number * 7919 % 2000
+                capture_frame(&self.capture, CAPTURE_INBOUND, &whole, 1, 0)
+
+
 # --- Numbers that Python has to know as well -----------------------------------------------------
 
 #: Names of reasons in the order in which the data plane counts them.
@@ -375,6 +474,7 @@ SIZES = {
     "RING_MESSAGES": RING_MESSAGES,
     "CONTROL_RESERVE": CONTROL_RESERVE,
     "PARSER_BYTES": PARSER_BYTES,
+    "CAPTURE_BYTES": CAPTURE_BYTES,
     "DROP_REASONS": DROP_REASONS,
     "REFUSALS": REFUSALS,
     "BATCH_FRAMES": BATCH_FRAMES,

@@ -33,6 +33,7 @@ from .fast.inbound cimport *
 from .fast.deliver cimport *
 from .fast.udp_out cimport *
 from .fast.udp_in cimport *
+from .fast.capture cimport *
 
 import os
 import socket
@@ -191,8 +192,10 @@ cdef class DataPlane:
         self.plane.space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.plane.udp_stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.plane.udp_event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.plane.capture.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if min(self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd,
-               self.plane.udp_stop_fd, self.plane.udp_event_fd) < 0:
+               self.plane.udp_stop_fd, self.plane.udp_event_fd,
+               self.plane.capture.wakeup_fd) < 0:
             raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
@@ -201,12 +204,14 @@ cdef class DataPlane:
         self._stop_thread()
         self._stop_udp_thread()
         self._free_boxes()
+        self._free_capture()
         if self.plane.epochs != NULL:
             sodium_memzero(self.plane.epochs, MAX_EPOCHS * sizeof(epoch_t))
             free(self.plane.epochs)
         free(self.plane.arena)
         for fd in (self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd,
-                   self.plane.udp_stop_fd, self.plane.udp_event_fd):
+                   self.plane.udp_stop_fd, self.plane.udp_event_fd,
+                   self.plane.capture.wakeup_fd):
             if fd > 0:
                 close(fd)
         pthread_mutex_destroy(&self.plane.tx_lock)
@@ -238,6 +243,13 @@ cdef class DataPlane:
             self.plane.inbox = NULL
         free(self.plane.outbox)
         self.plane.outbox = NULL
+
+    cdef void _free_capture(self) noexcept:
+        cdef uint8_t *memory = capture_stop(&self.plane.capture)
+        if memory != NULL:
+            # Plaintext frames.
+            sodium_memzero(memory, CAPTURE_BYTES)
+            free(memory)
 
     cdef void _set_tap(self, int fd) noexcept:
         # The UDP thread may be writing to the old one.
@@ -440,6 +452,66 @@ cdef class DataPlane:
                 REFUSAL_NAMES[i]: sm_counted(&udp.refused[i]) for i in range(REFUSALS)
             },
         }
+
+
+    @property
+    def capture_fd(self) -> int:
+        """An eventfd, readable when :meth:`read_capture` has something after it returned []."""
+        return self.plane.capture.wakeup_fd
+
+    def start_capture(self, uint32_t snap_bytes) -> None:
+        """Keep copies of the frames that cross the tunnel from now on, for :meth:`read_capture`.
+
+        Outbound: what was read from the TAP and is sealed next. Inbound: what was written to the
+        TAP. A frame for which there is no room in 4 MiB is not copied, but counted.
+
+        Args:
+            snap_bytes: how much of a frame is kept, from its first byte on.
+        Raises:
+            LocalProtocolError: a capture is running.
+        """
+        cdef uint8_t *memory
+        if self.plane.capture.bytes != NULL:
+            raise LocalProtocolError("a capture is running already")
+        memory = <uint8_t *>calloc(1, CAPTURE_BYTES)
+        if memory == NULL:
+            raise MemoryError
+        capture_start(&self.plane.capture, memory, snap_bytes)
+
+    def read_capture(self, int frames, size_t total_bytes) -> list:
+        """Return the oldest copies and forget them; [] when there are none.
+
+        Args:
+            frames: at most so many.
+            total_bytes: no more once they have this size together.
+        Returns:
+            ``(time_ns, direction, frame_bytes, segment_bytes, data)``: time since 1970;
+            direction 1 from the peer, 2 to it; size of the whole frame; size of the segments
+            into which a super-frame is cut, 0 for other frames; the bytes that were kept.
+        """
+        cdef capture_t *capture = &self.plane.capture
+        cdef const captured_t *header
+        cdef list out = []
+        cdef size_t done = 0
+        cdef bytes data
+        while capture.bytes != NULL and len(out) < frames and done < total_bytes:
+            header = capture_next(capture)
+            if header == NULL:
+                break
+            data = PyBytes_FromStringAndSize(NULL, header.held_bytes)
+            done += header.held_bytes
+            out.append((header.time_ns, header.direction, header.frame_bytes,
+                        header.segment_bytes, data))
+            capture_take(capture, <uint8_t *><char *>data)
+        return out
+
+    def capture_dropped(self) -> int:
+        """Return how many frames the last capture had no room for."""
+        return sm_counted(&self.plane.capture.dropped)
+
+    def stop_capture(self) -> None:
+        """End the capture and wipe what was not read. Idempotent."""
+        self._free_capture()
 
 
 # The collector must not take their plane and pipe from objects that wait for __dealloc__: the TAP

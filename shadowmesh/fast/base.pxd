@@ -31,6 +31,8 @@ cdef extern from "compat.h" nogil:
     void sm_fence()
     void sm_count(uint64_t *p, uint64_t n)
     uint64_t sm_counted(const uint64_t *p)
+    void sm_add(uint64_t *p, uint64_t n)
+    int sm_claim(uint64_t *p, uint64_t *expected, uint64_t wanted)
     void sm_mask(uint8_t *p, size_t length, const uint8_t *mask, uint64_t phase)
 
 cdef extern from "<sodium.h>" nogil:
@@ -54,6 +56,7 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(clockid_t clock, timespec *ts)
     clockid_t CLOCK_BOOTTIME
     clockid_t CLOCK_MONOTONIC
+    clockid_t CLOCK_REALTIME
 
 cdef extern from "<errno.h>" nogil:
     int errno
@@ -64,6 +67,9 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buffer, size_t count)
     ssize_t write(int fd, const void *buffer, size_t count)
     int close(int fd)
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:

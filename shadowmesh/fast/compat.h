@@ -94,6 +94,13 @@ static inline void sm_count(uint64_t *p, uint64_t n) {
 }
 static inline uint64_t sm_counted(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 
+/* Shared between several writing threads. */
+static inline void sm_add(uint64_t *p, uint64_t n) { __atomic_fetch_add(p, n, __ATOMIC_SEQ_CST); }
+/* True: it was *expected and is `wanted` now. False: *expected is what it is; may be out of luck. */
+static inline int sm_claim(uint64_t *p, uint64_t *expected, uint64_t wanted) {
+    return __atomic_compare_exchange_n(p, expected, wanted, 1, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
 /* XOR `length` bytes with the 4-byte mask whose byte for p[0] is mask[phase & 3] (RFC 6455, 5.3).
  * Eight bytes at a time through memcpy, which the compiler turns into vector code. */
 static inline void sm_mask(uint8_t *p, size_t length, const uint8_t *mask, uint64_t phase) {

@@ -8,6 +8,8 @@ from .base cimport *
 from .frame cimport *
 from .session cimport *
 from .plane cimport *
+from .datagram cimport iovec
+from .capture cimport *
 
 
 cdef inline int tap_verdict(ssize_t written) noexcept nogil:
@@ -66,7 +68,12 @@ cdef inline void deliver_frame(plane_t *plane, received_t *counters, uint8_t *in
     cdef uint8_t *vnet
     cdef size_t frame_bytes
     cdef int verdict = judge_inner(plane, inner, inner_bytes, &vnet, &frame_bytes)
+    cdef iovec whole
     sm_count(&counters.frames_opened, 1)
     if verdict == KEEP:
         verdict = write_tap(plane, vnet, VNET_HEADER_BYTES + frame_bytes)
+    if verdict == KEEP and capture_on(&plane.capture):
+        whole.iov_base = vnet
+        whole.iov_len = VNET_HEADER_BYTES + frame_bytes
+        capture_frame(&plane.capture, CAPTURE_INBOUND, &whole, 1, VNET_HEADER_BYTES)
     count_delivery(counters, verdict, 1, frame_bytes)

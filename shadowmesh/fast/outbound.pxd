@@ -15,6 +15,7 @@ from .wsframe cimport *
 from .session cimport *
 from .plane cimport *
 from .udp_out cimport *
+from .capture cimport *
 
 
 cdef inline int wait_for_frames(plane_t *plane) noexcept nogil:
@@ -188,6 +189,17 @@ cdef inline bint wait_for_space(plane_t *plane) noexcept nogil:
     return ready < 0
 
 
+cdef inline void capture_slots(plane_t *plane, const slot_t *slots, int count) noexcept nogil:
+    # Frames that are sealed next. Before that, because cutting a super-frame writes into it.
+    cdef iovec whole
+    cdef size_t skip
+    for i in range(count):
+        skip = 0 if slots[i].inner[0] == INNER_FRAME else VNET_HEADER_BYTES
+        whole.iov_base = slots[i].inner + 1
+        whole.iov_len = slots[i].inner_bytes - 1
+        capture_frame(&plane.capture, CAPTURE_OUTBOUND, &whole, 1, skip)
+
+
 cdef inline void send_batch(plane_t *plane) noexcept nogil:
     # Hands every slot to the link of its session or to a counter.
     cdef uint64_t now_ns = boottime_ns()
@@ -196,6 +208,7 @@ cdef inline void send_batch(plane_t *plane) noexcept nogil:
     cdef int index, obstacle, verdict, taken
     cdef int first = 0
     cdef int kept = 0
+    cdef bint captured = False
     pthread_mutex_lock(&plane.tx_lock)
     index = session_for(plane, plane.slots[0].inner + 1)
     if index >= 0 and plane.sessions[index].tx_epoch >= 0:
@@ -214,6 +227,9 @@ cdef inline void send_batch(plane_t *plane) noexcept nogil:
         if obstacle != KEEP:
             drop_outgoing(plane, obstacle, kept - first)
             break
+        if not captured and capture_on(&plane.capture):
+            capture_slots(plane, &plane.slots[first], kept - first)
+            captured = True
         session = &plane.sessions[index]
         if session.udp_active:
             first += seal_slots(plane, session, &plane.slots[first], kept - first)

@@ -15,6 +15,7 @@ from .frame cimport *
 from .session cimport *
 from .datagram cimport *
 from .offload cimport joiner_t
+from .capture cimport capture_t
 
 cdef enum:
     BATCH_FRAMES = 64
@@ -76,6 +77,7 @@ ctypedef struct plane_t:
     int batch
     uint8_t mask_pool[1024]     # randomness for WebSocket masks, refilled when used up
     size_t mask_used
+    capture_t capture           # any thread; asks nobody for a lock
     sent_t sent
     received_t wss
     received_t udp

@@ -15,6 +15,7 @@ from .datagram cimport *
 from .plane cimport *
 from .deliver cimport *
 from .offload cimport *
+from .capture cimport *
 
 cdef enum:
     STUN_FIRST_BYTE_MAX = 3     # RFC 7983
@@ -65,6 +66,8 @@ cdef inline void flush_train(plane_t *plane) noexcept nogil:
         while written < 0 and errno == EINTR:
             written = writev(plane.tap_fd, pieces, frames)
         verdict = tap_verdict(written)
+    if verdict == KEEP and capture_on(&plane.capture):
+        capture_frame(&plane.capture, CAPTURE_INBOUND, pieces, frames, VNET_HEADER_BYTES)
     count_delivery(&plane.udp, verdict, frames, frame_bytes)
 
 
