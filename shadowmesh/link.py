@@ -444,6 +444,8 @@ class Link:
             partial(self._close_socket, linger=farewell is not None),
             self._free,
             partial(self._on_closed, reason, code),
+            # Last: the next connection may come only when the owner has given back its seat.
+            self._upgraded.release,
         ):
             try:
                 step()
@@ -480,7 +482,6 @@ class Link:
                 wait.close()
         self._wakeup_wait.close()
         self._pipe.close()
-        self._upgraded.release()
 
 
 def _ignore(*what: object) -> None:

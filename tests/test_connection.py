@@ -11,11 +11,13 @@ from types import SimpleNamespace
 
 import gevent
 import gevent.event
+import gevent.socket as gsocket
 import pytest
 
+from shadowmesh import tls
 from shadowmesh.config import HostPort
 from shadowmesh.connection import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
-from shadowmesh.constants import RejectReason
+from shadowmesh.constants import MAX_PER_ADDRESS, MAX_UNAUTHENTICATED, RejectReason
 from shadowmesh.errors import (
     AlreadyConnected,
     AlreadyConnecting,
@@ -32,6 +34,7 @@ from shadowmesh.errors import (
 )
 from shadowmesh.verdicts import objection
 from tests.machines import PATIENCE_S, Clock, Machine, cut, wait_for
+from tests.peerport import read_head, request
 
 PSK = bytes(range(32))
 NOBODY = HostPort("127.0.0.1", 1)
@@ -258,6 +261,25 @@ def test_another_holder_of_the_key_does_not_take_the_seat(connected, make):
     assert listening.state == "connected"
     assert stranger.manager.handshakes == {"rejected": 1}
     wait_for(lambda: listening.manager.handshakes["rejected"], "the refusal is counted")
+
+
+def test_strangers_who_fill_the_peer_port_leave_a_seat_for_the_peer(pair):
+    dialling, listening = pair
+    with contextlib.ExitStack() as strangers:
+        for number in range(MAX_UNAUTHENTICATED - 1):
+            source = f"127.0.0.{2 + number // MAX_PER_ADDRESS}"
+            address = (listening.address.host, listening.address.port)
+            raw = strangers.enter_context(
+                gsocket.create_connection(address, PATIENCE_S, (source, 0))
+            )
+            sock = strangers.enter_context(tls.client_context().wrap_socket(raw))
+            sock.sendall(request())
+            assert "101" in read_head(sock)[0]
+        wait_for(lambda: listening.listener.unauthenticated == MAX_UNAUTHENTICATED - 1, "full")
+        dialling.manager.connect(None)
+        listening.wait_for("connected")
+        exchange(dialling, listening)
+        assert listening.listener.unauthenticated == MAX_UNAUTHENTICATED - 1, "they are still there"
 
 
 def test_both_sides_may_dial_at_once_and_both_operators_succeed(make):

@@ -210,6 +210,14 @@ def test_the_copy_in_c_is_the_same(name):
     assert C_NUMBERS[name] == RENAMED[name]
 
 
+def test_strangers_cannot_take_every_seat_of_the_data_plane():
+    assert C_NUMBERS["MAX_SESSIONS"] >= c.MAX_UNAUTHENTICATED + 16
+
+
+def test_every_seat_may_hold_the_key_ids_of_a_handshake_and_the_live_one_those_of_a_rekey():
+    assert C_NUMBERS["MAX_EPOCHS"] >= C_NUMBERS["MAX_SESSIONS"] + 3 * 16
+
+
 def test_numbers_with_the_same_name_in_c_and_python_are_the_same():
     shared = {
         name: value for name, value in vars(c).items() if name in C_NUMBERS and name not in RENAMED

@@ -18,7 +18,10 @@ from .ring cimport *
 
 cdef enum:
     MAX_EPOCHS = 256            # one for each value of a key id's low byte
-    MAX_SESSIONS = 16
+    # Every connection that the peer port lets in before it is authenticated takes a seat (64,
+    # protocol section 9). The other 16 are for the live session, those that it has just replaced
+    # and our own dial: strangers must not be able to take them.
+    MAX_SESSIONS = 80
     CAP_AEGIS256 = 1
     CAP_OFFLOAD = 2
     CAP_UDP = 4
