@@ -29,20 +29,21 @@ from gevent.event import Event
 from shadowmesh import __version__, log
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.api import create_app
-from shadowmesh.config import HostPort, diff, flag_names, load, redacted
+from shadowmesh.config import HostPort, diff, flag_names, load, redacted, reloaded
 from shadowmesh.connection import ConnectionManager
 from shadowmesh.device import Device
 from shadowmesh.errors import ConfigError, KeyFileError, NotPermitted, ShadowMeshError
 from shadowmesh.events import FlightRecorder
+from shadowmesh.fdstore import NO_STORE, FdStore
 from shadowmesh.feed import Feed
 from shadowmesh.heartbeat import Heartbeat
 from shadowmesh.http_server import LimitedServer
 from shadowmesh.keys import format_public_key, load_or_create_identity, load_or_create_token
-from shadowmesh.listener import Listener
 from shadowmesh.metrics import Sources, make_metrics_app, make_registry
 from shadowmesh.notify import Notifier
+from shadowmesh.peer_port import PeerPort
 from shadowmesh.tap import check_permission, stable_mac
-from shadowmesh.tls import client_context, load_or_create_certificate, server_context
+from shadowmesh.tls import client_context, load_or_create_certificate
 from shadowmesh.traversal import Traversal
 from shadowmesh.view import View
 from shadowmesh.vitals import Vitals
@@ -108,7 +109,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             for warning in loaded.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
             return 0
-        Daemon(loaded, lambda: load(path, flags, environ), Notifier(environ)).run()
+        notifier = Notifier(environ)
+        store = FdStore(environ, notifier)
+        Daemon(loaded, lambda: load(path, flags, environ), notifier, store).run()
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return error.exit_code
@@ -155,12 +158,14 @@ class Daemon:
         loaded: LoadedConfig,
         load_again: Callable[[], LoadedConfig],
         notifier: Notifier,
+        store: FdStore = NO_STORE,
     ) -> None:
         self._loaded = loaded
         self._load_again = load_again
         self._config = loaded.config
         self._stopping = Event()
         self._notifier = notifier
+        self._store = store
         self._heartbeat = Heartbeat(self._beat)
         self._recorder = FlightRecorder()
 
@@ -181,10 +186,15 @@ class Daemon:
             self._watch_signals(undo)
             undo.enter_context(pid_file(config.daemon.pid_file))
             check_permission(config.network.tap_device)
-            self._start(undo)
-            _log.info("daemon is ready", version=__version__, pid=os.getpid())
-            self._notifier.ready(self._view.summary())
-            self._stopping.wait()
+            try:
+                self._start(undo)
+                self._store.drop_unclaimed()
+                _log.info("daemon is ready", version=__version__, pid=os.getpid())
+                self._notifier.ready(self._view.summary())
+                self._stopping.wait()
+            finally:
+                # Whoever ends us decides whether we come back, and empties the store if not.
+                self._store.leave()
             self._notifier.stopping()
             _log.info("daemon stops")
 
@@ -230,8 +240,9 @@ class Daemon:
             aegis256=built["aegis256"],
         )
         plane = DataPlane()
-        device = Device(config.network, stable_mac(identity.public_key), plane)
-        traversal = Traversal(plane, config.nat)
+        device = Device(config.network, stable_mac(identity.public_key), plane, store=self._store)
+        device.adopt()
+        traversal = Traversal(plane, config.nat, self._store)
         traversal.tunnel_device = lambda: (
             config.network.tap_device if device.tap is None else device.tap.name
         )
@@ -252,22 +263,9 @@ class Daemon:
         undo.callback(traversal.stop)
         undo.callback(self._manager.stop)
         traversal.start()
-        if config.mode == 0:
-            _log.warning(
-                "nobody is accepted: neither peer.public_key nor encryption.key is set;"
-                " set one of them and restart"
-            )
-        elif config.websocket.listen_address is not None:
-            listener = Listener(
-                config.websocket.listen_address,
-                config.websocket.path,
-                server_context(certificate),
-                certificate.sha256,
-                self._manager.take_incoming,
-            )
-            listener.start()
-            undo.callback(listener.stop)
-            _log.info("peer port is open", address=config.websocket.listen_address)
+        self._peer_port = PeerPort(certificate, self._manager.take_incoming, self._store)
+        undo.callback(self._peer_port.stop)
+        self._peer_port.follow(config)
         self._start_http(undo, token)
         self._manager.start()
 
@@ -338,9 +336,14 @@ class Daemon:
         self._recorder.record("config", "configuration reloaded", applied=applied, restart=restart)
         if restart:
             _log.warning("these keys change with a restart only", keys=restart)
-        self._config = loaded.config
-        log.configure(loaded.config.daemon.log_level, loaded.config.daemon.log_format)
-        self._manager.reload(loaded.config)
+        # What needs a restart stays what it is, and is named again by the next reload.
+        self._config = config = reloaded(self._config, loaded.config)
+        log.configure(config.daemon.log_level, config.daemon.log_format)
+        self._manager.reload(config)
+        try:
+            self._peer_port.follow(config)
+        except ShadowMeshError as error:
+            _log.error("the peer port stays closed; reload again when it is free", cause=str(error))
 
 
 def serve(

@@ -1,9 +1,11 @@
 """The TAP device of this daemon: opened when it is wanted, made again when somebody deletes it.
 
-Owns: the open `Tap`, its place in the data plane, and the greenlet that hears of its loss. Does not
-know: why the device is wanted, sessions, the peer.
+Owns: the open `Tap`, its place in the data plane and in the descriptor store, and the greenlet that
+hears of its loss. Does not know: why the device is wanted, sessions, the peer.
 
 ::
+
+    adopt() <-- descriptor store: the device of the last run, not used before open()
 
     open() --> tap.open_tap --> plane.attach_tap          kernel: `ip link delete tap0`
                                 plane.event_fd  <-------- the TAP thread gives up
@@ -12,19 +14,22 @@ know: why the device is wanted, sessions, the peer.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import gevent
 
 from shadowmesh import log
 from shadowmesh.errors import DeviceError, DeviceUnavailable, NotPermitted
-from shadowmesh.tap import open_tap
+from shadowmesh.fdstore import NO_STORE, TAP
+from shadowmesh.tap import misfit, open_tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shadowmesh._fastpath import DataPlane
     from shadowmesh.config import NetworkSection
+    from shadowmesh.fdstore import FdStore
     from shadowmesh.tap import Tap
 
 #: a device that went away is made again so often, so far apart: within a second it is back or the
@@ -48,6 +53,7 @@ class Device:
         mac: bytes,
         plane: DataPlane,
         *,
+        store: FdStore = NO_STORE,
         open_tap: Callable[..., Tap] = open_tap,
     ) -> None:
         """Args: mac: 6 bytes, of the host's side."""
@@ -55,7 +61,10 @@ class Device:
         self._network = network
         self._mac = mac
         self._plane = plane
+        self._store = store
         self._open_tap = open_tap
+        #: of the last run's device, until open() or close()
+        self._held: int | None = None
         self._offload = network.offload
         self._watcher: gevent.Greenlet | None = None
 
@@ -69,6 +78,24 @@ class Device:
             self._watcher.kill()
         self.close()
 
+    def adopt(self) -> None:
+        """Take over the device of the last run if it is still the one that is configured.
+
+        It stays as it is, addresses and bridge included, until open() or close().
+        """
+        fd = self._store.take(TAP)
+        if fd is None:
+            return
+        network = self._network
+        why = misfit(fd, network.tap_device, mtu=network.mtu, address=network.local_ip)
+        if why is None:
+            self._held = fd
+            _log.info("the TAP device of the last run is taken over", device=network.tap_device)
+            return
+        _log.warning("the TAP device of the last run does not fit, making another", cause=why)
+        os.close(fd)
+        self._store.forget(TAP)
+
     def open(self) -> None:
         """Open the device and start the data plane on it, unless that is done.
 
@@ -78,6 +105,7 @@ class Device:
         if self.tap is not None:
             return
         network = self._network
+        held, self._held = self._held, None
         try:
             tap = self._open_tap(
                 network.tap_device,
@@ -86,6 +114,7 @@ class Device:
                 persist=network.persist_tap,
                 offload=self._offload,
                 mac=self._mac,
+                held=held,
             )
             try:
                 self._plane.attach_tap(tap.fd, tap.mtu)
@@ -93,16 +122,22 @@ class Device:
                 tap.close()
                 raise
         except (DeviceError, NotPermitted) as error:
+            self._store.forget(TAP)
             raise DeviceUnavailable(str(error)) from error
         self.tap = tap
+        self._store.keep(TAP, tap.fd)
 
     def close(self) -> None:
         """Stop the data plane on the device and let go of it; harmless when it is closed."""
         tap, self.tap = self.tap, None
+        held, self._held = self._held, None
         self._offload = self._network.offload
         if tap is not None:
             self._plane.detach_tap()
             tap.close()
+        if held is not None:
+            os.close(held)
+        self._store.forget(TAP)
 
     def offload(self, wanted: bool) -> None:
         """Say whether the kernel may hand us super-frames, now and after renew()."""

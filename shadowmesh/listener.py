@@ -14,10 +14,12 @@ Source: protocol sections 5 and 9.
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 import gevent.socket
@@ -26,6 +28,7 @@ from gevent.pool import Group
 
 from shadowmesh import log
 from shadowmesh.admission import Admission, Limits, source_of
+from shadowmesh.config import HostPort
 from shadowmesh.constants import (
     TLS_TIMEOUT_S,
     UNAUTHENTICATED_TIMEOUT_S,
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gevent.ssl import SSLContext, SSLSocket
-
-    from shadowmesh.config import HostPort
 
 #: connections that the kernel completes before we accept them
 BACKLOG: Final = 128
@@ -70,6 +71,7 @@ _CONNECTION_ERRORS: Final = frozenset(
         errno.EINTR,
     }
 )
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 #: No IPv6 in this kernel, or switched off.
 _NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
@@ -157,14 +159,27 @@ class Listener:
         """Connections that count against the limits now."""
         return self._admission.unauthenticated
 
-    def start(self) -> None:
+    @property
+    def fd(self) -> int:
+        """The listening socket, this object's."""
+        if self._listening is None:
+            raise ValueError("the listener is not started")
+        return self._listening.fileno()
+
+    def start(self, held: int | None = None) -> None:
         """Bind, listen and accept.
 
+        Args:
+            held: a listening socket in which `misfit` found no fault, to use instead of a new
+                one; from now on ours.
         Raises:
             NotPermitted: the port needs a privilege.
             ShadowMeshError: the port is taken, or the address is not one of this machine.
         """
-        self._listening = _listen(self._address)
+        if held is None:
+            self._listening = _listen(self._address)
+        else:
+            self._listening = gevent.socket.socket(fileno=held)
         self._accepting = gevent.spawn(self._accept, self._listening)
 
     def stop(self) -> None:
@@ -325,6 +340,25 @@ class _Connection:
 # --- The listening socket ---------------------------------------------------------------------
 
 
+def misfit(fd: int, address: HostPort) -> str | None:
+    """Say why a socket that somebody kept does not listen on `address`; None when it does."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            if sock.type != socket.SOCK_STREAM or sock.family not in _FAMILIES:
+                return "it is another kind of socket"
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return "it does not listen"
+            bound = HostPort(*sock.getsockname()[:2])
+        hosts = {found[4][0] for found in _addresses(address.host, address.port)}
+    except OSError as error:
+        return str(error)
+    if address.host in ("", "::"):
+        hosts.add("0.0.0.0")  # what _listen() falls back to
+    if bound.host not in hosts or address.port not in (0, bound.port):
+        return f"it listens on {bound}, not {address}"
+    return None
+
+
 def _listen(address: HostPort) -> gevent.socket.socket:
     """Return a listening socket; see Listener.start() for the errors."""
     try:
@@ -340,11 +374,15 @@ def _listen(address: HostPort) -> gevent.socket.socket:
         raise _listen_problem(address, error) from None
 
 
-def _listen_on(host: str, port: int) -> gevent.socket.socket:
+def _addresses(host: str, port: int) -> list[Any]:
     # AI_PASSIVE and an empty name: the unspecified address. The first answer is the resolver's.
-    family, kind, protocol, _, sockaddr = gevent.socket.getaddrinfo(
+    return gevent.socket.getaddrinfo(
         host or "::", port, type=gevent.socket.SOCK_STREAM, flags=gevent.socket.AI_PASSIVE
-    )[0]
+    )
+
+
+def _listen_on(host: str, port: int) -> gevent.socket.socket:
+    family, kind, protocol, _, sockaddr = _addresses(host, port)[0]
     sock = gevent.socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)

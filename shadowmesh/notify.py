@@ -1,7 +1,7 @@
 """What the service manager hears from us: systemd's notification protocol.
 
 Owns: the datagrams to $NOTIFY_SOCKET, when the watchdog is fed. Does not know: what the daemon's
-states mean, who calls it how often.
+states mean, who calls it how often, which descriptors are kept (`fdstore`).
 
 ::
 
@@ -26,7 +26,7 @@ from shadowmesh import log
 from shadowmesh.errors import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 #: `systemctl status` shows one line
 MAX_STATUS_CHARS: Final = 300
@@ -50,15 +50,15 @@ class Notifier:
     def ready(self, status: str) -> None:
         """The daemon does its work from now on."""
         self._status = status
-        self._send("READY=1", _status_line(status))
+        self.send("READY=1", _status_line(status))
 
     def reloading(self) -> None:
         """A reload begins; ready() ends it."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={int(self._clock() * 1e6)}")
+        self.send("RELOADING=1", f"MONOTONIC_USEC={int(self._clock() * 1e6)}")
 
     def stopping(self) -> None:
         """The daemon ends, and undoes what it has started."""
-        self._send("STOPPING=1", "STATUS=stopping")
+        self.send("STOPPING=1", "STATUS=stopping")
 
     def beat(self, status: str) -> None:
         """The hub turns: feed the watchdog when it is due, tell a status that has changed.
@@ -74,21 +74,25 @@ class Notifier:
             self._status = status
             words.append(_status_line(status))
         if words:
-            self._send(*words)
+            self.send(*words)
 
-    def _send(self, *assignments: str) -> None:
+    def send(self, *assignments: str, fds: Sequence[int] = ()) -> bool:
+        """Send one message, with descriptors if need be; False when the manager was not told."""
         if not self._address:
-            return
+            return False
         # A leading @ names a socket without a file.
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
-                sock.sendto("\n".join(assignments).encode(), address)
+                sock.connect(address)
+                socket.send_fds(sock, ["\n".join(assignments).encode()], list(fds))
         except OSError as error:
             _log.limited(60).warning(
                 "the service manager was not told", said=assignments, cause=error.strerror
             )
+            return False
+        return True
 
 
 def _status_line(status: str) -> str:

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ TUNSETPERSIST: Final = 0x400454CB
 TUNSETOFFLOAD: Final = 0x400454D0
 TUNGETIFF: Final = 0x800454D2
 TUNSETVNETHDRSZ: Final = 0x400454D8
+IFF_TUN: Final = 0x0001
 IFF_TAP: Final = 0x0002
 IFF_PERSIST: Final = 0x0800
 IFF_NO_PI: Final = 0x1000
@@ -59,6 +61,9 @@ OFFLOAD_TCP: Final = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
 #: since Linux 6.2; the kernel takes both or neither
 OFFLOAD_UDP: Final = TUN_F_USO4 | TUN_F_USO6
 _IFREQ: Final = struct.Struct("=16sH22x")
+#: what we make, and the flags by which another kind of device would differ
+_KIND: Final = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+_KIND_MASK: Final = _KIND | IFF_TUN
 
 
 class Kernel:
@@ -151,6 +156,7 @@ def open_tap(
     offload: bool,
     queue_length: int = QUEUE_LENGTH,
     mac: bytes | None = None,
+    held: int | None = None,
     kernel: Kernel | None = None,
 ) -> Tap:
     """Open the TAP device `name`, set it up and bring it up; on failure leave nothing behind.
@@ -168,6 +174,8 @@ def open_tap(
         offload: see `Tap.set_offload`.
         queue_length: frames that the kernel holds for us.
         mac: 6 bytes (see `stable_mac`); None keeps the kernel's choice, a new one each time.
+        held: a descriptor of the device in which `misfit` found no fault, to use instead of a new
+            one; from now on ours, also on failure.
     Raises:
         NotPermitted: CAP_NET_ADMIN or access to /dev/net/tun is missing.
         DeviceError: anything else; says what to do.
@@ -175,9 +183,9 @@ def open_tap(
     _check_name(name)
     kernel = kernel or Kernel()
     with ExitStack() as undo:
-        fd = _open_clone(kernel)
+        fd = _open_clone(kernel) if held is None else held
         undo.callback(kernel.close, fd)
-        name = _attach(kernel, fd, name)
+        name = _attach(kernel, fd, name) if held is None else _attached(kernel, fd)[0]
         with _explain(f"cannot set up {name}"):
             kernel.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("=i", VIRTIO_NET_HEADER_BYTES))
         _set_offload(kernel, fd, name, offload)
@@ -207,6 +215,38 @@ def open_tap(
         persistent=persistent,
         _kernel=kernel,
     )
+
+
+def misfit(
+    fd: int,
+    name: str,
+    *,
+    mtu: int,
+    address: Interface | None,
+    kernel: Kernel | None = None,
+) -> str | None:
+    """Say why a descriptor that somebody kept is not this TAP device; None when it is.
+
+    Args:
+        name, mtu, address: as for `open_tap`; other addresses of the device do not matter.
+    """
+    kernel = kernel or Kernel()
+    pattern = re.escape(name).replace("%d", r"\d+")
+    try:
+        real, flags = _attached(kernel, fd)
+        if flags & _KIND_MASK != _KIND:
+            return "it is of another kind"
+        if not re.fullmatch(pattern, real):
+            return f"it is {real}, not {name}"
+        index = kernel.index_of(real)
+        with kernel.netlink() as netlink:
+            if (found := netlink.link(index).mtu) != mtu:
+                return f"{real} has an MTU of {found}, not {mtu}"
+            if address is not None and (index, address) not in netlink.addresses():
+                return f"{real} does not have the address {address}"
+    except (OSError, DeviceError) as error:
+        return str(error)
+    return None
 
 
 def check_permission(name: str, kernel: Kernel | None = None) -> None:
@@ -271,7 +311,7 @@ def _open_clone(kernel: Kernel) -> int:
 
 def _attach(kernel: Kernel, fd: int, name: str) -> str:
     """Bind the descriptor to the interface, made when it does not exist; return its name."""
-    request = _IFREQ.pack(name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+    request = _IFREQ.pack(name.encode(), _KIND)
     try:
         answer = kernel.ioctl(fd, TUNSETIFF, request)
     except OSError as error:
@@ -294,9 +334,17 @@ def _attach(kernel: Kernel, fd: int, name: str) -> str:
     return str(_IFREQ.unpack(answer)[0].rstrip(b"\0").decode())
 
 
-def _is_persistent(kernel: Kernel, fd: int) -> bool:
+def _attached(kernel: Kernel, fd: int) -> tuple[str, int]:
+    """Return name and flags of the device to which a descriptor belongs."""
     answer = kernel.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size))
-    return isinstance(answer, bytes) and bool(_IFREQ.unpack(answer)[1] & IFF_PERSIST)
+    if not isinstance(answer, bytes):
+        raise DeviceError("the kernel does not name the device")
+    name, flags = _IFREQ.unpack(answer)
+    return str(name.rstrip(b"\0").decode()), int(flags)
+
+
+def _is_persistent(kernel: Kernel, fd: int) -> bool:
+    return bool(_attached(kernel, fd)[1] & IFF_PERSIST)
 
 
 def _set_offload(kernel: Kernel, fd: int, name: str, enabled: bool) -> bool:

@@ -29,6 +29,7 @@ from gevent.event import Event
 from shadowmesh import log, network
 from shadowmesh.errors import DeviceError
 from shadowmesh.events import NOBODY
+from shadowmesh.fdstore import NO_STORE
 from shadowmesh.udp import UdpPort
 from shadowmesh.wire.candidates import choose_candidates
 from shadowmesh.wire.control import Address, Candidate, Endpoint
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from shadowmesh.config import HostPort
     from shadowmesh.config.model import NatSection
     from shadowmesh.events import Recorder
+    from shadowmesh.fdstore import FdStore
 
 #: a NAT may forget an unused mapping after 30 s, so an older look says little
 FRESH_S: Final = 15.0
@@ -61,7 +63,7 @@ class Traversal:
         recorder: whom NATs are told.
     """
 
-    def __init__(self, plane: DataPlane, nat: NatSection) -> None:
+    def __init__(self, plane: DataPlane, nat: NatSection, store: FdStore = NO_STORE) -> None:
         self.port: UdpPort | None = None
         self.result: NatResult | None = None
         self.detected_at: float | None = None
@@ -72,6 +74,7 @@ class Traversal:
         self.tunnel_device: Callable[[], str | None] = lambda: None
         self._plane = plane
         self._nat = nat
+        self._store = store
         self._mapped: dict[Server, Endpoint] = {}
         self._asked_at = -FRESH_S
         self._wanted = Event()
@@ -85,7 +88,7 @@ class Traversal:
         if not self._nat.enabled or self.port is not None:
             return
         try:
-            self.port = UdpPort(self._plane, self._nat.udp_port)
+            self.port = UdpPort(self._plane, self._nat.udp_port, self._store)
             self._watch = network.NetworkWatch(self.tunnel_device, self._on_network_change)
         except (DeviceError, OSError) as error:
             _log.error("no UDP path: the tunnel stays on WSS", cause=str(error))

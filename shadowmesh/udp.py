@@ -1,6 +1,6 @@
 """The UDP socket of the data path: opened once, for records of all sessions and for STUN.
 
-Owns: the socket and its options, the greenlet that fetches what the data plane's UDP thread has
+Owns: the socket, its options and its place in the descriptor store, the greenlet that fetches what the data plane's UDP thread has
 for the hub. Does not know: what records or STUN messages mean, which address carries frames.
 
 ::
@@ -24,10 +24,12 @@ import gevent
 
 from shadowmesh import log
 from shadowmesh.errors import DeviceError
+from shadowmesh.fdstore import NO_STORE, UDP
 from shadowmesh.wire.control import Endpoint
 
 if TYPE_CHECKING:
     from shadowmesh._fastpath import DataPlane, Signal
+    from shadowmesh.fdstore import FdStore
 
 #: what a burst of trains needs; beyond net.core.rmem_max only with CAP_NET_ADMIN
 BUFFER_BYTES: Final = 4 << 20
@@ -82,23 +84,29 @@ def open_socket(port: int) -> socket.socket:
 def _open(family: socket.AddressFamily, port: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
-        sock.setblocking(False)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
-        _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
-        _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
-        try:
-            sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
-        except OSError as error:
-            # Before Linux 5.0: datagrams come one by one, which is slower and no less right.
-            _log.info("no UDP_GRO on this kernel", cause=error.strerror)
+        _set_options(sock)
         sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _set_options(sock: socket.socket) -> None:
+    """Set what may be set at any time."""
+    sock.setblocking(False)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+    sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+    _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+    _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    try:
+        sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+    except OSError as error:
+        # Before Linux 5.0: datagrams come one by one, which is slower and no less right.
+        _log.info("no UDP_GRO on this kernel", cause=error.strerror)
 
 
 def _enlarge(sock: socket.socket, forced: int, plain: int) -> None:
@@ -117,14 +125,15 @@ class UdpPort:
         on_stun: takes datagrams that are not records; None: they are dropped.
     """
 
-    def __init__(self, plane: DataPlane, port: int) -> None:
-        """Open and attach.
+    def __init__(self, plane: DataPlane, port: int, store: FdStore = NO_STORE) -> None:
+        """Open, or take over the socket of the last run, and attach.
 
         Raises:
             DeviceError: no socket or no thread.
         """
         self._plane = plane
-        self._socket = open_socket(port)
+        self._store = store
+        self._socket = self._take_over(port) or open_socket(port)
         self.family = self._socket.family
         self.port: int = self._socket.getsockname()[1]
         if port not in (0, self.port):
@@ -139,7 +148,9 @@ class UdpPort:
             plane.attach_udp(self._socket.fileno(), self.family)
         except DeviceError:
             self._socket.close()
+            self._store.forget(UDP)
             raise
+        self._store.keep(UDP, self._socket.fileno())
         self._greenlet = gevent.spawn(self._fetch)
 
     def close(self) -> None:
@@ -147,6 +158,25 @@ class UdpPort:
         self._greenlet.kill()
         self._plane.detach_udp()
         self._socket.close()
+        self._store.forget(UDP)
+
+    def _take_over(self, port: int) -> socket.socket | None:
+        """Return the socket of the last run if it is what open_socket() would make now."""
+        fd = self._store.take(UDP)
+        if fd is None:
+            return None
+        sock = socket.socket(fileno=fd)
+        try:
+            if sock.type == socket.SOCK_DGRAM and port in (0, sock.getsockname()[1]):
+                _set_options(sock)
+                return sock
+            cause = "it is another kind of socket, or has another port"
+        except (OSError, IndexError) as error:
+            cause = str(error)
+        _log.warning("the UDP socket of the last run does not fit, opening another", cause=cause)
+        sock.close()
+        self._store.forget(UDP)
+        return None
 
     def send(self, data: bytes, to: Endpoint) -> int:
         """Send a datagram that is not a record; return 0 or an errno."""

@@ -143,7 +143,7 @@ class Machine:
         self.listener = None
         self.manager = None
 
-    def _open_tap(self, name, *, mtu, address, persist, offload, mac):
+    def _open_tap(self, name, *, mtu, address, persist, offload, mac, held):
         if self.tap_error is not None:
             raise self.tap_error
         self.taps.append(

@@ -21,11 +21,11 @@ LAYERS = (
     {"_fastpath", "fast", "wire"},
     {
         "link", "listener", "admission", "upgrade", "dial", "traversal", "paths", "pings", "tap",
-        "netlink", "network", "tls", "udp", "device",
+        "netlink", "network", "tls", "udp", "device", "notify", "fdstore",
     },
     {"api", "guard", "http_server", "routes", "openapi", "feed", "dashboard", "health", "vitals",
      "metrics", "connection", "dialler", "verdicts", "tunnel", "terms", "heartbeat", "view",
-     "notify"},
+     "peer_port"},
     {"cli", "client", "daemon", "netcheck"},
     # not part of the program: hosts out of namespaces, and the demonstration
     {"netlab", "demo"},
@@ -62,6 +62,8 @@ MUST_NOT_KNOW = {
     "tap": {"gevent", "flask", "shadowmesh.wire", "shadowmesh._fastpath"},
     "device": {"flask", "shadowmesh.wire", "shadowmesh.link"},
     "netlink": {"gevent", "flask", "shadowmesh.config"},
+    "notify": {"gevent", "flask", "shadowmesh.config", "shadowmesh.fdstore"},
+    "fdstore": {"flask", "shadowmesh.config", "shadowmesh.wire", "shadowmesh._fastpath"},
     "tls": {"flask", "shadowmesh.wire"},
     "api": {"gevent", "shadowmesh.connection", "shadowmesh.tunnel", "shadowmesh.link",
             "shadowmesh.wire", "shadowmesh._fastpath"},

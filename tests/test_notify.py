@@ -171,7 +171,7 @@ def await_word(sock, word):
 @pytest.mark.netns
 def test_a_daemon_tells_its_manager_about_its_life(supervised):
     pair, sock = supervised
-    assert sock.recv(4096).decode().split("\n") == ["READY=1", "STATUS=not connected"]
+    assert await_word(sock, "READY=1") == ["READY=1", "STATUS=not connected"]
     await_word(sock, "WATCHDOG=1")
     pair.connect()
     assert await_word(sock, "STATUS=connected")[-1].endswith(" over wss")
