@@ -307,7 +307,7 @@ class ConnectionManager:
         if self.config.mode == 0:
             raise NotConfigured(
                 "nobody can be trusted yet; set peer.public_key or encryption.key"
-                " (see `shadowmesh pubkey`, `shadowmesh genpsk`) and restart the daemon"
+                " (see `shadowmesh pubkey`, `shadowmesh genpsk`) and `shadowmesh reload`"
             )
         if self.machine.state is State.CONNECTED:
             raise AlreadyConnected("already connected; `shadowmesh disconnect` ends the session")
@@ -382,6 +382,7 @@ class ConnectionManager:
 
     def _disconnect(self, outcome: AsyncResult) -> None:
         if self.machine.state is State.DISCONNECTED:
+            self._device.close()  # of the last run, taken over and not used yet
             outcome.set_exception(NotConnected("not connected; there is nothing to disconnect"))
             return
         try:
@@ -658,11 +659,16 @@ class ConnectionManager:
         before, self.config = self.config, reloaded(self.config, config)
         after = self.config
         self._reload_udp(before.nat, after.nat)
+        # What an operator has disconnected stays so when only the shared key changes.
+        wanted = self.machine.state is not State.DISCONNECTED or before.mode == 0
         if trust_of(before) != trust_of(after):
+            detail = "the configuration of the peer has changed"
+            for tunnel in tuple(self._incoming):
+                tunnel.close(CloseReason.POLICY, detail, wait=False)
             if self.machine.state is not State.DISCONNECTED:
-                self._undo(CloseReason.POLICY, "the configuration of the peer has changed")
+                self._undo(CloseReason.POLICY, detail)
             self.target = after.peer.address
-        if before.peer != after.peer:
+        if wanted or before.peer != after.peer:
             self._auto_connect()
 
     # --- small things -------------------------------------------------------------------------

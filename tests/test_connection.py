@@ -15,7 +15,7 @@ import gevent.socket as gsocket
 import pytest
 
 from shadowmesh import tls
-from shadowmesh.config import HostPort
+from shadowmesh.config import HostPort, Secret
 from shadowmesh.connection import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
 from shadowmesh.constants import MAX_PER_ADDRESS, MAX_UNAUTHENTICATED, RejectReason
 from shadowmesh.errors import (
@@ -632,3 +632,58 @@ def test_a_reload_may_bring_the_peer_to_dial(pair):
         replace(config, peer=replace(config.peer, address=listening.address, auto_connect=True))
     )
     listening.wait_for("connected")
+
+
+def _with_key(config, key):
+    return replace(config, encryption=replace(config.encryption, key=key and Secret(key)))
+
+
+def test_a_reload_with_another_key_ends_the_session_and_an_automatic_dialler_comes_back(make):
+    listening = make().start()
+    dialling = make(clock=Clock()).trust(address=listening.address, auto_connect=True).start()
+    listening.wait_for("connected")
+    before = listening.manager.current
+    for machine in (listening, dialling):
+        machine.manager.reload(_with_key(machine.manager.config, secrets.token_bytes(32)))
+    wait_for(lambda: before.over, "the session under the old key has ended")
+    for machine in (listening, dialling):
+        machine.manager.reload(_with_key(machine.manager.config, PSK))
+    listening.wait_for("connected")
+    assert listening.manager.current is not before
+    exchange(dialling, listening)
+
+
+def test_the_first_key_lets_an_automatic_dialler_dial(make):
+    listening = make().start()
+    dialling = make(psk=None).trust(address=listening.address, auto_connect=True).start()
+    wait_for(lambda: dialling.manager.config.mode == 0, "no key")
+    dialling.manager.reload(_with_key(dialling.manager.config, PSK))
+    listening.wait_for("connected")
+
+
+def test_another_key_does_not_dial_for_an_operator_who_has_disconnected(make):
+    listening = make().start()
+    dialling = make().trust(address=listening.address, auto_connect=True).start()
+    listening.wait_for("connected")
+    dialling.manager.disconnect()
+    config = dialling.manager.config
+    dialling.manager.reload(_with_key(config, secrets.token_bytes(32)))
+    wait_for(lambda: dialling.manager.config is not config, "reloaded")
+    assert dialling.state == "disconnected"
+    assert not dialling.manager.dialling
+
+
+def test_a_handshake_that_began_under_the_old_key_is_not_taken_in(pair, monkeypatch):
+    dialling, listening = pair
+    authenticated, late = listening.manager._authenticated, []
+    monkeypatch.setattr(listening.manager, "_authenticated", lambda *what: late.append(what))
+    call = outcome_of(dialling.manager.connect, None)
+    [(incoming, result)] = wait_for(lambda: late, "message 3 has come")
+    listening.manager.reload(_with_key(listening.manager.config, secrets.token_bytes(32)))
+    wait_for(lambda: incoming.over, "the handshake has ended")
+    listening.manager._post(lambda: authenticated(incoming, result))
+    call.join()
+    assert isinstance(call.exception, ControlError)
+    wait_for(lambda: listening.manager.handshakes, "it is counted")
+    assert listening.manager.handshakes == {"closed": 1}
+    assert listening.state == "disconnected"

@@ -80,10 +80,37 @@ def test_a_daemon_without_any_key_starts_and_refuses_to_connect(net, tmp_path):
     pair.start()
     code, answer = pair.left.api("POST", "/connect")
     assert (code, answer["error"]["code"]) == (503, "not_configured")
-    for word in ("peer.public_key", "encryption.key"):
+    for word in ("peer.public_key", "encryption.key", "shadowmesh reload"):
         assert word in answer["error"]["message"]
     for daemon in pair:
         assert daemon.terminate()[0] == 0
+
+
+def test_keys_come_change_and_go_with_a_reload(net, tmp_path):
+    pair = make_pair(net, tmp_path, psk=False, pins=False, left={"peer.auto_connect": True}).start()
+    assert _peer_ports(pair.right) == ""
+    for key in (secrets.token_hex(32), secrets.token_hex(32)):
+        for daemon in (pair.right, pair.left):
+            daemon.settings["encryption.key"] = key
+            _reload(daemon)
+        pair.await_connected()
+        pair.assert_pings()
+    del pair.right.settings["encryption.key"]
+    _reload(pair.right)
+    pair.right.wait_for(2, state="disconnected")
+    wait_until(lambda: _peer_ports(pair.right) == "", 2, "the peer port is closed")
+    pair.left.wait_for(2, state="connecting")
+    pair.assert_logs_clean()
+
+
+def _reload(daemon: Daemon) -> None:
+    daemon.write_config()
+    done = daemon.cli("reload")
+    assert done.returncode == 0, done.stderr
+
+
+def _peer_ports(daemon: Daemon) -> str:
+    return daemon.host.run("ss", "-Hlnt", "sport", "=", ":9001").stdout
 
 
 def test_each_of_the_three_modes_connects(net, tmp_path):
