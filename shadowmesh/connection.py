@@ -241,7 +241,10 @@ class ConnectionManager:
             done = Done()
             self._post(partial(self._stop, done))
             if not done.wait(STOP_TIMEOUT_S):
-                _log.warning("the tunnel did not end in time")
+                _log.warning(
+                    "the tunnel did not end in time",
+                    remedy="none is needed: what is left ends with this process",
+                )
             self._loop.kill()
         self._device.stop()
 
@@ -252,7 +255,11 @@ class ConnectionManager:
                 self._incoming.add(self._start_tunnel(upgraded))
                 return
             except (LocalProtocolError, OSError) as error:
-                _log.limited(10).warning("incoming connection dropped", cause=str(error))
+                _log.limited(10).warning(
+                    "incoming connection dropped",
+                    cause=str(error),
+                    remedy="let the daemon open more descriptors (LimitNOFILE=)",
+                )
         upgraded.sock.close()
         upgraded.release()
 
@@ -556,7 +563,14 @@ class ConnectionManager:
             self.handshakes[ended.kind] += 1
             say = _log.limited(10).warning if ended.kind == "refused" else _log.limited(10).info
             cause = ended.detail
-            self._tell(say, "incoming handshake failed", peer=tunnel.peer_name, cause=cause)
+            self._tell(
+                say,
+                "incoming handshake failed",
+                peer=tunnel.peer_name,
+                cause=cause,
+                remedy="if that was the peer, compare encryption.key and peer.public_key"
+                " on both sides",
+            )
         elif tunnel is self._dialled:
             self._dialled = None
             self.handshakes[ended.kind] += 1
@@ -575,7 +589,13 @@ class ConnectionManager:
         if tunnel is not self.current or tunnel.over:
             return
         cause = tunnel.link_error
-        self._tell(_log.warning, "WSS link lost, UDP goes on", peer=tunnel.peer_name, cause=cause)
+        self._tell(
+            _log.warning,
+            "WSS link lost, UDP goes on",
+            peer=tunnel.peer_name,
+            cause=cause,
+            remedy="none is needed if it comes back; else something on the way cuts TCP",
+        )
         if self._dials_again(tunnel):
             self._redial = True
             self._backoff.session_ended(boottime() - (tunnel.established_boottime or boottime()))
@@ -593,7 +613,15 @@ class ConnectionManager:
             self._undo(CloseReason.DISCONNECT, ended.detail)
             self.last_error, self.last_error_at = ended.detail, time.time()
             return
-        self._tell(_log.warning, "connection lost", peer=tunnel.peer_name, cause=ended.detail)
+        self._tell(
+            _log.warning,
+            "connection lost",
+            peer=tunnel.peer_name,
+            cause=ended.detail,
+            remedy="none is needed: it is dialled again"
+            if self._dials_again(tunnel)
+            else "look after the peer, which has to dial again",
+        )
         self.last_error, self.last_error_at = ended.detail, time.time()
         self._fire(Event.LINK_LOST)
         if self.dialling or self._pause.ends_at:
@@ -621,7 +649,11 @@ class ConnectionManager:
         tap = self._device.tap
         if tap is None or not self._device.lost:
             return
-        _log.warning("the TAP device is gone, making it again", device=tap.name)
+        _log.warning(
+            "the TAP device is gone, making it again",
+            device=tap.name,
+            remedy="find out who deletes it: systemd-networkd, NetworkManager or a script",
+        )
         self._recorder.record("device", "the TAP device is gone, making it again", device=tap.name)
         try:
             self._device.renew()

@@ -335,7 +335,11 @@ class Daemon:
         _log.info("configuration reloaded", applied=applied)
         self._recorder.record("config", "configuration reloaded", applied=applied, restart=restart)
         if restart:
-            _log.warning("these keys change with a restart only", keys=restart)
+            _log.warning(
+                "these keys change with a restart only",
+                keys=restart,
+                remedy="systemctl restart shadowmesh",
+            )
         # What needs a restart stays what it is, and is named again by the next reload.
         self._config = config = reloaded(self._config, loaded.config)
         log.configure(config.daemon.log_level, config.daemon.log_format)
@@ -400,7 +404,11 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        _log.warning("core dumps could not be forbidden", errno=ctypes.get_errno())
+        _log.warning(
+            "core dumps could not be forbidden",
+            errno=ctypes.get_errno(),
+            remedy="forbid them outside: LimitCORE=0 in the unit, or ulimit -c 0",
+        )
 
 
 @contextmanager

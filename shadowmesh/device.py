@@ -92,7 +92,7 @@ class Device:
             self._held = fd
             _log.info("the TAP device of the last run is taken over", device=network.tap_device)
             return
-        _log.warning("the TAP device of the last run does not fit, making another", cause=why)
+        _log.info("the TAP device of the last run does not fit, making another", cause=why)
         os.close(fd)
         self._store.forget(TAP)
 

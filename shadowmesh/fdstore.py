@@ -111,7 +111,10 @@ class FdStore:
             if sent:
                 wait_read(ours, BARRIER_TIMEOUT_S)
         except TimeoutError:
-            _log.limited(60).warning("the service manager still holds an old descriptor")
+            _log.limited(60).warning(
+                "the service manager still holds an old descriptor",
+                remedy="`shadowmesh connect` again if a device or a port is said to be in use",
+            )
         finally:
             os.close(ours)
 
@@ -132,7 +135,11 @@ def _received(environ: Mapping[str, str]) -> dict[str, int]:
         else:
             with contextlib.suppress(OSError):
                 os.close(fd)
-            _log.warning("a descriptor that the service manager passed is not used", name=name)
+            _log.warning(
+                "a descriptor that the service manager passed is not used",
+                name=name,
+                remedy="remove the socket unit: the daemon opens its ports itself",
+            )
     return found
 
 

@@ -212,6 +212,7 @@ class Guard:
             "request without a valid token refused",
             remote=f"{environ.get('REMOTE_ADDR', '?')}:{environ.get('REMOTE_PORT', '?')}",
             token="wrong" if "HTTP_AUTHORIZATION" in environ else "missing",
+            remedy="give the client the text of api.token in daemon.state_dir",
         )
         return refuse(
             start_response,

@@ -207,7 +207,9 @@ class Listener:
                     gevent.sleep(0)
                     continue
                 _log.limited(LOG_INTERVAL_S).warning(
-                    "accepting peers is paused", error=error.strerror
+                    "accepting peers is paused",
+                    cause=error.strerror,
+                    remedy="let the daemon open more descriptors (LimitNOFILE=), or wait",
                 )
                 self.counters["accept_paused"] += 1
                 self._stopping.wait(pause_s)
@@ -365,7 +367,11 @@ def _listen(address: HostPort) -> gevent.socket.socket:
         return _listen_on(address.host, address.port)
     except OSError as error:
         if address.host in ("", "::") and error.errno in _NO_IPV6:
-            _log.warning("no IPv6 on this machine, listening on IPv4 only", port=address.port)
+            _log.warning(
+                "no IPv6 on this machine, listening on IPv4 only",
+                port=address.port,
+                remedy="set websocket.listen_address to 0.0.0.0:PORT if that is meant",
+            )
         else:
             raise _listen_problem(address, error) from None
     try:

@@ -10,7 +10,7 @@ addresses and keys are never among them. conf/ has a dashboard and alert rules t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from shadowmesh.guard import SECURITY_HEADERS, Guard, refuse
-from shadowmesh.status import PATHS, STATES, Snapshot, Tap
+from shadowmesh.status import PATHS, STATES, Check, Snapshot, Tap
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -195,12 +195,26 @@ def _state_families(snapshot: Snapshot) -> Iterator[Metric]:
         "check",
         [(check.name, float(check.ok)) for check in snapshot.health],
     )
+    yield _problems(snapshot.health)
     certificate = snapshot.certificate
     yield from _gauge(
         "certificate_expiry_timestamp_seconds",
         "When the TLS certificate of the peer port expires.",
         None if certificate is None else certificate.not_after,
     )
+
+
+def _problems(health: Sequence[Check]) -> Metric:
+    """One sample for each check that fails, with what an alert wants to say about it."""
+    family = GaugeMetricFamily(
+        "shadowmesh_health_problem",
+        "1 for each health check that fails, with its code and severity.",
+        labels=["check", "code", "severity"],
+    )
+    for check in health:
+        if not check.ok:
+            family.add_metric([check.name, check.code, check.severity], 1)
+    return family
 
 
 def _session_families(snapshot: Snapshot) -> Iterator[Metric]:

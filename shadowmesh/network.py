@@ -82,7 +82,11 @@ def look(tunnel_device: str | None) -> HostNetwork:
             links = {link.index: link for link in netlink.links()}
             held = netlink.addresses()
     except OSError as error:
-        _log.limited(60).warning("the host's addresses cannot be read", cause=str(error))
+        _log.limited(60).warning(
+            "the host's addresses cannot be read",
+            cause=str(error),
+            remedy="let the service use AF_NETLINK (RestrictAddressFamilies=)",
+        )
         return HostNetwork()
     tap = next((link for link in links.values() if link.name == tunnel_device), None)
     ours = frozenset() if tap is None else frozenset({tap.index, tap.master} - {0})

@@ -89,7 +89,10 @@ class Notifier:
                 socket.send_fds(sock, ["\n".join(assignments).encode()], list(fds))
         except OSError as error:
             _log.limited(60).warning(
-                "the service manager was not told", said=assignments, cause=error.strerror
+                "the service manager was not told",
+                said=assignments,
+                cause=error.strerror,
+                remedy="look at NOTIFY_SOCKET and NotifyAccess= of the service",
             )
             return False
         return True

@@ -289,7 +289,10 @@ class Paths:
         except RemoteProtocolError as error:
             # Authenticated nonsense: the peer's bug. UDP has no connection that could be closed.
             _log.limited(60).warning(
-                "a record over UDP was not understood", peer=self._peer, cause=str(error)
+                "a record over UDP was not understood",
+                peer=self._peer,
+                cause=str(error),
+                remedy="bring both sides to the same version",
             )
         if not self._stopped:
             self._carry_out(now)

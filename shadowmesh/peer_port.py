@@ -90,7 +90,7 @@ class PeerPort:
         why = misfit(fd, address)
         if why is None:
             return fd
-        _log.warning("the peer port of the last run does not fit, opening another", cause=why)
+        _log.info("the peer port of the last run does not fit, opening another", cause=why)
         os.close(fd)
         self._store.forget(PEER)
         return None

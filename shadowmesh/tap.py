@@ -375,6 +375,7 @@ def _add_address(
                     "address of the tunnel is taken by another interface of this host as well",
                     address=address.ip,
                     interface=netlink.link(other).name,
+                    remedy="set network.local_ip to an address of a network of its own",
                 )
         try:
             netlink.add_address(index, address)

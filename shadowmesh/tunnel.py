@@ -448,7 +448,10 @@ class Tunnel:
                 self._recorder.record("rekey", "keys changed", rekeys=self.rekeys)
             case events.RekeyAborted(detail):
                 _log.warning(
-                    "rekey did not finish, trying again", peer=self.peer_name, cause=detail
+                    "rekey did not finish, trying again",
+                    peer=self.peer_name,
+                    cause=detail,
+                    remedy="none is needed if the next one does; else look at the way to the peer",
                 )
                 self._recorder.record("rekey", "rekey did not finish", cause=detail)
             case events.Control(message):

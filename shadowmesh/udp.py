@@ -173,7 +173,7 @@ class UdpPort:
             cause = "it is another kind of socket, or has another port"
         except (OSError, IndexError) as error:
             cause = str(error)
-        _log.warning("the UDP socket of the last run does not fit, opening another", cause=cause)
+        _log.info("the UDP socket of the last run does not fit, opening another", cause=cause)
         sock.close()
         self._store.forget(UDP)
         return None

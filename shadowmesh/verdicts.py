@@ -59,6 +59,7 @@ def objection(
             "another holder of the pre-shared key was refused",
             peer=incoming.peer_name,
             public_key=format_public_key(peer_key),
+            remedy="pin the right one by peer.public_key, or give the other another encryption.key",
         )
         return RejectReason.BUSY
     own = dialled or current

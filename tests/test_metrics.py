@@ -93,6 +93,15 @@ def test_a_failed_check_is_zero():
     assert scrape(snapshot)["shadowmesh_health", ("check", "stun")] == 0
 
 
+def test_a_failed_check_says_its_code_and_severity_and_one_that_passes_nothing():
+    failed = status.Check("tap", False, "error", "tap0 is down", "set it up", "tap_down")
+    passed = status.Check("peer", True)
+    samples = scrape(dataclasses.replace(CONNECTED, health=(failed, passed)))
+    [problem] = [key for key in samples if key[0] == "shadowmesh_health_problem"]
+    assert dict(problem[1:]) == {"check": "tap", "code": "tap_down", "severity": "error"}
+    assert samples[problem] == 1
+
+
 def test_each_scrape_takes_one_snapshot_and_registering_none():
     taken = []
     registry = metrics.make_registry(metrics.Sources(lambda: taken.append(1) or CONNECTED))
