@@ -17,7 +17,8 @@ PACKAGE = ROOT / "shadowmesh"
 #: from the bottom to the top; a module imports from its own row and the rows above it
 LAYERS = (
     {"errors", "constants"},
-    {"config", "keys", "sodium", "status", "log", "rate", "histogram", "events"},
+    {"config", "keys", "sodium", "status", "log", "rate", "histogram", "events",
+     "pcapng"},
     {"_fastpath", "fast", "wire"},
     {
         "link", "listener", "admission", "upgrade", "dial", "traversal", "paths", "pings", "tap",
@@ -25,7 +26,7 @@ LAYERS = (
     },
     {"api", "guard", "http_server", "routes", "openapi", "feed", "dashboard", "health", "vitals",
      "metrics", "connection", "dialler", "verdicts", "tunnel", "terms", "heartbeat", "view",
-     "peer_port"},
+     "peer_port", "capture"},
     {"cli", "client", "daemon", "netcheck"},
     # not part of the program: hosts out of namespaces, and the demonstration
     {"netlab", "demo"},
@@ -45,6 +46,7 @@ MUST_NOT_KNOW = {
     "rate": {"time", "gevent"},
     "histogram": {"time", "gevent", "prometheus_client"},
     "events": {"gevent", "shadowmesh.config"},
+    "pcapng": {"time", "gevent", "socket", "shadowmesh"},
     "wire": {
         "gevent", "geventwebsocket", "socket", "ssl", "select", "threading", "subprocess",
         "os", "io", "pathlib", "shutil", "tempfile", "time", "datetime", "random", "secrets",
@@ -70,6 +72,8 @@ MUST_NOT_KNOW = {
     "routes": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.api"},
     "openapi": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.api"},
     "feed": {"flask", "shadowmesh.connection", "shadowmesh.api", "shadowmesh.guard"},
+    "capture": {"flask", "shadowmesh.connection", "shadowmesh.api", "shadowmesh.guard",
+                "shadowmesh._fastpath"},
     "dashboard": {"gevent", "flask", "shadowmesh.api", "shadowmesh.connection"},
     "health": {"gevent", "flask", "socket", "shadowmesh.api", "shadowmesh.connection"},
     "vitals": {"gevent", "flask", "shadowmesh.api", "shadowmesh.connection"},
