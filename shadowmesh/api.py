@@ -4,14 +4,15 @@ Owns: what serves each route of the table in `routes`, the reading of bodies and
 form of errors. Who may ask at all is decided before, in `guard`. Does not know: gevent, links, how
 the daemon does what it is asked.
 
-A route that waits (POST /connect, the WebSocket of GET /events) blocks only its caller: the server
-runs each request in a greenlet of its own.
+A route that waits (POST /connect, the WebSocket of GET /events, GET /capture) blocks only its
+caller: the server runs each request in a greenlet of its own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Flask, Response, request
@@ -20,8 +21,16 @@ from werkzeug.exceptions import HTTPException
 from shadowmesh import log
 from shadowmesh.constants import MAX_API_BODY_BYTES
 from shadowmesh.errors import BadRequest, ControlError
-from shadowmesh.guard import AUTHORISED, SECURITY_HEADERS, UPGRADE, Guard, error_body
+from shadowmesh.guard import (
+    AUTHORISED,
+    CONNECTION,
+    SECURITY_HEADERS,
+    UPGRADE,
+    Guard,
+    error_body,
+)
 from shadowmesh.routes import (
+    FORBIDDEN_REMOTE,
     METRICS_OFF,
     OPEN_PATHS,
     ROUTES,
@@ -45,6 +54,9 @@ _log = log.get("api")
 
 #: the path whose WebSocket the dashboard opens
 FEED_PATH: Final = "/events"
+
+#: what browsers and desktops call a pcapng file
+CAPTURE_TYPE: Final = "application/x-pcapng"
 
 #: error.code of what the framework refuses, by HTTP status
 _HTTP_CODES: Final = {
@@ -94,6 +106,16 @@ class Feed(Protocol):
         ...
 
 
+class Captures(Protocol):
+    """Who makes what GET /capture answers with."""
+
+    def start(
+        self, *, snap_bytes: int, count: int | None, duration_s: float | None, sock: Any, who: str
+    ) -> Iterable[bytes]:
+        """Start a capture for `who` at the other end of sock; it has close(), called at the end."""
+        ...
+
+
 def create_app(
     control: Control,
     token: str,
@@ -102,6 +124,7 @@ def create_app(
     *,
     recorder: FlightRecorder,
     feed: Feed,
+    captures: Captures,
 ) -> Flask:
     """Return the WSGI application of the control API.
 
@@ -111,12 +134,13 @@ def create_app(
         metrics_registry: what GET /metrics tells; None: metrics are off, the route is a 404.
         recorder: what GET /events/recent tells.
         feed: who serves GET /events.
+        captures: who serves GET /capture.
     """
     # No static folder: Flask would add a route for it.
     app = Flask("shadowmesh.api", static_folder=None, template_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_API_BODY_BYTES
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    handlers = _Handlers(control, metrics_registry, recorder, feed)
+    handlers = _Handlers(control, metrics_registry, recorder, feed, captures)
     for route in ROUTES:
         view = _view(route, getattr(handlers, route.name))
         app.add_url_rule(route.path, route.name, view, methods=[route.method])
@@ -161,11 +185,13 @@ class _Handlers:
         metrics_registry: CollectorRegistry | None,
         recorder: FlightRecorder,
         feed: Feed,
+        captures: Captures,
     ) -> None:
         self._control = control
         self._registry = metrics_registry
         self._recorder = recorder
         self._feed = feed
+        self._captures = captures
 
     def dashboard(self) -> Response:
         from shadowmesh import dashboard
@@ -221,6 +247,20 @@ class _Handlers:
         events = self._recorder.recent(limit, after=after)
         return _json({"schema": SCHEMA, "events": [event.to_dict() for event in events]})
 
+    def capture(self, snaplen: int, count: int, duration_ms: int) -> Response:
+        remote = request.environ.get("REMOTE_ADDR", "")
+        if not _is_loopback(remote):
+            return _refused(FORBIDDEN_REMOTE)
+        stream = self._captures.start(
+            snap_bytes=snaplen,
+            count=count or None,
+            duration_s=duration_ms / 1000 if duration_ms else None,
+            sock=request.environ.get(CONNECTION),
+            who=f"{remote}:{request.environ.get('REMOTE_PORT', '?')}",
+        )
+        # The server closes it with the answer, also when it sends none of it.
+        return Response(stream, content_type=CAPTURE_TYPE)
+
     def metrics(self) -> Response:
         if self._registry is None:
             return _refused(METRICS_OFF)
@@ -233,6 +273,15 @@ class _Handlers:
         from shadowmesh import openapi
 
         return _json(openapi.document())
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (found if mapped is None else mapped).is_loopback
 
 
 def _json(payload: dict[str, Any], status: int = 200) -> Response:

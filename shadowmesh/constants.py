@@ -182,6 +182,9 @@ WS_HANDSHAKE_FAILED: Final = 4400
 #: the longest body that POST /connect and POST /disconnect take
 MAX_API_BODY_BYTES: Final = 64 * 1024
 
+#: last words of a capture that the daemon has ended; the CLI looks for them
+CAPTURE_DAEMON_STOPS: Final = "the daemon stops"
+
 
 class Inner(IntEnum):
     """Type byte inside a record. Source: protocol section 6."""

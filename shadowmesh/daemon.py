@@ -29,6 +29,7 @@ from gevent.event import Event
 from shadowmesh import __version__, log
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.api import create_app
+from shadowmesh.capture import Captures
 from shadowmesh.config import HostPort, diff, flag_names, load, redacted, reloaded
 from shadowmesh.connection import ConnectionManager
 from shadowmesh.device import Device
@@ -257,7 +258,14 @@ class Daemon:
             recorder=self._recorder,
         )
         traversal.recorder = self._recorder
-        self._view = View(self._manager, self._heartbeat, Vitals(self._recorder), certificate)
+        self._captures = Captures(plane, traversal.tunnel_device, self._recorder)
+        self._view = View(
+            self._manager,
+            self._heartbeat,
+            Vitals(self._recorder),
+            certificate,
+            self._captures.report,
+        )
         self._heartbeat.start()
         undo.callback(self._heartbeat.stop)
         undo.callback(traversal.stop)
@@ -294,10 +302,17 @@ class Daemon:
             listen,
             "daemon.listen_address",
             lambda bound: create_app(
-                self, token, bound, registry, recorder=self._recorder, feed=feed
+                self,
+                token,
+                bound,
+                registry,
+                recorder=self._recorder,
+                feed=feed,
+                captures=self._captures,
             ),
         )
         undo.callback(feed.stop)
+        undo.callback(self._captures.stop)
         check_answer(bound)
         _log.info("control API is open", address=listen)
         if registry is not None and config.monitoring.prometheus_port:

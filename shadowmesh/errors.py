@@ -16,7 +16,7 @@ Does not know: who raises or catches them. Imports nothing of the project.
     +-- LinkClosed                  the WebSocket link is gone
     +-- ControlError                an operation asked for by an operator failed
         +-- AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
-            PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable
+            PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning
 """
 
 from __future__ import annotations
@@ -207,3 +207,10 @@ class DeviceUnavailable(ControlError):
     code = "device_unavailable"
     http_status = 503
     exit_code = 4
+
+
+class CaptureRunning(ControlError):
+    """Frames are captured for somebody already."""
+
+    code = "capture_running"
+    http_status = 409

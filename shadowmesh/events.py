@@ -27,7 +27,7 @@ from shadowmesh.histogram import RTT_BUCKETS_S, Histogram
 from shadowmesh.rate import TokenBucket
 from shadowmesh.status import PATHS, PathName, format_time
 
-Kind = Literal["state", "path", "nat", "rekey", "drops", "session", "device", "config"]
+Kind = Literal["state", "path", "nat", "rekey", "drops", "session", "device", "config", "capture"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 #: about 0.5 MiB when full

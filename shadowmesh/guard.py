@@ -45,6 +45,10 @@ AUTHORISED: Final = "shadowmesh.authorised"
 #: key in the WSGI environment of a request for a WebSocket: the server's function that grants it
 UPGRADE: Final = "shadowmesh.upgrade"
 
+#: key in the WSGI environment: the socket that the request came over, for an answer that goes on
+#: until its reader has had enough
+CONNECTION: Final = "shadowmesh.connection"
+
 #: shorter tokens are refused at construction: 32 url-safe characters are 192 bits
 MIN_TOKEN_CHARS: Final = 32
 

@@ -6,13 +6,15 @@ Does not know: routes, tokens, what the applications answer.
 pywsgi by itself reads slowly sent requests for ever, takes any number of connections, throws away
 bodies of any length, prints tracebacks for broken requests and looks its own name up in DNS. Here
 a request has to arrive whole within `REQUEST_TIMEOUT_S`, before the application sees it; the
-answer may take as long as it needs. When `MAX_CONNECTIONS` are open a new one takes the place of
+answer may take as long as it needs, as long as the client takes it: one that lets a piece of it
+wait for `SEND_TIMEOUT_S` is given up. When `MAX_CONNECTIONS` are open a new one takes the place of
 the one that has been idle longest, so that idle connections cannot keep the operator out.
 
 A request that asks for a WebSocket goes to the application like any other. The application may
 take the connection over: `environ[UPGRADE](subprotocol)` sends the 101 answer, which
 gevent-websocket makes, and returns the connection. What the application returns in the end is not
-sent then.
+sent then. An application that answers without an end finds the socket in `environ[CONNECTION]`, to
+look whether somebody is still there; it does not read from it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import contextlib
 import io
 import logging
 from collections import OrderedDict
+from errno import EPIPE
 from socket import SHUT_RDWR
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +36,7 @@ from geventwebsocket.handler import WebSocketHandler
 
 from shadowmesh import log
 from shadowmesh.constants import MAX_API_BODY_BYTES, MAX_HEADER_BYTES
-from shadowmesh.guard import UPGRADE, error_body
+from shadowmesh.guard import CONNECTION, UPGRADE, error_body
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -51,6 +54,8 @@ MAX_CONNECTIONS: Final = 64
 #: head and body of one request, and the pause before it on a kept connection
 REQUEST_TIMEOUT_S: Final = 10.0
 _CHUNK_BYTES: Final = 16 * 1024
+#: for one piece of an answer
+SEND_TIMEOUT_S: Final = 20.0
 
 
 _BAD_REQUEST_BODY: Final = error_body("bad_request", "the request could not be read")
@@ -142,6 +147,7 @@ class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
         # Not gevent-websocket's, which upgrades before the application can refuse.
         if self._wants_websocket():
             self.environ[UPGRADE] = self._upgrade
+        self.environ[CONNECTION] = self.socket
         WSGIHandler.run_application(self)
 
     def start_response(self, status: Any, headers: Any, exc_info: Any = None) -> Any:
@@ -152,6 +158,14 @@ class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
     def process_result(self) -> None:
         if not self._upgraded:
             super().process_result()
+
+    def _sendall(self, data: Any) -> None:
+        try:
+            with Timeout(SEND_TIMEOUT_S):
+                super()._sendall(data)
+        except Timeout:
+            # As if the client had left, which pywsgi knows how to bear.
+            raise BrokenPipeError(EPIPE, "the client does not take the answer") from None
 
     def log_request(self) -> None:
         """Nothing is logged for each request."""

@@ -21,6 +21,7 @@ from shadowmesh.errors import (
     AlreadyConnected,
     AlreadyConnecting,
     BadRequest,
+    CaptureRunning,
     ConnectTimeout,
     ControlError,
     DeviceUnavailable,
@@ -30,6 +31,7 @@ from shadowmesh.errors import (
     PeerUnreachable,
 )
 from shadowmesh.events import MAX_EVENTS
+from shadowmesh.pcapng import MAX_SNAP_BYTES
 
 Schema = Mapping[str, Any]
 
@@ -37,6 +39,8 @@ Schema = Mapping[str, Any]
 MAX_PEER_CHARS: Final = 260
 #: of one request: it takes up to 2 s for each
 MAX_PINGS: Final = 10
+#: a day, in milliseconds
+MAX_CAPTURE_MS: Final = 24 * 3600 * 1000
 #: integers that JSON's readers agree about
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 
@@ -96,6 +100,9 @@ class Route:
 BAD_REQUEST: Final = Refusal(400, "bad_request", "a parameter is unknown or wrong")
 UNAUTHORIZED: Final = Refusal(401, "unauthorized", "the token is missing or wrong")
 FORBIDDEN_HOST: Final = Refusal(403, "forbidden_host", "the Host header names somebody else")
+FORBIDDEN_REMOTE: Final = Refusal(
+    403, "forbidden_remote", "frames in plaintext are for callers on this machine only"
+)
 FORBIDDEN_ORIGIN: Final = Refusal(403, "forbidden_origin", "the request comes from a web page")
 METRICS_OFF: Final = Refusal(404, "not_found", "monitoring.metrics_enabled is false")
 TOO_LARGE: Final = Refusal(413, "too_large", "the body is too large")
@@ -114,6 +121,7 @@ _ERROR_TEXTS: Final[Mapping[type[ControlError], str]] = {
     NotConfigured: "no key or no peer is configured",
     DeviceUnavailable: "the TAP device cannot be made",
     ConnectTimeout: "no outcome in time",
+    CaptureRunning: "a capture is running; one at a time",
 }
 
 _PEER: Final = Value(
@@ -189,6 +197,25 @@ ROUTES: Final = (
             Value("after", {"type": "integer", "minimum": 0, "maximum": MAX_SAFE_INTEGER},
                   "Only events with a greater number.", default=0),
         ),
+    ),
+    Route(
+        "GET", "/capture", "capture", "The frames that cross the tunnel, as pcapng",
+        "application/x-pcapng",
+        "Goes on until `count` or `duration_ms` is reached, the client closes its sending half or "
+        "the connection, or the daemon stops; the last block, of statistics, says which, and it "
+        "alone has an end time. Frames are those between the TAP device and the tunnel, in both "
+        "directions (`epb_flags`), with the offloads of the host. What a bounded buffer has no "
+        "room for is missing here, not in the tunnel, and counted in the statistics that come "
+        "each second. A client that takes nothing for 20 s is dropped. Loopback only.",
+        query=(
+            Value("snaplen", {"type": "integer", "minimum": 1, "maximum": MAX_SNAP_BYTES},
+                  "How many bytes of each frame are kept.", default=MAX_SNAP_BYTES),
+            Value("count", {"type": "integer", "minimum": 0, "maximum": MAX_SAFE_INTEGER},
+                  "End after so many frames; 0: do not.", default=0),
+            Value("duration_ms", {"type": "integer", "minimum": 0, "maximum": MAX_CAPTURE_MS},
+                  "End after this time; 0: do not.", default=0),
+        ),
+        errors=(CaptureRunning, FORBIDDEN_REMOTE),
     ),
     Route(
         "GET", "/metrics", "metrics", "Metrics in the Prometheus text format", "text/plain",

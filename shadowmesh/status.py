@@ -207,6 +207,31 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Capture:
+    """The capture that is running; nothing but null while there is none.
+
+    Attributes:
+        since: its start.
+        snaplen: how many bytes of each frame it keeps.
+        frames: captured so far.
+        dropped: frames for which it had no room; they crossed the tunnel all the same.
+    """
+
+    since: float | None = None
+    snaplen: int | None = None
+    frames: int | None = None
+    dropped: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "since": format_time(self.since),
+            "snaplen": self.snaplen,
+            "frames": self.frames,
+            "dropped": self.dropped,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """Totals since the daemon started; "in" is from the peer to the TAP.
 
@@ -384,6 +409,7 @@ class Snapshot:
     session: Session | None = None
     link: Link | None = None
     certificate: Certificate | None = None
+    capture: Capture | None = None
     reconnects: int = 0
     path_switches: int = 0
     handshakes: Mapping[str, int] = field(default_factory=dict)
@@ -424,6 +450,7 @@ class Snapshot:
             "session": (self.session or Session()).to_dict(),
             "link": (self.link or Link()).to_dict(),
             "certificate": (self.certificate or Certificate()).to_dict(),
+            "capture": (self.capture or Capture()).to_dict(),
             "reconnects": self.reconnects,
             "path_switches": self.path_switches,
             "handshakes": dict(sorted(self.handshakes.items())),

@@ -35,9 +35,12 @@ from shadowmesh.tunnel import boottime
 from shadowmesh.wire.peer import Phase, State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shadowmesh.config import Config
     from shadowmesh.connection import ConnectionManager
     from shadowmesh.heartbeat import Heartbeat
+    from shadowmesh.status import Capture
     from shadowmesh.tls import Certificate as TlsCertificate
     from shadowmesh.tunnel import Tunnel
     from shadowmesh.vitals import Vitals
@@ -53,6 +56,7 @@ class View:
     Args:
         heartbeat: how late the hub runs.
         certificate: of the peer port.
+        capture: returns what is known of the capture that is running.
     """
 
     def __init__(
@@ -61,11 +65,13 @@ class View:
         heartbeat: Heartbeat,
         vitals: Vitals,
         certificate: TlsCertificate,
+        capture: Callable[[], Capture | None],
     ) -> None:
         self._manager = manager
         self._heartbeat = heartbeat
         self._vitals = vitals
         self._certificate = certificate
+        self._capture = capture
         self._process = psutil.Process(os.getpid())
 
     def snapshot(self) -> Snapshot:
@@ -98,6 +104,7 @@ class View:
             session=_session(tunnel),
             link=_link(tunnel),
             certificate=Certificate(self._certificate.not_after, self._certificate.sha256.hex()),
+            capture=self._capture(),
             reconnects=manager.reconnects,
             path_switches=manager.path_switches,
             handshakes=dict(manager.handshakes),

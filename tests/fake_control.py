@@ -12,8 +12,9 @@ import gevent
 import gevent.event
 import gevent.socket
 
-from shadowmesh import api, events, feed, http_server, status
+from shadowmesh import api, capture, events, feed, http_server, status
 from shadowmesh.config import HostPort
+from tests.fakes import FakePlane
 
 TOKEN = "tokentokentokentokentokentokentokentoken123"
 LISTEN = HostPort("127.0.0.1", 9090)
@@ -91,9 +92,17 @@ class FakeControl:
         return self.report
 
 
-def make_app(control: FakeControl, listen: HostPort = LISTEN, metrics_registry=None, recorder=None):
-    """Return the control API over a fake daemon."""
+def make_app(
+    control: FakeControl,
+    listen: HostPort = LISTEN,
+    metrics_registry=None,
+    recorder=None,
+    captures=None,
+):
+    """Return the control API over a fake daemon, in whose tunnel nothing moves."""
     recorder = events.FlightRecorder() if recorder is None else recorder
+    if captures is None:
+        captures = capture.Captures(FakePlane(), lambda: "tap0", recorder)
     return api.create_app(
         control,
         TOKEN,
@@ -101,6 +110,7 @@ def make_app(control: FakeControl, listen: HostPort = LISTEN, metrics_registry=N
         metrics_registry,
         recorder=recorder,
         feed=feed.Feed(lambda: control.status().to_dict(), recorder),
+        captures=captures,
     )
 
 

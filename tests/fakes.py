@@ -1,5 +1,6 @@
 """Stand-ins that more than one test module needs.
 
+FakePlane has what a capture uses of `_fastpath.DataPlane`; frames come when a test adds them.
 FakePipe has the interface of `_fastpath.Pipe` as far as a link uses it, in plain Python: whole
 frames only, no fragments, no limits but the message size.
 """
@@ -117,3 +118,48 @@ class FakePipe:
         assert not self.closed
         self.closed = True
         os.close(self.wakeup_fd)
+
+
+class FakePlane:
+    """Gives the frames that a test has added; `captured` is the number of captures so far.
+
+    A frame is (time_ns, direction, frame_bytes, segment_bytes, data).
+    """
+
+    def __init__(self) -> None:
+        self.capture_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.frames: deque[tuple[int, int, int, int, bytes]] = deque()
+        self.snap_bytes: int | None = None
+        self.dropped = 0
+        self.captured = 0
+
+    def __del__(self) -> None:
+        os.close(self.capture_fd)
+
+    def add(self, *frames: tuple[int, int, int, int, bytes]) -> None:
+        """From any thread."""
+        self.frames.extend(frames)
+        os.eventfd_write(self.capture_fd, 1)
+
+    def start_capture(self, snap_bytes: int) -> None:
+        assert self.snap_bytes is None
+        self.snap_bytes = snap_bytes
+        self.captured += 1
+
+    def read_capture(self, frames: int, total_bytes: int) -> list[tuple[int, int, int, int, bytes]]:
+        assert self.snap_bytes is not None
+        found = []
+        while self.frames and len(found) < frames and total_bytes > 0:
+            found.append(self.frames.popleft())
+            total_bytes -= len(found[-1][4])
+        if not found:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.capture_fd)
+        return found
+
+    def capture_dropped(self) -> int:
+        return self.dropped
+
+    def stop_capture(self) -> None:
+        self.snap_bytes = None
+        self.frames.clear()

@@ -107,6 +107,7 @@ def test_disconnect_answers_the_snapshot(client, control):
         (errors.PeerRefused("refused"), 502, "peer_refused"),
         (errors.ConnectTimeout("late"), 504, "timeout"),
         (errors.DeviceUnavailable("no tun"), 503, "device_unavailable"),
+        (errors.CaptureRunning("one at a time"), 409, "capture_running"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
@@ -237,7 +238,7 @@ def test_the_scheme_of_the_token_is_not_case_sensitive(client):
 
 def test_a_short_token_is_a_mistake_of_the_daemon(control):
     with pytest.raises(ValueError, match="at least 32"):
-        api.create_app(control, "short", LISTEN, recorder=None, feed=None)
+        api.create_app(control, "short", LISTEN, recorder=None, feed=None, captures=None)
 
 
 @pytest.mark.parametrize("name", ["Origin", "Referer"])

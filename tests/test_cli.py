@@ -488,6 +488,13 @@ def test_the_status_of_a_connection_is_told_in_full():
     ]
 
 
+def test_the_status_says_that_somebody_reads_the_frames():
+    running = status.Capture(NOW - 5, 262_144, 1234, 0)
+    snapshot = dataclasses.replace(CONNECTED, capture=running)
+    line = "capture   somebody has been reading the frames since 5s ago, 1,234 frames"
+    assert [one for one in plain(snapshot) if one not in plain(CONNECTED)] == [line]
+
+
 def test_the_status_without_a_connection_leaves_out_what_there_is_not():
     assert plain(DISCONNECTED) == [
         "state     disconnected for 10s",

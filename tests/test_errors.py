@@ -20,6 +20,7 @@ CONTROL_ERRORS = {
     "PeerRefused": ("peer_refused", 502, 1),
     "ConnectTimeout": ("timeout", 504, 6),
     "DeviceUnavailable": ("device_unavailable", 503, 4),
+    "CaptureRunning": ("capture_running", 409, 1),
 }
 
 

@@ -121,7 +121,8 @@ def test_a_listener_may_leave_while_it_is_told(recorder):
 
 
 def test_the_kinds_are_those_of_the_interface():
-    assert KINDS == ("state", "path", "nat", "rekey", "drops", "session", "device", "config")
+    known = ("state", "path", "nat", "rekey", "drops", "session", "device", "config", "capture")
+    assert known == KINDS
 
 
 def test_round_trips_are_counted_by_path(recorder):

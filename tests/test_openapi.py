@@ -28,6 +28,7 @@ FULL = dataclasses.replace(
     last_error_at=1.0,
     next_retry_at=2.0,
     certificate=status.Certificate(3.0, "00" * 32),
+    capture=status.Capture(4.0, 96, 12, 3),
     paths=(
         status.Path("udp", "192.0.2.1:9001", "host", True, True, 0.5, 0.0, 1400, "192.0.2.2:9"),
         status.Path("wss", "192.0.2.1:9001"),

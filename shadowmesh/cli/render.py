@@ -52,6 +52,8 @@ def _rows(
         yield "nat", _nat(_part(snapshot, "nat"), now)
     if _part(snapshot, "tap").get("device") is not None:
         yield "tap", _tap(_part(snapshot, "tap"))
+    if _part(snapshot, "capture").get("since") is not None:
+        yield "capture", _capture(_part(snapshot, "capture"), now)
     yield from _traffic(snapshot, now, previous)
     yield "drops", _drops(_part(_part(snapshot, "counters"), "dropped"))
     yield "daemon", _daemon(snapshot)
@@ -175,6 +177,11 @@ def _nat(nat: dict[str, Any], now: float) -> str:
 def _tap(tap: dict[str, Any]) -> str:
     address = text(tap["address"]) if tap.get("address") else "no address"
     return f"{text(tap.get('device'))}, {address}, MTU {text(tap.get('mtu'))}"
+
+
+def _capture(capture: dict[str, Any], now: float) -> str:
+    line = f"somebody has been reading the frames since {_ago(capture['since'], now)}"
+    return click.style(f"{line}, {count(capture.get('frames') or 0, 'frame')}", fg="yellow")
 
 
 def _traffic(
