@@ -1,6 +1,6 @@
 """A small client of the control API, for the command-line program.
 
-Owns: one HTTP exchange with the daemon and what its failures mean. Does not know: where the URL
+Owns: one HTTP exchange with the daemon, also one that goes on, and what its failures mean. Does not know: where the URL
 and the token come from, how answers are shown.
 
 The exchange is HTTP/1.0 over a socket, by hand: the answer is then one head and one body up to
@@ -12,15 +12,18 @@ is reached through an SSH tunnel.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any, ClassVar, Final
 
 from shadowmesh.errors import (
     AlreadyConnected,
     AlreadyConnecting,
     BadRequest,
+    CaptureRunning,
     ConnectTimeout,
     ControlError,
     DeviceUnavailable,
@@ -44,12 +47,14 @@ CONNECTING_PAUSE_S: Final = 0.2
 #: a status snapshot has 2 to 4 KiB
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_HEAD_BYTES: Final = 16 * 1024
+#: taken at once of an answer that goes on
+STREAM_BYTES: Final = 256 * 1024
 
 _CONTROL_ERRORS: Final[dict[str, type[ControlError]]] = {
     kind.code: kind
     for kind in (
         AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
-        PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable,
+        PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
     )
 }  # fmt: skip
 
@@ -163,6 +168,56 @@ class ApiClient:
         ]
         return events
 
+    def capture(self, *, snap_bytes: int, count: int | None, duration_s: float | None) -> Stream:
+        """Start a capture and return its pcapng bytes; the caller closes the stream.
+
+        Args:
+            snap_bytes: how much of each frame.
+            count, duration_s: when the daemon is to end it; None: not by itself.
+        """
+        query = f"snaplen={snap_bytes}"
+        if count is not None:
+            query += f"&count={count}"
+        if duration_s is not None:
+            query += f"&duration_ms={max(1, round(duration_s * 1000))}"
+        request = self._request("GET", f"/capture?{query}", None)
+        deadline = time.monotonic() + self._request_timeout_s
+        connection: socket.socket | None = None
+        try:
+            connection = socket.create_connection((self._host, self._port), self._request_timeout_s)
+            connection.sendall(request)
+            head = _read_head(connection, deadline)
+            if head[9:12] == b"200":
+                opened, connection = connection, None
+                return Stream(opened, head.partition(b"\r\n\r\n")[2], self)
+            answer = head + _read_all(connection, deadline)
+        except TimeoutError:
+            raise NoAnswer(
+                f"the daemon at {self.url} did not begin a capture within"
+                f" {self._request_timeout_s:g} s; see its log"
+            ) from None
+        except OSError as error:
+            raise self._not_running(error.strerror or str(error)) from None
+        finally:
+            if connection is not None:
+                connection.close()
+        raise self._refused(answer)
+
+    def _refused(self, answer: bytes) -> ShadowMeshError:
+        """Return what a whole answer says that is no success."""
+        if not answer:
+            return self._not_running("the connection was closed without an answer")
+        try:
+            status, payload = parse_answer(answer)
+            error = json.loads(payload)
+        except (ValueError, RecursionError):
+            return self._foreign("no capture and no JSON object")
+        return (
+            self._refusal(status, error)
+            if isinstance(error, dict)
+            else self._foreign(f"HTTP status {status} without a JSON object")
+        )
+
     def is_running(self) -> bool:
         """Tell whether something answers at the address; needs no token."""
         try:
@@ -261,6 +316,52 @@ class ApiClient:
         return "\r\n".join([*lines, "", ""]).encode("ascii") + data
 
 
+class Stream:
+    """The body of an answer that goes on: iterate over its bytes, then close it.
+
+    Raises while it is read:
+        NoAnswer: nothing came for `REQUEST_TIMEOUT_S`.
+        DaemonNotRunning: the connection broke.
+    """
+
+    def __init__(self, connection: socket.socket, first: bytes, client: ApiClient) -> None:
+        """Args: first: bytes of the body that have come already."""
+        self._connection = connection
+        self._first = first
+        self._client = client
+        connection.settimeout(REQUEST_TIMEOUT_S)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        data, self._first = self._first, b""
+        try:
+            while data or (data := self._connection.recv(STREAM_BYTES)):
+                yield data
+                data = b""
+        except TimeoutError:
+            raise NoAnswer(
+                f"the daemon at {self._client.url} has said nothing for {REQUEST_TIMEOUT_S:g} s;"
+                " see its log"
+            ) from None
+        except OSError as error:
+            raise DaemonNotRunning(
+                f"the connection to the daemon at {self._client.url} broke: {error.strerror}"
+            ) from None
+
+    def finish(self) -> None:
+        """Tell the daemon that nothing more is wanted: it sends what it has and the end."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._connection.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 def parse_url(url: str) -> tuple[str, int]:
     """Return host (without brackets) and port of ``http://host:port``, with or without a final /.
 
@@ -302,6 +403,25 @@ def parse_answer(answer: bytes) -> tuple[int, bytes]:
                 raise ValueError("an answer that was cut short")
             body = body[: int(value)]
     return int(status), body
+
+
+def _read_head(connection: socket.socket, deadline: float) -> bytes:
+    """Return the head of an answer and what came with it, or all there is when there is no head.
+
+    Raises:
+        TimeoutError: it did not come before the deadline.
+    """
+    head = b""
+    while b"\r\n\r\n" not in head and len(head) <= MAX_HEAD_BYTES:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        connection.settimeout(left_s)
+        part = connection.recv(65536)
+        if not part:
+            break
+        head += part
+    return head
 
 
 def _read_all(connection: socket.socket, deadline: float) -> bytes:

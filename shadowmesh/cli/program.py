@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from shadowmesh import __version__
+from shadowmesh.cli.capture import capture
 from shadowmesh.cli.completion import completion
 from shadowmesh.cli.configuration import configuration
 from shadowmesh.cli.connect import connect
@@ -118,8 +119,8 @@ def program(
 
 
 for _command in (
-    connect, disconnect, status, dashboard, ping, wait, netcheck, configuration, reload, logs,
-    genkey, pubkey, genpsk, version, completion,
+    connect, disconnect, status, dashboard, ping, wait, netcheck, capture, configuration, reload,
+    logs, genkey, pubkey, genpsk, version, completion,
 ):  # fmt: skip
     program.add_command(_command)
 

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import click
 
 from shadowmesh.cli.output import print_json
+from shadowmesh.cli.parameters import Duration
 from shadowmesh.cli.settings import Settings
 from shadowmesh.client import DaemonNotRunning, NoAnswer
 from shadowmesh.errors import ShadowMeshError
 
 #: a status costs the daemon about a millisecond
 _PAUSE_S = 0.2
-_LONGEST_S = 86400.0
+LONGEST_S = 86400.0
 
 _REACHED = {
     "running": lambda _snapshot: True,
@@ -30,30 +31,13 @@ class NotReached(ShadowMeshError):
     exit_code: ClassVar[int] = 6
 
 
-class _Duration(click.ParamType):
-    """A time as in the configuration: 500ms, 30s, 2m."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        # Not at the top: the other commands have no durations.
-        from shadowmesh.config.values import duration
-
-        if isinstance(value, float):
-            return value
-        try:
-            return duration(0.0, _LONGEST_S)(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.command()
 @click.option(
     "--for", "goal", type=click.Choice(tuple(_REACHED)), default="connected", show_default=True,
     help="What to wait for; udp: connected by the direct path.",
 )  # fmt: skip
 @click.option(
-    "--timeout", "timeout_s", type=_Duration(), default="30s", show_default=True,
+    "--timeout", "timeout_s", type=Duration(LONGEST_S), default="30s", show_default=True,
     metavar="DURATION", help="Give up after this time, such as 500ms, 30s or 2m.",
 )  # fmt: skip
 @click.pass_obj
