@@ -18,7 +18,6 @@ All methods belong to the hub's thread. The call-backs of the owner must not wai
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from gevent.event import Event as Wakeup
 from shadowmesh import log
 from shadowmesh._fastpath import Pipe, Session
 from shadowmesh.constants import (
-    PROBE_TOKEN_BYTES,
     WS_ABNORMAL,
     WS_GOING_AWAY,
     WS_HANDSHAKE_FAILED,
@@ -46,7 +44,7 @@ from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.events import NOBODY
 from shadowmesh.link import Link, plain_address
 from shadowmesh.paths import Paths
-from shadowmesh.pings import Pings
+from shadowmesh.probes import Probes, try_to_send
 from shadowmesh.status import Pong
 from shadowmesh.wire import control, events
 from shadowmesh.wire.liveness import Dead, Liveness, SendKeepalive, SendProbe
@@ -63,10 +61,6 @@ if TYPE_CHECKING:
     from shadowmesh.wire.control import Address
     from shadowmesh.wire.handshake import HandshakeResult
 
-#: weight of a new round trip in the smoothed one, as TCP does it (RFC 6298, section 2)
-RTT_GAIN: Final = 1 / 8
-#: probes whose answer is awaited; the oldest is forgotten for a new one
-MAX_PROBES: Final = 8
 #: a session on UDP that was replaced goes on receiving for so long: many round trips
 LINGER_S: Final = 2.0
 #: ends of a link that say nothing against the session
@@ -108,7 +102,7 @@ class Tunnel:
         started_at: when the handshake began, boot-time seconds.
         established_at: wall-clock seconds, None before.
         result: of the last handshake, without its keys; None before the first.
-        rtt_s: smoothed round trip over WSS, None before the first answer.
+        probes: of the link, with its round trip.
         paths: of the session; None before it is established, and without UDP.
         link_error: why the link ended although the session goes on over UDP; None while it is up.
     """
@@ -148,7 +142,6 @@ class Tunnel:
         self.result: HandshakeResult | None = None
         self.rekeys = 0
         self.last_rekey_at: float | None = None
-        self.rtt_s: float | None = None
         self.paths: Paths | None = None
         self.link_error: str | None = None
         self._traversal = traversal
@@ -162,13 +155,12 @@ class Tunnel:
         self._ended: Ended | None = None
         self._switching: int | None = None
         self._carrying_out = False
-        self._probes: dict[bytes, float] = {}
-        self._pings = Pings()
         self._concluding: gevent.Greenlet | None = None
         self._liveness: Liveness | None = None
         self._wakeup = Wakeup()
         self._terms = terms
         self.session = Session(plane)
+        self.probes = Probes(self.session, recorder)
         try:
             self.pipe = Pipe(plane, client=self.initiator)
         except BaseException:
@@ -207,6 +199,11 @@ class Tunnel:
     def over(self) -> bool:
         """The session is ending or has ended."""
         return self._ended is not None
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Smoothed round trip over WSS, None before the first answer."""
+        return self.probes.rtt_s
 
     @property
     def path(self) -> str:
@@ -263,9 +260,7 @@ class Tunnel:
         if paths is not None and active is not None:
             rtt_s = paths.pings.round_trip(paths.ping)
             return Pong("udp", str(active.endpoint), rtt_s and rtt_s * 1000)
-        rtt_s = self._pings.round_trip(
-            lambda token: self._try_to_send(Inner.PROBE, control.encode_probe(token))
-        )
+        rtt_s = self.probes.ping()
         return Pong("wss", self.peer_name, rtt_s and rtt_s * 1000)
 
     def replace(self) -> None:
@@ -383,7 +378,7 @@ class Tunnel:
             match action:
                 case SendKeepalive() | SendProbe():
                     # A probe keeps alive as well as padding does, and measures the round trip.
-                    self._send_probe(now)
+                    self.probes.send(now)
                 case Dead(reason) if self.path == "udp":
                     self._liveness = None
                     gevent.spawn(self.link.close, WS_GOING_AWAY, reason)
@@ -497,7 +492,7 @@ class Tunnel:
         self._make_paths(result)
         if self.initiator:
             self._on_established(self)
-        self._send_probe(now)
+        self.probes.send(now)
 
     def _make_paths(self, result: HandshakeResult) -> None:
         traversal = self._traversal
@@ -524,7 +519,7 @@ class Tunnel:
     def _send_control(self, message: control.Candidates | control.PunchNow) -> bool:
         if self.over or self.link_error is not None:
             return False
-        return self._try_to_send(Inner.CONTROL, control.encode_control(message))
+        return try_to_send(self.session, Inner.CONTROL, control.encode_control(message))
 
     def _receive_close(self, key_id: int, body: bytes) -> None:
         """The peer, having no link, ends the session over UDP."""
@@ -559,42 +554,12 @@ class Tunnel:
             self._concluding = gevent.spawn(self._conclude)
         return self._concluding
 
-    # --- probes -------------------------------------------------------------------------------
-
-    def _send_probe(self, now: float) -> None:
-        token = os.urandom(PROBE_TOKEN_BYTES)
-        if not self._try_to_send(Inner.PROBE, control.encode_probe(token)):
-            return
-        while len(self._probes) >= MAX_PROBES:
-            del self._probes[next(iter(self._probes))]
-        self._probes[token] = now
-
-    def _try_to_send(self, inner_type: Inner, body: bytes) -> bool:
-        """Send a record that may be missed: a full link proves life, or its silence ends it."""
-        try:
-            self.session.send_record(inner_type, body)
-        except LocalProtocolError as error:
-            _log.debug("record not sent", kind=inner_type.name, cause=str(error))
-            return False
-        return True
-
     def _take_probe(self, inner_type: int, body: bytes, now: float) -> None:
-        if inner_type == Inner.PROBE:
+        if inner_type == Inner.PROBE_ANSWER:
+            self.probes.answered(body, now)
+        elif not self.over:
             host, port = self.remote_address
-            seen = control.Endpoint(ip_address(host.partition("%")[0]), port)
-            answer = control.answer_probe(control.decode_probe(body), seen)
-            if answer is not None and not self.over:
-                self._try_to_send(Inner.PROBE_ANSWER, answer)
-            return
-        token = control.decode_probe_answer(body).token
-        self._pings.answered(token)
-        sent_at = self._probes.pop(token, None)
-        if sent_at is not None:
-            rtt_s = now - sent_at
-            self._recorder.round_trip("wss", rtt_s)
-            self.rtt_s = (
-                rtt_s if self.rtt_s is None else self.rtt_s + RTT_GAIN * (rtt_s - self.rtt_s)
-            )
+            self.probes.answer(body, control.Endpoint(ip_address(host.partition("%")[0]), port))
 
 
 def _ended_with_link(reason: str, code: int, *, established: bool) -> Ended:

@@ -25,7 +25,7 @@ LAYERS = (
         "netlink", "network", "tls", "udp", "device", "notify", "fdstore",
     },
     {"api", "guard", "http_server", "routes", "openapi", "feed", "dashboard", "health", "vitals",
-     "metrics", "connection", "dialler", "verdicts", "tunnel", "terms", "heartbeat", "view",
+     "metrics", "connection", "dialler", "verdicts", "tunnel", "probes", "terms", "heartbeat", "view",
      "peer_port", "capture"},
     {"cli", "client", "daemon", "netcheck"},
     # not part of the program: hosts out of namespaces, and the demonstration

@@ -12,7 +12,7 @@ import gevent
 import gevent.socket as gsocket
 import pytest
 
-from shadowmesh import tls, tunnel
+from shadowmesh import probes, tls, tunnel
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.constants import Caps, CloseReason, Inner, RejectReason
 from shadowmesh.errors import LocalProtocolError
@@ -189,7 +189,7 @@ def test_the_round_trip_is_measured_and_smoothed(up):
     dialling, _ = up()
     first = wait_for(lambda: dialling.tunnel.rtt_s, "a round trip")
     assert 0 < first < 1
-    dialling.tunnel._send_probe(tunnel.boottime() - 8.0)
+    dialling.tunnel.probes.send(tunnel.boottime() - 8.0)
     wait_for(lambda: dialling.tunnel.rtt_s > first, "another round trip")
     assert 1.0 < dialling.tunnel.rtt_s < 1.5, "one eighth of the new one"
 
@@ -454,9 +454,9 @@ def test_probes_that_are_never_answered_are_forgotten(up):
     dialling, listening = up()
     wait_for(lambda: dialling.tunnel.rtt_s, "the first answer")
     listening.tunnel.link._reader.kill()
-    for _ in range(3 * tunnel.MAX_PROBES):
-        dialling.tunnel._send_probe(tunnel.boottime())
-    assert len(dialling.tunnel._probes) == tunnel.MAX_PROBES
+    for _ in range(3 * probes.MAX_PROBES):
+        dialling.tunnel.probes.send(tunnel.boottime())
+    assert dialling.tunnel.probes.awaited == probes.MAX_PROBES
 
 
 # --- Terms ------------------------------------------------------------------------------------
