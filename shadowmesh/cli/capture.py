@@ -79,7 +79,7 @@ class _Tally:
     metavar="BYTES", help="Keep so much of each frame.  [default: all of it]",
 )  # fmt: skip
 @click.option(
-    "--count", "-c", type=click.IntRange(1, 2**53 - 1), metavar="N",
+    "--count", "-c", type=click.IntRange(1, 1_000_000_000), metavar="N",
     help="End after N frames.  [default: at Ctrl-C]",
 )  # fmt: skip
 @click.option(
