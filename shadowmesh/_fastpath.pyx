@@ -31,6 +31,7 @@ from .fast.plane cimport *
 from .fast.outbound cimport *
 from .fast.inbound cimport *
 from .fast.deliver cimport *
+from .fast.offload cimport join_reset
 from .fast.udp_out cimport *
 from .fast.udp_in cimport *
 from .fast.capture cimport *
@@ -83,6 +84,9 @@ UDP_ERROR_NAMES = (
 )
 #: The smallest datagram that a path must carry: what every IPv6 link does, less its headers.
 MIN_UDP_PAYLOAD = 1280 - 48
+#: Optimisations that a developer can do without, to see what each of them brings; what they mean
+#: is written in shadowmesh/switches.py.
+SWITCHES = ("tso", "csum", "gso", "gro", "join", "batch")
 CIPHER_NAMES = {"chacha20-poly1305": CIPHER_CHACHA20_POLY1305, "aegis-256": CIPHER_AEGIS256}
 
 _WHY = {
@@ -163,8 +167,13 @@ cdef class DataPlane:
     """Sessions, counters and the TAP thread. One per daemon.
 
     ``event_fd`` becomes readable when the TAP thread has given up; ask :meth:`device_error`.
+
+    Attributes:
+        without: the SWITCHES that are off. The plane sees to ``gso``, ``join`` and ``batch``; who
+            opens its device and its socket asks for the others.
     """
 
+    cdef readonly object without
     cdef plane_t *plane
     cdef pthread_t thread
     cdef pthread_t udp_thread
@@ -172,10 +181,16 @@ cdef class DataPlane:
     cdef bint udp_running
     cdef int udp_family
 
-    def __cinit__(self):
+    def __cinit__(self, without=()):
+        self.without = frozenset(without)
+        if not self.without <= set(SWITCHES):
+            raise ValueError(f"{sorted(self.without)} are not all of {SWITCHES}")
         self.plane = <plane_t *>calloc(1, sizeof(plane_t))
         if self.plane == NULL:
             raise MemoryError
+        self.plane.batch_frames = 1 if "batch" in self.without else BATCH_FRAMES
+        self.plane.batch_messages = 1 if "batch" in self.without else INBOX_MESSAGES
+        self.plane.no_joining = "join" in self.without
         self.plane.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
         self.plane.arena = <uint8_t *>calloc(1, ARENA_BYTES)
         if self.plane.epochs == NULL or self.plane.arena == NULL:
@@ -251,10 +266,11 @@ cdef class DataPlane:
             sodium_memzero(memory, CAPTURE_BYTES)
             free(memory)
 
-    cdef void _set_tap(self, int fd) noexcept:
+    cdef void _set_tap(self, int fd, bint udp_super_frames) noexcept:
         # The UDP thread may be writing to the old one.
         pthread_mutex_lock(&self.plane.rx_lock)
         self.plane.tap_fd = fd
+        join_reset(&self.plane.joiner, udp_super_frames)
         pthread_mutex_unlock(&self.plane.rx_lock)
 
     @property
@@ -266,10 +282,13 @@ cdef class DataPlane:
         """An eventfd, readable when :meth:`udp_signals` has something."""
         return self.plane.udp_event_fd
 
-    def attach_tap(self, int fd, uint32_t mtu_bytes) -> None:
+    def attach_tap(self, int fd, uint32_t mtu_bytes, bint udp_super_frames=False) -> None:
         """Start the TAP thread on a non-blocking TAP opened with a 10-byte virtio header.
 
         The descriptor stays the caller's, who closes it after :meth:`detach_tap`.
+
+        Args:
+            udp_super_frames: the kernel takes joined datagrams (Linux 6.2), not only joined TCP.
         """
         if self.running:
             raise LocalProtocolError("a TAP is attached already")
@@ -279,17 +298,17 @@ cdef class DataPlane:
             raise ValueError(f"fd {fd} is not non-blocking: the TAP thread could not be stopped")
         self.plane.mtu_bytes = mtu_bytes
         self.plane.tap_errno = 0
-        self._set_tap(fd)
+        self._set_tap(fd, udp_super_frames)
         drain_fd(self.plane.event_fd)
         if pthread_create(&self.thread, NULL, tap_thread, self.plane) != 0:
-            self._set_tap(-1)
+            self._set_tap(-1, False)
             raise DeviceError("the TAP thread could not be started: out of threads or memory")
         self.running = True
 
     def detach_tap(self) -> None:
         """Stop and join the TAP thread; frames that arrive from now on are counted as tap_gone."""
         self._stop_thread()
-        self._set_tap(-1)
+        self._set_tap(-1, False)
 
     def attach_udp(self, int fd, int family) -> None:
         """Start the UDP thread on a non-blocking socket, and let sessions send over it.
@@ -315,7 +334,7 @@ cdef class DataPlane:
             inbox.partials[i].bytes = inbox.slices + i * PARTIAL_BYTES + PARTIAL_HEADROOM
         self.udp_family = family
         self.plane.udp_fd = fd
-        self.plane.no_segmentation = 0
+        self.plane.no_segmentation = "gso" in self.without
         drain_fd(self.plane.udp_event_fd)
         if pthread_create(&self.udp_thread, NULL, udp_thread, self.plane) != 0:
             self.plane.udp_fd = -1

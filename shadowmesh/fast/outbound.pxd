@@ -11,6 +11,7 @@
 from libc.stddef cimport size_t
 from .base cimport *
 from .frame cimport *
+from .checksum cimport complete_checksum
 from .wsframe cimport *
 from .session cimport *
 from .plane cimport *
@@ -63,7 +64,7 @@ cdef inline int read_batch(plane_t *plane) noexcept nogil:
     cdef slot_t *slot
     cdef uint64_t total = 0
     plane.batch = 0
-    while plane.batch < BATCH_FRAMES and used <= BATCH_BYTES:
+    while plane.batch < plane.batch_frames and used <= BATCH_BYTES:
         base = plane.arena + used
         got = read(plane.tap_fd, base + 1, SLOT_BYTES - 1)
         if got < 0:
@@ -96,15 +97,32 @@ cdef inline void drop_outgoing(plane_t *plane, int reason, uint64_t frames) noex
     sm_count(&plane.sent.dropped[reason], frames)
 
 
-cdef inline int judge_slot(const slot_t *slot, const session_t *session) noexcept nogil:
+cdef inline bint finish_slot(slot_t *slot) noexcept nogil:
+    # Makes a plain frame of one with an unfinished checksum; False for what cannot become one.
+    cdef uint8_t *vnet = slot.inner + 1
+    if vnet[1] or complete_checksum(vnet, vnet + VNET_HEADER_BYTES,
+                                    slot.inner_bytes - 1 - VNET_HEADER_BYTES):
+        return False
+    slot.inner += VNET_HEADER_BYTES
+    slot.inner_bytes -= VNET_HEADER_BYTES
+    slot.inner[0] = INNER_FRAME
+    return True
+
+
+cdef inline int judge_slot(slot_t *slot, const session_t *session) noexcept nogil:
     # What the peer would refuse is not sent: KEEP or a DROP_ reason.
     cdef size_t limit = session.peer_mtu_bytes + FRAME_OVERHEAD
+    if (slot.inner[0] == INNER_OFFLOAD_FRAME and not session.peer_caps & CAP_OFFLOAD
+            and not finish_slot(slot)):
+        # A super-frame that was in the queue when the device's offloads were switched off.
+        return DROP_BAD_OFFLOAD
     if slot.inner[0] == INNER_FRAME:
         if slot.inner_bytes - 1 < MIN_FRAME:
             return DROP_RUNT
         return DROP_TOO_LONG if slot.inner_bytes - 1 > limit else KEEP
-    if not session.peer_caps & CAP_OFFLOAD:
-        # Frames that were in the queue when the device's offloads were switched off.
+    if (slot.inner[2] == GSO_UDP_L4 and not session.peer_caps & CAP_UDP_GSO
+            and not session.udp_active):
+        # As above. On UDP it does no harm: there it is cut.
         return DROP_BAD_OFFLOAD
     return check_offload(slot.inner + 1, slot.inner + 1 + VNET_HEADER_BYTES,
                          slot.inner_bytes - 1 - VNET_HEADER_BYTES, session.peer_mtu_bytes)

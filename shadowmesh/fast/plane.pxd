@@ -69,6 +69,9 @@ ctypedef struct plane_t:
     int udp_stop_fd
     int udp_event_fd            # tells the hub to fetch signals
     int no_segmentation         # UDP_SEGMENT failed once: datagrams go one by one
+    int batch_frames            # read from the TAP at once: BATCH_FRAMES, 1 without batches
+    int batch_messages          # taken from the socket at once: INBOX_MESSAGES, 1 without batches
+    int no_joining              # frames from UDP are written one by one
     outbox_t *outbox
     inbox_t *inbox
     joiner_t joiner             # the UDP thread's; empty between two batches

@@ -84,6 +84,8 @@ cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) 
     if not join_add(&plane.joiner, vnet, frame_bytes):
         flush_train(plane)
         join_add(&plane.joiner, vnet, frame_bytes)
+    if plane.no_joining:
+        flush_train(plane)
 
 
 cdef inline partial_t *find_partial(plane_t *plane, uint32_t key_id, uint16_t id, uint8_t total,
@@ -234,7 +236,7 @@ cdef inline int receive_batch(plane_t *plane) noexcept nogil:
         message.msg_control = inbox.controls[i]
         message.msg_controllen = 64
         message.msg_flags = 0
-    got = recvmmsg(plane.udp_fd, inbox.messages, INBOX_MESSAGES, MSG_DONTWAIT, NULL)
+    got = recvmmsg(plane.udp_fd, inbox.messages, plane.batch_messages, MSG_DONTWAIT, NULL)
     if got < 0:
         return -errno
     now_ns = boottime_ns()

@@ -14,7 +14,6 @@ from .frame cimport *
 from .session cimport *
 from .datagram cimport *
 from .plane cimport *
-from .headers cimport PROTOCOL_TCP
 from .offload cimport *
 
 cdef enum:
@@ -57,20 +56,29 @@ cdef inline void seal_whole(outbox_t *outbox, epoch_t *epoch, const uint8_t *inn
                     seal_datagram(epoch, inner, inner_bytes, outbox.bytes + outbox.used), True)
 
 
+cdef inline size_t fragments_of(const session_t *session, const epoch_t *epoch,
+                                size_t inner_bytes) noexcept nogil:
+    # How many datagrams a frame takes that does not fit the path whole.
+    cdef size_t slice_bytes = (session.udp_payload_bytes - AAD_BYTES - tag_bytes(epoch.cipher)
+                               - FRAGMENT_HEADER_BYTES)
+    if slice_bytes > MAX_SLICE_BYTES:
+        slice_bytes = MAX_SLICE_BYTES
+    return (inner_bytes + slice_bytes - 1) // slice_bytes
+
+
 cdef inline int seal_fragments(outbox_t *outbox, session_t *session, epoch_t *epoch,
-                               uint8_t *inner, size_t inner_bytes) noexcept nogil:
+                               uint8_t *inner, size_t inner_bytes,
+                               bint ends_frame) noexcept nogil:
     # A frame that does not fit the path: fragments with consecutive counters (protocol section
     # 6). Each fragment's header is written in front of its slice, over what was sealed before;
-    # 5 bytes in front of `inner` are writable. KEEP, NO_ROOM or a DROP_ reason.
+    # 5 bytes in front of `inner` are writable. KEEP, NO_ROOM or a DROP_ reason. `ends_frame`: it
+    # is a frame of the device's, or the last one of its super-frame.
     cdef size_t overhead = AAD_BYTES + tag_bytes(epoch.cipher) + FRAGMENT_HEADER_BYTES
-    cdef size_t slice_bytes = session.udp_payload_bytes - overhead
-    cdef size_t total, taken
+    cdef size_t total = fragments_of(session, epoch, inner_bytes)
+    cdef size_t slice_bytes, taken
     cdef size_t done = 0
     cdef uint8_t index = 0
     cdef uint8_t *header
-    if slice_bytes > MAX_SLICE_BYTES:
-        slice_bytes = MAX_SLICE_BYTES
-    total = (inner_bytes + slice_bytes - 1) // slice_bytes
     if total > MAX_FRAGMENTS_PER_FRAME:
         return DROP_TOO_LONG
     # Even slices make one train.
@@ -92,7 +100,7 @@ cdef inline int seal_fragments(outbox_t *outbox, session_t *session, epoch_t *ep
             outbox,
             seal_datagram(epoch, header, FRAGMENT_HEADER_BYTES + taken,
                           outbox.bytes + outbox.used),
-            done == inner_bytes)
+            ends_frame and done == inner_bytes)
     session.fragment_id += 1
     return KEEP
 
@@ -100,27 +108,30 @@ cdef inline int seal_fragments(outbox_t *outbox, session_t *session, epoch_t *ep
 cdef inline int seal_segments(outbox_t *outbox, session_t *session, epoch_t *epoch,
                               const slot_t *slot) noexcept nogil:
     # A super-frame: cut into frames that fit the path, each sealed before the next one's headers
-    # are written over its end (offload.pxd). KEEP, NO_ROOM or a DROP_ reason.
+    # are written over its end (offload.pxd). KEEP, NO_ROOM with nothing sealed, or a DROP_ reason:
+    # what became of the last one.
     cdef segmenter_t segmenter
     cdef size_t overhead = AAD_BYTES + tag_bytes(epoch.cipher)
     cdef size_t room = session.udp_payload_bytes - overhead
     cdef uint8_t *frame
     cdef uint8_t *inner
     cdef size_t frame_bytes, inner_bytes, needed, trains
+    cdef size_t pieces = 1
     cdef int verdict = KEEP
     cdef int segments = segment_begin(
         &segmenter, slot.inner + 1, slot.inner_bytes - 1 - VNET_HEADER_BYTES,
         <uint32_t>(room - 1 - VNET_HEADER_BYTES), False)
     if segments < 0:
         # Headers that we do not cut through: rare, and small enough for fragments or lost.
-        return seal_fragments(outbox, session, epoch, slot.inner, slot.inner_bytes)
-    # TCP segments are of one size. A UDP datagram keeps its size and may need two fragments,
-    # which are a train of their own.
-    needed = segments * (segmenter.flow.header_bytes + segmenter.segment_bytes + 1
-                         + VNET_HEADER_BYTES + 2 * (overhead + FRAGMENT_HEADER_BYTES))
-    trains = segments
-    if segmenter.flow.protocol == PROTOCOL_TCP:
-        trains = segments // TRAIN_DATAGRAMS + needed // TRAIN_BYTES + 2
+        return seal_fragments(outbox, session, epoch, slot.inner, slot.inner_bytes, True)
+    # Segments of one size are few trains. A UDP datagram keeps its size whatever the path, so it
+    # may need fragments, which are a train of their own.
+    inner_bytes = (1 + VNET_HEADER_BYTES + segmenter.flow.header_bytes
+                   + segmenter.segment_bytes)
+    if inner_bytes > room:
+        pieces = fragments_of(session, epoch, inner_bytes)
+    needed = segments * (inner_bytes + pieces * (overhead + FRAGMENT_HEADER_BYTES))
+    trains = needed // TRAIN_BYTES + 2 + (segments if pieces > 1 else segments // TRAIN_DATAGRAMS)
     if not outbox_has_room(outbox, trains, needed):
         return NO_ROOM
     while segment_next(&segmenter, &frame, &frame_bytes):
@@ -129,8 +140,9 @@ cdef inline int seal_segments(outbox_t *outbox, session_t *session, epoch_t *epo
         inner_bytes = 1 + VNET_HEADER_BYTES + frame_bytes
         segments -= 1
         if inner_bytes > room:
-            verdict = seal_fragments(outbox, session, epoch, inner, inner_bytes)
+            verdict = seal_fragments(outbox, session, epoch, inner, inner_bytes, segments == 0)
         else:
+            verdict = KEEP
             append_datagram(
                 outbox, seal_datagram(epoch, inner, inner_bytes, outbox.bytes + outbox.used),
                 segments == 0)
@@ -149,7 +161,8 @@ cdef inline int seal_slots(plane_t *plane, session_t *session, slot_t *slots,
         if slots[i].inner[0] == INNER_OFFLOAD_FRAME and slots[i].inner[2] & ~GSO_ECN:
             verdict = seal_segments(outbox, session, epoch, &slots[i])
         elif overhead + slots[i].inner_bytes > session.udp_payload_bytes:
-            verdict = seal_fragments(outbox, session, epoch, slots[i].inner, slots[i].inner_bytes)
+            verdict = seal_fragments(outbox, session, epoch, slots[i].inner, slots[i].inner_bytes,
+                                     True)
         elif outbox_has_room(outbox, 1, overhead + slots[i].inner_bytes):
             seal_whole(outbox, epoch, slots[i].inner, slots[i].inner_bytes)
             verdict = KEEP

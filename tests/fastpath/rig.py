@@ -105,11 +105,18 @@ class FakeTap:
 class Node:
     """A plane with a device, a session and a link."""
 
-    def __init__(self, *, client: bool = False, mtu: int = MTU, tap: bool = True) -> None:
-        self.plane = DataPlane()
+    def __init__(
+        self,
+        *,
+        client: bool = False,
+        mtu: int = MTU,
+        tap: bool = True,
+        without: Iterable[str] = (),
+    ) -> None:
+        self.plane = DataPlane(without)
         self.tap = FakeTap()
         if tap:
-            self.plane.attach_tap(self.tap.fd, mtu)
+            self.plane.attach_tap(self.tap.fd, mtu, udp_super_frames=True)
         self.session = Session(self.plane)
         self.pipe = Pipe(self.plane, client)
         self.client = client
@@ -124,7 +131,7 @@ class Node:
         *,
         swap: bool = False,
         keys: dict[str, bytes] = KEYS,
-        caps: int = Caps.OFFLOAD,
+        caps: int = Caps.OFFLOAD | Caps.UDP_GSO,
         mtu: int = MTU,
     ) -> None:
         out, back, udp_out, udp_back = keys["out"], keys["in"], keys["uout"], keys["uin"]

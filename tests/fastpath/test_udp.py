@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from dataclasses import replace
 from fcntl import ioctl
 from termios import FIONREAD
 from typing import Any
@@ -26,10 +27,13 @@ from tests.fastpath.rig import (
     plain,
     vnet,
 )
-from tests.twins import records
+from tests.twins import mix, records
+from tests.twins import offload as twin
+from tests.twins.offload import Packet
 
 FRAME = frame(b"over UDP")
 PAYLOAD = 1232  # what every IPv6 path carries
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 class Wire:
@@ -469,10 +473,145 @@ def test_after_the_socket_is_gone_frames_go_to_the_link_again(wired):
     assert wire.node.settle()["frames_queued"] == 1
 
 
+def some_tcp(size: int, **change: int) -> Packet:
+    """A packet of a stream with `size` bytes of payload."""
+    return Packet(
+        twin.Ipv4(b"\x0a\0\0\1", b"\x0a\0\0\2"),
+        twin.Tcp(40000, 5201, **change),
+        random.Random(size).randbytes(size),
+        bytes.fromhex("020000000002020000000001"),
+    )
+
+
 def test_a_peer_without_offload_gets_complete_frames(wired):
+    # what was in the device's queue when its offloads were switched off
     wire = wired(caps=Caps.UDP)
     wire.use()
-    wire.node.tap.feed(FRAME, vnet(flags=1, csum_start=14, csum_offset=0))
+    packet = some_tcp(100)
+    wire.node.tap.feed(packet.build(), packet.plain_vnet())
+    wire.node.tap.feed(FRAME, vnet(flags=1, csum_start=20, csum_offset=1))  # beyond its end
+    wire.node.tap.feed(*reversed(packet.super_frame(50)))
+    wire.node.tap.feed(FRAME)
+    assert wire.received(2) == [(0, plain(packet.build(finished=True))), (1, plain(FRAME))]
+    assert wire.node.settle()["tx_dropped"]["bad_offload"] == 2
+
+
+# --- Super-frames -------------------------------------------------------------------------------
+
+
+def enlarge(sock: socket.socket, size: int) -> None:
+    """Let a socket hold a burst of that many bytes, with what the kernel adds."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
+    except PermissionError:
+        pytest.skip("only root may have a receive buffer that holds such a burst")
+
+
+def segments_of(wire: Wire, count: int) -> list[bytes]:
+    """Wait for so many offload records; returns the frames in them, with finished checksums."""
+    inners = [inner for _, inner in wire.received(count)]
+    assert all(inner[0] == Inner.OFFLOAD_FRAME for inner in inners)
+    return [wire for inner in inners for wire in mix.flat((inner[1:11], inner[11:]))]
+
+
+@pytest.mark.parametrize(
+    ("size", "segment_bytes", "segments"),
+    [
+        pytest.param(300, 1, 300, id="of one byte"),
+        pytest.param(129 * 8, 8, 129, id="one more than a train joins"),
+        pytest.param(257 * 64, 64, 257, id="more than there are trains"),
+        pytest.param(64_000, 80, 800, id="64 KiB of small ones"),
+    ],
+)
+def test_a_super_frame_of_many_segments_is_sent(wired, size, segment_bytes, segments):
+    wire = wired()
+    enlarge(wire.theirs, 8 << 20)
+    wire.use()
+    packet = some_tcp(size)
+    wire.node.tap.feed(*reversed(packet.super_frame(segment_bytes)))
+    expected = [part.build(finished=True) for part in twin.cut(packet, segment_bytes)]
+    assert segments_of(wire, segments) == expected
+    assert wire.node.settle()["frames_sent"] == 1
+
+
+@pytest.mark.parametrize("payload", [1500, 8972, 65_000])
+def test_a_super_frame_leaves_on_a_wide_path(wired, payload):
+    wire = wired(mtu=9000)
+    wire.use(payload)
+    packet = some_tcp(64_000)
+    wire.node.tap.feed(*reversed(packet.super_frame(8000)))
+    room = payload - 16 - 11 - records.TAG_BYTES[CHACHA]
+    expected = mix.flat(packet.super_frame(8000), room)
+    assert segments_of(wire, len(expected)) == expected
+
+
+def test_a_super_frame_that_no_outbox_holds_is_dropped_and_the_next_frame_is_sent(wired):
+    # 65,000 segments of a byte would be 6 MB of datagrams
+    wire = wired()
+    wire.use()
+    wire.node.tap.feed(*reversed(some_tcp(65_000).super_frame(1)))
     wire.node.tap.feed(FRAME)
     assert wire.received(1) == [(0, plain(FRAME))]
-    assert wire.node.settle()["tx_dropped"]["bad_offload"] == 1
+    assert wire.node.settle()["tx_dropped"]["too_long"] == 1
+
+
+def test_super_frames_that_fill_the_outbox_wait_for_the_next_one(wired):
+    wire = wired()
+    enlarge(wire.theirs, 32 << 20)
+    wire.use()
+    packets = [some_tcp(30_000, sequence=seed) for seed in range(3)]
+    for packet in packets:  # each takes more than half of an outbox
+        wire.node.tap.feed(*reversed(packet.super_frame(12)))
+    expected = [part.build(finished=True) for packet in packets for part in twin.cut(packet, 12)]
+    assert segments_of(wire, len(expected)) == expected
+
+
+def test_a_jumbo_frame_crosses_a_plain_path_in_fragments(wired):
+    wire = wired(mtu=9000)
+    wire.use(1472)
+    data = frame(random.Random(9).randbytes(9000))
+    wire.node.tap.feed(data)
+    got = wire.received(7)
+    assert b"".join(inner[5:] for _, inner in got) == plain(data)
+    assert {struct.unpack("<BHBB", inner[:5])[3] for _, inner in got} == {7}
+
+
+def test_jumbo_datagrams_of_a_super_frame_cross_a_plain_path_in_fragments(wired):
+    wire = wired(mtu=9000)
+    wire.use(1472)
+    packet = replace(some_tcp(5 * 8000), l4=twin.Udp(40000, 53))
+    wire.node.tap.feed(*reversed(packet.super_frame(8000)))
+    got = [inner[5:] for _, inner in wire.received(5 * 6)]
+    whole = [b"".join(got[i : i + 6]) for i in range(0, 30, 6)]
+    assert [mix.flat((one[1:11], one[11:])) for one in whole] == [
+        [part.build(finished=True)] for part in twin.cut(packet, 8000)
+    ]
+    assert wire.node.settle()["frames_sent"] == 1
+
+
+def test_a_super_frame_with_headers_that_are_not_cut_goes_in_fragments_or_not_at_all(wired):
+    # a third tag: no segment can be made, but the whole record fits sixteen fragments
+    wire = wired()
+    wire.use()
+    tags = (b"\x81\0\0\1",) * 3
+    small, large = (replace(some_tcp(size), tags=tags) for size in (9_000, 60_000))
+    wire.node.tap.feed(*reversed(large.super_frame(1400)))
+    wire.node.tap.feed(*reversed(small.super_frame(1400)))
+    header, data = small.super_frame(1400)
+    count = -(-(11 + len(data)) // (PAYLOAD - 16 - 16 - 5))
+    whole = b"".join(inner[5:] for _, inner in wire.received(count))
+    assert whole == offload(header, data)
+    assert wire.node.settle()["tx_dropped"]["too_long"] == 1
+
+
+def test_super_frames_of_datagrams_go_whole_only_to_who_takes_them(wired):
+    wire = wired(caps=Caps.OFFLOAD)
+    packet = replace(some_tcp(3000), l4=twin.Udp(40000, 53))
+    expected = [part.build(finished=True) for part in twin.cut(packet, 1000)]
+    wire.node.tap.feed(*reversed(packet.super_frame(1000)))
+    counters = wire.node.settle()
+    assert counters["tx_dropped"]["bad_offload"] == 1
+    assert counters["frames_queued"] == 0
+    wire.use()  # cut on the way, so that nobody has to take a super-frame
+    wire.node.tap.feed(*reversed(packet.super_frame(1000)))
+    assert segments_of(wire, 3) == expected

@@ -30,11 +30,9 @@ Frame = tuple[bytes, bytes]
 
 def ones_sum(data: bytes) -> int:
     """Add the 16-bit words of `data`, each carry going round to the other end."""
-    total = 0
-    for i in range(0, len(data), 2):
-        total += data[i] << 8 | (data[i + 1] if i + 1 < len(data) else 0)
-        if total > 0xFFFF:
-            total -= 0xFFFF
+    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    while total > 0xFFFF:
+        total = (total >> 16) + (total & 0xFFFF)
     return total
 
 
