@@ -442,6 +442,7 @@ class ConnectionManager:
                 self.identity,
                 upgraded.certificate_sha256,
                 udp=self.traversal is not None and self.traversal.port is not None,
+                udp_super_frames=self._device.udp_super_frames,
             ),
             on_authenticated=lambda *what: self._post(partial(self._authenticated, *what)),
             on_established=lambda *what: self._post(partial(self._established, *what)),
@@ -517,8 +518,11 @@ class ConnectionManager:
         self._switches = self.path_switches
         replaced, self.current = self.current, tunnel
         self._enter(Phase.ROUTER)
-        # The kernel may hand us super-frames only if the peer takes them.
-        self._device.offload(bool(result.peer_caps & result.local_caps & Caps.OFFLOAD))
+        # The kernel may hand us only what the peer takes.
+        self._device.offload(
+            bool(result.peer_caps & result.local_caps & Caps.OFFLOAD),
+            udp=bool(result.peer_caps & Caps.UDP_GSO),
+        )
         self.plane.activate(tunnel.session)
         if replaced is not None:
             self._fire(Event.REPLACED)

@@ -235,6 +235,8 @@ class Caps(IntFlag):
     """What a side can do, told in p1, p2 and p3. Source: protocol section 4."""
 
     AEGIS256 = 1
+    #: unfinished checksums, super-frames of streams
     OFFLOAD = 2
     UDP = 4
+    #: super-frames of datagrams: a kernel before 6.2 refuses them
     UDP_GSO = 8

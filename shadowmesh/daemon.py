@@ -26,7 +26,7 @@ import gevent
 import gevent.socket
 from gevent.event import Event
 
-from shadowmesh import __version__, log
+from shadowmesh import __version__, log, switches
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.api import create_app
 from shadowmesh.capture import Captures
@@ -110,9 +110,10 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             for warning in loaded.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
             return 0
+        without = switches.read(environ)
         notifier = Notifier(environ)
         store = FdStore(environ, notifier)
-        Daemon(loaded, lambda: load(path, flags, environ), notifier, store).run()
+        Daemon(loaded, lambda: load(path, flags, environ), notifier, store, without).run()
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return error.exit_code
@@ -160,7 +161,10 @@ class Daemon:
         load_again: Callable[[], LoadedConfig],
         notifier: Notifier,
         store: FdStore = NO_STORE,
+        without: frozenset[str] = frozenset(),
     ) -> None:
+        """Args: without: optimisations that are off, see `switches`."""
+        self._without = without
         self._loaded = loaded
         self._load_again = load_again
         self._config = loaded.config
@@ -180,15 +184,21 @@ class Daemon:
         log.configure(config.daemon.log_level, config.daemon.log_format)
         for warning in self._loaded.warnings:
             _log.warning(warning)
+        if self._without:
+            _log.warning(
+                "optimisations are off; unset the variable for full speed",
+                variable=switches.VARIABLE,
+                without=sorted(self._without),
+            )
         forbid_core_dumps()
         # The watchdog ends a stuck daemon by SIGABRT: then the log says where it was.
         faulthandler.enable()
         with ExitStack() as undo:
             self._watch_signals(undo)
             undo.enter_context(pid_file(config.daemon.pid_file))
-            check_permission(config.network.tap_device)
+            udp_super_frames = check_permission(config.network.tap_device)
             try:
-                self._start(undo)
+                self._start(undo, udp_super_frames)
                 self._store.drop_unclaimed()
                 _log.info("daemon is ready", version=__version__, pid=os.getpid())
                 self._notifier.ready(self._view.summary())
@@ -225,7 +235,7 @@ class Daemon:
 
     # --- start and stop -----------------------------------------------------------------------
 
-    def _start(self, undo: ExitStack) -> None:
+    def _start(self, undo: ExitStack, udp_super_frames: bool) -> None:
         """Start the parts in order; each leaves its undoing in `undo`."""
         config = self._config
         identity = load_or_create_identity(config.daemon.state_dir)
@@ -240,8 +250,14 @@ class Daemon:
             libsodium=built["libsodium"],
             aegis256=built["aegis256"],
         )
-        plane = DataPlane()
-        device = Device(config.network, stable_mac(identity.public_key), plane, store=self._store)
+        plane = DataPlane(self._without)
+        device = Device(
+            config.network,
+            stable_mac(identity.public_key),
+            plane,
+            store=self._store,
+            udp_super_frames=udp_super_frames,
+        )
         device.adopt()
         traversal = Traversal(plane, config.nat, self._store)
         traversal.tunnel_device = lambda: (

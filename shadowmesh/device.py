@@ -22,7 +22,14 @@ import gevent
 from shadowmesh import log
 from shadowmesh.errors import DeviceError, DeviceUnavailable, NotPermitted
 from shadowmesh.fdstore import NO_STORE, TAP
-from shadowmesh.tap import misfit, open_tap
+from shadowmesh.tap import (
+    OFFLOAD_CHECKSUM,
+    OFFLOAD_TCP,
+    OFFLOAD_UDP,
+    knows_udp_super_frames,
+    misfit,
+    open_tap,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +52,7 @@ class Device:
 
     Attributes:
         tap: None while closed.
+        udp_super_frames: the kernel takes super-frames of datagrams.
     """
 
     def __init__(
@@ -54,10 +62,12 @@ class Device:
         plane: DataPlane,
         *,
         store: FdStore = NO_STORE,
+        udp_super_frames: bool = False,
         open_tap: Callable[..., Tap] = open_tap,
     ) -> None:
         """Args: mac: 6 bytes, of the host's side."""
         self.tap: Tap | None = None
+        self.udp_super_frames = udp_super_frames
         self._network = network
         self._mac = mac
         self._plane = plane
@@ -65,7 +75,7 @@ class Device:
         self._open_tap = open_tap
         #: of the last run's device, until open() or close()
         self._held: int | None = None
-        self._offload = network.offload
+        self._offload = self._offload_before()
         self._watcher: gevent.Greenlet | None = None
 
     def start(self, on_lost: Callable[[], None]) -> None:
@@ -90,6 +100,7 @@ class Device:
         why = misfit(fd, network.tap_device, mtu=network.mtu, address=network.local_ip)
         if why is None:
             self._held = fd
+            self.udp_super_frames = knows_udp_super_frames(fd, network.tap_device)
             _log.info("the TAP device of the last run is taken over", device=network.tap_device)
             return
         _log.info("the TAP device of the last run does not fit, making another", cause=why)
@@ -117,7 +128,7 @@ class Device:
                 held=held,
             )
             try:
-                self._plane.attach_tap(tap.fd, tap.mtu)
+                self._plane.attach_tap(tap.fd, tap.mtu, tap.udp_super_frames)
             except BaseException:
                 tap.close()
                 raise
@@ -125,13 +136,14 @@ class Device:
             self._store.forget(TAP)
             raise DeviceUnavailable(str(error)) from error
         self.tap = tap
+        self.udp_super_frames = tap.udp_super_frames
         self._store.keep(TAP, tap.fd)
 
     def close(self) -> None:
         """Stop the data plane on the device and let go of it; harmless when it is closed."""
         tap, self.tap = self.tap, None
         held, self._held = self._held, None
-        self._offload = self._network.offload
+        self._offload = self._offload_before()
         if tap is not None:
             self._plane.detach_tap()
             tap.close()
@@ -139,15 +151,30 @@ class Device:
             os.close(held)
         self._store.forget(TAP)
 
-    def offload(self, wanted: bool) -> None:
-        """Say whether the kernel may hand us super-frames, now and after renew()."""
-        self._offload = wanted
+    def offload(self, wanted: bool, *, udp: bool) -> None:
+        """Say what the kernel may hand us, now and after renew().
+
+        Args:
+            wanted: unfinished checksums and super-frames of streams.
+            udp: of datagrams, too.
+        """
+        self._offload = self._allowed(OFFLOAD_TCP | (OFFLOAD_UDP if udp else 0)) if wanted else 0
         if self.tap is not None:
             try:
-                self.tap.set_offload(wanted)
+                self.tap.set_offload(self._offload)
             except DeviceError as error:
                 # Gone this moment: on_lost is about to be called, and renew() sets it again.
                 _log.debug("offload not set", cause=str(error))
+
+    def _offload_before(self) -> int:
+        """Return the flags until the peer is known: they are right for most."""
+        return self._allowed(OFFLOAD_TCP) if self._network.offload else 0
+
+    def _allowed(self, flags: int) -> int:
+        without = self._plane.without
+        if "csum" in without:
+            return 0
+        return flags & OFFLOAD_CHECKSUM if "tso" in without else flags
 
     @property
     def lost(self) -> bool:

@@ -57,6 +57,7 @@ TUN_F_TSO6: Final = 0x04
 TUN_F_TSO_ECN: Final = 0x08
 TUN_F_USO4: Final = 0x20
 TUN_F_USO6: Final = 0x40
+OFFLOAD_CHECKSUM: Final = TUN_F_CSUM
 OFFLOAD_TCP: Final = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
 #: since Linux 6.2; the kernel takes both or neither
 OFFLOAD_UDP: Final = TUN_F_USO4 | TUN_F_USO6
@@ -94,6 +95,8 @@ class Tap:
         name: the real one, where a pattern such as "tap%d" was asked for.
         mac: 6 bytes, of the host's side.
         persistent: the device outlives `close`.
+        udp_super_frames: the kernel knows super-frames of datagrams (Linux 6.2): it takes them from
+            us, and hands us some where `set_offload` allows it.
     """
 
     fd: int
@@ -102,23 +105,28 @@ class Tap:
     mtu: int
     mac: bytes
     persistent: bool
+    udp_super_frames: bool
     _kernel: Kernel = field(repr=False)
 
     @property
     def ifindex(self) -> int:
         return self.index
 
-    def set_offload(self, enabled: bool) -> bool:
-        """Tell the kernel whether it may hand us super-frames and unfinished checksums.
+    def set_offload(self, flags: int) -> None:
+        """Tell the kernel what it may hand us.
 
-        Returns:
-            True when UDP segmentation is part of it (Linux 6.2 or newer).
+        Args:
+            flags: 0, OFFLOAD_CHECKSUM (unfinished checksums), OFFLOAD_TCP (super-frames of
+                streams, too); with that, OFFLOAD_UDP (of datagrams), which is left out unless
+                `udp_super_frames`.
         Raises:
             DeviceError: the device is closed or the kernel refuses.
         """
         if self.fd < 0:
             raise DeviceError(f"cannot set offload of {self.name}: it is closed", errno.EBADF)
-        return _set_offload(self._kernel, self.fd, self.name, enabled)
+        if not self.udp_super_frames:
+            flags &= ~OFFLOAD_UDP
+        _set_offload(self._kernel, self.fd, self.name, flags)
 
     def exists(self) -> bool:
         """Whether the interface is still there; somebody may delete it under an open fd."""
@@ -153,7 +161,7 @@ def open_tap(
     mtu: int,
     address: Interface | None,
     persist: bool,
-    offload: bool,
+    offload: int,
     queue_length: int = QUEUE_LENGTH,
     mac: bytes | None = None,
     held: int | None = None,
@@ -171,7 +179,7 @@ def open_tap(
         address: of this host on the tunnel; None for a member of a bridge.
         persist: keep the device when the descriptor is closed. Persistence that was there is not
             taken away, since whoever made it may need it.
-        offload: see `Tap.set_offload`.
+        offload: the flags of `Tap.set_offload`.
         queue_length: frames that the kernel holds for us.
         mac: 6 bytes (see `stable_mac`); None keeps the kernel's choice, a new one each time.
         held: a descriptor of the device in which `misfit` found no fault, to use instead of a new
@@ -188,7 +196,8 @@ def open_tap(
         name = _attach(kernel, fd, name) if held is None else _attached(kernel, fd)[0]
         with _explain(f"cannot set up {name}"):
             kernel.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("=i", VIRTIO_NET_HEADER_BYTES))
-        _set_offload(kernel, fd, name, offload)
+        udp_super_frames = knows_udp_super_frames(fd, name, kernel)
+        _set_offload(kernel, fd, name, offload if udp_super_frames else offload & ~OFFLOAD_UDP)
         with _explain(f"cannot set up {name}"):
             index = kernel.index_of(name)
             netlink = undo.enter_context(kernel.netlink())
@@ -205,7 +214,9 @@ def open_tap(
                 persistent = True
         undo.pop_all()
         netlink.close()
-    _log.info("TAP device is up", device=name, mtu=after.mtu, address=address, offload=offload)
+    _log.info(
+        "TAP device is up", device=name, mtu=after.mtu, address=address, offload=bool(offload)
+    )
     return Tap(
         fd=fd,
         name=name,
@@ -213,6 +224,7 @@ def open_tap(
         mtu=after.mtu,
         mac=after.mac,
         persistent=persistent,
+        udp_super_frames=udp_super_frames,
         _kernel=kernel,
     )
 
@@ -249,12 +261,32 @@ def misfit(
     return None
 
 
-def check_permission(name: str, kernel: Kernel | None = None) -> None:
+def knows_udp_super_frames(fd: int, name: str, kernel: Kernel | None = None) -> bool:
+    """Whether the kernel knows super-frames of datagrams, as `Tap.udp_super_frames`.
+
+    Asked by switching them on at an attached descriptor: the kernel has no other answer.
+
+    Raises:
+        DeviceError: the device is gone.
+    """
+    with _explain(f"cannot set offload of {name}"):
+        try:
+            (kernel or Kernel()).ioctl(fd, TUNSETOFFLOAD, OFFLOAD_TCP | OFFLOAD_UDP)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+    return True
+
+
+def check_permission(name: str, kernel: Kernel | None = None) -> bool:
     """Find out at start whether this process may make or use the TAP device `name`.
 
     The device is attached for a moment, which is the only question that the kernel answers for a
     prepared device as well as for a new one. A device in use is not an error here.
 
+    Returns:
+        Whether the kernel knows super-frames of datagrams, as `Tap.udp_super_frames`.
     Raises:
         NotPermitted: CAP_NET_ADMIN or access to /dev/net/tun is missing.
         DeviceError: there is no /dev/net/tun.
@@ -262,9 +294,10 @@ def check_permission(name: str, kernel: Kernel | None = None) -> None:
     kernel = kernel or Kernel()
     fd = _open_clone(kernel)
     try:
-        _attach(kernel, fd, name)
+        return knows_udp_super_frames(fd, _attach(kernel, fd, name), kernel)
     except DeviceError as error:
         _log.debug("TAP device cannot be tried out", device=name, cause=str(error))
+        return False
     finally:
         kernel.close(fd)
 
@@ -347,19 +380,9 @@ def _is_persistent(kernel: Kernel, fd: int) -> bool:
     return bool(_attached(kernel, fd)[1] & IFF_PERSIST)
 
 
-def _set_offload(kernel: Kernel, fd: int, name: str, enabled: bool) -> bool:
+def _set_offload(kernel: Kernel, fd: int, name: str, flags: int) -> None:
     with _explain(f"cannot set offload of {name}"):
-        if not enabled:
-            kernel.ioctl(fd, TUNSETOFFLOAD, 0)
-            return False
-        try:
-            kernel.ioctl(fd, TUNSETOFFLOAD, OFFLOAD_TCP | OFFLOAD_UDP)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            kernel.ioctl(fd, TUNSETOFFLOAD, OFFLOAD_TCP)
-            return False
-        return True
+        kernel.ioctl(fd, TUNSETOFFLOAD, flags)
 
 
 def _add_address(

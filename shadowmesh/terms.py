@@ -31,12 +31,20 @@ class Terms:
     hole_punch_timeout_s: float
 
 
-def terms_of(config: Config, identity: Identity, certificate_sha256: bytes, *, udp: bool) -> Terms:
+def terms_of(
+    config: Config,
+    identity: Identity,
+    certificate_sha256: bytes,
+    *,
+    udp: bool,
+    udp_super_frames: bool,
+) -> Terms:
     """Return the terms for a session over a link with this TLS certificate, served or seen.
 
     Args:
         config: whose `mode` is not 0.
         udp: there is a UDP socket.
+        udp_super_frames: our kernel takes super-frames of datagrams, not only of streams.
     """
     key = config.encryption.key
     cipher = config.encryption.cipher
@@ -45,8 +53,10 @@ def terms_of(config: Config, identity: Identity, certificate_sha256: bytes, *, u
         caps |= Caps.AEGIS256
     if config.network.offload:
         caps |= Caps.OFFLOAD
+        if udp_super_frames:
+            caps |= Caps.UDP_GSO
     if udp:
-        caps |= Caps.UDP | Caps.UDP_GSO
+        caps |= Caps.UDP
     return Terms(
         policy=Policy(
             identity=identity,

@@ -134,6 +134,8 @@ class UdpPort:
         self._plane = plane
         self._store = store
         self._socket = self._take_over(port) or open_socket(port)
+        if "gro" in plane.without:
+            self._socket.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 0)
         self.family = self._socket.family
         self.port: int = self._socket.getsockname()[1]
         if port not in (0, self.port):

@@ -53,8 +53,9 @@ def cut(sock) -> None:
 class FakeTap:
     """Has the interface of `tap.Tap`; `kernel` is the other end."""
 
-    def __init__(self, name, *, mtu, offload, on_close=None):
+    def __init__(self, name, *, mtu, offload, udp_super_frames=True, on_close=None):
         self.name = name
+        self.udp_super_frames = udp_super_frames
         self.mtu = mtu
         self.offload = offload
         self.closed = False
@@ -64,11 +65,10 @@ class FakeTap:
         ours.setblocking(False)
         self.fd = ours.detach()
 
-    def set_offload(self, enabled):
+    def set_offload(self, flags):
         if self.closed:
             raise DeviceError("closed")
-        self.offload = enabled
-        return enabled
+        self.offload = flags
 
     def is_up(self):
         return True
@@ -118,7 +118,16 @@ class Machine:
     """One daemon without its command line and APIs."""
 
     def __init__(
-        self, directory, *, psk=None, seed=None, clock=None, dial=None, listen=True, flags=None
+        self,
+        directory,
+        *,
+        psk=None,
+        seed=None,
+        clock=None,
+        dial=None,
+        listen=True,
+        flags=None,
+        without=(),
     ):
         self.identity = Identity.from_seed(seed or secrets.token_bytes(32))
         self.clock = clock
@@ -136,8 +145,16 @@ class Machine:
         config = load(empty, {**defaults, **(flags or {})}, {}).config
         key = None if psk is None else Secret(psk)
         self.config = replace(config, encryption=replace(config.encryption, key=key))
-        self.plane = DataPlane()
-        self.device = Device(self.config.network, bytes(6), self.plane, open_tap=self._open_tap)
+        self.plane = DataPlane(without)
+        #: whether this machine's kernel knows super-frames of datagrams
+        self.udp_super_frames = True
+        self.device = Device(
+            self.config.network,
+            bytes(6),
+            self.plane,
+            udp_super_frames=True,
+            open_tap=self._open_tap,
+        )
         self._dial = dial
         self._listen = listen
         self.listener = None
@@ -147,7 +164,13 @@ class Machine:
         if self.tap_error is not None:
             raise self.tap_error
         self.taps.append(
-            FakeTap(name, mtu=mtu, offload=offload, on_close=lambda: self.log.append("tap closed"))
+            FakeTap(
+                name,
+                mtu=mtu,
+                offload=offload,
+                udp_super_frames=self.udp_super_frames,
+                on_close=lambda: self.log.append("tap closed"),
+            )
         )
         self.log.append("tap opened")
         return self.taps[-1]

@@ -32,6 +32,7 @@ from shadowmesh.errors import (
     PeerRefused,
     PeerUnreachable,
 )
+from shadowmesh.tap import OFFLOAD_CHECKSUM, OFFLOAD_TCP, OFFLOAD_UDP
 from shadowmesh.verdicts import objection
 from tests.machines import PATIENCE_S, Clock, Machine, cut, wait_for
 from tests.peerport import read_head, request
@@ -594,7 +595,33 @@ def test_super_frames_are_taken_only_when_both_sides_can(make, ours, theirs):
     dialling = make(flags=flags[0]).trust(address=listening.address).start()
     dialling.manager.connect(None)
     listening.wait_for("connected")
-    assert dialling.tap.offload == listening.tap.offload == (ours and theirs)
+    flags = OFFLOAD_TCP | OFFLOAD_UDP if ours and theirs else 0
+    assert dialling.tap.offload == listening.tap.offload == flags
+
+
+@pytest.mark.parametrize("old", [0, 1])
+def test_a_peer_with_an_older_kernel_gets_no_super_frames_of_datagrams(make, old):
+    sides = make(), make()
+    for side, udp_super_frames in zip(sides, (old == 1, old == 0), strict=True):
+        side.device.udp_super_frames = side.udp_super_frames = udp_super_frames
+    listening = sides[0].start()
+    dialling = sides[1].trust(address=listening.address).start()
+    dialling.manager.connect(None)
+    listening.wait_for("connected")
+    assert sides[1 - old].tap.offload == OFFLOAD_TCP
+
+
+@pytest.mark.parametrize(
+    ("without", "flags"),
+    [("tso", OFFLOAD_CHECKSUM), ("csum", 0), ("gso", OFFLOAD_TCP | OFFLOAD_UDP)],
+)
+def test_a_developer_can_switch_super_frames_and_checksums_off(make, without, flags):
+    listening = make().start()
+    dialling = make(without=(without,)).trust(address=listening.address).start()
+    dialling.manager.connect(None)
+    listening.wait_for("connected")
+    assert dialling.tap.offload == flags
+    assert listening.tap.offload == OFFLOAD_TCP | OFFLOAD_UDP
 
 
 # --- Reload -----------------------------------------------------------------------------------

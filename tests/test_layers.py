@@ -18,7 +18,7 @@ PACKAGE = ROOT / "shadowmesh"
 LAYERS = (
     {"errors", "constants"},
     {"config", "keys", "sodium", "status", "log", "rate", "histogram", "events",
-     "pcapng"},
+     "pcapng", "switches"},
     {"_fastpath", "fast", "wire"},
     {
         "link", "listener", "admission", "upgrade", "dial", "traversal", "paths", "pings", "tap",

@@ -138,8 +138,11 @@ class FakeNetlink(Netlink):
         self.kernel.given.remove((index, address))
 
 
+ALL = tap.OFFLOAD_TCP | tap.OFFLOAD_UDP
+
+
 def open_tap(kernel: tap.Kernel | None = None, name: str = "tap0", **wanted: object) -> tap.Tap:
-    settings = {"mtu": 1400, "address": ADDRESS4, "persist": False, "offload": True, **wanted}
+    settings = {"mtu": 1400, "address": ADDRESS4, "persist": False, "offload": ALL, **wanted}
     return tap.open_tap(name, kernel=kernel, **settings)
 
 
@@ -150,7 +153,7 @@ def test_a_new_device_is_set_up_and_goes_away_on_close():
     assert kernel.links[device.ifindex] == Link(2, "tap0", 1400, MAC, tap.QUEUE_LENGTH, up=True)
     assert kernel.given == [(2, ADDRESS4)]
     assert kernel.header_bytes == 10
-    assert kernel.offload == tap.OFFLOAD_TCP | tap.OFFLOAD_UDP
+    assert kernel.offload == ALL
     assert device.exists()
     assert device.is_up()
     assert not device.persistent
@@ -190,27 +193,31 @@ def test_without_an_address_none_is_given():
 
 
 def test_udp_segmentation_is_left_out_where_the_kernel_has_none():
-    both = tap.OFFLOAD_TCP | tap.OFFLOAD_UDP
-    kernel = FakeKernel(failures={(tap.TUNSETOFFLOAD, both): errno.EINVAL})
+    kernel = FakeKernel(failures={(tap.TUNSETOFFLOAD, ALL): errno.EINVAL})
+    assert not tap.check_permission("tap0", kernel)
     device = open_tap(kernel)
+    assert not device.udp_super_frames
     assert kernel.offload == tap.OFFLOAD_TCP
-    assert device.set_offload(True) is False
-    kernel.failures.clear()
-    assert device.set_offload(True) is True
-    assert device.set_offload(False) is False
-    assert kernel.offload == 0
+    device.set_offload(0)
+    device.set_offload(ALL)
+    assert kernel.offload == tap.OFFLOAD_TCP
 
 
-def test_offload_can_be_left_off():
+def test_offload_is_what_was_asked_for():
     kernel = FakeKernel()
-    open_tap(kernel, offload=False)
+    assert tap.check_permission("tap0", kernel)
+    device = open_tap(kernel, offload=0)
+    assert device.udp_super_frames
     assert kernel.offload == 0
+    for flags in (tap.OFFLOAD_CHECKSUM, tap.OFFLOAD_TCP, ALL, 0):
+        device.set_offload(flags)
+        assert kernel.offload == flags
 
 
 STEPS = [
     tap.TUNSETIFF,
     tap.TUNSETVNETHDRSZ,
-    (tap.TUNSETOFFLOAD, tap.OFFLOAD_TCP | tap.OFFLOAD_UDP),
+    (tap.TUNSETOFFLOAD, ALL),
     "index",
     "netlink",
     "link",
@@ -442,14 +449,14 @@ def test_switched_off_real_ipv6_is_explained(namespace):
 
 @pytest.mark.netns
 def test_a_real_device_takes_offload_on_and_off(namespace):
-    device = open_tap(offload=False)
+    device = open_tap(offload=0)
     try:
-        device.set_offload(True)
-        device.set_offload(False)
+        for flags in (tap.OFFLOAD_CHECKSUM, tap.OFFLOAD_TCP, ALL, 0):
+            device.set_offload(flags)
     finally:
         device.close()
     with pytest.raises(DeviceError, match="it is closed"):
-        device.set_offload(True)
+        device.set_offload(ALL)
 
 
 @pytest.mark.netns

@@ -18,6 +18,7 @@ from shadowmesh.constants import Caps, CloseReason, Inner, RejectReason
 from shadowmesh.errors import LocalProtocolError
 from shadowmesh.keys import Identity
 from shadowmesh.link import Upgraded
+from shadowmesh.tap import OFFLOAD_TCP
 from shadowmesh.terms import Terms, terms_of
 from shadowmesh.tunnel import Tunnel
 from shadowmesh.wire import liveness
@@ -63,7 +64,7 @@ class Side:
         self.released = 0
         self.heard = []
         self.plane = DataPlane()
-        self.tap = FakeTap("tap0", mtu=1500, offload=True)
+        self.tap = FakeTap("tap0", mtu=1500, offload=OFFLOAD_TCP)
         self.plane.attach_tap(self.tap.fd, 1500)
         #: what the responder's owner does with an authenticated peer
         self.decide = Tunnel.accept
@@ -475,10 +476,36 @@ def test_the_configuration_becomes_terms(tmp_path, flags, caps, cipher):
     if not build_info()["aegis256"]:
         pytest.skip("this libsodium has no AEGIS-256")
     machine = Machine(tmp_path, psk=PSK, flags={**flags, "network.mtu": "1400"})
-    made = terms_of(machine.config, machine.identity, CERTIFICATE, udp=False)
+    made = terms_of(
+        machine.config, machine.identity, CERTIFICATE, udp=False, udp_super_frames=False
+    )
     assert made.offer == Offer(int(caps), 1400, CERTIFICATE, 0)
     assert made.policy.psk == PSK
     assert made.policy.require_cipher == cipher
     assert made.rotation_interval_s == 120
     assert made.keepalive_interval_s == 30
     assert made.read_timeout_s == made.write_timeout_s == 60
+
+
+@pytest.mark.parametrize(
+    ("offload", "udp_super_frames", "caps"),
+    [
+        ("true", True, Caps.OFFLOAD | Caps.UDP_GSO),
+        ("true", False, Caps.OFFLOAD),
+        ("false", True, Caps(0)),
+    ],
+)
+def test_super_frames_of_datagrams_are_accepted_where_the_kernel_knows_them(
+    tmp_path, offload, udp_super_frames, caps
+):
+    flags = {"network.offload": offload, "encryption.cipher": "chacha20-poly1305"}
+    machine = Machine(tmp_path, psk=PSK, flags=flags)
+    for udp in (False, True):
+        made = terms_of(
+            machine.config,
+            machine.identity,
+            CERTIFICATE,
+            udp=udp,
+            udp_super_frames=udp_super_frames,
+        )
+        assert made.offer.caps == caps | (Caps.UDP if udp else 0)

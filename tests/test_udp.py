@@ -206,3 +206,12 @@ def test_an_ipv4_socket_does_not_reach_ipv6(plane, monkeypatch):
         assert port.send(STUN, Endpoint(ip_address("2001:db8::1"), 1)) == errno.EAFNOSUPPORT
     finally:
         port.close()
+
+
+def test_a_developer_can_have_datagrams_one_by_one():
+    plane = DataPlane(without=("gro",))
+    port = UdpPort(plane, 0)
+    try:
+        assert port._socket.getsockopt(socket.IPPROTO_UDP, 104) == 0
+    finally:
+        port.close()
