@@ -78,11 +78,11 @@ class Wire:
             frame, ancillary, _, address = self.socket.recvmsg(65600, 64)
             if address[2] == PACKET_OUTGOING:
                 continue
-            return _with_tag(frame, ancillary)
+            return with_tag(frame, ancillary)
         return None
 
 
-def _with_tag(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
+def with_tag(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
     """Put back the outer tag, which the kernel moves out of the frame on its way in."""
     for level, kind, data in ancillary:
         if level == SOL_PACKET and kind == PACKET_AUXDATA:
