@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from . import fps, lab, latency, picture, report, resources, tunnel
+from . import ablation, fps, lab, latency, picture, report, resources, soak, tunnel
 from .report import Row
 
 Measure = Callable[[lab.Lab, bool], Iterator[Row]]
@@ -24,13 +24,25 @@ THROUGH_TUNNELS: dict[str, Measure] = {
     "resources": resources.measure,
 }
 ALL = ("fps", *THROUGH_TUNNELS)
+#: minutes long, with lanes of their own: only when they are asked for
+ON_DEMAND = ("ablation", "soak")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="perf", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a minute, figures only roughly right")
     parser.add_argument(
-        "--only", action="append", choices=ALL, metavar="NAME", help=f"one of {', '.join(ALL)}"
+        "--only",
+        action="append",
+        choices=(*ALL, *ON_DEMAND),
+        metavar="NAME",
+        help=f"one of {', '.join(ALL)}; or of what is not part of all: {', '.join(ON_DEMAND)}",
+    )
+    parser.add_argument(
+        "--gb", type=float, default=10.0, help="soak: gigabytes over each path (default 10)"
+    )
+    parser.add_argument(
+        "--frames", type=float, default=1e7, help="soak: frames over each path (default 10^7)"
     )
     parser.add_argument("--output", type=Path, default=lab.ROOT / "build", help="directory")
     options = parser.parse_args(arguments)
@@ -40,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 4
     began = time.monotonic()
     print(f"{report.machine()}\n")
-    rows = list(_rows(wanted, options.quick))
+    rows = list(_rows(wanted, options.quick, soak.Amount(options.gb * 1e9, options.frames)))
     print(report.table(rows))
     report.write_json(options.output / "perf.json", rows, options.quick)
     picture.draw(options.output / "perf.png", rows)
@@ -51,20 +63,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if report.failed(rows) else 0
 
 
-def _rows(wanted: Sequence[str], quick: bool) -> Iterator[Row]:
+def _rows(wanted: Sequence[str], quick: bool, amount: soak.Amount) -> Iterator[Row]:
     if "fps" in wanted:
         _say("fps")
         yield from fps.measure(quick)
-    if not set(wanted) & set(THROUGH_TUNNELS):
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="shadowmesh-perf-") as directory,
-        lab.Lab(Path(directory)) as lanes,
-    ):
-        for name, measure in THROUGH_TUNNELS.items():
-            if name in wanted:
-                _say(name)
-                yield from measure(lanes, quick)
+    with tempfile.TemporaryDirectory(prefix="shadowmesh-perf-") as directory:
+        if set(wanted) & set(THROUGH_TUNNELS):
+            with lab.Lab(Path(directory)) as lanes:
+                for name, measure in THROUGH_TUNNELS.items():
+                    if name in wanted:
+                        _say(name)
+                        yield from measure(lanes, quick)
+        if "ablation" in wanted:
+            _say("ablation")
+            with lab.Lab(Path(directory), ablation.TUNNELS, references=False) as lanes:
+                yield from ablation.measure(lanes, quick)
+        if "soak" in wanted:
+            _say("soak")
+            with lab.Lab(Path(directory), soak.TUNNELS, references=False) as lanes:
+                yield from soak.measure(lanes, amount)
 
 
 def _say(name: str) -> None:

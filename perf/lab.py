@@ -24,6 +24,7 @@ from typing import Self
 
 from shadowmesh._fastpath import build_info
 from shadowmesh.netlab import Daemon, Host, Net, NetlabError, introduce
+from shadowmesh.switches import VARIABLE
 
 from .report import Failure
 
@@ -33,6 +34,22 @@ GENERATOR = ROOT / "build" / "perf" / "generator"
 
 CIPHERS = ("chacha20-poly1305", "aegis-256")
 PATHS = ("wss", "udp")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What makes a tunnel: its path, its cipher, the optimisation that both sides do without."""
+
+    path: str
+    cipher: str
+    without: str = ""  # a word of shadowmesh.switches
+
+    @property
+    def name(self) -> str:
+        return f"{self.path} {self.cipher}" + (self.without and f" without {self.without}")
+
+
+TUNNELS = tuple(Kind(path, cipher) for path in PATHS for cipher in CIPHERS)
 REFERENCES = ("veth", "vxlan")
 
 CONNECT_S = 15.0
@@ -112,19 +129,24 @@ def cpu_seconds(pid: int) -> float:
 
 @dataclass
 class Lab:
-    """All lanes of a run. Use as a context manager: leaving it removes everything."""
+    """All lanes of a run. Use as a context manager: leaving it removes everything.
+
+    `kinds` are its tunnels; with `references` there are the lanes of the kernel as well.
+    """
 
     directory: Path
+    kinds: Sequence[Kind] = TUNNELS
+    references: bool = True
     lanes: dict[str, Lane] = field(default_factory=dict)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             net = stack.enter_context(Net())
-            self._references(net)
-            for path in PATHS:
-                for cipher in CIPHERS:
-                    self._tunnel(net, path, cipher, stack)
+            if self.references:
+                self._references(net)
+            for kind in self.kinds:
+                self._tunnel(net, kind, stack)
             self._connect()
             self._stack = stack.pop_all()
         return self
@@ -176,9 +198,9 @@ class Lab:
         addresses = f"{VXLAN_NETWORK}.{left.number}", f"{VXLAN_NETWORK}.{right.number}"
         self.lanes["vxlan"] = Lane("vxlan", left, right, addresses)
 
-    def _tunnel(self, net: Net, path: str, cipher: str, stack: contextlib.ExitStack) -> None:
-        name = f"{path} {cipher}"
-        label = name.replace(" ", "-")
+    def _tunnel(self, net: Net, kind: Kind, stack: contextlib.ExitStack) -> None:
+        path, cipher = kind.path, kind.cipher
+        name, label = kind.name, kind.name.replace(" ", "-")
         hosts = cable(net, label)
         settings = {
             "daemon.log_level": "info",
@@ -189,6 +211,8 @@ class Lab:
         one, other = (
             Daemon(host, self.directory / f"{label}-{host.number}", settings) for host in hosts
         )
+        if kind.without:
+            one.environment[VARIABLE] = other.environment[VARIABLE] = kind.without
         lane = Lane(name, *hosts, (one.tunnel_ip, other.tunnel_ip), path, cipher, (one, other))
         self.lanes[name] = lane
         if cipher == "aegis-256" and not build_info()["aegis256"]:

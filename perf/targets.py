@@ -79,3 +79,8 @@ FALL_BACK_S = at_most(2.0, 1.0)
 RESTART_S = at_most(5.0, 2.0)
 #: frames lost while keys are changed under load
 REKEY_LOST = {"wss": at_most(0, 0), "udp": Target(None, 0, at_least=False)}
+#: gigabytes over each path: whether the hashes of the two ends differ, and how often keys changed
+SOAK_DIFFERENT = at_most(0)
+SOAK_REKEYS = at_least(1)
+#: what 10^7 frames leave behind: nothing, but for the arenas that the allocator holds on to
+HEAP_GROWTH_KIB = at_most(256, 0)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perf import report, targets
+from perf import ablation, report, soak, targets
 from perf.latency import parse_round_trips
 from perf.report import FAIL, PASS, SHOWN, SKIP, Failure, compared, percentile, unread
 from perf.targets import at_least, at_most
 from perf.tunnel import Trial, best_rate, parse_trial
+from shadowmesh import switches
 
 
 def test_a_ratio_is_judged_when_there_is_one_and_the_value_when_not():
@@ -198,3 +202,45 @@ def test_the_picture_is_a_png(tmp_path):
     assert (tmp_path / "perf.png").read_bytes().startswith(b"\x89PNG")
     picture.draw(tmp_path / "none.png", [])
     assert not (tmp_path / "none.png").exists()
+
+
+def test_the_ablation_leaves_out_only_what_exists_and_each_thing_once():
+    kinds = ablation.TUNNELS
+    assert {kind.without for kind in kinds} - {""} == set(switches.MEANING)
+    assert len({kind.name for kind in kinds}) == len(kinds)
+
+
+class Relay:
+    """A lane whose streams go through a thread that may alter one byte."""
+
+    name = "relay"
+
+    def __init__(self, altered: int | None) -> None:
+        self._altered = altered
+
+    def streams(self, count: int) -> list[socket.socket]:
+        out, ours = socket.socketpair()
+        theirs, into = socket.socketpair()
+        threading.Thread(target=self._carry, args=(ours, theirs), daemon=True).start()
+        return [out, into]
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        seen = 0
+        with source, sink:
+            while data := bytearray(source.recv(1 << 16)):
+                if self._altered is not None and 0 <= self._altered - seen < len(data):
+                    data[self._altered - seen] ^= 1
+                seen += len(data)
+                sink.sendall(data)
+
+
+@pytest.mark.parametrize("altered", [None, 0, 3 * soak.BLOCK_BYTES - 1])
+def test_a_soak_notices_one_altered_bit(altered):
+    sent, received = soak.send(Relay(altered), 3 * soak.BLOCK_BYTES)
+    assert (sent == received) == (altered is None)
+
+
+def test_the_heap_of_a_process_can_be_read():
+    before = soak.heap_bytes(os.getpid())
+    held = bytearray(b"\1" * (8 << 20))
+    assert soak.heap_bytes(os.getpid()) >= before + len(held) // 2

@@ -73,6 +73,7 @@ class Daemon:
         self.host = host
         self.directory = directory
         self.wrapper = tuple(wrapper)  # setpriv and the like, put before the command
+        self.environment: dict[str, str] = {}  # beside what this process has, from the next start
         self.process: subprocess.Popen[bytes] | None = None
         self.config_path = directory / "daemon.yaml"
         self.log_path = directory / "daemon.log"
@@ -141,7 +142,9 @@ class Daemon:
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process and return at once."""
         self.write_config()
-        self.process = self.host.popen(*self.wrapper, *self.command(), log=self.log_path)
+        self.process = self.host.popen(
+            *self.wrapper, *self.command(), log=self.log_path, env=self.environment
+        )
         return self.process
 
     def start(self, timeout_s: float = 20.0) -> None:
