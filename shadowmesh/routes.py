@@ -282,10 +282,20 @@ def check_members(given: Mapping[str, object], known: Sequence[Value]) -> dict[s
     if unknown:
         expected = ", ".join(sorted(value.name for value in known)) or "none"
         raise BadRequest(f"unknown field {unknown[0][:40]!r}: this route knows {expected}")
+    found = {}
     for value in known:
+        found[value.name] = value.default
         if value.name in given:
-            check(value.name, given[value.name], value.schema)
-    return {value.name: given.get(value.name, value.default) for value in known}
+            found[value.name] = _whole(given[value.name], value.schema)
+            check(value.name, found[value.name], value.schema)
+    return found
+
+
+def _whole(value: object, schema: Schema) -> object:
+    """Return what JSON Schema calls an integer as one: 5.0 is 5."""
+    if schema["type"] == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 def from_query(name: str, text: str, schema: Schema) -> object:

@@ -257,6 +257,20 @@ def test_the_longest_peer_fits():
     routes.check("peer", f"{name}:65535", routes._PEER.schema)
 
 
+@pytest.mark.parametrize(("given", "taken"), [(5.0, 5), (5, 5), (1e1, 10)])
+def test_a_number_without_a_fraction_is_an_integer_as_in_json_schema(given, taken):
+    (route,) = (route for route in routes.ROUTES if route.path == "/ping")
+    count = routes.check_members({"count": given}, route.body)["count"]
+    assert (count, type(count)) == (taken, int)
+
+
+@pytest.mark.parametrize("given", [5.5, 11.0, 0.0, 1e300, float("inf"), float("nan")])
+def test_a_number_with_a_fraction_or_out_of_bounds_is_none_that_fits(given):
+    (route,) = (route for route in routes.ROUTES if route.path == "/ping")
+    with pytest.raises(BadRequest, match="count"):
+        routes.check_members({"count": given}, route.body)
+
+
 def test_every_keyword_of_a_request_schema_is_one_that_the_check_knows():
     known = {"type", "enum", "minimum", "maximum", "maxLength", "format"}
     for route in routes.ROUTES:
