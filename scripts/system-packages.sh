@@ -8,10 +8,22 @@ set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 python=${PYTHON:-python3}
 missing=()
+optional=()
 fatal=0
 
 need() { # program package
     command -v "$1" >/dev/null || missing+=("$2")
+}
+
+want() { # program package: as need, where the distribution has such a package (Ubuntu has a snap)
+    command -v "$1" >/dev/null || optional+=("$2")
+}
+
+available() { # those of the optional packages that apt knows
+    local package
+    for package in "${optional[@]}"; do
+        [ -z "$(apt-cache search --names-only "^$package\$" 2>/dev/null)" ] || echo "$package"
+    done
 }
 
 check_build() {
@@ -45,6 +57,7 @@ check_demo() {
 
 check_test() {
     check_demo
+    want chromium chromium
     need conntrack conntrack
     need curl curl
     need ethtool ethtool
@@ -54,6 +67,7 @@ check_test() {
     need nft nftables
     need openssl openssl
     need ping iputils-ping
+    need promtool prometheus
     need sysctl procps
     need systemd-analyze systemd
     need tcpdump tcpdump
@@ -66,6 +80,11 @@ for group in "$@"; do
         *) echo "usage: $0 build|demo|test ..." >&2; exit 2 ;;
     esac
 done
+
+if [ ${#missing[@]} = 0 ]; then
+    mapfile -t missing < <(available)
+    optional=()
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if ! command -v apt-get >/dev/null; then
@@ -77,9 +96,9 @@ if [ "$(id -u)" != 0 ]; then
     exit "$fatal"
 fi
 
-echo "installing: ${missing[*]}"
-# nginx, haproxy and coturn are wanted as programs for tests. Nothing may start serving on this
-# machine because somebody ran the tests: not now (policy-rc.d) and not at the next boot.
+echo "installing: ${missing[*]} ${optional[*]}"
+# nginx, haproxy, coturn and prometheus are wanted as programs for tests. Nothing may start serving
+# on this machine because somebody ran the tests: not now (policy-rc.d) and not at the next boot.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
     trap 'rm -f $policy' EXIT
@@ -89,14 +108,19 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 apt="apt-get -qq -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0"
 log=$(mktemp)
-if ! { $apt update && $apt install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
+install_all() {
+    $apt update || return
+    mapfile -t -O ${#missing[@]} missing < <(available)
+    $apt install -y --no-install-recommends "${missing[@]}"
+}
+if ! install_all >"$log" 2>&1 </dev/null; then
     cat "$log" >&2
     rm -f "$log"
     exit 1
 fi
 rm -f "$log"
 if command -v systemctl >/dev/null; then
-    for service in nginx-light:nginx haproxy:haproxy coturn:coturn; do
+    for service in nginx-light:nginx haproxy:haproxy coturn:coturn prometheus:prometheus; do
         case " ${missing[*]} " in
             *" ${service%%:*} "*) systemctl --quiet disable "${service##*:}" || true ;;
         esac

@@ -38,10 +38,15 @@ def find_chromium() -> str | None:
 
 
 class Page:
-    """One tab. `problems` collects what the browser complained about."""
+    """One tab.
+
+    `problems` collects what the browser complained about, violations of the page's policy among
+    it; `requests` the URLs that the page asked for.
+    """
 
     def __init__(self, browser: Browser, target: str) -> None:
         self.problems: list[str] = []
+        self.requests: list[str] = []
         self._browser = browser
         attached = browser.ask("Target.attachToTarget", {"targetId": target, "flatten": True})
         self._session = attached["sessionId"]
@@ -120,6 +125,10 @@ class Page:
             self.problems.append(parameters["entry"]["text"])
         elif event == "Runtime.exceptionThrown":
             self.problems.append(json.dumps(parameters["exceptionDetails"]))
+        elif event == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+        elif event == "Network.webSocketCreated":
+            self.requests.append(parameters["url"])
 
 
 class Browser:
