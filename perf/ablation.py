@@ -44,7 +44,9 @@ def measure(lab: Lab, quick: bool) -> Iterator[Row]:
         ("64-byte frames, one way, at most 1 % lost", "/s", rate),
     ):
         for path in WORDS:
-            yield from _compared(lab, f"{path}, less one thing at a time: {title}", path, unit, readings)
+            yield from _compared(
+                lab, f"{path}, less one thing at a time: {title}", path, unit, readings
+            )
 
 
 def _compared(lab: Lab, group: str, path: str, unit: str, readings: Readings) -> Iterator[Row]:
