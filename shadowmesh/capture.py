@@ -221,8 +221,7 @@ class Stream:
                 yield self._statistics()
             if found:
                 gevent.sleep(max(LEAST_REST_S, REST_FACTOR * worked_s))
-            else:
-                self._wait(said + STATISTICS_INTERVAL_S)
+            self._wait(begun if found else said + STATISTICS_INTERVAL_S)
         yield self._statistics()
 
     def _blocks(self, found: list[Any]) -> list[bytes]:
@@ -258,7 +257,10 @@ class Stream:
         )
 
     def _wait(self, until: float) -> None:
-        """Sleep until there are frames, the other end sends no more, or a time has come."""
+        """Sleep until there are frames, the other end sends no more, or a time has come.
+
+        Also with a time in the past it looks at the other end: frames may never cease to come.
+        """
         if self._deadline is not None:
             until = min(until, self._deadline)
         watched = [self._plane.capture_fd]

@@ -187,6 +187,18 @@ def test_a_reader_that_sends_no_more_ends_it(start, plane, ends):
     assert blocks[-1].comment == "asked to end"
 
 
+def test_a_reader_that_sends_no_more_ends_it_while_frames_come_all_the_time(
+    start, plane, ends, monkeypatch
+):
+    read = plane.read_capture
+    monkeypatch.setattr(plane, "read_capture", lambda *limits: plane.add(frame()) or read(*limits))
+    stream = iter(start(duration_s=5))
+    next(stream)
+    next(stream)
+    ends[1].shutdown(socket.SHUT_WR)
+    assert blocks_of(stream)[-1].comment == "asked to end"
+
+
 def test_a_reader_that_is_gone_ends_it(start, ends):
     stream = iter(start())
     next(stream)
