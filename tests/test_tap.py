@@ -297,7 +297,9 @@ def test_an_address_of_another_interface_is_a_warning_only(monkeypatch):
     kernel.given += [(lan.index, IPv4Interface("10.7.0.1/16")), (9, IPv4Interface("10.7.0.2/24"))]
     device = open_tap(kernel)
     assert (device.ifindex, ADDRESS4) in kernel.given
-    assert said == [{"address": ADDRESS4.ip, "interface": "lan0"}]
+    [fields] = said
+    assert (fields["address"], fields["interface"]) == (ADDRESS4.ip, "lan0")
+    assert "network.local_ip" in fields["remedy"]
 
 
 def test_a_stable_mac_is_unicast_local_and_depends_on_the_seed():

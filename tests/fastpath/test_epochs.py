@@ -87,11 +87,11 @@ def test_closing_a_session_gives_its_epochs_back(make):
     assert node.session.reserve_key_id() & 0xFF == 0
 
 
-def test_sixteen_sessions_are_all(make):
+def test_eighty_sessions_are_all(make):
     node = make(tap=False)
-    others = [Session(node.plane) for _ in range(15)]
-    assert sorted(one.number for one in (node.session, *others)) == list(range(16))
-    with pytest.raises(LocalProtocolError, match="16 sessions"):
+    others = [Session(node.plane) for _ in range(79)]
+    assert sorted(one.number for one in (node.session, *others)) == list(range(80))
+    with pytest.raises(LocalProtocolError, match="80 sessions"):
         Session(node.plane)
     others[3].close()
     assert Session(node.plane).number == 4
