@@ -88,6 +88,10 @@ uninstall: ## remove what install has installed; keys and configuration stay
 deb: build ## a Debian package in dist/
 	@set -- $$($(LOCK) packaging/wheel.sh) && packaging/deb.sh "$$1"
 
+.PHONY: test-deb
+test-deb: build ## install, upgrade and purge that package in a Debian 12 with its own systemd (root)
+	@set -- $$($(LOCK) packaging/wheel.sh) && packaging/test-deb.sh "$$(packaging/deb.sh "$$1")"
+
 .PHONY: clean
 clean: ## remove everything that was built, except .venv
 	rm -rf build dist *.egg-info shadowmesh/*.so .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

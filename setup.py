@@ -5,6 +5,7 @@ Switches (environment):
     SHADOWMESH_SANITIZE=1     address and undefined-behaviour sanitizers (see `make sanitize`)
     SHADOWMESH_WERROR=1       C compiler warnings are errors (set by `make lint` and in CI)
     SHADOWMESH_LIBSODIUM      auto, system or source (scripts/libsodium.py)
+    SHADOWMESH_HOOKS=0        without the module for tests and measurements (set for wheels)
 """
 
 from __future__ import annotations
@@ -132,10 +133,13 @@ def translate(extensions: list[Extension], variant: str, directives: dict[str, o
         extension.sources = c_extension.sources
 
 
+MODULES = ["_fastpath"]
+if os.environ.get("SHADOWMESH_HOOKS") != "0":
+    MODULES.append("_fasthooks")
+
 setup(
     ext_modules=[
-        Extension(f"shadowmesh.{name}", [str(PACKAGE / f"{name}.pyx")])
-        for name in ("_fastpath", "_fasthooks")
+        Extension(f"shadowmesh.{name}", [str(PACKAGE / f"{name}.pyx")]) for name in MODULES
     ],
     cmdclass={"build_ext": BuildFastpath},
 )

@@ -1,0 +1,197 @@
+#!/usr/bin/env bash
+# Install, run, upgrade, remove and purge the Debian package in a Debian 12 of its own:
+#
+#     packaging/test-deb.sh dist/shadowmesh_VERSION_ARCH.deb
+#
+# By hand, as root on Debian, a minute or two, the first time more: it needs debootstrap, and takes
+# the packages from where apt gets those of this machine (MIRROR= for another place). A root below
+# build/test-deb is booted with its real systemd in new namespaces, which end with it: the unit's
+# user, sandbox, readiness, reload and watchdog are the real ones.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+SUITE=bookworm
+work=$PWD/build/test-deb
+root=$work/root
+
+inside_root() { # runs in the new namespaces, as their first process
+    mount --make-rprivate /
+    mount --bind "$root" "$root"
+    mount -t proc proc "$root/proc"
+    mount -t tmpfs tmpfs "$root/run"
+    mount -t tmpfs tmpfs "$root/dev"
+    mkdir -p "$root"/dev/{net,pts,shm}
+    local name
+    for name in null zero full random urandom tty; do
+        touch "$root/dev/$name"
+        mount --bind "/dev/$name" "$root/dev/$name"
+    done
+    mknod -m 666 "$root/dev/net/tun" c 10 200
+    mount -t devpts devpts "$root/dev/pts"
+    mount -t sysfs -o ro sysfs "$root/sys"
+    # The hybrid hierarchy also works where the machine's own is not the unified one.
+    mount -t tmpfs tmpfs "$root/sys/fs/cgroup"
+    mkdir "$root"/sys/fs/cgroup/{unified,systemd}
+    mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup/unified"
+    mount -t cgroup -o none,name=systemd cgroup "$root/sys/fs/cgroup/systemd"
+    exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+        chroot "$root" /lib/systemd/systemd --log-target=null
+}
+
+if [ "${1:-}" = --inside ]; then inside_root; fi
+
+control_groups() { # for the systemd inside to make its groups in: one in each hierarchy of its kinds
+    local tree
+    for tree in /sys/fs/cgroup{,/unified,/systemd}; do
+        if [ -e "$tree/cgroup.procs" ]; then echo "$tree/test-deb-$$"; fi
+    done
+}
+
+boot() { # in the background; the first process inside is the only child of this one
+    local group
+    for group in $(control_groups); do mkdir "$group"; done
+    (
+        for group in $(control_groups); do echo "$BASHPID" >"$group/cgroup.procs"; done
+        exec unshare --fork --pid --mount --uts --ipc --net --cgroup "$0" --inside
+    ) >"$work/boot.log" 2>&1 &
+}
+[ $# = 1 ] || { echo "usage: $0 PACKAGE.deb" >&2; exit 2; }
+[ "$(id -u)" = 0 ] || { echo "test-deb: must be root" >&2; exit 4; }
+deb=$(realpath "$1")
+
+booted=
+finish() {
+    local code=$?
+    if [ -n "$booted" ]; then
+        if [ $code != 0 ]; then
+            echo "test-deb: failed; the end of the journal:" >&2
+            run journalctl --no-pager -u shadowmesh -n 30 -o cat >&2 || true
+        fi
+        # The first process of a pid namespace: all others end with it.
+        kill -KILL "$booted" 2>/dev/null || true
+        wait 2>/dev/null || true
+    fi
+    for group in $(control_groups); do
+        if [ -d "$group" ]; then find "$group" -depth -type d -exec rmdir {} \;; fi
+    done
+    rm -rf --one-file-system "$root"
+}
+trap finish EXIT
+
+run() { # in the booted root
+    nsenter -t "$booted" --all --root="/proc/$booted/root" --wd="/proc/$booted/root" \
+        env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive TERM=dumb "$@"
+}
+
+step() { echo "--- $*"; }
+
+expect() { # text command...: the command's output is exactly this
+    local wanted=$1 got
+    shift
+    got=$("$@" 2>&1) || true
+    if [ "$got" != "$wanted" ]; then
+        echo "test-deb: $* gave '$got' instead of '$wanted'" >&2
+        exit 1
+    fi
+}
+
+await() { # text command...: within 30 s
+    local wanted=$1 _
+    shift
+    for _ in $(seq 150); do
+        [ "$("$@" 2>/dev/null)" != "$wanted" ] || return 0
+        sleep 0.2
+    done
+    expect "$wanted" "$@"
+}
+
+property() { run systemctl show --property "$1" --value shadowmesh; }
+
+mirror() { # where apt gets the suite from
+    apt-get indextargets --format '$(REPO_URI)' \
+        'Created-By: Packages' "Codename: $SUITE" 'Origin: Debian' 'Component: main' | head -n 1
+}
+
+mkdir -p "$work"
+if [ ! -e "$work/base.tar" ]; then
+    MIRROR=${MIRROR:-$(mirror)}
+    [ -n "$MIRROR" ] || { echo "test-deb: apt knows no mirror of $SUITE; name one: MIRROR=" >&2; exit 1; }
+    step "debootstrap (kept in $work/base.tar)"
+    rm -rf --one-file-system "$root"
+    debootstrap --variant=minbase --include=systemd,systemd-sysv,iproute2,python3 "$SUITE" "$root" "$MIRROR" \
+        >"$work/debootstrap.log" 2>&1 || { tail "$work/debootstrap.log" >&2; exit 1; }
+    tar -C "$root" --one-file-system -cf "$work/base.tar.new" .
+    mv "$work/base.tar.new" "$work/base.tar"
+fi
+rm -rf --one-file-system "$root"
+mkdir "$root"
+tar -C "$root" -xf "$work/base.tar"
+cp "$deb" "$root/root/package.deb"
+
+step "boot"
+boot
+for _ in $(seq 50); do
+    booted=$(pgrep -P $! || true)
+    [ -z "$booted" ] || break
+    sleep 0.1
+done
+await running run systemctl is-system-running
+
+step "without a libsodium of the system"
+expect 0 run sh -c 'ldconfig -p | grep -c sodium'
+
+step "install: it starts, as its own user, and says that it is ready"
+run dpkg -i /root/package.deb >/dev/null
+expect active run systemctl is-active shadowmesh
+expect enabled run systemctl is-enabled shadowmesh
+expect "not connected" property StatusText
+expect shadowmesh run sh -c "stat -c %U /proc/$(property MainPID)/cmdline /proc/$(property MainPID) \
+    | sort -u | grep -v root"
+expect "root:shadowmesh 640" run stat -c '%U:%G %a' /etc/shadowmesh/daemon.yaml
+expect "root:shadowmesh 2750" run stat -c '%U:%G %a' /etc/shadowmesh
+expect "api.token cert.pem identity.key key.pem" run sh -c 'echo $(ls /var/lib/shadowmesh)'
+run shadowmesh wait --for running >/dev/null
+run shadowmesh version
+expect "" run find /usr/lib/shadowmesh -name '*fasthooks*'
+
+step "reload: a wrong file changes nothing, a right one is applied"
+run sh -c 'cp -a /etc/shadowmesh/daemon.yaml /root/daemon.yaml
+    echo "nonsense: 1" >>/etc/shadowmesh/daemon.yaml
+    if systemctl reload shadowmesh 2>/dev/null; then exit 1; fi
+    psk=$(shadowmesh genpsk)
+    sed "s/^  #key: .*/  key: \"$psk\"/" /root/daemon.yaml >/etc/shadowmesh/daemon.yaml'
+pid=$(property MainPID)
+run systemctl reload shadowmesh
+expect "$pid" property MainPID
+
+step "the sandbox lets it make its device"
+run sh -c 'sed -i "s/^  address: .*/  address: \"127.0.0.1:1\"/" /etc/shadowmesh/daemon.yaml
+    systemctl restart shadowmesh'
+await tap0 run sh -c 'ls /sys/class/net | grep tap0'
+
+step "a daemon that hangs is restarted"
+run sh -c 'mkdir -p /run/systemd/system/shadowmesh.service.d
+    printf "[Service]\nWatchdogSec=3s\nRestartSec=1s\n" \
+        >/run/systemd/system/shadowmesh.service.d/test.conf
+    systemctl daemon-reload
+    systemctl restart shadowmesh
+    kill -STOP "$(systemctl show --property MainPID --value shadowmesh)"'
+await 1 property NRestarts
+await active run systemctl is-active shadowmesh
+expect 1 run sh -c 'journalctl -u shadowmesh -o cat | grep -c "Fatal Python error: Aborted"'
+
+step "upgrade: configuration and keys stay"
+key=$(run shadowmesh --json status | grep '"public_key"' | head -1 || true)
+run dpkg -i /root/package.deb >/dev/null
+await active run systemctl is-active shadowmesh
+expect "$key" sh -c "$(declare -f run); booted=$booted; run shadowmesh --json status \
+    | grep '\"public_key\"' | head -1"
+expect "root:shadowmesh 640" run stat -c '%U:%G %a' /etc/shadowmesh/daemon.yaml
+
+step "remove: it stops, keys stay; purge: nothing stays"
+run dpkg --remove shadowmesh >/dev/null
+expect inactive run systemctl is-active shadowmesh
+expect 4 run sh -c 'ls /var/lib/shadowmesh | wc -l'
+run dpkg --purge shadowmesh >/dev/null 2>&1
+expect "" run sh -c 'find / -xdev -name "*shadowmesh*"; getent passwd shadowmesh; getent group shadowmesh'
+expect "" run sh -c 'ls /sys/class/net | grep tap'
+echo "ok"
