@@ -4,6 +4,7 @@
 # PREFIX=...   where install puts things, /usr/local
 # DESTDIR=...  in front of that, for packages
 # ARGS=...     passed on to pytest, perf, fuzz, demo
+# JOBS=...     test files that run side by side: more than cores, because many of them wait
 # Build switches (SHADOWMESH_*) are listed in setup.py.
 
 SHELL := /bin/bash
@@ -17,6 +18,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 export PYTHON PREFIX DESTDIR
 ARGS ?=
+JOBS ?= 3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --use-pep517 --constraint constraints.txt
@@ -41,7 +43,7 @@ demo: packages-demo build ## two hosts, two daemons, one tunnel on this machine;
 .PHONY: test
 test: packages-test dev ## the whole test suite, with coverage of the Python code
 	@$(PY) -m coverage erase
-	@$(PY) -m coverage run -m pytest $(ARGS)
+	@$(PY) -m coverage run -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report $(if $(ARGS),--fail-under=0)
 
