@@ -5,13 +5,21 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from shadowmesh import netlab
 
+#: The system tests whose daemons and commands count for coverage. The others start hundreds of
+#: them, each twice as slow under coverage, and reach nothing that is not reached without them.
+COVERED = ("test_api", "test_devices", "test_service", "test_tunnel")
 PROGRAMS_OF_THE_LAB = ("ip", "nft", "tcpdump", "ss", "setpriv")
+
+
+# A job in the background ignores SIGINT, and so would every program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache
@@ -44,6 +52,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_leftovers_of_killed_runs():
     if netlab.NETNS_DIRECTORY.is_dir() and os.geteuid() == 0:
         netlab.sweep()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_without_coverage(request):
+    in_lab = request.node.get_closest_marker("netns")
+    with pytest.MonkeyPatch.context() as patch:
+        if in_lab and request.module.__name__.rpartition(".")[2] not in COVERED:
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")

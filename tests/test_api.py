@@ -335,7 +335,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     body=st.binary(max_size=200)
     | JSON_VALUES.map(lambda value: json.dumps(value).encode())

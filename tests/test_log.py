@@ -291,7 +291,7 @@ def test_an_exception_comes_with_its_traceback_in_one_line(text):
     assert "KeyError: 'absent'" in line
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(
     st.dictionaries(st.text(min_size=1, max_size=8).filter(str.isidentifier), VALUES, max_size=5)
 )

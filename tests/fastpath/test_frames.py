@@ -141,7 +141,7 @@ def test_the_judge_reads_nothing_outside_of_the_frame(header, data, reason):
 
 
 @given(st.binary(min_size=10, max_size=10), st.integers(0, 70_000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_passes_keeps_to_the_protocol(header, size):
     data = frame(bytes(max(size - 14, 0)))[:size]
     flags, kind = header[0], header[1]

@@ -144,7 +144,7 @@ def test_a_finished_frame_is_left_alone() -> None:
 # --- Cutting ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(super_frames(), st.integers(60, 3000) | st.just(ANY_SIZE))
 def test_segments_are_those_of_the_twin(case: tuple[Packet, int], most_bytes: int) -> None:
     packet, segment_bytes = case
@@ -322,7 +322,7 @@ def _with_right_length(packet: Packet, frame: bytes) -> bytes:
     return frame[:at] + length.to_bytes(2) + frame[at + 2 :]
 
 
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(st.binary(min_size=10, max_size=10), st.binary(max_size=200), st.integers(0, 300))
 def test_random_bytes_are_refused_or_cut_within_their_bounds(
     vnet: bytes, frame: bytes, most_bytes: int
@@ -332,7 +332,7 @@ def test_random_bytes_are_refused_or_cut_within_their_bounds(
     fast.join([(vnet, frame)] * 3)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(super_frames(most_segments=2), st.data())
 def test_a_broken_super_frame_is_refused_or_cut_within_its_bounds(
     case: tuple[Packet, int], data: st.DataObject
@@ -355,7 +355,7 @@ def test_a_broken_super_frame_is_refused_or_cut_within_its_bounds(
 # --- Joining ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(super_frames(), st.integers(300, 3000) | st.just(ANY_SIZE))
 def test_what_was_cut_is_joined_to_what_it_was(case: tuple[Packet, int], most_bytes: int) -> None:
     packet, segment_bytes = case
@@ -437,7 +437,7 @@ def neighbours(draw: st.DrawFn) -> list[Frame]:
     return frames
 
 
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None, max_examples=200)
 @given(neighbours(), st.booleans())
 def test_only_what_cutting_would_give_back_is_joined(frames: list[Frame], join_udp: bool) -> None:
     assert fast.join(frames, join_udp) == twin.join(frames, join_udp=join_udp)

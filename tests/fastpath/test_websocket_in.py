@@ -176,7 +176,7 @@ def test_a_changed_stream_never_gives_more_than_a_part_of_what_was_sent(script, 
 
 
 @given(st.booleans(), st.booleans(), st.lists(st.binary(max_size=300), max_size=8))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_junk_gives_nothing_or_a_close_code(client, connected, pieces):
     with closing(Node(client=client).start()) as node:
         if not connected:
@@ -226,7 +226,7 @@ def test_many_large_messages_pass_through_the_buffer(make):
 
 
 @given(st.binary(min_size=14, max_size=14), st.booleans())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @example(b"\x82\xfe\x00\x7dmask______", True)
 @example(b"\x82\xfe\x00\x7emask______", True)
 @example(b"\x82\x7f" + bytes(5) + b"\x01\x00\x00mask", False)
@@ -251,7 +251,7 @@ def test_a_header_is_read_as_the_twin_reads_it(data, from_client):
 
 
 @given(st.binary(min_size=14, max_size=14), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_part_of_a_header_is_waited_with_or_refused_as_the_whole_is(data, from_client):
     whole = hooks.read_ws_header(data, from_client)
     for size in range(14):
