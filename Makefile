@@ -17,6 +17,8 @@ PYTHON ?= python3
 PREFIX ?= /usr/local
 DESTDIR ?=
 export PYTHON PREFIX DESTDIR
+# Without cached bytecode every daemon and every command compiles the whole package when it starts.
+export PYTHONDONTWRITEBYTECODE :=
 ARGS ?=
 JOBS ?= 3
 VENV := .venv
