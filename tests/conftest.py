@@ -6,7 +6,9 @@ import functools
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -39,7 +41,25 @@ def why_no_namespaces() -> str | None:
         return f"needs the right to make network namespaces: {error}"
 
 
+@functools.cache
+def runs_greenlets(module: ModuleType) -> bool:
+    """Whether a test module, or a helper of ours that it imports from, imports gevent."""
+    for value in vars(module).values():
+        home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+        if not isinstance(home, str) or home == module.__name__:
+            continue
+        if home.partition(".")[0] == "gevent":
+            return True
+        if home.startswith("tests.") and home in sys.modules and runs_greenlets(sys.modules[home]):
+            return True
+    return False
+
+
+@pytest.hookimpl(tryfirst=True)  # before the marks are looked at by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if runs_greenlets(item.module):
+            item.add_marker("greenlets")
     marked = [item for item in items if item.get_closest_marker("netns")]
     # The long files first: what runs side by side then ends at about the same time.
     items.sort(key=lambda item: item.get_closest_marker("netns") is None)
