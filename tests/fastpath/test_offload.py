@@ -332,7 +332,7 @@ def test_random_bytes_are_refused_or_cut_within_their_bounds(
     fast.join([(vnet, frame)] * 3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(super_frames(most_segments=2), st.data())
 def test_a_broken_super_frame_is_refused_or_cut_within_its_bounds(
     case: tuple[Packet, int], data: st.DataObject
@@ -437,7 +437,7 @@ def neighbours(draw: st.DrawFn) -> list[Frame]:
     return frames
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(neighbours(), st.booleans())
 def test_only_what_cutting_would_give_back_is_joined(frames: list[Frame], join_udp: bool) -> None:
     assert fast.join(frames, join_udp) == twin.join(frames, join_udp=join_udp)

@@ -189,7 +189,7 @@ class RingModel(RuleBasedStateMachine):
 
 
 TestRingModel = RingModel.TestCase
-TestRingModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRingModel.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 
 
 # --- Wakeups ------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def new_node(script: Script) -> Node:
 
 
 @given(scripts)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_cutting_gives_the_same_frames_and_events(script):
     with closing(new_node(script)) as node:
         events = play(node, script, script.stream(Peer(node)))
@@ -153,7 +153,7 @@ def test_any_cutting_gives_the_same_frames_and_events(script):
 
 
 @given(scripts, st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_changed_stream_never_gives_more_than_a_part_of_what_was_sent(script, data):
     # what the keys protect: frames and records arrive in order, unchanged, or not at all
     with closing(new_node(script)) as node:
