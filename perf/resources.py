@@ -1,17 +1,19 @@
 """What the daemons need, and how long an interruption is.
 
-CPU while nothing happens and at 10,000 frames a second, memory at the end of everything, start-up,
+CPU while nothing happens, with and without an open dashboard, and at 10,000 frames a second, memory at the end of everything, start-up,
 a peer that is killed and comes back, and UDP that is blocked on the way.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from shadowmesh.netlab import Daemon, NetlabError, wait_until
+from shadowmesh.netlab import API_PORT, Daemon, NetlabError, wait_until
 
 from .lab import PATHS, Lab, Lane, cpu_seconds, generate, output, spawn
 from .report import Failure, Row, compared, unread
@@ -32,6 +34,8 @@ GROUP = "resources"
 FRAMES_PER_SECOND = 10_000
 #: A ping that is not answered within this counts as lost; times are read to about as much.
 PING_WAIT_S = 0.02
+#: the subprotocol of the dashboard's WebSocket
+FEED = "shadowmesh.events.v1"
 HEAL_S = 20.0
 #: The interval, which is 10 s, the jitter of up to 5 s, and a little after it.
 REKEY_S = 16
@@ -47,6 +51,7 @@ table inet perf {
 
 def measure(lab: Lab, quick: bool) -> Iterator[Row]:
     yield from _idle(lab, 5 if quick else 20)
+    yield _watched(lab, 5 if quick else 20)
     yield from _ten_thousand(lab, 1 if quick else 2)
     for name in tunnel_names():
         yield _memory(lab, name)
@@ -135,6 +140,39 @@ def _idle(lab: Lab, seconds: float) -> Iterator[Row]:
             for daemon, start in zip(daemons[name], before[name], strict=True)
         ]
         yield compared(GROUP, title, "%", [100 * max(spent) / span], target=CPU_IDLE_PERCENT)
+
+
+def _watched(lab: Lab, seconds: float) -> Row:
+    """As `_idle`, for one daemon that a browser shows on its dashboard."""
+    lane = lab.lanes[_preferred(lab, "udp")]
+    title = f"CPU of one daemon, idle, dashboard open, {lane.name}"
+    if lane.failure is not None:
+        return unread(GROUP, title, "%", lane.failure, CPU_IDLE_PERCENT)
+    daemon = lane.daemons[0]
+    with feed(daemon) as connection:
+        before, began = cpu_seconds(daemon.pid), time.monotonic()
+        while (span := time.monotonic() - began) < seconds:
+            if not connection.recv(1 << 16):
+                raise NetlabError(f"{lane.name}: the daemon has ended GET /events")
+        spent = cpu_seconds(daemon.pid) - before
+    return compared(GROUP, title, "%", [100 * spent / span], target=CPU_IDLE_PERCENT)
+
+
+def feed(daemon: Daemon) -> socket.socket:
+    """Listen to a daemon as the dashboard does; the greeting has been read."""
+    connection = daemon.host.connect(("127.0.0.1", API_PORT))
+    connection.sendall(
+        f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{API_PORT}\r\n"
+        f"Origin: http://127.0.0.1:{API_PORT}\r\n"
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\n"
+        f"Sec-WebSocket-Protocol: {FEED}, bearer.{daemon.token()}\r\n\r\n".encode()
+    )
+    answer = connection.recv(1 << 16)
+    if not answer.startswith(b"HTTP/1.1 101 "):
+        connection.close()
+        raise NetlabError(f"GET /events: {answer.splitlines()[:1]}")
+    return connection
 
 
 def _ten_thousand(lab: Lab, seconds: float) -> Iterator[Row]:

@@ -63,6 +63,8 @@ EXIT_USAGE: Final = 2
 API_START_TIMEOUT_S: Final = 10.0
 #: running API requests get this long when the daemon stops
 API_STOP_TIMEOUT_S: Final = 0.5
+#: who watches the daemon each second need not make it read /proc each second
+RESOURCES_AGE_S: Final = 5.0
 #: linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
 
@@ -300,7 +302,9 @@ class Daemon:
 
     def _start_http(self, undo: ExitStack, token: str) -> None:
         config = self._config
-        feed = Feed(lambda: self.status().to_dict(), self._recorder)
+        feed = Feed(
+            lambda: self._view.snapshot(resources_age_s=RESOURCES_AGE_S).to_dict(), self._recorder
+        )
         registry = None
         if config.monitoring.metrics_enabled:
             registry = make_registry(

@@ -133,8 +133,10 @@ class Paths:
         self._link_up = True
         self._used_at = 0.0
         self._too_long = self._refused_as_too_long()
+        self._seen = self._look()
         self._wakeup = Wakeup()
         self._timers = gevent.Greenlet(self._run)
+        self._poll = gevent.get_hub().loop.timer(ACTIVITY_POLL_S, ACTIVITY_POLL_S)
         self._stopped = False
 
     # --- what it shows ------------------------------------------------------------------------
@@ -173,6 +175,7 @@ class Paths:
             self._stopped = True
             self._port.forget(self._number, self._on_signal)
             self._timers.kill(block=False)
+            self._poll.close()
 
     def receive_control(self, message: Candidates | PunchNow) -> None:
         """Take a control record of the peer."""
@@ -229,12 +232,10 @@ class Paths:
         """Drive the machine's timers; ends when killed by stop(), or with the session."""
         try:
             while not self._stopped:
-                now = self._clock()
+                self._poll_on_udp_only()
                 due = self._machine.next_timeout()
-                if self.path == "udp":
-                    due = now + ACTIVITY_POLL_S if due is None else min(due, now + ACTIVITY_POLL_S)
                 self._wakeup.clear()
-                self._wakeup.wait(None if due is None else max(0.0, due - now))
+                self._wakeup.wait(None if due is None else max(0.0, due - self._clock()))
                 if self._stopped:
                     return  # woken before it was killed
                 now = self._clock()
@@ -243,18 +244,43 @@ class Paths:
                 self._carry_out(now)
         except Exception:  # noqa: BLE001 - a path nobody watches is worse than none
             _log.exception("UDP is given up because of a bug", peer=self._peer)
+            self._poll.stop()
             self._session.use_wss()
             self._machine.disable("internal error: see the log", self._clock())
             self._on_change()
 
+    def _poll_on_udp_only(self) -> None:
+        if self.path != "udp":
+            self._poll.stop()
+        elif not self._poll.active:
+            self._poll.start(self._wake_on_activity)
+
+    def _wake_on_activity(self) -> None:
+        """Wake the greenlet if the data plane has something new to tell. Called by the loop.
+
+        Most of the cost of an idle tunnel is here: waking the greenlet each time just to look
+        is four times as much.
+        """
+        try:
+            if self._look() == self._seen:
+                return
+        except Exception:  # noqa: BLE001 - the greenlet meets it as well, and can do something
+            self._poll.stop()
+        self._wakeup.set()
+
+    def _look(self) -> tuple[float, float, int]:
+        """Return when frames were last sent and heard over UDP, and how many were too long."""
+        return *self._session.udp_activity(), self._refused_as_too_long()
+
     def _read_data_plane(self, now: float) -> None:
         if self.path != "udp":
             return
-        sent_at, heard_at = self._session.udp_activity()
+        self._seen = self._look()
+        sent_at, heard_at, too_long = self._seen
         self._machine.data_sent(sent_at)
         self._machine.data_heard(heard_at)
-        before, self._too_long = self._too_long, self._refused_as_too_long()
-        if self._too_long == before or now < self._used_at + SETTLE_S:
+        before, self._too_long = self._too_long, too_long
+        if too_long == before or now < self._used_at + SETTLE_S:
             return
         active = self.active
         if active is not None and active.mtu is not None and active.mtu > MIN_UDP_PAYLOAD:

@@ -25,6 +25,7 @@ from shadowmesh.status import (
     Nat,
     Path,
     Peer,
+    Resources,
     Session,
     Snapshot,
     Tap,
@@ -73,9 +74,16 @@ class View:
         self._certificate = certificate
         self._capture = capture
         self._process = psutil.Process(os.getpid())
+        self._resources: Resources | None = None
+        self._resources_at = 0.0
 
-    def snapshot(self) -> Snapshot:
-        """Return everything that is known now."""
+    def snapshot(self, *, resources_age_s: float = 0.0) -> Snapshot:
+        """Return everything that is known now.
+
+        Args:
+            resources_age_s: of what the process uses, which is half of the work, a reading of so
+                many seconds ago will do.
+        """
         manager = self._manager
         machine, tunnel = manager.machine, manager.current
         result = None if tunnel is None else tunnel.result
@@ -110,7 +118,7 @@ class View:
             handshakes=dict(manager.handshakes),
             queue_bytes=self._queue_bytes(),
             counters=self._counters(),
-            resources=read_resources(self._process),
+            resources=self._read_resources(resources_age_s),
             health=self.health().checks,
         )
 
@@ -215,6 +223,12 @@ class View:
             return None
         address = config.network.local_ip
         return Tap(tap.name, tap.mtu, None if address is None else str(address))
+
+    def _read_resources(self, age_s: float) -> Resources:
+        now = time.monotonic()
+        if self._resources is None or now >= self._resources_at + age_s:
+            self._resources, self._resources_at = read_resources(self._process), now
+        return self._resources
 
     def _queue_bytes(self) -> int:
         tunnel = self._manager.current
