@@ -1,0 +1,1 @@
+"""Random bytes for every parser that reads what a stranger or a peer sent."""
