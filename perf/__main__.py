@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from shadowmesh.benchmark import machine
+
 from . import ablation, fps, lab, latency, picture, report, resources, soak, tunnel
 from .report import Row
 
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("perf: network namespaces need root: run as root or use --only fps", file=sys.stderr)
         return 4
     began = time.monotonic()
-    print(f"{report.machine()}\n")
+    print(f"{machine()}\n")
     rows = list(_rows(wanted, options.quick, soak.Amount(options.gb * 1e9, options.frames)))
     print(report.table(rows))
     report.write_json(options.output / "perf.json", rows, options.quick)

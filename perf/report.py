@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from shadowmesh.benchmark import machine
 
 from .targets import Target
 
@@ -203,15 +203,3 @@ def write_json(path: Path, rows: Sequence[Row], quick: bool) -> None:
         "rows": [row.to_dict() for row in rows],
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def machine() -> str:
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return f"{os.cpu_count()} cores, {model}, Linux {platform.release()}"

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shadowmesh.netlab import Daemon, Net, NetlabError, Ping, introduce
+from shadowmesh.netlab.sandbox import settle_in, unshare_command
+from shadowmesh.netlab.transfer import transfer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 PINGS: Final = 20
 TRANSFER_S: Final = 2.0
-TRANSFER_PORT: Final = 5001
-CHUNK_BYTES: Final = 1 << 20
 UDP_WAIT_S: Final = 5.0
 ETH_P_ALL: Final = 0x0003
 INSIDE: Final = "--inside"  # we are in namespaces of our own already
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     if not options.inside:
         try:
-            command = [*_unshare(), sys.executable, "-m", "shadowmesh.demo", INSIDE, *given]
-        except DemoFailed as error:
+            command = [*unshare_command(), sys.executable, "-m", "shadowmesh.demo", INSIDE, *given]
+        except NetlabError as error:
             print(f"demo: {error}", file=sys.stderr)
             return 4
         # In our place, not as a child: a signal must reach the process that cleans up.
@@ -64,35 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # in order with stderr, also into a pipe
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # Namespaces are named below /run; a private one also works without root, and is gone with us.
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
+    settle_in()
     try:
         with tempfile.TemporaryDirectory(prefix="shadowmesh-demo-") as name, Net() as net:
             return _demo(net, Path(name), udp=not options.no_udp, keep=options.keep_logs)
     except KeyboardInterrupt:
         print("\ninterrupted; everything is removed", file=sys.stderr)
         return 128 + signal.SIGINT
-
-
-def _unshare() -> list[str]:
-    """Return the command that runs another in network and mount namespaces of its own.
-
-    Raises:
-        DemoFailed: this machine or this user cannot have them.
-    """
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        raise DemoFailed("no access to /dev/net/tun: try `modprobe tun`, or run as root")
-    unshare = ["unshare", "--net", "--mount"]
-    if os.geteuid() != 0:
-        unshare += ["--user", "--map-root-user"]
-    probe = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
-        raise DemoFailed(
-            f"no right to make namespaces ({probe.stderr.strip()}): run as root, or allow it "
-            "with `sysctl kernel.unprivileged_userns_clone=1` or "
-            "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
-        )
-    return unshare
 
 
 def _demo(net: Net, directory: Path, *, udp: bool, keep: Path | None) -> int:
@@ -148,7 +126,7 @@ def _story(net: Net, left: Daemon, right: Daemon, *, udp: bool) -> None:
         _ping(left, right, canary)
         _ping(right, left, canary)
     _show_wire(seen, canary)
-    speed, size = _transfer(left.host, right.host, right.tunnel_ip)
+    speed, size = transfer(left.host, right.host, right.tunnel_ip, TRANSFER_S)
     print(
         f"TCP through the tunnel: {size / 1e6:.0f} MB in {TRANSFER_S:.0f} s, "
         f"{speed / 1e9:.2f} Gbit/s (both hosts share this machine's {os.cpu_count()} cores)."
@@ -224,33 +202,6 @@ def _show_wire(frames: list[bytes], canary: bytes) -> None:
     )
     if readable or not frames:
         raise DemoFailed("the pings did not cross the cable encrypted")
-
-
-def _transfer(source: Host, sink: Host, address: str) -> tuple[float, int]:
-    """Send TCP for `TRANSFER_S` seconds; return bits per second and bytes received."""
-    received = 0
-    with sink.listen((address, TRANSFER_PORT)) as listener:
-
-        def take() -> None:
-            nonlocal received
-            connection, _ = listener.accept()
-            buffer = bytearray(CHUNK_BYTES)
-            with connection:
-                while count := connection.recv_into(buffer):
-                    received += count
-
-        thread = threading.Thread(target=take, name="transfer", daemon=True)
-        thread.start()
-        began = time.monotonic()
-        with source.connect((address, TRANSFER_PORT)) as connection:
-            chunk = bytes(CHUNK_BYTES)
-            while time.monotonic() - began < TRANSFER_S:
-                connection.sendall(chunk)
-        thread.join(10)
-        elapsed = time.monotonic() - began
-    if not received:
-        raise DemoFailed("no byte of the TCP transfer arrived")
-    return received * 8 / elapsed, received
 
 
 def _explain(error: Exception, left: Daemon, right: Daemon) -> None:
