@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from shadowmesh.config import HostPort
     from shadowmesh.events import FlightRecorder
+    from shadowmesh.explain import Explanation
     from shadowmesh.status import Health, Pong, Snapshot
 
 _log = log.get("api")
@@ -88,6 +89,14 @@ class Control(Protocol):
     def status(self) -> Snapshot: ...
 
     def health(self) -> Health: ...
+
+    def explain(self, target: str | None) -> Explanation:
+        """Tell what would happen to a frame.
+
+        Args:
+            target: MAC or IP address that it is for; None: any.
+        """
+        ...
 
 
 class Feed(Protocol):
@@ -219,6 +228,9 @@ class _Handlers:
         # Texts name addresses and files: only for who has shown the token.
         answer = report.to_dict(details=bool(request.environ.get(AUTHORISED)))
         return _report(answer, "unhealthy", [check.name for check in report.failing])
+
+    def explain(self, target: str | None) -> Response:
+        return _json(self._control.explain(target).to_dict())
 
     def live(self) -> Response:
         return _json({"schema": SCHEMA, "status": "alive"})

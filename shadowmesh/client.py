@@ -18,6 +18,7 @@ import socket
 import time
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final
+from urllib.parse import urlencode
 
 from shadowmesh.errors import (
     AlreadyConnected,
@@ -148,6 +149,11 @@ class ApiClient:
         """Return the snapshot."""
         return self._ask("GET", "/status", None, self._request_timeout_s)
 
+    def explain(self, target: str | None) -> dict[str, Any]:
+        """Return what would happen to a frame for a MAC or IP address; target None: any."""
+        path = "/explain" if target is None else f"/explain?{urlencode({'target': target})}"
+        return self._ask("GET", path, None, self._request_timeout_s, "steps")
+
     def ping(self) -> dict[str, Any]:
         """Measure one round trip to the peer; `rtt_ms` is None when no answer came."""
         answer = self._ask("POST", "/ping", {"count": 1}, self._request_timeout_s, "answers")
@@ -159,6 +165,13 @@ class ApiClient:
     def health(self) -> dict[str, Any]:
         """Return the health report, also when checks fail."""
         return self._ask("GET", "/health", None, self._request_timeout_s, "checks", (200, 503))
+
+    def metrics(self) -> str:
+        """Return the metrics in the text format of Prometheus."""
+        status, payload = self._exchange("GET", "/metrics", None, self._request_timeout_s)
+        if status != 200:
+            raise self._refusal(status, self._object(status, payload))
+        return payload.decode("utf-8", "replace")
 
     def recent_events(self, limit: int) -> list[Any]:
         """Return the last events, the oldest first."""
@@ -242,17 +255,21 @@ class ApiClient:
             good: the HTTP statuses that are no refusal.
         """
         status, payload = self._exchange(method, path, body, timeout_s)
+        answer = self._object(status, payload)
+        if status not in good:
+            raise self._refusal(status, answer)
+        kinds = str if member == "state" else (dict, list)
+        if not isinstance(answer.get("schema"), int) or not isinstance(answer.get(member), kinds):
+            raise self._foreign(f"an answer without {member}")
+        return answer
+
+    def _object(self, status: int, payload: bytes) -> dict[str, Any]:
         try:
             answer = json.loads(payload)
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise self._foreign(f"HTTP status {status} without a JSON object")
-        if status not in good:
-            raise self._refusal(status, answer)
-        kinds = str if member == "state" else (dict, list)
-        if not isinstance(answer.get("schema"), int) or not isinstance(answer.get(member), kinds):
-            raise self._foreign(f"an answer without {member}")
         return answer
 
     def _refusal(self, status: int, answer: dict[str, Any]) -> ShadowMeshError:

@@ -53,6 +53,7 @@ from shadowmesh.errors import (
 )
 from shadowmesh.events import NOBODY
 from shadowmesh.keys import format_public_key
+from shadowmesh.status import Refused
 from shadowmesh.terms import terms_of
 from shadowmesh.tunnel import Tunnel, boottime
 from shadowmesh.verdicts import DUPLICATE, INTERCEPTED, failed_dial, objection, trust_of
@@ -98,6 +99,7 @@ class ConnectionManager:
         current: the live tunnel, None without one.
         target: whom we dial.
         last_error, last_error_at: the last failure, cleared by success; wall-clock seconds.
+        refused: the last peer that was not let in, cleared by success.
         reconnects: sessions and links that came back without being asked for.
         handshakes: how handshakes ended, by one word.
         traversal: the UDP side of this host.
@@ -133,6 +135,7 @@ class ConnectionManager:
         self.target: HostPort | None = config.peer.address
         self.last_error: str | None = None
         self.last_error_at: float | None = None
+        self.refused: Refused | None = None
         self.reconnects = 0
         self.handshakes: Counter[str] = Counter()
         #: there was a session since the last disconnect: the next one is a reconnect
@@ -189,6 +192,11 @@ class ConnectionManager:
     def tap(self) -> Tap | None:
         """The open device, None without one."""
         return self._device.tap
+
+    @property
+    def device_problem(self) -> str | None:
+        """Why the device, which is wanted, could not be made; None when it could or is not."""
+        return None if self.machine.state is State.DISCONNECTED else self._device.problem
 
     # --- what others may ask ------------------------------------------------------------------
 
@@ -532,7 +540,7 @@ class ConnectionManager:
         self.handshakes["ok"] += 1
         self.reconnects += unasked
         self._was_connected = True
-        self.last_error = self.last_error_at = None
+        self.last_error = self.last_error_at = self.refused = None
         self._logged = ("", 0.0)
         self._tell(
             _log.info,
@@ -567,6 +575,8 @@ class ConnectionManager:
             self.handshakes[ended.kind] += 1
             say = _log.limited(10).warning if ended.kind == "refused" else _log.limited(10).info
             cause = ended.detail
+            if ended.kind in ("refused", "rejected"):
+                self.refused = Refused(tunnel.peer_name, cause, time.time())
             self._tell(
                 say,
                 "incoming handshake failed",

@@ -82,6 +82,11 @@ CHACHA_TAG_BYTES: Final = 16
 CHACHA_NONCE_BYTES: Final = 12
 AEGIS256_TAG_BYTES: Final = 32
 AEGIS256_NONCE_BYTES: Final = 32
+#: what sealing adds to the body of a record, by cipher: header, inner type and tag
+RECORD_OVERHEAD_BYTES: Final = {
+    "chacha20-poly1305": AAD_BYTES + 1 + CHACHA_TAG_BYTES,
+    "aegis-256": AAD_BYTES + 1 + AEGIS256_TAG_BYTES,
+}
 #: ring of the replay window, RFC 6479; one 64-bit word less of it is usable
 REPLAY_WINDOW_BITS: Final = 8192
 REKEY_AFTER_RECORDS: Final = 1 << 60

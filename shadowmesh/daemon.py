@@ -38,6 +38,7 @@ from shadowmesh.events import FlightRecorder
 from shadowmesh.fdstore import NO_STORE, FdStore
 from shadowmesh.feed import Feed
 from shadowmesh.heartbeat import Heartbeat
+from shadowmesh.hostfacts import parse_target
 from shadowmesh.http_server import LimitedServer
 from shadowmesh.keys import format_public_key, load_or_create_identity, load_or_create_token
 from shadowmesh.metrics import Sources, make_metrics_app, make_registry
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from gevent.pywsgi import WSGIServer
 
     from shadowmesh.config import LoadedConfig
+    from shadowmesh.explain import Explanation
     from shadowmesh.status import Health, Pong, Snapshot
 
 EXIT_USAGE: Final = 2
@@ -234,6 +236,10 @@ class Daemon:
     def health(self) -> Health:
         """Run the health checks."""
         return self._view.health()
+
+    def explain(self, target: str | None) -> Explanation:
+        """Tell what would happen to a frame for a MAC or IP address, checked by the API."""
+        return self._view.explain(None if target is None else parse_target(target))
 
     # --- start and stop -----------------------------------------------------------------------
 

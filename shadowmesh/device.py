@@ -53,6 +53,7 @@ class Device:
     Attributes:
         tap: None while closed.
         udp_super_frames: the kernel takes super-frames of datagrams.
+        problem: why the last attempt to open it failed; None when it did not.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Device:
         """Args: mac: 6 bytes, of the host's side."""
         self.tap: Tap | None = None
         self.udp_super_frames = udp_super_frames
+        self.problem: str | None = None
         self._network = network
         self._mac = mac
         self._plane = plane
@@ -134,8 +136,9 @@ class Device:
                 raise
         except (DeviceError, NotPermitted) as error:
             self._store.forget(TAP)
+            self.problem = str(error)
             raise DeviceUnavailable(str(error)) from error
-        self.tap = tap
+        self.tap, self.problem = tap, None
         self.udp_super_frames = tap.udp_super_frames
         self._store.keep(TAP, tap.fd)
 

@@ -26,6 +26,8 @@ EARLIEST_TIME: Final = 1_767_225_600.0
 EXPIRES_SOON_S: Final = 30 * 86400.0
 #: the state directory and the log live on; what is left below this is as good as nothing
 DISK_MARK_BYTES: Final = 1 << 20
+#: who was refused longer ago is no news
+REFUSED_MEMORY_S: Final = 600.0
 #: STUN, candidates and punching have had their time
 PATH_GRACE_S: Final = 15.0
 #: share of lost probes above which TCP through the tunnel crawls
@@ -99,6 +101,24 @@ def peer(
     return Check("peer", False, "warning", last_error, remedy, "cannot_connect")
 
 
+def refused(address: str | None, cause: str | None, age_s: float) -> Check:
+    """Judge the last peer that was not let in; of no matter while somebody is.
+
+    A check of its own, and no part of readiness: strangers can make it fail.
+
+    Args:
+        address, cause: where it came from and why the handshake failed; None when none did.
+        age_s: how long ago that was.
+    """
+    if address is not None and age_s < REFUSED_MEMORY_S:
+        return Check(
+            "refused", False, "warning", f"the handshake with {address} failed: {cause}",
+            "compare encryption.key and peer.public_key on both sides; if that was not your"
+            " peer, do nothing", "peer_refused",
+        )  # fmt: skip
+    return Check("refused", True, text="nobody was refused lately")
+
+
 def hub_lag(worst_s: float) -> Check:
     """Judge the longest delay of the event loop in the last minute."""
     if worst_s > HUB_LAG_LIMIT_S:
@@ -170,6 +190,7 @@ def path(
     udp_wanted: bool,
     connected_s: float,
     loss: float | None,
+    fallen: bool = False,
 ) -> Check:
     """Judge the path that carries the frames.
 
@@ -179,6 +200,7 @@ def path(
         udp_wanted: `nat.enabled`.
         connected_s: since when there is a session.
         loss: of the UDP path's last probes, 0.0 to 1.0.
+        fallen: UDP has carried this session's frames before, so that nothing is to be awaited.
     """
     if carries is None:
         return Check("path", True, text="not connected")
@@ -187,7 +209,7 @@ def path(
             "path", False, "warning", f"{loss:.0%} of the probes over UDP are lost",
             "look for an overloaded link; the tunnel moves to WSS if it gets worse", "path_lossy",
         )  # fmt: skip
-    if carries == "wss" and udp_wanted and connected_s > PATH_GRACE_S:
+    if carries == "wss" and udp_wanted and (fallen or connected_s > PATH_GRACE_S):
         return Check(
             "path", False, "warning", f"on WSS: {reason}",
             "let UDP pass between the two machines, see `shadowmesh netcheck`; or set"

@@ -1,7 +1,7 @@
-"""Links and addresses of this host, through rtnetlink.
+"""Links, addresses, routes and neighbours of this host, through rtnetlink.
 
-Owns: the few rtnetlink messages that setting up a TAP device takes, as plain calls.
-Does not know: TAP devices, configuration.
+Owns: the few rtnetlink messages that it takes to set up a TAP device and to tell where a frame
+would go, as plain calls. Does not know: TAP devices, configuration.
 
 The kernel handles a request inside sendto() and has the answer queued before that returns, so a
 plain blocking socket never waits and is safe in a greenlet. (pyroute2 does all this and more, but
@@ -24,9 +24,10 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Final, Self
 
+Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
 
 # linux/netlink.h
@@ -47,25 +48,48 @@ _NETLINK_CAP_ACK: Final = 10
 _NETLINK_EXT_ACK: Final = 11
 _ATTRIBUTE_TYPE_MASK: Final = 0x3FFF
 
-# linux/rtnetlink.h, if_link.h, if_addr.h
+# linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h
 _RTM_NEWLINK: Final = 16
 _RTM_GETLINK: Final = 18
 _RTM_NEWADDR: Final = 20
 _RTM_DELADDR: Final = 21
 _RTM_GETADDR: Final = 22
+_RTM_GETROUTE: Final = 26
+_RTM_GETNEIGH: Final = 30
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _IFADDRMSG: Final = struct.Struct("=BBBBI")
+#: family, destination bits, source bits, tos, table, protocol, scope, type, flags
+_RTMSG: Final = struct.Struct("=BBBBBBBBI")
+#: family, interface, state, flags, type
+_NDMSG: Final = struct.Struct("=BxxxiHBB")
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
 _IFLA_MASTER: Final = 10
 _IFLA_TXQLEN: Final = 13
+_IFLA_LINKINFO: Final = 18
+_IFLA_STATS64: Final = 23
+_IFLA_INFO_KIND: Final = 1
+#: the eighth of struct rtnl_link_stats64
+_TX_DROPPED_OFFSET: Final = 7 * 8
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _IFA_BROADCAST: Final = 4
 _IFA_FLAGS: Final = 8
 _IFA_F_NODAD: Final = 0x02
+_RTA_DST: Final = 1
+_RTA_OIF: Final = 4
+_RTA_GATEWAY: Final = 5
+_NDA_DST: Final = 1
+_NDA_LLADDR: Final = 2
+_NDA_MASTER: Final = 9
 IFF_UP: Final = 0x1
+_IFF_RUNNING: Final = 0x40
+RTN_LOCAL: Final = 2
+#: the neighbour has answered, now or some time ago, or was entered by hand
+NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+NUD_INCOMPLETE: Final = 0x01
+NUD_FAILED: Final = 0x20
 
 # A kernel never puts more than this into one answer to a socket that offers it.
 _ANSWER_BYTES: Final = 65_536
@@ -76,7 +100,10 @@ _BROADCAST_MAX_PREFIX: Final = 30
 class Link:
     """One network interface as the kernel describes it; `mac` is empty where there is none.
 
-    `master` is the index of the bridge that it is a port of, 0 without one.
+    `master` is the index of the bridge that it is a port of, 0 without one. `running` is false
+    while nobody is at the other end: no cable, or no program that has the TAP device open. `kind`
+    is the driver ("tun", "bridge"; empty for hardware), `tx_dropped` what the kernel itself threw
+    away on the way out, for want of room in the queue of the interface.
     """
 
     index: int
@@ -86,6 +113,43 @@ class Link:
     queue_length: int
     up: bool
     master: int = 0
+    running: bool = True
+    kind: str = ""
+    tx_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the kernel would send a packet: out of interface `index`, to `gateway` if there is one.
+
+    `local` means that the packet is for this host itself.
+    """
+
+    index: int
+    gateway: Address | None
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Whom the kernel believes to have an address: an entry of its ARP or ND table.
+
+    `state` has the NUD bits; `mac` is empty while nobody has answered.
+    """
+
+    index: int
+    address: Address
+    mac: bytes
+    state: int
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeEntry:
+    """Behind which port a bridge has seen a MAC; `index` is the port's, `master` the bridge's."""
+
+    index: int
+    master: int
+    mac: bytes
 
 
 class Netlink:
@@ -167,6 +231,26 @@ class Netlink:
         """Take an address away again (EADDRNOTAVAIL when it is not there)."""
         self._call(_RTM_DELADDR, _NLM_F_ACK, address_body(index, address))
 
+    def route(self, to: Address) -> Route:
+        """Return the way to an address (ENETUNREACH when there is none)."""
+        family = socket.AF_INET if to.version == 4 else socket.AF_INET6
+        body = _RTMSG.pack(family, to.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+        [answer] = self._call(_RTM_GETROUTE, 0, body + _attribute(_RTA_DST, to.packed))
+        return parse_route(answer)
+
+    def neighbours(self) -> list[Neighbour]:
+        """Return the ARP and ND tables of this namespace."""
+        body = _NDMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        answers = self._call(_RTM_GETNEIGH, _NLM_F_DUMP, body)
+        return [entry for entry in map(parse_neighbour, answers) if entry is not None]
+
+    def bridge_entries(self) -> list[BridgeEntry]:
+        """Return what the bridges of this namespace have learned."""
+        # An ifinfomsg: kernels before 4.20 read one for AF_BRIDGE, newer ones take both.
+        body = _IFINFOMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+        answers = self._call(_RTM_GETNEIGH, _NLM_F_DUMP, body)
+        return [entry for entry in map(parse_bridge_entry, answers) if entry is not None]
+
     def _call(self, kind: int, flags: int, body: bytes) -> list[bytes]:
         self._sequence += 1
         header = _HEADER.pack(
@@ -212,6 +296,7 @@ def parse_link(payload: bytes) -> Link:
     """Read an ifinfomsg and its attributes."""
     _family, _kind, index, flags, _change = _IFINFOMSG.unpack_from(payload)
     found = dict(_attributes(payload, _IFINFOMSG.size))
+    kind = dict(_attributes(found.get(_IFLA_LINKINFO, b""), 0)).get(_IFLA_INFO_KIND, b"")
     return Link(
         index=index,
         name=found[_IFLA_IFNAME].rstrip(b"\0").decode("utf-8", "replace"),
@@ -220,6 +305,12 @@ def parse_link(payload: bytes) -> Link:
         queue_length=int.from_bytes(found.get(_IFLA_TXQLEN, b""), sys.byteorder),
         up=bool(flags & IFF_UP),
         master=int.from_bytes(found.get(_IFLA_MASTER, b""), sys.byteorder),
+        running=bool(flags & _IFF_RUNNING),
+        kind=kind.rstrip(b"\0").decode("ascii", "replace"),
+        tx_dropped=int.from_bytes(
+            found.get(_IFLA_STATS64, b"")[_TX_DROPPED_OFFSET : _TX_DROPPED_OFFSET + 8],
+            sys.byteorder,
+        ),
     )
 
 
@@ -236,6 +327,37 @@ def parse_address(payload: bytes) -> tuple[int, Interface] | None:
     if family == socket.AF_INET6:
         return index, IPv6Interface((packed, prefix))
     return None
+
+
+def parse_route(payload: bytes) -> Route:
+    """Read an rtmsg and its attributes."""
+    kind = _RTMSG.unpack_from(payload)[7]
+    found = dict(_attributes(payload, _RTMSG.size))
+    gateway = found.get(_RTA_GATEWAY)
+    return Route(
+        index=int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder),
+        gateway=None if gateway is None else ip_address(gateway),
+        local=kind == RTN_LOCAL,
+    )
+
+
+def parse_neighbour(payload: bytes) -> Neighbour | None:
+    """Read an ndmsg and its attributes; None for a family that is not IP."""
+    family, index, state, _flags, _kind = _NDMSG.unpack_from(payload)
+    found = dict(_attributes(payload, _NDMSG.size))
+    if family not in (socket.AF_INET, socket.AF_INET6) or _NDA_DST not in found:
+        return None
+    return Neighbour(index, ip_address(found[_NDA_DST]), found.get(_NDA_LLADDR, b""), state)
+
+
+def parse_bridge_entry(payload: bytes) -> BridgeEntry | None:
+    """Read an ndmsg of a bridge; None for an entry without a bridge or a MAC."""
+    _family, index, _state, _flags, _kind = _NDMSG.unpack_from(payload)
+    found = dict(_attributes(payload, _NDMSG.size))
+    master = int.from_bytes(found.get(_NDA_MASTER, b""), sys.byteorder)
+    if not master or _NDA_LLADDR not in found:
+        return None
+    return BridgeEntry(index, master, found[_NDA_LLADDR])
 
 
 def address_body(index: int, address: Interface) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 
 from shadowmesh import __version__
 from shadowmesh.events import Event
+from shadowmesh.explain import Step
 from shadowmesh.routes import ROUTES, Refusal, Route, Value, refusals
 from shadowmesh.status import SCHEMA, STATES, Check, Pong, Snapshot
 
@@ -51,6 +52,7 @@ def document(*, closed: bool = False) -> Json:
     _add(schemas, Event)
     _add(schemas, Check)
     _add(schemas, Pong)
+    _add(schemas, Step)
     schemas.update(_envelopes())
     content = {
         "openapi": "3.1.0",
@@ -151,7 +153,10 @@ def _parameter(value: Value) -> Json:
         "in": "query",
         "required": False,
         "description": value.description,
-        "schema": {**value.schema, "default": value.default},
+        "schema": {
+            **value.schema,
+            **({} if value.default is None else {"default": value.default}),
+        },
     }
 
 
@@ -207,6 +212,19 @@ def _envelopes() -> Json:
             {
                 "schema": number,
                 "answers": {"type": "array", "items": {"$ref": "#/components/schemas/Pong"}},
+            }
+        ),
+        "Explanation": _object(
+            {
+                "schema": number,
+                "target": {"type": ["string", "null"], "description": "that was asked about"},
+                "delivered": {"type": "boolean", "description": "no step fails"},
+                "summary": {**text, "description": "one sentence"},
+                "steps": {
+                    "type": "array",
+                    "items": {"$ref": "#/components/schemas/Step"},
+                    "description": "in the order in which a frame meets them",
+                },
             }
         ),
         "Events": _object(

@@ -32,13 +32,7 @@ from gevent.event import Event as Wakeup
 
 from shadowmesh import log, network
 from shadowmesh._fastpath import MIN_UDP_PAYLOAD
-from shadowmesh.constants import (
-    AAD_BYTES,
-    AEGIS256_TAG_BYTES,
-    CHACHA_TAG_BYTES,
-    MAX_MTU,
-    Inner,
-)
+from shadowmesh.constants import MAX_MTU, RECORD_OVERHEAD_BYTES, Inner
 from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.events import NOBODY
 from shadowmesh.pings import Pings
@@ -55,11 +49,6 @@ if TYPE_CHECKING:
     from shadowmesh.udp import UdpPort
     from shadowmesh.wire.control import Address, Candidate, Candidates, Endpoint, PunchNow
 
-#: what sealing adds to the body of a record: header, inner type and tag
-_OVERHEAD_BYTES: Final = {
-    "chacha20-poly1305": AAD_BYTES + 1 + CHACHA_TAG_BYTES,
-    "aegis-256": AAD_BYTES + 1 + AEGIS256_TAG_BYTES,
-}
 ETHERNET_MTU: Final = 1500
 #: frames that were sealed for the old size still meet their error after a change
 SETTLE_S: Final = 0.5
@@ -117,7 +106,7 @@ class Paths:
         self._on_change = on_change
         self._recorder = recorder
         self._number = session.number
-        self._overhead = _OVERHEAD_BYTES[cipher]
+        self._overhead = RECORD_OVERHEAD_BYTES[cipher]
         self._tunnel = network.look(traversal.tunnel_device()).tunnel
         self._machine = PathMachine(
             clock(),

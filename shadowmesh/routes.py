@@ -31,12 +31,15 @@ from shadowmesh.errors import (
     PeerUnreachable,
 )
 from shadowmesh.events import MAX_EVENTS
+from shadowmesh.hostfacts import parse_target
 from shadowmesh.pcapng import MAX_SNAP_BYTES
 
 Schema = Mapping[str, Any]
 
 #: the longest host:port: a name of 253 characters with a final dot, and a port
 MAX_PEER_CHARS: Final = 260
+#: the longest IPv6 address with an IPv4 tail; a zone has no place in it
+MAX_TARGET_CHARS: Final = 45
 #: of one request: it takes up to 2 s for each
 MAX_PINGS: Final = 10
 #: a day, in milliseconds
@@ -45,7 +48,10 @@ MAX_CAPTURE_MS: Final = 24 * 3600 * 1000
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 
 #: format: the function that raises ValueError for a text that is not of it
-FORMATS: Final[Mapping[str, Callable[[str], object]]] = {"host:port": remote}
+FORMATS: Final[Mapping[str, Callable[[str], object]]] = {
+    "host:port": remote,
+    "mac-or-ip": parse_target,
+}
 
 _TYPES: Final = {"string": str, "integer": int, "boolean": bool}
 #: how an integer stands in a query
@@ -159,6 +165,17 @@ ROUTES: Final = (
         errors=(NotConnected,),
     ),
     Route("GET", "/status", "status", "What the daemon knows now", "Snapshot"),
+    Route(
+        "GET", "/explain", "explain", "What would happen to a frame now, and why", "Explanation",
+        "The chain of decisions between the host and the far TAP device: device, target, "
+        "connection, session, path, MTU, queue, drops. Nothing is sent.",
+        query=(
+            Value("target", {"type": "string", "format": "mac-or-ip",
+                             "maxLength": MAX_TARGET_CHARS},
+                  "MAC or IP address that the frame is for; missing: any.",
+                  example="10.0.0.2"),
+        ),
+    ),
     Route(
         "GET", "/health", "health", "All health checks", "Health",
         "200 unless a check of severity error fails. Without the token the texts are left out.",

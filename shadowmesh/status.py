@@ -53,12 +53,14 @@ class Peer:
         public_key: base64 of the Ed25519 key; the authenticated one while connected.
         name: what to call the peer in a sentence; None without one.
         pinned: the key was compared with `peer.public_key`.
+        tap_mtu: of its TAP device, as it told in the handshake; None when not connected.
     """
 
     address: str | None = None
     public_key: str | None = None
     name: str | None = None
     pinned: bool = False
+    tap_mtu: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -66,6 +68,7 @@ class Peer:
             "public_key": self.public_key,
             "name": self.name,
             "pinned": self.pinned,
+            "tap_mtu": self.tap_mtu,
         }
 
 
@@ -122,6 +125,7 @@ class Path:
         loss: share of the last probes that were not answered, 0.0 to 1.0; None when not known.
         payload_bytes: largest UDP datagram that it carries.
         seen_as: our own ``host:port`` as the peer saw it there.
+        unanswered: probes since its last answer, or in this round of trying, without any.
     """
 
     path: PathName
@@ -133,6 +137,7 @@ class Path:
     loss: float | None = None
     payload_bytes: int | None = None
     seen_as: str | None = None
+    unanswered: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -145,6 +150,7 @@ class Path:
             "loss": _rounded(self.loss, 3),
             "payload_bytes": self.payload_bytes,
             "seen_as": self.seen_as,
+            "unanswered": self.unanswered,
         }
 
 
@@ -179,12 +185,20 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The live session; times are wall-clock seconds, `rekeys` counts since it was established."""
+    """The live session; times are wall-clock seconds, `rekeys` counts since it was established.
+
+    Attributes:
+        next_rekey_at: when this side begins a rekey or, as the side that was dialled, asks for
+            one because the other side has not; None when none is planned.
+        keys_expire_at: when the keys end, if no rekey succeeds before.
+    """
 
     established_at: float | None = None
     rekeys: int = 0
     last_rekey_at: float | None = None
     initiator: bool | None = None
+    next_rekey_at: float | None = None
+    keys_expire_at: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -192,6 +206,30 @@ class Session:
             "rekeys": self.rekeys,
             "last_rekey_at": format_time(self.last_rekey_at),
             "initiator": self.initiator,
+            "next_rekey_at": format_time(self.next_rekey_at),
+            "keys_expire_at": format_time(self.keys_expire_at),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The last peer that came and whose handshake failed.
+
+    Attributes:
+        address: the ``host:port`` that it came from; None when there was none.
+        cause: why, one line.
+        failed_at: when.
+    """
+
+    address: str | None = None
+    cause: str | None = None
+    failed_at: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "address": self.address,
+            "cause": self.cause,
+            "failed_at": format_time(self.failed_at),
         }
 
 
@@ -236,8 +274,9 @@ class Counters:
     """Totals since the daemon started; "in" is from the peer to the TAP.
 
     A super-frame counts as one frame with all its bytes. `dropped` counts both directions, by
-    reason; a reason that was never met may be missing. `udp_refused` counts datagrams that were
-    no record of ours, by reason; `udp_errors` what the UDP socket refused, by errno.
+    reason; a reason that was never met may be missing. `dropped_lately` is the part of it of the
+    last minute. `udp_refused` counts datagrams that were no record of ours, by reason;
+    `udp_errors` what the UDP socket refused, by errno.
     """
 
     frames_in: int = 0
@@ -245,6 +284,7 @@ class Counters:
     bytes_in: int = 0
     bytes_out: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped_lately: Mapping[str, int] = field(default_factory=dict)
     udp_refused: Mapping[str, int] = field(default_factory=dict)
     udp_errors: Mapping[str, int] = field(default_factory=dict)
 
@@ -255,6 +295,7 @@ class Counters:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "dropped": dict(sorted(self.dropped.items())),
+            "dropped_lately": dict(sorted(self.dropped_lately.items())),
             "udp_refused": dict(sorted(self.udp_refused.items())),
             "udp_errors": dict(sorted(self.udp_errors.items())),
         }
@@ -372,6 +413,7 @@ class Snapshot:
         last_error: the cause of the last failure, one line; kept until the next success.
         last_error_at: when it happened.
         next_retry_at: when the next automatic attempt starts; None when none is planned.
+        refused: the last peer that came and was not let in, until the next success.
         path: what carries data now; None when not connected.
         path_reason: why it is this path, in words.
         paths: every way to the peer that is known, the one that carries data first.
@@ -395,6 +437,7 @@ class Snapshot:
     last_error: str | None = None
     last_error_at: float | None = None
     next_retry_at: float | None = None
+    refused: Refused | None = None
     peer: Peer | None = None
     path: PathName | None = None
     path_reason: str | None = None
@@ -435,6 +478,7 @@ class Snapshot:
             "last_error": self.last_error,
             "last_error_at": format_time(self.last_error_at),
             "next_retry_at": format_time(self.next_retry_at),
+            "refused": (self.refused or Refused()).to_dict(),
             "public_key": self.public_key,
             "peer": (self.peer or Peer()).to_dict(),
             "path": self.path,

@@ -196,6 +196,16 @@ class Tunnel:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
+    def keys_expire_at(self) -> float | None:
+        """When the keys that frames are sealed under end, boot-time seconds; None without any."""
+        return self._machine.keys_expire_at
+
+    @property
+    def rekey_at(self) -> float | None:
+        """When this side begins a rekey or asks for one, boot-time seconds; None: not planned."""
+        return self._machine.rekey_at
+
+    @property
     def over(self) -> bool:
         """The session is ending or has ended."""
         return self._ended is not None

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from shadowmesh import __version__, health
+from shadowmesh import __version__, health, hostfacts
 from shadowmesh.errors import DeviceError
+from shadowmesh.explain import explain
 from shadowmesh.keys import format_public_key
 from shadowmesh.status import (
     Certificate,
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 
     from shadowmesh.config import Config
     from shadowmesh.connection import ConnectionManager
+    from shadowmesh.explain import Explanation
     from shadowmesh.heartbeat import Heartbeat
+    from shadowmesh.hostfacts import Target
     from shadowmesh.status import Capture
     from shadowmesh.tls import Certificate as TlsCertificate
     from shadowmesh.tunnel import Tunnel
@@ -98,6 +101,7 @@ class View:
             last_error=manager.last_error,
             last_error_at=manager.last_error_at,
             next_retry_at=manager.next_retry_at,
+            refused=manager.refused,
             peer=self._peer(tunnel),
             path=None if tunnel is None else "udp" if tunnel.path == "udp" else "wss",
             path_reason=None if tunnel is None else self._path_reason(tunnel),
@@ -121,6 +125,13 @@ class View:
             resources=self._read_resources(resources_age_s),
             health=self.health().checks,
         )
+
+    def explain(self, target: Target | None) -> Explanation:
+        """Return what would happen to a frame for target now."""
+        tap = self._manager.tap
+        device = self._manager.config.network.tap_device if tap is None else tap.name
+        facts = hostfacts.look(device, target)
+        return explain(self.snapshot(), facts, target, time.time())
 
     def summary(self) -> str:
         """Return in one sentence how the daemon is; cheap, and no different each second."""
@@ -147,6 +158,7 @@ class View:
                 self._check_tap(),
                 self._check_peer(),
                 self._check_path(),
+                self._check_refused(now),
                 health.hub_lag(self._heartbeat.worst_s),
                 health.clock(now, vitals.clock_step),
                 health.queue(vitals.full_drops, self._queue_bytes()),
@@ -177,6 +189,7 @@ class View:
             public_key=None if key is None else format_public_key(key),
             name=address,
             pinned=pin is not None,
+            tap_mtu=None if tunnel is None or tunnel.result is None else tunnel.result.peer.tap_mtu,
         )
 
     def _path_reason(self, tunnel: Tunnel) -> str:
@@ -240,12 +253,14 @@ class View:
 
     def _counters(self) -> Counters:
         plane = self._manager.plane.counters()
+        dropped = _both(plane["tx_dropped"], plane["rx_dropped"])
         return Counters(
             frames_in=plane["frames_written"],
             frames_out=plane["frames_sent"],
             bytes_in=plane["bytes_written"],
             bytes_out=plane["bytes_read"],
-            dropped=_both(plane["tx_dropped"], plane["rx_dropped"]),
+            dropped=dropped,
+            dropped_lately=self._vitals.lately(dropped),
             udp_refused=plane["udp_refused"],
             udp_errors=self._manager.plane.udp_errors(),
         )
@@ -260,6 +275,8 @@ class View:
         try:
             if tap is not None:
                 is_up = tap.is_up()
+            elif manager.device_problem is not None:
+                problem = manager.device_problem
             elif not os.access(CLONE_DEVICE, os.R_OK | os.W_OK):
                 problem = f"{CLONE_DEVICE} may not be used, {device} cannot be made"
         except DeviceError as error:
@@ -288,7 +305,14 @@ class View:
             udp_wanted=manager.config.nat.enabled,
             connected_s=boottime() - tunnel.established_boottime,
             loss=None if active is None else active.loss,
+            fallen=tunnel.paths is not None and tunnel.paths.switches > 0,
         )
+
+    def _check_refused(self, now: float) -> Check:
+        refused = self._manager.refused
+        if self._manager.current is not None or refused is None or refused.failed_at is None:
+            return health.refused(None, None, 0.0)
+        return health.refused(refused.address, refused.cause, now - refused.failed_at)
 
     def _check_disk(self) -> Check:
         directory = self._manager.config.daemon.state_dir
@@ -312,7 +336,14 @@ def _session(tunnel: Tunnel | None) -> Session | None:
         rekeys=tunnel.rekeys,
         last_rekey_at=tunnel.last_rekey_at,
         initiator=tunnel.initiator,
+        next_rekey_at=_wall(tunnel.rekey_at),
+        keys_expire_at=_wall(tunnel.keys_expire_at),
     )
+
+
+def _wall(boot_s: float | None) -> float | None:
+    """Return a moment of the sessions' clock as wall-clock seconds."""
+    return None if boot_s is None else time.time() + boot_s - boottime()
 
 
 def _link(tunnel: Tunnel | None) -> Link | None:
@@ -342,6 +373,7 @@ def _paths(tunnel: Tunnel) -> tuple[Path, ...]:
             loss=report.loss,
             payload_bytes=report.mtu,
             seen_as=None if report.seen_as is None else str(report.seen_as),
+            unanswered=report.unanswered,
         )
         for report in (() if tunnel.paths is None else tunnel.paths.report())
     ]

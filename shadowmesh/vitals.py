@@ -23,8 +23,8 @@ CLOCK_STEP_S: Final = 2.0
 CLOCK_MEMORY_S: Final = 600.0
 #: drops that mean that a queue had no room: the WebSocket's, the TAP's, the UDP socket's
 FULL_REASONS: Final = ("link_stalled", "tap_full", "udp_send")
-#: looks that `full_drops` goes back
-FULL_LOOKS: Final = 60
+#: looks that `lately` goes back: a minute of them
+LOOKS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Vitals:
         self._boot = boot
         self._offset = wall() - boot()
         self._step: ClockStep | None = None
-        self._full: deque[int] = deque(maxlen=FULL_LOOKS + 1)
+        self._looks: deque[dict[str, int]] = deque(maxlen=LOOKS + 1)
         self._told: dict[str, int] = {}
         self._told_at = -DROPS_SPACING_S
 
@@ -67,7 +67,25 @@ class Vitals:
     @property
     def full_drops(self) -> int:
         """Frames that found no room in a queue, in the last minute of looks."""
-        return self._full[-1] - self._full[0] if self._full else 0
+        if not self._looks:
+            return 0
+        lately = self.lately(self._looks[-1])
+        return sum(lately.get(reason, 0) for reason in FULL_REASONS)
+
+    def lately(self, dropped: Mapping[str, int]) -> dict[str, int]:
+        """Return what was dropped since the oldest look of the last minute, by reason.
+
+        Args:
+            dropped: totals of now.
+        """
+        if not self._looks:
+            return {}
+        before = self._looks[0]
+        return {
+            reason: count - before.get(reason, 0)
+            for reason, count in dropped.items()
+            if count > before.get(reason, 0)
+        }
 
     def look(self, dropped: Mapping[str, int]) -> None:
         """Take one look.
@@ -78,7 +96,7 @@ class Vitals:
         now = self._boot()
         self._look_at_clock(now)
         self._look_at_drops(dropped, now)
-        self._full.append(sum(dropped.get(reason, 0) for reason in FULL_REASONS))
+        self._looks.append(dict(dropped))
 
     def _look_at_clock(self, now: float) -> None:
         before, self._offset = self._offset, self._wall() - now

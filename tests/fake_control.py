@@ -12,7 +12,7 @@ import gevent
 import gevent.event
 import gevent.socket
 
-from shadowmesh import api, capture, events, feed, http_server, status
+from shadowmesh import api, capture, events, explain, feed, hostfacts, http_server, status
 from shadowmesh.config import HostPort
 from tests.fakes import FakePlane
 
@@ -38,7 +38,7 @@ CONNECTED = status.Snapshot(
     mtu=1420,
     tap=status.Tap("tap0", 1500, "10.0.0.1/24"),
     nat=status.Nat("full cone", "198.51.100.4:9001", NOW - 130),
-    session=status.Session(NOW - 132, 1, NOW - 12, initiator=True),
+    session=status.Session(NOW - 132, 1, NOW - 12, True, NOW + 108, NOW + 168),
     link=status.Link("203.0.113.7:9001", NOW - 132),
     reconnects=2,
     path_switches=1,
@@ -47,6 +47,9 @@ CONNECTED = status.Snapshot(
     counters=status.Counters(12345, 12001, 3 << 30, 1 << 20, {"replay": 2, "queue_full": 10}),
     resources=status.Resources(0.26, 1.5, 43 << 20, 5, 27),
     health=(status.Check("tap", ok=True), status.Check("link", ok=True)),
+)
+TAP0 = hostfacts.Device(
+    "tap0", "tun", bytes(5) + b"\x01", 1500, up=True, running=True, addresses=("10.0.0.1/24",)
 )
 PONG = status.Pong("udp", "203.0.113.7:9001", 0.8412345)
 DISCONNECTED = status.Snapshot(version="0.1.0", state="disconnected", since=NOW - 10)
@@ -58,6 +61,7 @@ class FakeControl:
     def __init__(self) -> None:
         self.snapshot = DISCONNECTED
         self.report = status.Health([status.Check("tap", ok=True, text="tap0 is up")])
+        self.facts = hostfacts.HostFacts("tap0", TAP0)
         self.error: Exception | None = None
         #: what the next pings say, before it is always `PONG`
         self.pongs: list[status.Pong] = []
@@ -90,6 +94,11 @@ class FakeControl:
     def health(self) -> status.Health:
         self._answer("health")
         return self.report
+
+    def explain(self, target: str | None) -> explain.Explanation:
+        asked = None if target is None else hostfacts.parse_target(target)
+        self._answer("explain", str(target))
+        return explain.explain(self.snapshot, self.facts, asked, NOW)
 
 
 def make_app(

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import client, errors, status
-from shadowmesh.cli import output, render
+from shadowmesh import client, errors, status, units
+from shadowmesh.cli import render
 from shadowmesh.cli.program import program
 from tests.fake_control import (
     CONNECTED,
@@ -593,7 +593,7 @@ def test_a_status_with_holes_is_shown_all_the_same(snapshot):
      (1 << 30, "1.0 GiB"), (5 << 40, "5.0 TiB"), (1 << 60, "1048576.0 TiB")],
 )  # fmt: skip
 def test_sizes_are_human(number, text):
-    assert output.size(number) == text
+    assert units.size(number) == text
 
 
 @pytest.mark.parametrize(
@@ -602,7 +602,7 @@ def test_sizes_are_human(number, text):
      (86399, "23h 59m"), (90061, "1d 1h")],
 )  # fmt: skip
 def test_durations_are_human(seconds, text):
-    assert output.duration(seconds) == text
+    assert units.duration(seconds) == text
 
 
 # --- Colours ----------------------------------------------------------------------------------

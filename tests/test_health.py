@@ -45,6 +45,10 @@ FAILING = [
      "no answer over UDP", "netcheck"),
     (health.path("udp", "punched", **PATH | {"loss": 0.25}), "path_lossy", "warning", "25%",
      "overloaded"),
+    (health.path("wss", "UDP is silent", **PATH | {"connected_s": 1.0, "fallen": True}),
+     "udp_unavailable", "warning", "UDP is silent", "netcheck"),
+    (health.refused("192.0.2.1:5", "not the pinned key", 599.0), "peer_refused", "warning",
+     "192.0.2.1:5 failed: not the pinned key", "peer.public_key"),
     (health.disk(Path("/var/lib/x"), 100), "disk_full", "warning", "/var/lib/x", "make room"),
     (health.disk(Path("/var/lib/x"), None), "disk_unreadable", "warning", "/var/lib/x", "file"),
 ]  # fmt: skip
@@ -54,6 +58,8 @@ PASSING = [
     health.tap("tap0", **TAP | {"is_up": None, "needed": False}),
     health.peer(State.CONNECTED, None, **PEER),
     health.peer(State.DISCONNECTED, None, **PEER),
+    health.refused(None, None, 0.0),
+    health.refused("192.0.2.1:5", "long ago", 601.0),
     health.hub_lag(0.2),
     health.clock(NOW, None),
     health.queue(0, 500_000),
@@ -83,9 +89,10 @@ def test_a_passing_check_asks_for_nothing(check):
 
 def test_every_code_of_a_failure_is_its_own():
     codes = [(check.name, code) for check, code, *_ in FAILING]
-    assert len(set(codes) - {("peer", "cannot_connect")}) == len(codes) - 2
+    again = {("peer", "cannot_connect"), ("path", "udp_unavailable")}
+    assert len(set(codes) - again) == len(codes) - 2 * len(again)
     assert {name for name, _ in codes} == {
-        "tap", "peer", "hub_lag", "clock", "queue", "certificate", "path", "disk",
+        "tap", "peer", "refused", "hub_lag", "clock", "queue", "certificate", "path", "disk",
     }  # fmt: skip
 
 
@@ -149,6 +156,17 @@ def test_frames_that_found_no_room_are_those_of_the_last_minute(looking):
     for _ in range(60):
         looking.look(link_stalled=8, tap_full=1, udp_send=1)
     assert looking.vitals.full_drops == 0
+
+
+def test_what_was_dropped_lately_is_told_by_reason_up_to_now(looking):
+    assert looking.vitals.lately({"runt": 1}) == {}  # nothing to compare with
+    looking.look(runt=5, tap_full=1)
+    assert looking.vitals.lately({"runt": 7, "tap_full": 1, "tap_down": 2}) == {
+        "runt": 2, "tap_down": 2,
+    }  # fmt: skip
+    for _ in range(61):
+        looking.look(runt=7, tap_full=1)
+    assert looking.vitals.lately({"runt": 7, "tap_full": 1}) == {}
 
 
 @pytest.mark.parametrize("by_s", [3600.0, -3600.0])

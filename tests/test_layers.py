@@ -17,19 +17,19 @@ PACKAGE = ROOT / "shadowmesh"
 #: from the bottom to the top; a module imports from its own row and the rows above it
 LAYERS = (
     {"errors", "constants"},
-    {"config", "keys", "sodium", "status", "log", "rate", "histogram", "events",
-     "pcapng", "switches"},
-    {"_fastpath", "fast", "wire"},
+    {"config", "keys", "sodium", "status", "log", "rate", "histogram", "events", "pcapng", "switches",
+     "units", "reasons"},
+    {"_fastpath", "_fasthooks", "fast", "wire"},
     {
         "link", "listener", "admission", "upgrade", "dial", "traversal", "paths", "pings", "tap",
-        "netlink", "network", "tls", "udp", "device", "notify", "fdstore",
+        "netlink", "network", "tls", "udp", "device", "hostfacts", "notify", "fdstore",
     },
     {"api", "guard", "http_server", "routes", "openapi", "feed", "dashboard", "health", "vitals",
      "metrics", "connection", "dialler", "verdicts", "tunnel", "probes", "terms", "heartbeat", "view",
-     "peer_port", "capture"},
-    {"cli", "client", "daemon", "netcheck"},
-    # not part of the program: hosts out of namespaces, and the demonstration
-    {"netlab", "demo"},
+     "peer_port", "capture", "explain"},
+    {"cli", "client", "daemon", "netcheck", "evidence", "redaction", "benchmark"},
+    # not part of the program: hosts out of namespaces, what is shown and measured with them
+    {"netlab", "demo", "tunnelbench"},
 )  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
@@ -86,12 +86,18 @@ MUST_NOT_KNOW = {
     "verdicts": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.link"},
     "terms": {"gevent", "flask", "shadowmesh.link", "shadowmesh.connection"},
     "tunnel": {"flask", "shadowmesh.config", "shadowmesh.api", "shadowmesh.connection", "shadowmesh.tap"},
+    "hostfacts": {"gevent", "flask", "shadowmesh.config", "shadowmesh.wire", "shadowmesh._fastpath"},
+    "explain": {"gevent", "flask", "socket", "os", "time", "shadowmesh.netlink",
+                "shadowmesh.connection", "shadowmesh.tunnel", "shadowmesh.view", "shadowmesh.api"},
     "heartbeat": {"flask", "shadowmesh.connection", "shadowmesh.link"},
     "view": {"flask", "gevent", "shadowmesh.api"},
     "cli": {"gevent", "flask", "shadowmesh.daemon", "shadowmesh.connection", "shadowmesh.api",
             "shadowmesh.wire", "shadowmesh._fastpath", "shadowmesh.link"},
     "client": {"gevent", "flask", "shadowmesh.daemon", "shadowmesh.connection", "shadowmesh.api"},
     "daemon": {"flask", "shadowmesh.cli", "shadowmesh.client"},
+    "evidence": {"gevent", "flask", "click", "shadowmesh.cli", "shadowmesh.daemon"},
+    "benchmark": {"gevent", "flask", "click", "shadowmesh.cli", "shadowmesh.daemon"},
+    "redaction": {"gevent", "flask", "click", "os", "pathlib", "shadowmesh.config"},
 }  # fmt: skip
 
 #: what is used as gevent.NAME after `import gevent`; all else comes from its submodule
@@ -100,7 +106,7 @@ GEVENT_TOP = {
     "killall", "signal_handler", "sleep", "spawn", "spawn_later", "wait",
 }  # fmt: skip
 #: run on their own or in a process without a hub: waiting there harms nobody
-MAY_SLEEP = {"cli", "client", "netlab", "demo"}
+MAY_SLEEP = {"cli", "client", "netlab", "demo", "tunnelbench"}
 
 
 @dataclass(frozen=True)

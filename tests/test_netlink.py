@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 
 import pytest
 
@@ -80,3 +80,49 @@ def test_an_address_of_another_family_is_passed_over():
     body[0] = socket.AF_PACKET
     assert netlink.parse_address(bytes(body)) is None
     assert netlink.parse_address(bytes(body[:8])) is None
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def test_a_link_is_read_with_its_driver_and_what_the_kernel_dropped():
+    flags = netlink.IFF_UP | 0x40
+    statistics = struct.pack("=24Q", *range(24))
+    body = struct.pack("=BxHiII", 0, 1, 7, flags, 0)
+    body += attribute(3, b"tap0\0") + attribute(4, struct.pack("=I", 1500))
+    body += attribute(18, attribute(1, b"tun\0")) + attribute(23, statistics)
+    link = netlink.parse_link(body)
+    assert (link.index, link.name, link.kind, link.mtu) == (7, "tap0", "tun", 1500)
+    assert (link.up, link.running, link.tx_dropped) == (True, True, 7)
+
+
+def test_a_route_is_read_with_and_without_a_gateway():
+    header = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 254, 0, 0, 1, 0)
+    direct = netlink.parse_route(header + attribute(4, struct.pack("=I", 3)))
+    assert direct == netlink.Route(3, None, local=False)
+    way = attribute(4, struct.pack("=I", 3)) + attribute(5, bytes([192, 0, 2, 1]))
+    assert netlink.parse_route(header + way).gateway == ip_address("192.0.2.1")
+    local = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 255, 0, 0, 2, 0)
+    assert netlink.parse_route(local).local
+
+
+def test_a_neighbour_is_read_and_other_families_are_passed_over():
+    mac = bytes([2, 0, 0, 0, 0, 9])
+    body = struct.pack("=BxxxiHBB", socket.AF_INET, 3, 0x02, 0, 0)
+    entry = netlink.parse_neighbour(body + attribute(1, bytes([10, 0, 0, 2])) + attribute(2, mac))
+    assert entry == netlink.Neighbour(3, ip_address("10.0.0.2"), mac, 0x02)
+    assert netlink.parse_neighbour(body) is None
+    bridge = struct.pack("=BxxxiHBB", socket.AF_BRIDGE, 3, 0x02, 0, 0) + attribute(2, mac)
+    assert netlink.parse_neighbour(bridge) is None
+    assert netlink.parse_bridge_entry(bridge) is None
+    known = netlink.parse_bridge_entry(bridge + attribute(9, struct.pack("=I", 8)))
+    assert known == netlink.BridgeEntry(3, 8, mac)
+
+
+def test_the_kernel_knows_the_way_to_this_host():
+    with netlink.Netlink() as kernel:
+        assert kernel.route(ip_address("127.0.0.1")).local
+        assert kernel.links()[0].name == "lo"
+        assert isinstance(kernel.neighbours(), list)
+        assert isinstance(kernel.bridge_entries(), list)

@@ -27,6 +27,7 @@ FULL = dataclasses.replace(
     last_error="no route",
     last_error_at=1.0,
     next_retry_at=2.0,
+    refused=status.Refused("192.0.2.9:5", "not the pinned key", 1.5),
     certificate=status.Certificate(3.0, "00" * 32),
     capture=status.Capture(4.0, 96, 12, 3),
     paths=(
@@ -144,6 +145,9 @@ def described(operation, http_status):
         ("GET", "/events", {}, 426),
         ("GET", "/events/recent", {}, 200),
         ("GET", "/events/recent?limit=0", {}, 400),
+        ("GET", "/explain", {}, 200),
+        ("GET", "/explain?target=10.0.0.2", {}, 200),
+        ("GET", "/explain?target=tap0", {}, 400),
         ("GET", "/metrics", {}, 404),
         ("GET", "/status", {"headers": {"Authorization": "Bearer x"}}, 401),
         ("GET", "/status", {"headers": {"Host": "evil"}}, 403),

@@ -352,7 +352,7 @@ def test_a_real_device_gets_what_was_asked_for(namespace, address):
     device = open_tap(name="tap%d", mtu=9000, address=address, mac=MAC, queue_length=77)
     try:
         assert device.name == "tap0"
-        assert link_of("tap0") == Link(device.ifindex, "tap0", 9000, MAC, 77, up=True)
+        assert link_of("tap0") == Link(device.ifindex, "tap0", 9000, MAC, 77, up=True, kind="tun")
         assert addresses_of(device.ifindex) == ({address} if address else set())
         assert os.get_blocking(device.fd) is False
         assert os.get_inheritable(device.fd) is False

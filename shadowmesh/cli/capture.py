@@ -13,7 +13,6 @@ from typing import Any, BinaryIO, Final
 
 import click
 
-from shadowmesh.cli.output import count as number_of
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.parameters import Duration
 from shadowmesh.cli.settings import Settings
@@ -29,6 +28,7 @@ from shadowmesh.pcapng import (
     Reader,
     Statistics,
 )
+from shadowmesh.units import count as number_of
 
 _LONGEST_S: Final = 86400.0
 _ARROWS: Final = {INBOUND: "in ", OUTBOUND: "out"}

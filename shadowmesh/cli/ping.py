@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import click
 
-from shadowmesh.cli.output import count as number_of
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.settings import Settings
 from shadowmesh.client import ApiClient
 from shadowmesh.errors import NotConnected, ShadowMeshError
+from shadowmesh.units import count as number_of
 
 EXIT_UNREACHABLE = 5
 

@@ -11,12 +11,15 @@ from typing import Any, NoReturn
 import click
 
 from shadowmesh import __version__
+from shadowmesh.cli.bench import bench
+from shadowmesh.cli.bugreport import bugreport
 from shadowmesh.cli.capture import capture
 from shadowmesh.cli.completion import completion
 from shadowmesh.cli.configuration import configuration
 from shadowmesh.cli.connect import connect
 from shadowmesh.cli.dashboard import dashboard
 from shadowmesh.cli.disconnect import disconnect
+from shadowmesh.cli.explain import explain
 from shadowmesh.cli.group import Commands
 from shadowmesh.cli.keys import genkey, genpsk, pubkey
 from shadowmesh.cli.logs import logs
@@ -119,8 +122,8 @@ def program(
 
 
 for _command in (
-    connect, disconnect, status, dashboard, ping, wait, netcheck, capture, configuration, reload,
-    logs, genkey, pubkey, genpsk, version, completion,
+    connect, disconnect, status, explain, dashboard, ping, wait, netcheck, capture, configuration,
+    reload, logs, bugreport, bench, genkey, pubkey, genpsk, version, completion,
 ):  # fmt: skip
     program.add_command(_command)
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from shadowmesh.cli.output import count, duration, parse_time, size, text
+from shadowmesh.cli.output import parse_time, text
+from shadowmesh.units import count, duration, size
 
 #: width of the first column and the space behind it
 _LABEL_WIDTH = 10
@@ -87,6 +88,10 @@ def _failure(snapshot: Snapshot, now: float) -> Iterator[tuple[str, str]]:
         when = parse_time(snapshot.get("last_error_at"))
         tail = "" if when is None else f" ({duration(now - when)} ago)"
         yield "error", click.style(text(snapshot["last_error"]), fg="red") + tail
+    refused = _part(snapshot, "refused")
+    if refused.get("address") and snapshot.get("state") != "connected":
+        ago = _ago(refused.get("failed_at"), now)
+        yield "refused", f"{text(refused['address'])} {ago}: {text(refused.get('cause'))}"
     retry = parse_time(snapshot.get("next_retry_at"))
     if retry is not None:
         yield "retry", f"in {duration(retry - now)}"

@@ -103,6 +103,7 @@ class PathReport:
             answer.
         mtu: largest UDP payload in bytes; None unless it carries, or carried, frames.
         seen_as: where the peer saw us at the last probe; None before the first answer.
+        unanswered: probes of this round of punching, or since an answer, that none came to.
     """
 
     endpoint: Endpoint
@@ -113,3 +114,4 @@ class PathReport:
     loss: float | None
     mtu: int | None
     seen_as: Endpoint | None
+    unanswered: int = 0

@@ -151,6 +151,7 @@ class Book:
                 loss=remote.loss,
                 mtu=None if remote.prober is None else remote.prober.mtu,
                 seen_as=remote.seen_as,
+                unanswered=remote.tries,
             )
             for remote in self
         ]

@@ -199,6 +199,17 @@ class SessionMachine:
         return self._over
 
     @property
+    def keys_expire_at(self) -> float | None:
+        """When the keys that frames are sealed under end; None without any."""
+        current = self._keys.current
+        return None if current is None else current.expires_at
+
+    @property
+    def rekey_at(self) -> float | None:
+        """When we start a rekey or, as the responder, ask for one; None when none is planned."""
+        return self._rekey_at
+
+    @property
     def key_ids(self) -> tuple[int, ...]:
         """Local ids of the installed keys, at most three."""
         return tuple(keys.local_key_id for keys in self._keys.live())

@@ -1,16 +1,18 @@
-"""Faults of the path between two hosts, each a context manager that mends what it broke.
+"""Faults of hosts and of the path between them, each a context manager that mends what it broke.
 
-All of them act on the switch: a drop on the sender's own output would come back as EPERM.
+Those of the path act on the switch: a drop on the sender's own output would come back as EPERM.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from shadowmesh.netlab import Host, Net
 
@@ -85,3 +87,29 @@ def kill_sockets(host: Host, port: int) -> None:
     """Abort the host's established TCP connections to or from `port`; the peer gets a reset."""
     for end in ("dport", "sport"):
         host.run("ss", "-K", "-t", "state", "established", end, "=", f":{port}")
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path) -> Iterator[Path]:
+    """Mount a file system of 4 MiB on a directory, which is made."""
+    directory.mkdir(parents=True)
+    options = "size=4m,mode=0700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", directory], check=True)
+    try:
+        yield directory
+    finally:
+        # Lazily: a daemon that is about to end may have something open there.
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@contextlib.contextmanager
+def full_disk(directory: Path) -> Iterator[None]:
+    """Fill the file system of a directory to the last byte."""
+    ballast = directory / "ballast"
+    try:
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(1 << 16)):
+                pass
+        yield
+    finally:
+        ballast.unlink()

@@ -1,0 +1,64 @@
+"""What the counters of dropped frames and datagrams mean, and what to do about them.
+
+Owns: one sentence and one remedy for each reason. Does not know: who counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something was dropped, as a sentence; `remedy` is empty where nothing is to be done."""
+
+    meaning: str
+    remedy: str = ""
+
+
+#: frames; the names are those of the data plane
+DROPPED: Final[Mapping[str, Reason]] = {
+    "not_connected": Reason(
+        "the host sent while there was no tunnel; a few are normal, the kernel talks by itself"
+    ),
+    "link_stalled": Reason(
+        "the WebSocket link took nothing for 200 ms",
+        "more is sent than the path carries; shape it before the tunnel",
+    ),
+    "link_lost": Reason("they waited for the link when the connection ended"),
+    "key_expired": Reason(
+        "the keys were older than 180 s and no rekey had succeeded",
+        "look for `rekey` in the logs of both sides",
+    ),
+    "seal_refused": Reason("the counter of a key was at its end"),
+    "udp_send": Reason(
+        "the UDP socket refused them",
+        "see udp_errors in `shadowmesh --json status`; a local firewall gives EPERM",
+    ),
+    "tap_down": Reason("they came from the peer and the device is down", "ip link set DEVICE up"),
+    "tap_gone": Reason("they came from the peer and the device was deleted"),
+    "tap_full": Reason(
+        "the kernel took frames slower than they came", "the machine is short of processor time"
+    ),
+    "tap_refused": Reason("the kernel did not want them"),
+    "runt": Reason("shorter than an Ethernet header"),
+    "too_long": Reason(
+        "longer than the MTU of the receiving side allows", "set network.mtu alike on both sides"
+    ),
+    "bad_offload": Reason("the request to segment them made no sense"),
+    "multicast_source": Reason("they came from a group address, which no card has"),
+}
+
+#: UDP datagrams that were no record of the session
+REFUSED: Final[Mapping[str, Reason]] = {
+    "unknown": Reason("no record and no STUN answer: somebody else's traffic"),
+    "key_id": Reason("sealed under keys that are not known here, such as those of an old session"),
+    "expired": Reason("sealed under keys that have ended"),
+    "replay": Reason("came twice, or too late; some are normal where the network doubles packets"),
+    "forged": Reason("did not authenticate: altered on the way, or a stranger's"),
+    "inner_type": Reason("of a kind that this version does not know"),
+    "fragment": Reason("a part of a frame that fits no other"),
+    "signals_full": Reason("more probes and answers than are handled at once"),
+}

@@ -1,0 +1,41 @@
+"""Amounts as people read them.
+
+Owns: the forms of sizes and durations. Does not know: who shows them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_MINUTE: Final = 60
+_HOUR: Final = 3600
+_DAY: Final = 86400
+
+
+def size(number: float) -> str:
+    """Return a number of bytes as ``512 B``, ``1.4 KiB`` and so on."""
+    if number < 1024:
+        return f"{number:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        number /= 1024
+        # 1023.95 would be written as 1024.0
+        if number < 1023.95:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1024:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration with its two largest units; below zero (the clock was set) as ``0s``."""
+    whole = max(0, round(seconds))
+    if whole < _MINUTE:
+        return f"{whole}s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}m {whole % _MINUTE}s"
+    if whole < _DAY:
+        return f"{whole // _HOUR}h {whole % _HOUR // _MINUTE}m"
+    return f"{whole // _DAY}d {whole % _DAY // _HOUR}h"
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``1 frame``, ``12,345 frames``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
