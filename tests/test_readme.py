@@ -1,19 +1,27 @@
 """README.md and docs/ are true: what they name exists, what they tell to type works as printed.
 
 Fenced blocks say in their first line where they are typed: ``sh left``, ``sh right``, ``sh both``.
-``text right`` and ``text demo`` are what such a block, or the demo, prints. Blocks of plain ``sh``
-are not run: they clone and build, which `.ci/run` does in a clean clone.
+``text right`` and ``text demo`` are what such a block, or the demo, prints. The commands are typed
+on two machines that are network and mount namespaces (tests/lab/machine.py, which also says what
+stands in for systemd there); the fixture `walk` looks whether anything has escaped from there.
+
+What is not typed is in `NOT_TYPED`, with the reason. In the place of what `make build` makes in the
+clone is this checkout, in which it was made.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +43,11 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 BLOCK = re.compile(r"^```(\w*) ?(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
 SHARED_KEY = re.compile(r"\b[0-9a-f]{64}\b")
+STEPS, API, CONFIGURATION = "Two machines, step by step", "API and metrics", "Configuration"
+TROUBLE = "When something is wrong"
+PORT_443, LANS = "Port 443, alone or behind a web server", "Join two LANs"
+#: what the tests below type
+SECTIONS = {STEPS, TROUBLE, API, CONFIGURATION, PORT_443, LANS}
 LAN_WAIT_S = 45  # a bridge port with STP forwards after 30 s
 
 
@@ -114,9 +127,7 @@ def is_printed(message: str) -> bool:
     return any(pattern.search(text) for text in printed_texts())
 
 
-@pytest.mark.parametrize(
-    "message", [m for row in rows("When something is wrong") for m in inline_code(row[0])]
-)
+@pytest.mark.parametrize("message", [m for row in rows(TROUBLE) for m in inline_code(row[0])])
 def test_a_quoted_message_is_one_that_the_program_prints(message):
     assert len(message) > 8
     assert is_printed(message)
@@ -239,10 +250,21 @@ class Walk:
     def __init__(self, net: Net, directory: Path) -> None:
         self.net = net
         self.directory = directory
-        self.machines = {label: Machine(net, label, directory, ROOT) for label in ("left", "right")}
+        self.machines = {label: Machine(net, label, directory) for label in ("left", "right")}
         self.left, self.right = self.machines.values()
         #: what the README says to replace
-        self.words: dict[str, str] = {}
+        self.words = {"URL-OF-THIS-REPOSITORY": str(ROOT)}
+
+    def install(self) -> None:
+        """Type the block that clones and builds, on both, with this checkout as what was built."""
+        (block,) = (block for block in blocks(language="sh") if not block.where)
+        clone, build = self._filled(block.text).splitlines()
+        place = clone.split()[-1]
+        assert build == f"make -C {place} build"
+        for machine in self.machines.values():
+            machine.shell(clone)
+            machine.shell(f"test -e {place}/README.md")
+            machine.lend(ROOT, place)
 
     def type_section(self, section: str) -> str:
         """Type the blocks of a section in their order; return all that they printed."""
@@ -279,14 +301,29 @@ class Walk:
         wait_until(connected, 15, "both machines are connected", interval_s=0.3)
 
 
+def traces() -> set[str]:
+    """What somebody who types the commands outside of the machines would leave on this one."""
+    places = [place for place in ("/etc", "/opt", "/usr/local", "/var/lib") if Path(place).exists()]
+    found = subprocess.run(
+        ["find", *places, "-xdev", "(", "-name", "*shadowmesh*", "-o", "-name", "site.conf", ")"],
+        capture_output=True, text=True, check=False,
+    ).stdout.splitlines()  # fmt: skip
+    users = [line for line in Path("/etc/passwd").read_text().splitlines() if "shadowmesh" in line]
+    cards = {name for name in os.listdir("/sys/class/net") if name in ("tap0", "br0")}
+    return {*found, *users, *cards}
+
+
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory):
     """The machines after the walk-through."""
-    missing = [name for name in ("curl", "ping") if shutil.which(name) is None]
+    missing = [name for name in ("curl", "git", "ping") if shutil.which(name) is None]
+    if not (ROOT / ".git").exists():
+        missing.append("a clone of the repository")
     if missing:
         pytest.skip(f"needs {' and '.join(missing)}")
     if not (ROOT / ".venv/bin/shadowmesh-daemon").exists():
         pytest.skip("needs what `make build` makes in .venv")
+    before = traces()
     with Net() as net:
         try:
             walk = Walk(net, tmp_path_factory.mktemp("readme"))
@@ -294,9 +331,24 @@ def walk(tmp_path_factory):
             if "overlay" in str(error):
                 pytest.skip(f"needs overlayfs: {error}")
             raise
-        walk.type_section("Two machines, step by step")
+        walk.install()
+        walk.type_section(STEPS)
         walk.await_tunnel()
         yield walk
+        assert traces() <= before, "something of the machines is on this one"
+
+
+@pytest.mark.netns
+def test_the_machines_have_a_network_and_directories_of_their_own(walk):
+    seen = {
+        name: {os.readlink(f"/proc/self/ns/{name}")}
+        | {m.shell(f"readlink /proc/self/ns/{name}").strip() for m in walk.machines.values()}
+        for name in ("mnt", "net")
+    }
+    assert {name: len(found) for name, found in seen.items()} == {"mnt": 3, "net": 3}
+    mounts = walk.left.shell("cat /proc/mounts").splitlines()
+    own = {line.split()[1] for line in mounts if line.split()[2] in ("overlay", "tmpfs")}
+    assert own >= {"/etc", "/opt", "/opt/shadowmesh", "/root", "/run", "/usr/local", "/var"}
 
 
 @pytest.mark.netns
@@ -316,11 +368,117 @@ def test_the_demo_prints_what_the_readme_shows():
 @pytest.mark.netns
 def test_the_walk_through_leads_to_a_tunnel_that_comes_back(walk):
     # The last step was a restart of the daemon, with which the tunnel came by itself.
-    assert walk.words.keys() == {"KEY_OF_LEFT", "KEY_OF_RIGHT", "SHARED_KEY"}
+    assert walk.words.keys() >= {"KEY_OF_LEFT", "KEY_OF_RIGHT", "SHARED_KEY"}
     walk.right.shell("shadowmesh disconnect")
     assert not walk.right.succeeds("shadowmesh status")
     walk.right.shell("shadowmesh connect")
     walk.await_tunnel()
+
+
+#: programs named in the text, and why their commands are not typed
+NOT_TYPED = {
+    "apt-get": "the machines share the packages of the one that runs the tests",
+    "firewall-cmd": "a firewall that need not be installed",
+    "journalctl": "there is no journal where there is no systemd",
+    "make": "takes minutes; .ci/run has it in a clean clone",
+    "modprobe": "the kernel is that of the machine that runs the tests",
+    "ufw": "a firewall that need not be installed",
+}
+#: commands of ours that are not typed here: tests of their own do it
+ELSEWHERE = ("bench", "bugreport", "disconnect", "explain")
+TYPED = ("chmod", "ip", "shadowmesh", "ss", "systemctl")
+#: these go on until Ctrl-C
+ENDLESS = {
+    "shadowmesh capture",
+    "shadowmesh capture -w FILE",
+    "shadowmesh logs -f",
+    "shadowmesh ping",
+    "shadowmesh status --watch",
+}
+#: what a command answers on a machine that is connected and configured, and whose STUN server is
+#: out of reach, if not 0
+REFUSED = {
+    "shadowmesh connect": 1,
+    "shadowmesh connect HOST:PORT": 1,
+    "shadowmesh config init": 1,
+    "shadowmesh netcheck": 5,
+}
+STOPPED_BY_TIMEOUT = 124
+#: what is typed for a word in capitals
+EXAMPLES = {"N": "1", "HOST:PORT": "198.51.100.1:9001", "FILE": "/run/frames.pcapng"}
+#: of these the daemon does one at a time
+ALONE = "shadowmesh capture"
+
+
+def commands_in_the_text() -> list[str]:
+    """Whole command lines between backticks, and those of the table of commands with each option."""
+    lines = [
+        code
+        for code in inline_code()
+        if code.split()[0] in TYPED and " " in code and "…" not in code
+    ]
+    for row in rows("Commands"):
+        for cell in inline_code(row[0]):
+            optional = re.search(r" \[(.*?)\]", cell)
+            short = cell.replace(optional[0], "") if optional else cell
+            lines.append(f"shadowmesh {short}")
+            if optional:
+                lines.append(f"shadowmesh {short} {optional[1]}")
+    return [
+        line
+        for line in dict.fromkeys(lines)
+        if "COMMAND" not in line and line.split()[1] not in ELSEWHERE
+    ]
+
+
+def test_every_section_with_commands_is_typed():
+    assert {block.section for block in blocks(language="sh")} == SECTIONS
+    assert sum(not block.where for block in blocks(language="sh")) == 1  # Walk.install
+
+
+def test_every_program_named_in_the_text_is_typed_or_has_a_reason_not_to_be():
+    programs = {
+        code.split()[0]
+        for code in inline_code()
+        if " " in code and shutil.which(code.split()[0]) and "…" not in code
+    }
+    # which are also words of a sentence, or of our own commands
+    assert programs - {"set", "ping", "connect", "wait", "config", "logs", "status"} <= {
+        *TYPED,
+        *NOT_TYPED,
+    }
+
+
+@pytest.fixture(scope="module")
+def exit_codes(walk):
+    """What each command answered on *right*; most of the time goes into starting Python."""
+
+    def type_in(line: str) -> int:
+        typed = line
+        for word, value in EXAMPLES.items():
+            typed = re.sub(rf"\b{word}\b", value, typed)
+        if line == "shadowmesh pubkey":
+            typed += " </var/lib/shadowmesh/identity.key"
+        with taking_turns if line.startswith(ALONE) else contextlib.nullcontext():
+            return walk.right.exit_code(f"timeout {2 if line in ENDLESS else 25} {typed}")
+
+    taking_turns = threading.Lock()
+    lines = commands_in_the_text()
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(lines, pool.map(type_in, lines), strict=True))
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("line", commands_in_the_text())
+def test_a_command_in_the_text_does_what_it_is_there_for(exit_codes, line):
+    expected = STOPPED_BY_TIMEOUT if line in ENDLESS else REFUSED.get(line, 0)
+    assert exit_codes[line] == expected
+
+
+@pytest.mark.netns
+def test_the_frames_of_the_tunnel_can_be_seen(walk):
+    walk.left.shell("ping -c 40 -i 0.1 10.0.0.2 >/run/ping.log 2>&1 &")
+    assert "ICMP echo reply" in walk.type_section(TROUBLE)
 
 
 @pytest.mark.netns
@@ -335,25 +493,23 @@ def test_the_files_have_the_modes_that_the_readme_says(walk):
 
 @pytest.mark.netns
 def test_the_api_answers_and_tells_the_metrics(walk):
-    printed = walk.type_section("API and metrics")
+    printed = walk.type_section(API)
     assert '"state": "connected"' in printed
-    metrics = [
-        c for c in inline_code(sections()["API and metrics"]) if re.fullmatch(r"shadowmesh_\w+", c)
-    ]
+    metrics = [c for c in inline_code(sections()[API]) if re.fullmatch(r"shadowmesh_\w+", c)]
     assert len(metrics) > 6
     assert not [name for name in metrics if f"\n{name}" not in printed]
 
 
 @pytest.mark.netns
 def test_flags_and_environment_go_before_the_file(walk):
-    printed = walk.type_section("Configuration")
+    printed = walk.type_section(CONFIGURATION)
     assert "mtu: 1400  # environment SHADOWMESH_NETWORK_MTU" in printed
     assert 'log_level: "debug"  # flag --daemon.log_level' in printed
 
 
 @pytest.fixture(scope="module")
 def on_port_443(walk):
-    walk.type_section("Port 443, alone or behind a web server")
+    walk.type_section(PORT_443)
     walk.await_tunnel()
     return walk
 
@@ -419,7 +575,7 @@ def test_two_lans_are_joined(walk):
         machine.host.ip(f"link add eth1 type veth peer name eth0 netns {lan.namespace}")
         lan.ip(f"address add 192.168.7.{number}/24 dev eth0", "link set eth0 up")
         lans.append(lan)
-    walk.type_section("Join two LANs")
+    walk.type_section(LANS)
     wait_until(
         lambda: lans[0].ping("192.168.7.2", count=1).complete, LAN_WAIT_S, "a ping from LAN to LAN"
     )

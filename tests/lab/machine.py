@@ -1,8 +1,13 @@
 """A whole machine as far as an installation is concerned: its own /etc, /opt, /usr/local and /var.
 
-The directories are those of this machine with a layer of their own on top (overlayfs), so that
-commands from the manual run as printed and leave nothing behind. In place of systemd stands a
-program that starts and stops the service by its unit file.
+It has a network and a mount namespace. The directories in `OWN_PLACES` are those of this machine
+with a layer of their own on top (overlayfs), /run is empty and its own, so that commands from the
+manual run as printed and leave nothing behind.
+
+systemd cannot run there: it wants to be the first process and to own the control groups, which a
+container that runs tests does not have to give. In its place stands `SYSTEMCTL`, which starts and
+stops the service by the directives of its unit file. systemd-sysusers and systemd-tmpfiles are the
+real ones, and `packaging/test-deb.sh` has the unit under a real systemd.
 """
 
 from __future__ import annotations
@@ -32,11 +37,16 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=755 tmpfs /dev/net
 mknod -m 666 /dev/net/tun c 10 200  # the mode is udev's, which a container need not have
 chmod 755 /root  # the interpreter may live there, and the service runs as another user
-mkdir -p /opt/shadowmesh
-mount --bind "$2" /opt/shadowmesh
-install -m 755 "$3" /usr/local/bin/systemctl
+! command -v git >/dev/null || git config --system safe.directory '*'  # whoever owns the checkout
+install -m 755 "$2" /usr/local/bin/systemctl
 touch /run/machine-is-ready
 exec sleep infinity
+"""
+
+LEND = """
+mkdir -p {root}/opt/lent {root}/opt/work-of-lent
+layers="lowerdir={checkout},upperdir={root}/opt/lent,workdir={root}/opt/work-of-lent"
+mount -t overlay overlay -o "$layers" {place}
 """
 
 # What systemd does with the directives of the unit that a test can see from outside.
@@ -85,22 +95,28 @@ def start():
         time.sleep(0.1)
 
 
-def stop():
-    pid = int(PID.read_text())
-    os.kill(pid, signal.SIGTERM)
+def runs():
     # It is a child of nobody who waits for it: gone means that its memory is.
-    while pathlib.Path(f"/proc/{{pid}}/statm").exists():
-        if pathlib.Path(f"/proc/{{pid}}/statm").read_text().startswith("0 "):
-            break
+    try:
+        return not pathlib.Path(f"/proc/{{PID.read_text()}}/statm").read_text().startswith("0 ")
+    except FileNotFoundError:
+        return False
+
+
+def stop():
+    os.kill(int(PID.read_text()), signal.SIGTERM)
+    while runs():
         time.sleep(0.05)
 
 
 verb, unit = sys.argv[1], sys.argv[-1]
 if verb != "daemon-reload":
     assert unit == "shadowmesh", unit
-    if verb in ("stop", "restart"):
+    if verb == "status":
+        sys.exit(0 if runs() else 3)
+    if verb in ("stop", "restart") and runs():
         stop()
-    if verb in ("enable", "start", "restart"):
+    if verb in ("enable", "start", "restart") and not runs():
         start()
 """
 
@@ -108,18 +124,18 @@ if verb != "daemon-reload":
 class Machine:
     """A host of the net on which commands run in directories of its own, until the net closes."""
 
-    def __init__(self, net: Net, label: str, directory: Path, checkout: Path) -> None:
+    def __init__(self, net: Net, label: str, directory: Path) -> None:
         """Raises: NetlabError: the kernel has no overlayfs, or not for us."""
         self.host: Host = net.host(label)
-        root = directory / label
-        root.mkdir()
+        self._root = directory / label
+        self._root.mkdir()
         systemctl = directory / f"{label}-systemctl"
         systemctl.write_text(SYSTEMCTL.format(python=sys.executable))
         log = directory / f"{label}.log"
         setup = SETUP.format(places=" ".join(OWN_PLACES))
         self._holder = self.host.popen(
             "unshare", "--mount", "--propagation", "private",
-            "sh", "-euc", setup, "sh", str(root), str(checkout), str(systemctl),
+            "sh", "-euc", setup, "sh", str(self._root), str(systemctl),
             log=log,
         )  # fmt: skip
 
@@ -132,6 +148,10 @@ class Machine:
 
         wait_until(ready, 10, f"the directories of {label}")
 
+    def lend(self, checkout: Path, place: str) -> None:
+        """Let a built checkout stand in for the clone at `place`; what is written stays here."""
+        self.shell(LEND.format(root=self._root, checkout=checkout, place=place))
+
     def _enter(self, script: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["nsenter", "--target", str(self._holder.pid), "--mount", "--net", "--wd=/",
@@ -143,8 +163,11 @@ class Machine:
             check=False,
         )  # fmt: skip
 
+    def exit_code(self, script: str, timeout_s: float = 30) -> int:
+        return self._enter(script, timeout_s).returncode
+
     def succeeds(self, script: str) -> bool:
-        return self._enter(script, 30).returncode == 0
+        return self.exit_code(script) == 0
 
     def shell(self, script: str, timeout_s: float = 60) -> str:
         """Run a script as root of this machine and return what it printed.
