@@ -659,6 +659,7 @@ def test_a_reload_may_bring_the_peer_to_dial(pair):
         replace(config, peer=replace(config.peer, address=listening.address, auto_connect=True))
     )
     listening.wait_for("connected")
+    dialling.wait_for("connected")  # or it would be stopped half way
 
 
 def _with_key(config, key):
@@ -686,13 +687,14 @@ def test_the_first_key_lets_an_automatic_dialler_dial(make):
     wait_for(lambda: dialling.manager.config.mode == 0, "no key")
     dialling.manager.reload(_with_key(dialling.manager.config, PSK))
     listening.wait_for("connected")
+    dialling.wait_for("connected")
 
 
 def test_another_key_does_not_dial_for_an_operator_who_has_disconnected(make):
     listening = make().start()
     dialling = make().trust(address=listening.address, auto_connect=True).start()
     listening.wait_for("connected")
-    dialling.manager.disconnect()
+    dialling.wait_for("connected").manager.disconnect()
     config = dialling.manager.config
     dialling.manager.reload(_with_key(config, secrets.token_bytes(32)))
     wait_for(lambda: dialling.manager.config is not config, "reloaded")
