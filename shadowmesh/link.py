@@ -14,7 +14,10 @@ takes one waiter per direction, but TLS may want either direction in either call
 write that TLS could not finish is repeated with the same bytes before anything else is written,
 because OpenSSL has then already sealed a part of them. What OpenSSL 3.0 cannot do is answer a key
 update while a write is unfinished: the link then ends with BAD_LENGTH (tried with s_client; key
-updates that ask for no answer pass, 1,400 of them under load). No TLS stack that we met asks.
+updates that ask for no answer pass, 1,400 of them under load), and is dialled again. No TLS stack
+that we met asks. Both ways around it cost more than they give: not to read while a write is stuck
+lets two full links wait for each other, and what asks cannot be told from data before OpenSSL has
+read it; TLS over memory BIOs, where no write is ever unfinished, copies every byte once more.
 """
 
 from __future__ import annotations

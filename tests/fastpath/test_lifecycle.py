@@ -215,6 +215,22 @@ def test_the_device_goes_on_after_the_socket_is_gone(make):
 # --- Pipes --------------------------------------------------------------------------------------
 
 
+def resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_pipe_costs_the_pages_that_it_uses_also_after_others_are_gone():
+    plane = DataPlane()
+    for _ in range(2):  # what the first pipes used must not be what the next ones are made of
+        before = resident_bytes()
+        pipes = [Pipe(plane, False) for _ in range(40)]
+        for pipe in pipes:
+            pipe.send_message(bytes(1000))
+        assert resident_bytes() - before < 40 * 64 * 1024
+        del pipes, pipe
+
+
 def test_a_closed_pipe_is_silent():
     plane = DataPlane()
     pipe = Pipe(plane, client=True)
