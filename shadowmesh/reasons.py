@@ -54,7 +54,10 @@ DROPPED: Final[Mapping[str, Reason]] = {
 #: UDP datagrams that were no record of the session
 REFUSED: Final[Mapping[str, Reason]] = {
     "unknown": Reason("no record and no STUN answer: somebody else's traffic"),
-    "key_id": Reason("sealed under keys that are not known here, such as those of an old session"),
+    "key_id": Reason(
+        "sealed under keys that are not known here: of an old session, or of one that the other side"
+        " has already and this one not yet; a few at each start are normal"
+    ),
     "expired": Reason("sealed under keys that have ended"),
     "replay": Reason("came twice, or too late; some are normal where the network doubles packets"),
     "forged": Reason("did not authenticate: altered on the way, or a stranger's"),
