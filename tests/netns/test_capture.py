@@ -105,16 +105,23 @@ def test_a_capture_under_load_leaves_the_tunnel_alone(pair, tmp_path):
     server = right.host.popen("iperf3", "-s", "-1", "-B", right.tunnel_ip, log=tmp_path / "server")
     listening = ("ss", "-Hlnt", "sport", "=", ":5201")
     before = left.status()
+    load = None
     try:
         wait_until(lambda: right.host.run(*listening).stdout, 5, "iperf3 listens")
         with running(left, tmp_path / "log", *cli(left, "capture", "-w", saved)) as process:
-            load = ["iperf3", "-c", right.tunnel_ip, "-t", "1", "-J"]
-            report = json.loads(left.host.run(*load, timeout_s=30).stdout)
+            command = ["iperf3", "-c", right.tunnel_ip, "-t", "2", "-J"]
+            load = left.host.popen(*command, log=tmp_path / "client")
+            wait_until(lambda: left.status()["capture"]["frames"] > 100, 5, "frames are captured")
             process.send_signal(signal.SIGINT)
+        assert load.poll() is None, "the capture ended while frames came all the time"
+        assert load.wait(20) == 0
     finally:
-        server.kill()
-        server.wait()
+        for child in (server, load):
+            if child is not None:
+                child.kill()
+                child.wait()
     assert process.returncode == 0
+    report = json.loads((tmp_path / "client").read_text())
     assert report["end"]["sum_received"]["bytes"] > 1_000_000
     *_, last = blocks = blocks_of(saved)
     assert isinstance(last, Statistics)
