@@ -94,7 +94,8 @@ ctypedef struct session_t:
 
 
 cdef inline bint epoch_expired(const epoch_t *epoch, uint64_t now_ns) noexcept nogil:
-    return now_ns - epoch.born_ns > SM_KEY_LIFETIME_NS
+    # Signed: who read the clock before the hub installed the keys sees them from the future.
+    return <int64_t>(now_ns - epoch.born_ns) > <int64_t>SM_KEY_LIFETIME_NS
 
 
 cdef inline void write_aad(uint8_t *aad, uint8_t kind, uint32_t key_id,

@@ -452,6 +452,12 @@ def test_keys_live_for_180_seconds(age_ns, alive):
     assert keys.refuses_datagram(5) == REFUSAL_NAMES.index(refusal)
 
 
+def test_keys_that_were_installed_after_the_clock_was_read_are_not_old():
+    keys = hooks.Life(2**64 - 500)  # half a microsecond before they were born
+    assert keys.obstacle() == KEEP
+    assert keys.opens()
+
+
 @pytest.mark.parametrize("path", ["wss_next", "udp_next"])
 def test_nothing_is_sealed_near_the_end_of_the_counter(path):
     assert hooks.Life(0, **{path: LIMIT - BATCH_MAX - 1}).obstacle() == KEEP
