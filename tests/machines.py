@@ -6,7 +6,6 @@ test, as the kernel, the other. What passes there is the 10-byte virtio header a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import socket
@@ -51,7 +50,11 @@ def cut(sock) -> None:
 
 
 class FakeTap:
-    """Has the interface of `tap.Tap`; `kernel` is the other end."""
+    """Has the interface of `tap.Tap`; `kernel` is the other end.
+
+    That one is gevent's: its close() wakes whoever waits for a frame. A watcher left on a closed
+    descriptor would end the process as soon as the number belongs to something else.
+    """
 
     def __init__(self, name, *, mtu, offload, udp_super_frames=True, on_close=None):
         self.name = name
@@ -60,9 +63,7 @@ class FakeTap:
         self.offload = offload
         self.closed = False
         self._on_close = on_close
-        self.kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.kernel.setblocking(False)
-        ours.setblocking(False)
+        self.kernel, ours = gsocket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.fd = ours.detach()
 
     def set_offload(self, flags):
@@ -224,12 +225,9 @@ class Machine:
         return sent
 
     def receive(self, timeout_s=PATIENCE_S):
-        """Return the next frame that the daemon delivers to the kernel."""
+        """Return the next frame that the daemon delivers; OSError when its TAP is closed."""
         with gevent.Timeout(timeout_s):
-            while True:
-                with contextlib.suppress(BlockingIOError):
-                    return self.tap.kernel.recv(70000)[len(VNET_HEADER) :]
-                gsocket.wait_read(self.tap.kernel.fileno())
+            return self.tap.kernel.recv(70000)[len(VNET_HEADER) :]
 
     def wait_for(self, state, phase=None):
         wait_for(
