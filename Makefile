@@ -48,8 +48,8 @@ PYTEST := -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorde
 test: packages-test dev ## the whole test suite, with coverage of the Python code
 	@$(PY) -m coverage erase
 ifeq ($(ARGS),)
-	@$(PY) -m coverage run --concurrency=thread $(PYTEST) -m "not greenlets and not netns"
-	@$(PY) -m coverage run $(PYTEST) -m "greenlets or netns"
+	@$(PY) -m coverage run --concurrency=thread $(PYTEST) -m "not greenlets"
+	@$(PY) -m coverage run $(PYTEST) -m greenlets
 else
 	@$(PY) -m coverage run $(PYTEST) $(ARGS)
 endif

@@ -78,6 +78,7 @@ class BuildFastpath(build_ext):
                 str(self._switches(variant, extension, directives)),
             ]
         translate(self.extensions, variant, directives)
+        self.parallel = len(self.extensions)
         super().build_extensions()
 
     def run(self) -> None:

@@ -16,7 +16,7 @@ from shadowmesh import netlab
 
 #: The system tests whose daemons and commands count for coverage. The others start hundreds of
 #: them, each twice as slow under coverage, and reach nothing that is not reached without them.
-COVERED = ("test_api", "test_devices", "test_service", "test_tunnel")
+COVERED = {f"tests.netns.test_{name}" for name in ("api", "devices", "restart", "tunnel")}
 PROGRAMS_OF_THE_LAB = ("ip", "nft", "tcpdump", "ss", "setpriv")
 
 
@@ -58,7 +58,9 @@ def runs_greenlets(module: ModuleType) -> bool:
 @pytest.hookimpl(tryfirst=True)  # before the marks are looked at by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if runs_greenlets(item.module):
+        in_lab = item.get_closest_marker("netns")
+        home = item.module.__name__
+        if home in COVERED or (not in_lab and runs_greenlets(item.module)):
             item.add_marker("greenlets")
     marked = [item for item in items if item.get_closest_marker("netns")]
     # The long files first: what runs side by side then ends at about the same time.
@@ -76,9 +78,10 @@ def _no_leftovers_of_killed_runs():
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_without_coverage(request):
-    in_lab = request.node.get_closest_marker("netns")
+    mine = [item for item in request.session.items if item.module is request.module]
+    in_lab = any(item.get_closest_marker("netns") for item in mine)
     with pytest.MonkeyPatch.context() as patch:
-        if in_lab and request.module.__name__.rpartition(".")[2] not in COVERED:
+        if in_lab and request.module.__name__ not in COVERED:
             patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
         yield
 
