@@ -20,6 +20,8 @@ from tests.lab.pair import connected_pair
 pytestmark = pytest.mark.netns
 
 PINGS = 3
+#: more frames than a kernel sends by itself when a device comes up (ARP, neighbours, MLD)
+COUNT = 100
 REQUEST, REPLY = 8, 0
 
 
@@ -76,20 +78,20 @@ def test_tcpdump_shows_the_echoes_of_both_directions(pair, tmp_path):
 
 def test_the_count_ends_it_and_a_second_one_is_refused(pair, tmp_path):
     saved = tmp_path / "saved"
-    command = cli(pair.right, "capture", "-w", saved, "-s", "60", "-c", 2 * PINGS)
+    command = cli(pair.right, "capture", "-w", saved, "-s", "60", "-c", COUNT)
     with running(pair.right, tmp_path / "log", *command) as process:
         second = pair.right.cli("capture")
         assert (second.returncode, second.stderr.count("\n")) == (1, 1)
         assert "running already" in second.stderr
         assert pair.right.cli("status").stdout.count("somebody has been reading the frames") == 1
-        assert pair.left.host.ping(pair.right.tunnel_ip, count=2 * PINGS, size=1400).complete
+        assert pair.left.host.ping(pair.right.tunnel_ip, count=COUNT, size=1400).complete
     assert process.returncode == 0
     *_, last = blocks = blocks_of(saved)
     packets = [block for block in blocks if isinstance(block, Packet)]
-    assert len(packets) == 2 * PINGS
+    assert len(packets) == COUNT
     assert max(block.frame_bytes for block in packets) == 1442
     assert max(len(block.data) for block in packets) == 60
-    assert (last.comment, last.received, last.dropped) == ("count reached", 2 * PINGS, 0)
+    assert (last.comment, last.received, last.dropped) == ("count reached", COUNT, 0)
     seen = [
         (event["message"], event["fields"].get("cause"))
         for event in pair.right.api("GET", "/events/recent")[1]["events"]
@@ -109,7 +111,7 @@ def test_a_capture_under_load_leaves_the_tunnel_alone(pair, tmp_path):
     try:
         wait_until(lambda: right.host.run(*listening).stdout, 5, "iperf3 listens")
         with running(left, tmp_path / "log", *cli(left, "capture", "-w", saved)) as process:
-            command = ["iperf3", "-c", right.tunnel_ip, "-t", "2", "-J"]
+            command = ["iperf3", "-c", right.tunnel_ip, "-t", "5", "-J"]
             load = left.host.popen(*command, log=tmp_path / "client")
             wait_until(lambda: left.status()["capture"]["frames"] > 100, 5, "frames are captured")
             process.send_signal(signal.SIGINT)
