@@ -142,5 +142,8 @@ setup(
     ext_modules=[
         Extension(f"shadowmesh.{name}", [str(PACKAGE / f"{name}.pyx")]) for name in MODULES
     ],
+    exclude_package_data={
+        "shadowmesh": [] if "_fasthooks" in MODULES else ["_fasthooks.pyi"],
+    },
     cmdclass={"build_ext": BuildFastpath},
 )
