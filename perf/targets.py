@@ -1,6 +1,6 @@
 """The targets, as data: what each measure must reach, and what would be splendid.
 
-Source: docs/targets.md of the project's design; a figure is judged by its ratio to a reference of
+A figure is judged by its ratio to a reference of
 the same run wherever there is one, because absolute figures drift from machine to machine.
 """
 
