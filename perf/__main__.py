@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shadowmesh.benchmark import machine
 
-from . import ablation, fps, lab, latency, picture, report, resources, soak, tunnel
+from . import ablation, fps, lab, latency, picture, report, resources, soak, tunnel, uring
 from .report import Row
 
 Measure = Callable[[lab.Lab, bool], Iterator[Row]]
@@ -26,8 +26,8 @@ THROUGH_TUNNELS: dict[str, Measure] = {
     "resources": resources.measure,
 }
 ALL = ("fps", *THROUGH_TUNNELS)
-#: minutes long, with lanes of their own: only when they are asked for
-ON_DEMAND = ("ablation", "soak")
+#: what judges no target or takes minutes: only when it is asked for
+ON_DEMAND = ("ablation", "soak", "uring")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +69,9 @@ def _rows(wanted: Sequence[str], quick: bool, amount: soak.Amount) -> Iterator[R
     if "fps" in wanted:
         _say("fps")
         yield from fps.measure(quick)
+    if "uring" in wanted:
+        _say("uring")
+        yield from uring.measure(quick)
     with tempfile.TemporaryDirectory(prefix="shadowmesh-perf-") as directory:
         if set(wanted) & set(THROUGH_TUNNELS):
             with lab.Lab(Path(directory)) as lanes:

@@ -29,8 +29,7 @@ from shadowmesh.switches import VARIABLE
 from .report import Failure
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "perf" / "generator.c"
-GENERATOR = ROOT / "build" / "perf" / "generator"
+SOURCES, PROGRAMS = ROOT / "perf", ROOT / "build" / "perf"
 
 CIPHERS = ("chacha20-poly1305", "aegis-256")
 PATHS = ("wss", "udp")
@@ -244,22 +243,29 @@ def cable(net: Net, label: str) -> tuple[Host, Host]:
     return left, right
 
 
-def build_generator() -> Path:
-    """Compile the generator unless it is newer than its source; return the program."""
-    if not GENERATOR.exists() or GENERATOR.stat().st_mtime < SOURCE.stat().st_mtime:
-        GENERATOR.parent.mkdir(parents=True, exist_ok=True)
+def build(name: str) -> Path:
+    """Compile perf/NAME.c unless the program is newer than its source; return the program.
+
+    Raises:
+        NetlabError: there is no compiler, or it refuses; the text has what it said.
+    """
+    source, made = SOURCES / f"{name}.c", PROGRAMS / name
+    if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
+        made.parent.mkdir(parents=True, exist_ok=True)
         compiler = shutil.which(os.environ.get("CC", "cc"))
         if compiler is None:
-            raise NetlabError("no C compiler for perf/generator.c")
-        command = [compiler, "-O2", "-Wall", "-Wextra", "-pthread", "-o", str(GENERATOR)]
-        subprocess.run([*command, str(SOURCE)], check=True)
-    return GENERATOR
+            raise NetlabError(f"no C compiler for perf/{source.name}")
+        command = [compiler, "-O2", "-Wall", "-Wextra", "-pthread", "-o", str(made), str(source)]
+        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            raise NetlabError(f"perf/{source.name} does not compile:\n{done.stderr}")
+    return made
 
 
 def spawn(mode: str, *words: object, sockets: Sequence[socket.socket]) -> subprocess.Popen[str]:
     """Start the generator with `sockets` as its last arguments; the caller may close them."""
     fds = [end.fileno() for end in sockets]
-    command = [str(build_generator()), mode, *map(str, words), *map(str, fds)]
+    command = [str(build("generator")), mode, *map(str, words), *map(str, fds)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=fds
     )

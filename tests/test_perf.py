@@ -6,6 +6,7 @@ import json
 import math
 import mmap
 import os
+import shutil
 import socket
 import threading
 
@@ -13,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perf import ablation, report, soak, targets
+from perf import ablation, report, soak, targets, uring
 from perf.latency import parse_round_trips
 from perf.report import FAIL, PASS, SHOWN, SKIP, Failure, compared, percentile, unread
 from perf.targets import at_least, at_most
 from perf.tunnel import Trial, best_rate, parse_trial
 from shadowmesh import switches
+from shadowmesh.netlab import NetlabError
 
 
 def test_a_ratio_is_judged_when_there_is_one_and_the_value_when_not():
@@ -247,3 +249,55 @@ def test_the_heap_of_a_process_can_be_read():
         fresh.write(b"\1" * len(fresh))
         # what the garbage of other tests gives back meanwhile is not counted against it
         assert soak.heap_bytes(os.getpid()) >= before + len(fresh) // 2
+
+
+def name_of(way: object) -> str:
+    return f"{way.word}-{way.depth}" if isinstance(way, uring.Way) else str(way)
+
+
+def moved(*arguments: object) -> uring.Reading:
+    if shutil.which(os.environ.get("CC", "cc")) is None:
+        pytest.skip("needs a C compiler")
+    try:
+        return uring.run(*arguments)
+    except uring.Unsupported as error:
+        pytest.skip(f"needs io_uring: {error}")
+
+
+@pytest.mark.parametrize("way", uring.READS, ids=name_of)
+@pytest.mark.parametrize("rate", [20_000, 0, -1])
+def test_each_way_of_reading_finds_the_frames_of_each_sender(way, rate):
+    # A pair of sockets stands in for the TAP: no io_uring is told what kind of file it has.
+    device, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with device, sender:
+        device.setblocking(False)
+        reading = moved("read", 0.05, way, [64, rate], [device.fileno(), sender.fileno()])
+    assert reading.frames_per_second > 0
+    assert reading.cpu_ns > 0
+
+
+@pytest.mark.parametrize("way", uring.WRITES, ids=name_of)
+def test_each_way_of_writing_writes_whole_frames(way):
+    with open("/dev/null", "wb") as device:
+        assert moved("write", 0.02, way, [], [device.fileno()], bytes(64)).frames_per_second > 0
+
+
+@pytest.mark.parametrize("way", uring.WRITES, ids=name_of)
+def test_a_write_that_fails_is_an_error_and_not_a_figure(way):
+    with open("/dev/null", "rb") as device, pytest.raises(NetlabError, match="Bad file descriptor"):
+        moved("write", 0.02, way, [], [device.fileno()], bytes(64))
+
+
+def test_what_a_run_of_uring_printed_is_frames_and_their_cost():
+    assert uring.parse("1000 500000 2000000") == uring.Reading(2e6, 2000)
+    with pytest.raises(ValueError, match="no frame"):
+        uring.parse("0 500000 2000000")
+
+
+def test_the_frames_that_are_written_are_whole_packets():
+    for title, data in uring.frames(bytes(6)).items():
+        ethernet = data[10:]
+        packet = ethernet[14:]
+        assert int.from_bytes(packet[2:4]) == len(packet)
+        assert uring.internet_checksum(packet[:20]) == 0
+        assert (len(ethernet) == 64) == title.startswith("64-byte")
