@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shadowmesh.benchmark import machine
 
-from . import ablation, fps, lab, latency, picture, report, resources, soak, tunnel, uring
+from . import ablation, fps, lab, latency, others, picture, report, resources, soak, tunnel, uring
 from .report import Row
 
 Measure = Callable[[lab.Lab, bool], Iterator[Row]]
@@ -27,7 +27,7 @@ THROUGH_TUNNELS: dict[str, Measure] = {
 }
 ALL = ("fps", *THROUGH_TUNNELS)
 #: what judges no target or takes minutes: only when it is asked for
-ON_DEMAND = ("ablation", "soak", "uring")
+ON_DEMAND = ("ablation", "others", "soak", "uring")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +83,13 @@ def _rows(wanted: Sequence[str], quick: bool, amount: soak.Amount) -> Iterator[R
             _say("ablation")
             with lab.Lab(Path(directory), ablation.TUNNELS, references=False) as lanes:
                 yield from ablation.measure(lanes, quick)
+        if "others" in wanted:
+            _say("others")
+            with (
+                lab.Lab(Path(directory), others.TUNNELS) as lanes,
+                others.beside(lanes, Path(directory)),
+            ):
+                yield from others.measure(lanes, quick)
         if "soak" in wanted:
             _say("soak")
             with lab.Lab(Path(directory), soak.TUNNELS, references=False) as lanes:

@@ -66,7 +66,7 @@ class Broken(Exception):
 class Lane:
     """One way from `left` to `right`; `addresses` are theirs on it.
 
-    `daemons` is empty for a reference.
+    `daemons` are ours, `programs` those of others; a reference has neither.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Lane:
     path: str = ""
     cipher: str = ""
     daemons: tuple[Daemon, ...] = ()
+    programs: tuple[subprocess.Popen[bytes], ...] = ()
     failure: Failure | None = None  # why it cannot be measured
 
     def datagrams(self) -> tuple[socket.socket, socket.socket]:
@@ -114,8 +115,12 @@ class Lane:
         for daemon in self.daemons:
             daemon.wait_for(CONNECT_S, state="connected", path=self.path)
 
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in (*self.daemons, *self.programs)]
+
     def cpu_seconds(self) -> float:
-        return sum(cpu_seconds(daemon.pid) for daemon in self.daemons)
+        return sum(map(cpu_seconds, self.pids))
 
 
 def cpu_seconds(pid: int) -> float:
@@ -170,6 +175,9 @@ class Lab:
             found = status["state"], status["path"], status["cipher"]
             if found != ("connected", lane.path, lane.cipher):
                 raise Broken(f"{daemon.host.label} says {found}")
+        for program in lane.programs:
+            if program.poll() is not None:
+                raise Broken(f"{lane.name}: exit {program.returncode}")
 
     @contextlib.contextmanager
     def plain_cables(self) -> Iterator[None]:

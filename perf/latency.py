@@ -7,7 +7,7 @@ ends sleep while they wait, so an idle round trip has two wake-ups of the test i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .lab import Lab, Lane, generate, output, spawn
@@ -57,11 +57,7 @@ def measure(lab: Lab, quick: bool) -> Iterator[Row]:
 def _idle(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
     group = "round trip, idle"
     medians, trips = Readings(lab), RoundTrips()
-
-    def read(lane: Lane) -> float:
-        return trips.add(lane, generate("rtt", seconds, PER_SECOND, sockets=lane.datagrams()))
-
-    medians.take(rounds, read)
+    medians.take(rounds, idle_trips(trips, seconds))
     yield medians.row(f"{group}, p50", "veth", "us", "vxlan")
     for name in tunnel_names():
         target = RTT_IDLE[name.partition(" ")[0]]
@@ -73,6 +69,27 @@ def _idle(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
 def _loaded(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
     group = "round trip beside one TCP stream"
     medians, trips = Readings(lab), RoundTrips()
+    medians.take(rounds, trips_beside_stream(trips, seconds))
+    everywhere = ("veth", "vxlan", *tunnel_names())
+    for name in everywhere:
+        yield _tail(f"{group}, p50", name, medians, trips, 50, "ms")
+    for name in everywhere:
+        yield _tail(f"{group}, p99", name, medians, trips, 99, "ms")
+    for name in everywhere:
+        yield _tail(f"{group}, p99.9", name, medians, trips, 99.9, "ms")
+
+
+def idle_trips(trips: RoundTrips, seconds: float) -> Callable[[Lane], float]:
+    """Return what reads a lane's median round trip, in us."""
+
+    def read(lane: Lane) -> float:
+        return trips.add(lane, generate("rtt", seconds, PER_SECOND, sockets=lane.datagrams()))
+
+    return read
+
+
+def trips_beside_stream(trips: RoundTrips, seconds: float) -> Callable[[Lane], float]:
+    """As `idle_trips`, while one TCP stream takes what it gets."""
 
     def read(lane: Lane) -> float:
         ends = lane.streams(1)
@@ -87,14 +104,7 @@ def _loaded(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
             output(stream, seconds + 20)
         return trips.add(lane, words)
 
-    medians.take(rounds, read)
-    everywhere = ("veth", "vxlan", *tunnel_names())
-    for name in everywhere:
-        yield _tail(f"{group}, p50", name, medians, trips, 50, "ms")
-    for name in everywhere:
-        yield _tail(f"{group}, p99", name, medians, trips, 99, "ms")
-    for name in everywhere:
-        yield _tail(f"{group}, p99.9", name, medians, trips, 99.9, "ms")
+    return read
 
 
 def _tail(

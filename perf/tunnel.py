@@ -96,7 +96,8 @@ class Readings:
                     self.lab.settle(lane)
                 except (Broken, NetlabError, OSError, ValueError) as error:
                     why = str(error).partition("\n")[0]
-                    self.failures[lane.name] = Failure(why, broken=True)
+                    # Another program that does not do its work is no missed target of ours.
+                    self.failures[lane.name] = Failure(why, broken=not lane.programs)
                 else:
                     self.values.setdefault(lane.name, []).append(value)
 
@@ -126,7 +127,7 @@ class Streams:
         before = lane.cpu_seconds()
         counted, span, moved = generate("stream", self.seconds, sockets=lane.streams(self.count))
         spent = lane.cpu_seconds() - before
-        if lane.daemons and int(moved):
+        if lane.pids and int(moved):
             self.cpu_per_gb.setdefault(lane.name, []).append(spent * 1e9 / int(moved))
         return int(counted) * 8 / float(span) / 1e9
 
@@ -142,10 +143,10 @@ def measure(lab: Lab, quick: bool) -> Iterator[Row]:
     yield from _plain(lab, rounds, seconds)
     yield from _small_frames(lab, rounds, 0.25 if quick else 0.4)
     for name, target in CPU_PER_GB.items():
-        yield _cpu(one, streams, name, target)
+        yield cpu_row(one, streams, name, target)
     for name in tunnel_names():
         if name not in CPU_PER_GB:
-            yield _cpu(one, streams, name, None)
+            yield cpu_row(one, streams, name)
 
 
 def _one_stream(one: Readings) -> Iterator[Row]:
@@ -201,7 +202,7 @@ def small_frames(known: Readings, seconds: float) -> Callable[[Lane], float]:
     return read
 
 
-def _cpu(one: Readings, streams: Streams, name: str, target: Target | None) -> Row:
+def cpu_row(one: Readings, streams: Streams, name: str, target: Target | None = None) -> Row:
     group = "CPU seconds of both daemons for one GB"
     if name in one.failures:
         return unread(group, name, "s", one.failures[name], target)

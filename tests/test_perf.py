@@ -8,19 +8,22 @@ import mmap
 import os
 import shutil
 import socket
+import subprocess
 import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perf import ablation, report, soak, targets, uring
+from perf import ablation, others, report, soak, targets, uring
+from perf.lab import Lab, Lane
 from perf.latency import parse_round_trips
 from perf.report import FAIL, PASS, SHOWN, SKIP, Failure, compared, percentile, unread
 from perf.targets import at_least, at_most
-from perf.tunnel import Trial, best_rate, parse_trial
+from perf.tunnel import Readings, Trial, best_rate, parse_trial
 from shadowmesh import switches
-from shadowmesh.netlab import NetlabError
+from shadowmesh.netlab import Host, NetlabError
+from shadowmesh.tls import load_or_create_certificate
 
 
 def test_a_ratio_is_judged_when_there_is_one_and_the_value_when_not():
@@ -301,3 +304,160 @@ def test_the_frames_that_are_written_are_whole_packets():
         assert int.from_bytes(packet[2:4]) == len(packet)
         assert uring.internet_checksum(packet[:20]) == 0
         assert (len(ethernet) == 64) == title.startswith("64-byte")
+
+
+@pytest.mark.parametrize(
+    ("banner", "version"),
+    [
+        ("tinc version 1.0.36\nCopyright (C) 1998-2019 Ivo Timmermans", "1.0.36"),
+        ("OpenVPN 2.6.14 x86_64-pc-linux-gnu [SSL (OpenSSL)]", "2.6.14"),
+        ("fastd v22", "22"),
+        ("Welcome to n2n v.1.3.2 for unknown\nBuilt on 04/17/18", "1.3.2"),
+        ("wireguard-go v0.0.20220316\n\nUserspace WireGuard daemon", "0.0.20220316"),
+        ("usage: edge", ""),
+    ],
+)
+def test_the_version_of_another_program_is_read_from_its_banner(banner, version):
+    assert others.parse_version(banner) == version
+
+
+def test_a_program_that_is_not_installed_is_skipped_with_its_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for program in others.PROGRAMS:
+        row = unread("g", program.name, "u", program.missing())
+        assert row.verdict == SKIP
+        assert row.why == f"{program.banner[0]} is not installed"
+    (tmp_path / "fastd").touch(mode=0o755)
+    assert [p.name for p in others.PROGRAMS if p.missing() is None] == ["fastd"]
+
+
+class Stage(Host):
+    """A host on which nothing is started, only noted: command lines, and files at that time."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("nowhere", "stage", number)
+        self.commands: list[list[str]] = []
+
+    def popen(self, *command, log, env=None):
+        self.commands.append(list(command))
+        self.environment = env
+
+    def run(self, *command, **_):
+        return subprocess.CompletedProcess(command, 0, stdout=f"0.0.0.0:{others.N2N_PORT}")
+
+    def interfaces(self):
+        return {"tunnel1": {}, "tunnel2": {}}
+
+
+@pytest.fixture
+def sides(tmp_path):
+    """Two sides of a tunnel of others; their directories are `1` and `2`."""
+    hosts = Stage(1), Stage(2)
+    for host in hosts:
+        (tmp_path / str(host.number)).mkdir()
+    return tuple(
+        others.Side(host, peer, tmp_path / str(host.number), f"tunnel{host.number}")
+        for host, peer in zip(hosts, reversed(hosts), strict=True)
+    )
+
+
+def written(side):
+    """The files of a side by name, all of which must be for their owner alone."""
+    files = [path for path in side.directory.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.stat().st_mode & 0o077 and path.name != "cert.pem"]
+    return {str(path.relative_to(side.directory)): path.read_text() for path in files}
+
+
+def test_tinc_is_told_both_keys_and_keeps_one_of_its_own(sides):
+    others.tinc(sides)
+    left, right = map(written, sides)
+    assert left["rsa_key.priv"] != right["rsa_key.priv"]
+    for number in (1, 2):
+        assert left[f"hosts/host{number}"] == right[f"hosts/host{number}"]
+        assert (
+            f"Address = 198.51.100.{number}\n-----BEGIN RSA PUBLIC" in left[f"hosts/host{number}"]
+        )
+    assert "Name = host1\nConnectTo = host2\nMode = switch\n" in left["tinc.conf"]
+
+
+def test_openvpn_trusts_the_certificate_of_the_other_side_alone(sides):
+    others.openvpn(sides)
+    for own, other in (sides, reversed(sides)):
+        certificate = other.directory / "cert.pem"
+        fingerprint = load_or_create_certificate(certificate, other.directory / "key.pem").sha256
+        config = written(own)["openvpn.conf"]
+        assert f"peer-fingerprint {fingerprint.hex(':')}\n" in config
+        assert f"local {own.host.ipv4}\nremote {other.host.ipv4}\n" in config
+    assert "tls-server" in written(sides[0])["openvpn.conf"]
+    assert "tls-client" in written(sides[1])["openvpn.conf"]
+
+
+def test_fastd_has_the_other_sides_key_and_one_side_dials(sides, monkeypatch):
+    keys = iter([("secret1", "public1"), ("secret2", "public2")])
+    monkeypatch.setattr(others, "fastd_keys", lambda: next(keys))
+    others.fastd(sides)
+    left, right = (written(side)["fastd.conf"] for side in sides)
+    assert 'secret "secret1"' in left
+    assert 'key "public2"' in left
+    assert 'secret "secret2"' in right
+    assert 'key "public1"; remote 198.51.100.1:10000;' in right
+    assert "remote" not in left
+
+
+@pytest.mark.parametrize("banner", ["Welcome to n2n v.1.3.2", "Welcome to n2n v.3.1.1"])
+def test_the_key_of_n2n_is_not_in_its_arguments(sides, monkeypatch, banner):
+    told = subprocess.CompletedProcess((), 0, stdout=banner, stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: told)
+    others.n2n(sides)
+    (supernode, left), (right,) = (side.host.commands for side in sides)
+    key = sides[0].host.environment["N2N_KEY"]
+    assert sides[1].host.environment["N2N_KEY"] == key
+    assert key not in " ".join([*supernode, *left, *right])
+    assert ("-f" in left) == ("-f" in supernode) == ("v.3" in banner)
+
+
+def test_wireguard_go_gets_its_keys_by_its_socket(sides, monkeypatch, tmp_path):
+    monkeypatch.setattr(others, "WIREGUARD_SOCKETS", tmp_path)
+    taken = []
+
+    def answer(control):
+        with control, control.accept()[0] as connection:
+            taken.append(dict(line.split("=") for line in connection.recv(4096).decode().split()))
+            connection.sendall(b"errno=0\n\n")
+
+    threads = []
+    for side in sides:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        control.bind(str(tmp_path / f"{side.device}.sock"))
+        control.listen()
+        threads.append(threading.Thread(target=answer, args=(control,), daemon=True))
+        threads[-1].start()
+    others.wireguard_go(sides)
+    for thread in threads:
+        thread.join(5)
+    endpoints = {words["endpoint"] for words in taken}
+    assert endpoints == {"198.51.100.1:51820", "198.51.100.2:51820"}
+    privates = {words["private_key"] for words in taken}
+    assert len(privates) == 2
+    commands = [word for side in sides for line in side.host.commands for word in line]
+    assert not privates & set(commands)
+    assert not any(map(written, sides))
+
+
+def test_another_program_that_breaks_fails_no_target_of_ours(tmp_path):
+    host = Stage(1)
+    lab = Lab(tmp_path)
+    lab.lanes["ours"] = Lane("ours", host, host, ("", ""))
+    lab.lanes["theirs"] = Lane("theirs", host, host, ("", ""), programs=(subprocess.Popen("true"),))
+    lab.lanes["theirs"].programs[0].wait()
+    readings = Readings(lab)
+
+    def read(lane):
+        if lane.name == "ours":
+            raise NetlabError("no answer")
+        return 1.0
+
+    readings.take(1, read)
+    rows = [readings.row("g", name, "u") for name in lab.lanes]
+    assert [row.verdict for row in rows] == [FAIL, SKIP]
+    assert rows[1].why == "theirs: exit 0"
