@@ -45,6 +45,5 @@ def _nothing_left_behind() -> Iterator[None]:
     files, threads = rig.open_files(), rig.threads()
     yield
     gc.collect()
-    # A joined thread stays in /proc for a moment.
     assert rig.eventually(lambda: rig.threads() <= threads)
     assert rig.open_files() <= files
