@@ -50,12 +50,16 @@ class Side:
         node.plane.attach_udp(udp.fileno(), socket.AF_INET)
         node.local_id = node.session.reserve_key_id()
 
-    def join(self, peer: Side, path: str, cipher: str) -> None:
-        """Send to `peer` from now on."""
+    def install(self, peer: Side, cipher: str) -> None:
+        """Open from now on what `peer` seals."""
         node = self.node
         node.remote_id = peer.node.local_id
         caps = int(peer.caps)
         node.install(node.local_id, node.remote_id, cipher, swap=not node.client, caps=caps)
+
+    def join(self, peer: Side, path: str) -> None:
+        """Send to `peer` from now on, which has the keys."""
+        node = self.node
         node.session.bind(node.pipe)
         node.session.send_under(node.local_id)
         if path == "udp":
@@ -95,8 +99,11 @@ class Tunnel:
         # TCP is cut to the path where there is one that is narrower than a WebSocket.
         room = PATH_BYTES - FRAME_OVERHEAD - records.TAG_BYTES[cipher]
         self._most_bytes = room if path == "udp" else None
+        # Keys first: a real device may have frames of the kernel's own waiting, which leave at once.
         for side, peer in (sides, sides[::-1]):
-            side.join(peer, path, cipher)
+            side.install(peer, cipher)
+        for side, peer in (sides, sides[::-1]):
+            side.join(peer, path)
 
     def close(self) -> None:
         for side in self.sides:
