@@ -88,9 +88,9 @@ RECORD_OVERHEAD_BYTES: Final = {
     "aegis-256": AAD_BYTES + 1 + AEGIS256_TAG_BYTES,
 }
 #: ring of the replay window, RFC 6479; one 64-bit word less of it is usable
-REPLAY_WINDOW_BITS: Final = 8192
+REPLAY_WINDOW_BITS: Final = 65536
 REKEY_AFTER_RECORDS: Final = 1 << 60
-#: sealing stops here, one replay window before the counter would wrap
+#: sealing stops here, before the counter would wrap
 REFUSE_AFTER_RECORDS: Final = (1 << 64) - (1 << 13) - 1
 REKEY_AFTER_FAILED: Final = 1 << 20
 CLOSE_AFTER_FAILED: Final = 1 << 36

@@ -58,7 +58,7 @@ static inline int sm_aegis256_open(uint8_t *m, const uint8_t *c, size_t clen, co
 #define SM_KEY_LIFETIME_NS UINT64_C(180000000000)
 /* Protocol section 6: a partial frame waits 1 s for its fragments. */
 #define SM_PARTIAL_LIFETIME_NS UINT64_C(1000000000)
-/* Protocol section 6: 2^64 - 2^13 - 1; past it a counter could come round in the replay window. */
+/* Protocol section 6: 2^64 - 2^13 - 1; nothing is sealed or opened past it. */
 #define SM_SEAL_LIMIT UINT64_C(0xFFFFFFFFFFFFDFFF)
 
 /* Little-endian loads and stores at any alignment; the targets are little-endian (checked below). */

@@ -1,13 +1,13 @@
 """Slow, obvious twin of the replay window: remember every counter, forget none.
 
-The oracle for the C ring. RFC 6479 with a ring of 8192 bits in words of 64: one word is always
-the one being cleared, so 8192 - 64 = 8128 counters behind the newest can still be told apart.
+The oracle for the C ring. RFC 6479 with a ring of 65536 bits in words of 64: one word is always
+the one being cleared, so 65536 - 64 = 65472 counters behind the newest can still be told apart.
 Source: protocol section 6, RFC 6479 section 3.
 """
 
 from __future__ import annotations
 
-RING_BITS = 8192
+RING_BITS = 65536
 WORD_BITS = 64
 WINDOW = RING_BITS - WORD_BITS
 

@@ -136,11 +136,11 @@ def test_counters_are_taken_once_in_any_order() -> None:
     ("newest", "counter", "fresh"),
     [
         (0, 0, False),
-        (8128, 0, True),
-        (8129, 0, False),
-        (8129, 1, True),
-        (2**64 - 1, 2**64 - 1 - 8128, True),
-        (2**64 - 1, 2**64 - 1 - 8129, False),
+        (65_472, 0, True),
+        (65_473, 0, False),
+        (65_473, 1, True),
+        (2**64 - 1, 2**64 - 1 - 65_472, True),
+        (2**64 - 1, 2**64 - 1 - 65_473, False),
     ],
 )
 def test_the_window_is_one_word_smaller_than_the_ring(
