@@ -9,7 +9,6 @@ CPU is that of the thread that moves frames and of the kernel's workers for it, 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 import subprocess
@@ -151,14 +150,14 @@ def measure(quick: bool) -> Iterator[Row]:
                 f"write to the TAP, {title}",
                 WRITES,
                 rounds,
-                lambda way, data=data: run("write", seconds, way, [], [tap.fd], data),
+                lambda way, data=data: run("write", seconds, way, [], tap.fds, data),
             )
         for title, load in LOADS.items():
             yield from _compared(
                 f"read from the TAP, {title}",
                 READS,
                 rounds,
-                lambda way, load=load: run("read", seconds, way, load, [tap.fd, sender.fileno()]),
+                lambda way, load=load: run("read", seconds, way, load, [*tap.fds, sender.fileno()]),
             )
 
 
@@ -175,7 +174,7 @@ def device() -> Iterator[tuple[Tap, socket.socket]]:
                 persist=False,
                 offload=OFFLOAD_TCP | OFFLOAD_UDP,
             )
-        stack.callback(os.close, tap.fd)
+        stack.callback(tap.close)
         host.ip(f"neighbour add {NEIGHBOUR} lladdr {NEIGHBOUR_MAC.hex(':')} dev {tap.name}")
         sender = stack.enter_context(host.open_socket(socket.AF_INET, socket.SOCK_DGRAM))
         sender.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, DATAGRAM_BUFFER_BYTES)

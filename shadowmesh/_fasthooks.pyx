@@ -20,6 +20,9 @@ from shadowmesh.fast.inbound cimport (
 )
 from shadowmesh.fast.outbound cimport seal_message, sending_obstacle
 from shadowmesh.fast.udp_in cimport flush_train, open_datagram
+from shadowmesh.fast.steer cimport (
+    flow_hash as hash_flow, steer_in, steer_now_ms, steer_out, steer_reset
+)
 from shadowmesh.fast.checksum cimport *
 from shadowmesh.fast.headers cimport *
 from shadowmesh.fast.offload cimport *
@@ -159,6 +162,54 @@ def judge(frame, uint32_t mtu_bytes, vnet=None):
     return check_offload(record.vnet, record.frame, record.frame_bytes, mtu_bytes)
 
 
+# --- Queues of the device (fast/steer.pxd) ---------------------------------------------------------
+
+
+def flow_hash(const uint8_t[::1] frame not None):
+    """The number of the flow that a frame belongs to."""
+    cdef Exact copied = Exact(frame.shape[0])
+    if frame.shape[0]:
+        memcpy(copied.bytes, &frame[0], frame.shape[0])
+    return hash_flow(copied.bytes, copied.length)
+
+
+cdef class Steering:
+    """A device with so many queues."""
+
+    cdef plane_t *plane
+
+    def __cinit__(self, int queues):
+        self.plane = <plane_t *>calloc(1, sizeof(plane_t))
+        if self.plane == NULL:
+            raise MemoryError
+        steer_reset(self.plane, queues)
+
+    def __dealloc__(self):
+        free(self.plane)
+
+    def into(self, bytes frame not None):
+        """The queue that a frame from the peer is written to."""
+        return steer_in(self.plane, frame, len(frame))
+
+    def out(self, int queue, bytes frame not None, uint64_t later_ms=0):
+        """A frame of the host came from that queue, so many milliseconds from now."""
+        steer_out(self.plane, queue, frame, len(frame), steer_now_ms() + later_ms)
+
+
+cdef class TxCounters:
+    """The counters that an epoch's datagrams are sealed under."""
+
+    cdef epoch_t epoch
+
+    def take(self, uint32_t times) -> int:
+        """Take one so many times, without the GIL; their sum."""
+        cdef uint64_t total = 0
+        with nogil:
+            for _ in range(times):
+                total += take_counters(&self.epoch, 1)
+        return total
+
+
 # --- Life of keys (fast/outbound.pxd, fast/inbound.pxd, fast/udp_in.pxd) ---------------------------
 
 
@@ -226,17 +277,17 @@ cdef class Ring:
         self.ring.bytes = <uint8_t *>calloc(1, RING_BYTES)
         self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
         self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.ring.space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.ring.space_fds[0] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.ring.idle = 1
         if (self.ring.bytes == NULL or self.ring.entries == NULL
-                or min(self.ring.wakeup_fd, self.ring.space_fd) < 0):
+                or min(self.ring.wakeup_fd, self.ring.space_fds[0]) < 0):
             raise MemoryError
 
     def __dealloc__(self):
         free(self.ring.bytes)
         free(self.ring.entries)
         close(self.ring.wakeup_fd)
-        close(self.ring.space_fd)
+        close(self.ring.space_fds[0])
 
     @property
     def wakeup_fd(self):
@@ -244,7 +295,7 @@ cdef class Ring:
 
     @property
     def space_fd(self):
-        return self.ring.space_fd
+        return self.ring.space_fds[0]
 
     @property
     def frames(self):
@@ -277,7 +328,7 @@ cdef class Ring:
 
     def starve(self):
         """What a producer does that has found no space: False when it need not wait after all."""
-        return bool(ring_starve(&self.ring))
+        return bool(ring_starve(&self.ring, 0))
 
     def produce(self, uint64_t messages, uint32_t seed, int timeout_ms):
         """Commit `messages` of mixed sizes, each byte counting on from the last; waits for space.
@@ -290,17 +341,17 @@ cdef class Ring:
         cdef size_t length, i
         cdef pollfd space
         with nogil:
-            space.fd = self.ring.space_fd
+            space.fd = self.ring.space_fds[0]
             space.events = POLLIN
             while done < messages:
                 seed = seed * 1664525 + 1013904223
                 length = 1 + (seed >> 8) % (70000 if seed >> 30 == 0 else 300)
                 place = ring_reserve(&self.ring, length)
                 while place == NULL:
-                    if ring_starve(&self.ring):
+                    if ring_starve(&self.ring, 0):
                         if poll(&space, 1, timeout_ms) <= 0:
                             break
-                        drain_fd(self.ring.space_fd)
+                        drain_fd(self.ring.space_fds[0])
                     place = ring_reserve(&self.ring, length)
                 if place == NULL:
                     break
@@ -698,7 +749,8 @@ cdef class Bench:
         if self.epoch == NULL or self.ring.entries == NULL:
             raise MemoryError
         pthread_mutex_init(&self.plane.tx_lock, NULL)
-        self.plane.tap_fd = -1
+        self.plane.queues[0].tap_fd = -1
+        self.plane.queue_count = 1
         self.plane.mtu_bytes = MAX_IP_BYTES
         self.plane.mask_used = sizeof(self.plane.mask_pool)
         self.plane.sessions[0].in_use = 1
@@ -725,10 +777,10 @@ cdef class Bench:
         if not MIN_FRAME <= frame_bytes <= 2000:
             raise ValueError(f"frame of {frame_bytes} bytes is outside {MIN_FRAME}..2000")
         for i in range(BATCH_FRAMES):
-            self.plane.slots[i].inner = self.arena.bytes + i * stride
-            self.plane.slots[i].inner_bytes = <uint32_t>(1 + frame_bytes)
-            self.plane.slots[i].inner[0] = INNER_FRAME
-            self.plane.slots[i].inner[1 + 6] &= 0xFE
+            self.plane.queues[0].slots[i].inner = self.arena.bytes + i * stride
+            self.plane.queues[0].slots[i].inner_bytes = <uint32_t>(1 + frame_bytes)
+            self.plane.queues[0].slots[i].inner[0] = INNER_FRAME
+            self.plane.queues[0].slots[i].inner[1 + 6] &= 0xFE
         return 1 + frame_bytes
 
     def seal_wss(self, size_t frame_bytes, uint32_t batches) -> float:
@@ -739,8 +791,8 @@ cdef class Bench:
         self.fill(frame_bytes)
         began = spent_ns()
         for i in range(batches):
-            if seal_message(&self.plane, self.plane.sessions, self.plane.slots, BATCH_FRAMES,
-                            BATCH_FRAMES) != BATCH_FRAMES:
+            if seal_message(&self.plane, self.plane.sessions, self.plane.queues[0].slots,
+                            BATCH_FRAMES, BATCH_FRAMES) != BATCH_FRAMES:
                 raise AssertionError("a batch does not fit into the ring")
             ring_consume(&self.ring, ring_peek(&self.ring, &start))
         self.epoch.wss_rx_next = self.epoch.wss_tx_next
@@ -754,8 +806,8 @@ cdef class Bench:
         cdef uint32_t i
         self.fill(frame_bytes)
         for i in range(batches):
-            seal_message(&self.plane, self.plane.sessions, self.plane.slots, BATCH_FRAMES,
-                         BATCH_FRAMES)
+            seal_message(&self.plane, self.plane.sessions, self.plane.queues[0].slots,
+                         BATCH_FRAMES, BATCH_FRAMES)
             length = ring_peek(&self.ring, &start)
             make_room(&self.parser)
             memcpy(self.parser.bytes + self.parser.raw_end, start, length)
@@ -772,6 +824,7 @@ cdef class Bench:
     def seal_udp(self, size_t frame_bytes, uint32_t batches) -> float:
         """Datagrams behind each other, as a train for UDP_SEGMENT."""
         cdef uint64_t began
+        cdef uint64_t counter
         cdef uint32_t i
         cdef int k
         cdef uint8_t *out
@@ -779,9 +832,10 @@ cdef class Bench:
         began = spent_ns()
         for i in range(batches):
             out = self.outbox.bytes
+            counter = take_counters(self.epoch, BATCH_FRAMES)
             for k in range(BATCH_FRAMES):
-                out += seal_datagram(self.epoch, self.plane.slots[k].inner,
-                                     self.plane.slots[k].inner_bytes, out)
+                out += seal_datagram(self.epoch, counter + k, self.plane.queues[0].slots[k].inner,
+                                     self.plane.queues[0].slots[k].inner_bytes, out)
         return self.each(spent_ns() - began, batches)
 
     def open_udp(self, size_t frame_bytes, uint32_t batches) -> float:
@@ -793,7 +847,8 @@ cdef class Bench:
         cdef int k
         for i in range(batches):
             for k in range(BATCH_FRAMES):
-                seal_datagram(self.epoch, self.plane.slots[k].inner, inner_bytes,
+                seal_datagram(self.epoch, take_counters(self.epoch, 1),
+                              self.plane.queues[0].slots[k].inner, inner_bytes,
                               self.outbox.bytes + k * step)
             began = spent_ns()
             for k in range(BATCH_FRAMES):
@@ -816,8 +871,8 @@ cdef class Bench:
             for k in range(BATCH_FRAMES):
                 self.counter += 1
                 aead_seal(self.epoch.cipher, self.epoch.udp_tx_key, self.counter,
-                          self.arena.bytes, AAD_BYTES, self.plane.slots[k].inner, inner_bytes,
-                          self.outbox.bytes + k * step)
+                          self.arena.bytes, AAD_BYTES, self.plane.queues[0].slots[k].inner,
+                          inner_bytes, self.outbox.bytes + k * step)
         return self.each(spent_ns() - began, batches)
 
     def open_alone(self, size_t frame_bytes, uint32_t batches) -> float:
@@ -831,7 +886,7 @@ cdef class Bench:
         for i in range(batches):
             for k in range(BATCH_FRAMES):
                 aead_seal(self.epoch.cipher, self.epoch.udp_tx_key, k, self.arena.bytes,
-                          AAD_BYTES, self.plane.slots[k].inner, inner_bytes,
+                          AAD_BYTES, self.plane.queues[0].slots[k].inner, inner_bytes,
                           self.outbox.bytes + k * step)
             began = spent_ns()
             for k in range(BATCH_FRAMES):

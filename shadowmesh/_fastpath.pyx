@@ -7,7 +7,8 @@
 
 The work is done by the ``nogil`` functions of ``fast/*.pxd``; here arguments are checked, memory is
 owned and codes become exceptions. Everything in this module is called from the hub's thread; the
-TAP and UDP threads are bare POSIX threads that never take the GIL.
+TAP and UDP threads are bare POSIX threads that never take the GIL. `top -H` shows them as sm-tap-0
+(one for each queue of the device) and sm-udp.
 
 Knows nothing of configuration, HTTP, sockets or logging. The state is drawn in ``fast/plane.pxd``.
 """
@@ -35,6 +36,7 @@ from .fast.offload cimport join_reset
 from .fast.udp_out cimport *
 from .fast.udp_in cimport *
 from .fast.capture cimport *
+from .fast.steer cimport *
 
 import os
 import socket
@@ -114,11 +116,17 @@ def build_info() -> dict:
 
 
 cdef void *tap_thread(void *argument) noexcept nogil:
-    run_outbound(<plane_t *>argument)
+    cdef queue_t *queue = <queue_t *>argument
+    cdef char name[16]
+    memcpy(name, <const char *>b"sm-tap-0", 9)
+    name[7] += <char>queue.index
+    pthread_setname_np(pthread_self(), name)
+    run_outbound(queue)
     return NULL
 
 
 cdef void *udp_thread(void *argument) noexcept nogil:
+    pthread_setname_np(pthread_self(), <const char *>b"sm-udp")
     run_inbound_udp(<plane_t *>argument)
     return NULL
 
@@ -166,9 +174,9 @@ cdef tuple load_address(const address_t *address):
 
 
 cdef class DataPlane:
-    """Sessions, counters and the TAP thread. One per daemon.
+    """Sessions, counters and the threads of the TAP's queues and the UDP socket. One per daemon.
 
-    ``event_fd`` becomes readable when the TAP thread has given up; ask :meth:`device_error`.
+    ``event_fd`` becomes readable when a TAP thread has given up; ask :meth:`device_error`.
 
     Attributes:
         without: the SWITCHES that are off. The plane sees to ``gso``, ``join`` and ``batch``; who
@@ -177,9 +185,9 @@ cdef class DataPlane:
 
     cdef readonly object without
     cdef plane_t *plane
-    cdef pthread_t thread
+    cdef pthread_t threads[MAX_QUEUES]
     cdef pthread_t udp_thread
-    cdef bint running
+    cdef int running            # TAP threads
     cdef bint udp_running
     cdef int udp_family
 
@@ -194,11 +202,10 @@ cdef class DataPlane:
         self.plane.batch_messages = 1 if "batch" in self.without else INBOX_MESSAGES
         self.plane.no_joining = "join" in self.without
         self.plane.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
-        self.plane.arena = <uint8_t *>calloc(1, ARENA_BYTES)
-        if self.plane.epochs == NULL or self.plane.arena == NULL:
+        if self.plane.epochs == NULL:
             raise MemoryError
         self.plane.active_session = -1
-        self.plane.tap_fd = -1
+        self.plane.queue_count = 1
         self.plane.mtu_bytes = 65535
         self.plane.udp_fd = -1
         self.plane.mask_used = sizeof(self.plane.mask_pool)
@@ -206,42 +213,71 @@ cdef class DataPlane:
         pthread_mutex_init(&self.plane.rx_lock, NULL)
         self.plane.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.plane.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.plane.space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.plane.udp_stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.plane.udp_event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.plane.capture.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if min(self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd,
-               self.plane.udp_stop_fd, self.plane.udp_event_fd,
-               self.plane.capture.wakeup_fd) < 0:
+        for i in range(MAX_QUEUES):
+            self.plane.queues[i].plane = self.plane
+            self.plane.queues[i].index = i
+            self.plane.queues[i].tap_fd = -1
+            self.plane.queues[i].space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if min(self._descriptors()) < 0:
             raise OSError(errno, os.strerror(errno))
+
+    cdef list _descriptors(self):
+        return [self.plane.event_fd, self.plane.stop_fd, self.plane.udp_stop_fd,
+                self.plane.udp_event_fd, self.plane.capture.wakeup_fd,
+                *[self.plane.queues[i].space_fd for i in range(MAX_QUEUES)]]
 
     def __dealloc__(self):
         if self.plane == NULL:
             return
-        self._stop_thread()
+        self._stop_tap_threads()
         self._stop_udp_thread()
         self._free_boxes()
         self._free_capture()
         if self.plane.epochs != NULL:
             sodium_memzero(self.plane.epochs, MAX_EPOCHS * sizeof(epoch_t))
             free(self.plane.epochs)
-        free(self.plane.arena)
-        for fd in (self.plane.event_fd, self.plane.stop_fd, self.plane.space_fd,
-                   self.plane.udp_stop_fd, self.plane.udp_event_fd,
-                   self.plane.capture.wakeup_fd):
+        for i in range(MAX_QUEUES):
+            free(self.plane.queues[i].arena)
+        for fd in self._descriptors():
             if fd > 0:
                 close(fd)
         pthread_mutex_destroy(&self.plane.tx_lock)
         pthread_mutex_destroy(&self.plane.rx_lock)
         free(self.plane)
 
-    cdef void _stop_thread(self) noexcept:
+    cdef bint _provide_queues(self) noexcept:
+        # What the threads of queue_count queues work in; False: no memory.
+        cdef queue_t *queue
+        for i in range(self.plane.queue_count):
+            queue = &self.plane.queues[i]
+            if queue.arena == NULL:
+                queue.arena = <uint8_t *>calloc(1, ARENA_BYTES)
+            if queue.outbox == NULL and self.plane.inbox != NULL:
+                queue.outbox = <outbox_t *>calloc(1, sizeof(outbox_t))
+            if queue.arena == NULL or (queue.outbox == NULL and self.plane.inbox != NULL):
+                return False
+        return True
+
+    cdef bint _start_tap_threads(self) noexcept:
+        # All of them or none: False.
+        for i in range(self.plane.queue_count):
+            if pthread_create(&self.threads[i], NULL, tap_thread, &self.plane.queues[i]) != 0:
+                self._stop_tap_threads()
+                return False
+            self.running += 1
+        return True
+
+    cdef void _stop_tap_threads(self) noexcept:
         if self.running:
             signal_fd(self.plane.stop_fd)
             with nogil:
-                pthread_join(self.thread, NULL)
+                for i in range(self.running):
+                    pthread_join(self.threads[i], NULL)
             drain_fd(self.plane.stop_fd)
-            self.running = False
+            self.running = 0
 
     cdef void _stop_udp_thread(self) noexcept:
         if self.udp_running:
@@ -258,8 +294,9 @@ cdef class DataPlane:
             free(self.plane.inbox.slices)
             free(self.plane.inbox)
             self.plane.inbox = NULL
-        free(self.plane.outbox)
-        self.plane.outbox = NULL
+        for i in range(MAX_QUEUES):
+            free(self.plane.queues[i].outbox)
+            self.plane.queues[i].outbox = NULL
 
     cdef void _free_capture(self) noexcept:
         cdef uint8_t *memory = capture_stop(&self.plane.capture)
@@ -268,10 +305,14 @@ cdef class DataPlane:
             sodium_memzero(memory, CAPTURE_BYTES)
             free(memory)
 
-    cdef void _set_tap(self, int fd, bint udp_super_frames) noexcept:
-        # The UDP thread may be writing to the old one.
+    cdef void _set_tap(self, list fds, bint udp_super_frames):
+        # The UDP thread may be writing to the old ones. No TAP thread runs.
+        cdef int i
+        cdef int count = len(fds)
         pthread_mutex_lock(&self.plane.rx_lock)
-        self.plane.tap_fd = fd
+        for i in range(MAX_QUEUES):
+            self.plane.queues[i].tap_fd = fds[i] if i < count else -1
+        steer_reset(self.plane, count if count else 1)
         join_reset(&self.plane.joiner, udp_super_frames)
         pthread_mutex_unlock(&self.plane.rx_lock)
 
@@ -284,33 +325,36 @@ cdef class DataPlane:
         """An eventfd, readable when :meth:`udp_signals` has something."""
         return self.plane.udp_event_fd
 
-    def attach_tap(self, int fd, uint32_t mtu_bytes, bint udp_super_frames=False) -> None:
-        """Start the TAP thread on a non-blocking TAP opened with a 10-byte virtio header.
-
-        The descriptor stays the caller's, who closes it after :meth:`detach_tap`.
+    def attach_tap(self, fds, uint32_t mtu_bytes, bint udp_super_frames=False) -> None:
+        """Start one thread for each queue of a TAP.
 
         Args:
+            fds: 1 to 4 non-blocking descriptors of one device, opened with a 10-byte virtio header.
+                They stay the caller's, who closes them after :meth:`detach_tap`.
             udp_super_frames: the kernel takes joined datagrams (Linux 6.2), not only joined TCP.
         """
+        cdef list wanted = list(fds)
         if self.running:
             raise LocalProtocolError("a TAP is attached already")
-        if fd < 0 or not 68 <= mtu_bytes <= 65535:
-            raise ValueError(f"fd {fd} or MTU {mtu_bytes} is out of range")
-        if os.get_blocking(fd):
-            raise ValueError(f"fd {fd} is not non-blocking: the TAP thread could not be stopped")
+        if not 1 <= len(wanted) <= MAX_QUEUES:
+            raise ValueError(f"{len(wanted)} queues are outside 1..{MAX_QUEUES}")
+        if min(wanted) < 0 or not 68 <= mtu_bytes <= 65535:
+            raise ValueError(f"fds {wanted} or MTU {mtu_bytes} is out of range")
+        for fd in wanted:
+            if os.get_blocking(fd):
+                raise ValueError(f"fd {fd} is not non-blocking: its thread could not be stopped")
         self.plane.mtu_bytes = mtu_bytes
         self.plane.tap_errno = 0
-        self._set_tap(fd, udp_super_frames)
+        self._set_tap(wanted, udp_super_frames)
         drain_fd(self.plane.event_fd)
-        if pthread_create(&self.thread, NULL, tap_thread, self.plane) != 0:
-            self._set_tap(-1, False)
-            raise DeviceError("the TAP thread could not be started: out of threads or memory")
-        self.running = True
+        if not self._provide_queues() or not self._start_tap_threads():
+            self._set_tap([], False)
+            raise DeviceError("the TAP threads could not be started: out of threads or memory")
 
     def detach_tap(self) -> None:
-        """Stop and join the TAP thread; frames that arrive from now on are counted as tap_gone."""
-        self._stop_thread()
-        self._set_tap(-1, False)
+        """Stop and join the TAP threads; frames that arrive from now on are counted as tap_gone."""
+        self._stop_tap_threads()
+        self._set_tap([], False)
 
     def attach_udp(self, int fd, int family) -> None:
         """Start the UDP thread on a non-blocking socket, and let sessions send over it.
@@ -326,10 +370,9 @@ cdef class DataPlane:
         if family not in (socket.AF_INET, socket.AF_INET6):
             raise ValueError(f"family {family} is neither AF_INET nor AF_INET6")
         self.plane.inbox = inbox = <inbox_t *>calloc(1, sizeof(inbox_t))
-        self.plane.outbox = <outbox_t *>calloc(1, sizeof(outbox_t))
         if inbox != NULL:
             inbox.slices = <uint8_t *>calloc(MAX_PARTIALS, PARTIAL_BYTES)
-        if inbox == NULL or self.plane.outbox == NULL or inbox.slices == NULL:
+        if inbox == NULL or inbox.slices == NULL or not self._provide_queues():
             self._free_boxes()
             raise MemoryError
         for i in range(MAX_PARTIALS):
@@ -347,17 +390,19 @@ cdef class DataPlane:
     def detach_udp(self) -> None:
         """Stop and join the UDP thread; every session goes back to its WSS link. Idempotent."""
         self._stop_udp_thread()
-        # The TAP thread sends without the lock, from the outbox: it has to stand still.
+        # The TAP threads send without the lock, from their outboxes: they have to stand still.
         running = self.running
-        self._stop_thread()
+        self._stop_tap_threads()
         pthread_mutex_lock(&self.plane.tx_lock)
         for i in range(MAX_SESSIONS):
             self.plane.sessions[i].udp_active = 0
         self.plane.udp_fd = -1
         pthread_mutex_unlock(&self.plane.tx_lock)
         self._free_boxes()
-        if running and pthread_create(&self.thread, NULL, tap_thread, self.plane) == 0:
-            self.running = True
+        if running and not self._start_tap_threads():
+            # As if the device had failed: who hears of it attaches it anew.
+            sm_set_flag(&self.plane.tap_errno, EAGAIN)
+            signal_fd(self.plane.event_fd)
 
     def udp_signals(self) -> list:
         """Return what the UDP thread has for the hub, oldest first, at most 128 entries.
@@ -406,14 +451,15 @@ cdef class DataPlane:
 
     def udp_errors(self) -> dict:
         """Return errors of the UDP socket by errno, from frames sent and from the UDP thread."""
+        cdef sent_t sent = self._sent()
         return {
-            UDP_ERROR_NAMES[i]: sm_counted(&self.plane.sent.send_errors[i])
+            UDP_ERROR_NAMES[i]: sent.send_errors[i]
             + sm_counted(&self.plane.udp.socket_errors[i])
             for i in range(UDP_ERRORS)
         }
 
     def device_error(self) -> int:
-        """Return the errno with which the TAP thread gave up, 0 while it is well."""
+        """Return the errno with which a TAP thread gave up, 0 while all are well."""
         drain_fd(self.plane.event_fd)
         return sm_flag(&self.plane.tap_errno)
 
@@ -428,42 +474,62 @@ cdef class DataPlane:
         pthread_mutex_lock(&self.plane.tx_lock)
         sm_set_flag(&self.plane.active_session, -1 if session is None else session.index)
         pthread_mutex_unlock(&self.plane.tx_lock)
-        # The TAP thread may be waiting for somebody to send to.
-        signal_fd(self.plane.space_fd)
+        # The TAP threads may be waiting for somebody to send to.
+        wake_tap_threads(self.plane)
+
+    cdef sent_t _sent(self) noexcept:
+        # The counters of all TAP threads together. A sent_t is nothing but uint64_t.
+        cdef sent_t total
+        cdef uint64_t *sums = <uint64_t *>&total
+        cdef const uint64_t *counted
+        memset(&total, 0, sizeof(sent_t))
+        for i in range(MAX_QUEUES):
+            counted = <const uint64_t *>&self.plane.queues[i].sent
+            for k in range(sizeof(sent_t) // sizeof(uint64_t)):
+                sums[k] += sm_counted(&counted[k])
+        return total
 
     def counters(self) -> dict:
         """Return frames, bytes and drops since the start of the daemon.
 
         ``frames_read = frames_sent + frames_queued + sum(tx_dropped)`` holds whenever the TAP
-        thread is between two batches; so does
+        threads are between two batches; so does
         ``frames_opened = frames_written + sum(rx_dropped)``. ``udp_refused`` counts datagrams
-        that were no record of ours, by reason.
+        that were no record of ours, by reason. ``queues`` has (frames read, frames written) of
+        each queue that a device may have.
         """
-        cdef sent_t *sent = &self.plane.sent
+        cdef sent_t sent
         cdef received_t *wss = &self.plane.wss
         cdef received_t *udp = &self.plane.udp
         cdef uint64_t done, queued = 0
         cdef ring_t *ring
         pthread_mutex_lock(&self.plane.tx_lock)
-        done = sent.frames_settled + sm_counted(&sent.frames_udp)
+        sent = self._sent()
+        done = self.plane.frames_settled + sent.frames_udp
         for i in range(MAX_SESSIONS):
             ring = self.plane.sessions[i].ring
             if ring != NULL:
                 done += ring_sent(ring)
                 queued += ring_queued(ring)
-        read = sm_counted(&sent.frames_read)
-        tx_dropped = {DROP_NAMES[i]: sm_counted(&sent.dropped[i]) for i in range(DROP_REASONS)}
-        tx_dropped["link_lost"] += sent.lost
+        sent.dropped[DROP_LINK_LOST] += self.plane.frames_lost
         pthread_mutex_unlock(&self.plane.tx_lock)
+        written = [
+            sm_counted(&wss.frames_written[i]) + sm_counted(&udp.frames_written[i])
+            for i in range(MAX_QUEUES)
+        ]
         return {
-            "frames_read": read,
-            "bytes_read": sm_counted(&sent.bytes_read),
+            "frames_read": sent.frames_read,
+            "bytes_read": sent.bytes_read,
             "frames_sent": done,
             "frames_queued": queued,
-            "tx_dropped": tx_dropped,
+            "tx_dropped": {DROP_NAMES[i]: sent.dropped[i] for i in range(DROP_REASONS)},
+            "queues": [
+                (sm_counted(&self.plane.queues[i].sent.frames_read), written[i])
+                for i in range(MAX_QUEUES)
+            ],
             "records_opened": sm_counted(&wss.records) + sm_counted(&udp.records),
             "frames_opened": sm_counted(&wss.frames_opened) + sm_counted(&udp.frames_opened),
-            "frames_written": sm_counted(&wss.frames_written) + sm_counted(&udp.frames_written),
+            "frames_written": sum(written),
             "bytes_written": sm_counted(&wss.bytes_written) + sm_counted(&udp.bytes_written),
             "rx_dropped": {
                 DROP_NAMES[i]: sm_counted(&wss.dropped[i]) + sm_counted(&udp.dropped[i])
@@ -719,11 +785,11 @@ cdef class Session:
     def retire(self, uint32_t key_id) -> None:
         """Erase the keys of `key_id`, or give back a key id that was never used."""
         cdef session_t *session = self._state()
-        cdef epoch_t *epoch = self._epoch(key_id)
+        self._epoch(key_id)
         self._lock_both()
         if session.tx_epoch == <int>(key_id & 0xFF):
             session.tx_epoch = -1
-        sodium_memzero(epoch, sizeof(epoch_t))
+        erase_epoch(self.plane.plane, key_id & 0xFF)
         self._unlock_both()
 
     def bind(self, Pipe pipe) -> None:
@@ -748,8 +814,8 @@ cdef class Session:
             pipe.parser.session = self.index
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
         self.pipe = pipe
-        # The TAP thread may be waiting for room in the old ring.
-        signal_fd(self.plane.plane.space_fd)
+        # The TAP threads may be waiting for room in the old ring.
+        wake_tap_threads(self.plane.plane)
 
     def activity(self) -> tuple:
         """Return when the last frame was sealed and the last record of any type opened.
@@ -778,8 +844,8 @@ cdef class Session:
         session.udp_payload_bytes = payload_bytes
         session.udp_active = 1
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
-        # The TAP thread may be waiting for room in the ring.
-        signal_fd(self.plane.plane.space_fd)
+        # The TAP threads may be waiting for room in the ring.
+        wake_tap_threads(self.plane.plane)
 
     def use_wss(self) -> None:
         """Send frames over the link from now on."""
@@ -814,8 +880,10 @@ cdef class Session:
         pthread_mutex_lock(&plane.tx_lock)
         if session.tx_epoch >= 0:
             epoch = &plane.epochs[session.tx_epoch]
-            if not epoch_expired(epoch, boottime_ns()) and epoch.udp_tx_next < SM_SEAL_LIMIT:
-                length = seal_datagram(epoch, inner, 1 + len(body), datagram)
+            if (not epoch_expired(epoch, boottime_ns())
+                    and sm_counted(&epoch.udp_tx_next) < SM_SEAL_LIMIT - SEAL_MARGIN):
+                length = seal_datagram(epoch, take_counters(epoch, 1), inner, 1 + len(body),
+                                       datagram)
         pthread_mutex_unlock(&plane.tx_lock)
         if length == 0:
             raise LocalProtocolError("nothing can be sealed: no keys, or they have expired")
@@ -836,7 +904,7 @@ cdef class Session:
         if session.tx_epoch < 0:
             return 0
         epoch = &self.plane.plane.epochs[session.tx_epoch]
-        return max(epoch.wss_tx_next, epoch.udp_tx_next)
+        return max(epoch.wss_tx_next, sm_counted(&epoch.udp_tx_next))
 
     def open_failures(self) -> int:
         """Return the most datagrams that failed to open under one of the keys."""
@@ -856,12 +924,13 @@ cdef class Session:
         self.bind(None)
         self._lock_both()
         if plane.active_session == self.index:
-            plane.active_session = -1
+            sm_set_flag(&plane.active_session, -1)
+        plane.sessions[self.index].tx_epoch = -1
+        plane.sessions[self.index].udp_active = 0
         for i in range(MAX_EPOCHS):
             if plane.epochs[i].state != EPOCH_FREE and plane.epochs[i].session == self.index:
-                sodium_memzero(&plane.epochs[i], sizeof(epoch_t))
+                erase_epoch(plane, i)
         plane.sessions[self.index].in_use = 0
-        plane.sessions[self.index].udp_active = 0
         self._unlock_both()
         self.index = -1
 
@@ -900,7 +969,8 @@ cdef class Pipe:
         self.ring.entries = <ring_entry_t *>(self.memory + RING_BYTES)
         self.parser.bytes = self.memory + RING_BYTES + RING_MESSAGES * sizeof(ring_entry_t)
         self.ring.idle = 1
-        self.ring.space_fd = plane.plane.space_fd
+        for i in range(MAX_QUEUES):
+            self.ring.space_fds[i] = plane.plane.queues[i].space_fd
         self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.ring.wakeup_fd < 0:
             raise OSError(errno, os.strerror(errno))
@@ -915,8 +985,8 @@ cdef class Pipe:
 
     cdef void _settle(self) noexcept:
         # Under tx_lock: books the frames of this ring, sent or lost, into the plane's counters.
-        self.plane.plane.sent.frames_settled += ring_sent(&self.ring)
-        self.plane.plane.sent.lost += ring_queued(&self.ring)
+        self.plane.plane.frames_settled += ring_sent(&self.ring)
+        self.plane.plane.frames_lost += ring_queued(&self.ring)
         ring_book(&self.ring)
 
     @property
@@ -1054,4 +1124,4 @@ cdef class Pipe:
                 self.plane.plane.sessions[i].ring = NULL
         self.parser.session = -1
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
-        signal_fd(self.plane.plane.space_fd)
+        wake_tap_threads(self.plane.plane)

@@ -111,6 +111,8 @@ PARTIAL_FRAME_LIFE_S: Final = 1.0
 
 MIN_MTU: Final = 1280
 MAX_MTU: Final = 9000
+#: queues of the TAP device, each with a thread of its own
+MAX_QUEUES: Final = 4
 
 # --- Keys and rekeys (protocol section 7) -----------------------------------------------------
 

@@ -8,7 +8,7 @@ hears of its loss. Does not know: why the device is wanted, sessions, the peer.
     adopt() <-- descriptor store: the device of the last run, not used before open()
 
     open() --> tap.open_tap --> plane.attach_tap          kernel: `ip link delete tap0`
-                                plane.event_fd  <-------- the TAP thread gives up
+                                plane.event_fd  <-------- the TAP threads give up
     renew() <-- the owner <-- on_lost <-- _watch
 """
 
@@ -71,6 +71,7 @@ class Device:
         self.udp_super_frames = udp_super_frames
         self.problem: str | None = None
         self._network = network
+        self._queues = None if network.queues == "auto" else network.queues
         self._mac = mac
         self._plane = plane
         self._store = store
@@ -99,7 +100,13 @@ class Device:
         if fd is None:
             return
         network = self._network
-        why = misfit(fd, network.tap_device, mtu=network.mtu, address=network.local_ip)
+        why = misfit(
+            fd,
+            network.tap_device,
+            mtu=network.mtu,
+            address=network.local_ip,
+            queues=self._queues,
+        )
         if why is None:
             self._held = fd
             self.udp_super_frames = knows_udp_super_frames(fd, network.tap_device)
@@ -126,11 +133,12 @@ class Device:
                 address=network.local_ip,
                 persist=network.persist_tap,
                 offload=self._offload,
+                queues=self._queues,
                 mac=self._mac,
                 held=held,
             )
             try:
-                self._plane.attach_tap(tap.fd, tap.mtu, tap.udp_super_frames)
+                self._plane.attach_tap(tap.fds, tap.mtu, tap.udp_super_frames)
             except BaseException:
                 tap.close()
                 raise
@@ -140,7 +148,7 @@ class Device:
             raise DeviceUnavailable(str(error)) from error
         self.tap, self.problem = tap, None
         self.udp_super_frames = tap.udp_super_frames
-        self._store.keep(TAP, tap.fd)
+        self._store.keep(TAP, tap.fds[0])
 
     def close(self) -> None:
         """Stop the data plane on the device and let go of it; harmless when it is closed."""
@@ -205,7 +213,7 @@ class Device:
         raise DeviceUnavailable(f"the TAP device went away and cannot be made again: {failure}")
 
     def _watch(self, on_lost: Callable[[], None]) -> None:
-        """Tell the owner whenever the TAP thread gives up; ends when killed by stop()."""
+        """Tell the owner whenever a TAP thread gives up; ends when killed by stop()."""
         hub = gevent.get_hub()
         watcher = hub.loop.io(self._plane.event_fd, 1)
         try:

@@ -25,7 +25,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from shadowmesh.guard import SECURITY_HEADERS, Guard, refuse
-from shadowmesh.status import PATHS, STATES, Check, Snapshot, Tap
+from shadowmesh.status import PATHS, STATES, Check, Queue, Snapshot, Tap
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -287,9 +287,24 @@ def _path_families(snapshot: Snapshot) -> Iterator[Metric]:
         "Addresses of the peer that have answered a probe.",
         sum(path.proven for path in snapshot.paths),
     )
-    yield from _gauge("tap_mtu_bytes", "MTU of the TAP device.", (snapshot.tap or Tap()).mtu)
+    tap = snapshot.tap or Tap()
+    yield from _gauge("tap_mtu_bytes", "MTU of the TAP device.", tap.mtu)
+    if tap.queues:
+        yield _queue_frames(tap.queues)
     if snapshot.nat is not None:
         yield from _info("nat", "The NAT in front of us; always 1.", {"type": snapshot.nat.type})
+
+
+def _queue_frames(queues: Sequence[Queue]) -> Metric:
+    family = CounterMetricFamily(
+        "shadowmesh_tap_queue_frames",
+        "Ethernet frames by queue of the TAP device; in is from the peer to the TAP.",
+        labels=["queue", "direction"],
+    )
+    for number, queue in enumerate(queues):
+        family.add_metric([str(number), "in"], queue.frames_in)
+        family.add_metric([str(number), "out"], queue.frames_out)
+    return family
 
 
 def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:

@@ -70,6 +70,8 @@ _IFLA_TXQLEN: Final = 13
 _IFLA_LINKINFO: Final = 18
 _IFLA_STATS64: Final = 23
 _IFLA_INFO_KIND: Final = 1
+_IFLA_INFO_DATA: Final = 2
+_IFLA_TUN_NUM_QUEUES: Final = 8
 #: the eighth of struct rtnl_link_stats64
 _TX_DROPPED_OFFSET: Final = 7 * 8
 _IFA_ADDRESS: Final = 1
@@ -103,7 +105,9 @@ class Link:
     `master` is the index of the bridge that it is a port of, 0 without one. `running` is false
     while nobody is at the other end: no cable, or no program that has the TAP device open. `kind`
     is the driver ("tun", "bridge"; empty for hardware), `tx_dropped` what the kernel itself threw
-    away on the way out, for want of room in the queue of the interface.
+    away on the way out, for want of room in the queue of the interface. `tun_queues` is how many
+    descriptors hold a TAP or TUN device made with IFF_MULTI_QUEUE; None for any other interface, and
+    before Linux 4.17.
     """
 
     index: int
@@ -116,6 +120,7 @@ class Link:
     running: bool = True
     kind: str = ""
     tx_dropped: int = 0
+    tun_queues: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +301,8 @@ def parse_link(payload: bytes) -> Link:
     """Read an ifinfomsg and its attributes."""
     _family, _kind, index, flags, _change = _IFINFOMSG.unpack_from(payload)
     found = dict(_attributes(payload, _IFINFOMSG.size))
-    kind = dict(_attributes(found.get(_IFLA_LINKINFO, b""), 0)).get(_IFLA_INFO_KIND, b"")
+    info = dict(_attributes(found.get(_IFLA_LINKINFO, b""), 0))
+    kind = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
     return Link(
         index=index,
         name=found[_IFLA_IFNAME].rstrip(b"\0").decode("utf-8", "replace"),
@@ -306,12 +312,18 @@ def parse_link(payload: bytes) -> Link:
         up=bool(flags & IFF_UP),
         master=int.from_bytes(found.get(_IFLA_MASTER, b""), sys.byteorder),
         running=bool(flags & _IFF_RUNNING),
-        kind=kind.rstrip(b"\0").decode("ascii", "replace"),
+        kind=kind,
         tx_dropped=int.from_bytes(
             found.get(_IFLA_STATS64, b"")[_TX_DROPPED_OFFSET : _TX_DROPPED_OFFSET + 8],
             sys.byteorder,
         ),
+        tun_queues=_tun_queues(info.get(_IFLA_INFO_DATA, b"")) if kind == "tun" else None,
     )
+
+
+def _tun_queues(data: bytes) -> int | None:
+    count = dict(_attributes(data, 0)).get(_IFLA_TUN_NUM_QUEUES)
+    return None if count is None else int.from_bytes(count, sys.byteorder)
 
 
 def parse_address(payload: bytes) -> tuple[int, Interface] | None:

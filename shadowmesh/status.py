@@ -73,15 +73,35 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """Frames of one queue of the TAP since the daemon started; "in" is from the peer to the TAP.
+
+    `frames_out` counts what was read from the queue, dropped or not.
+    """
+
+    frames_in: int = 0
+    frames_out: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"frames_in": self.frames_in, "frames_out": self.frames_out}
+
+
+@dataclass(frozen=True, slots=True)
 class Tap:
-    """The TAP device: its name, MTU in bytes and address with prefix (None in a bridge)."""
+    """The TAP device: its name, MTU in bytes, address with prefix (None in a bridge) and queues."""
 
     device: str | None = None
     mtu: int | None = None
     address: str | None = None
+    queues: Sequence[Queue] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"device": self.device, "mtu": self.mtu, "address": self.address}
+        return {
+            "device": self.device,
+            "mtu": self.mtu,
+            "address": self.address,
+            "queues": [queue.to_dict() for queue in self.queues],
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,14 @@
 
 Owns: opening the device with the virtio header, segmentation offload, MTU, queue length, MAC and
 IP address, bringing it up, and taking all of it back when a step fails.
-Does not know: frames. Who reads and writes `Tap.fd` must have stopped before `Tap.close()`.
+Does not know: frames. Who reads and writes `Tap.fds` must have stopped before `Tap.close()`.
 
-Every read and write on the descriptor moves one frame behind a virtio_net_hdr of
+Every read and write on a descriptor moves one frame behind a virtio_net_hdr of
 VNET_HEADER_BYTES, whether offload is on or off.
+
+A device may have several queues (IFF_MULTI_QUEUE), each with a descriptor of its own: the kernel
+gives each flow to one of them. Everything else about it is the device's, whichever descriptor it
+was said to. The device goes away, unless it is persistent, with the last of them.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
 
 from shadowmesh import log
-from shadowmesh.constants import VIRTIO_NET_HEADER_BYTES
+from shadowmesh.constants import MAX_QUEUES, VIRTIO_NET_HEADER_BYTES
 from shadowmesh.errors import DeviceError, NotPermitted
 from shadowmesh.netlink import Link, Netlink
 
@@ -35,7 +39,10 @@ Interface = IPv4Interface | IPv6Interface
 CLONE_DEVICE: Final = "/dev/net/tun"
 #: frames that wait in the kernel for us. Each may be a 64 KiB super-frame, so this bounds the
 #: delay that bulk traffic adds: 128 of them are 10 ms at 6 Gbit/s. The kernel's default is 1000.
+#: Each queue of the device has so many.
 QUEUE_LENGTH: Final = 128
+#: on a machine with fewer cores a second queue would only take turns with the first
+MIN_CORES_FOR_QUEUES: Final = 3
 #: IFNAMSIZ less the terminating zero
 MAX_NAME_BYTES: Final = 15
 MAC_BYTES: Final = 6
@@ -48,6 +55,7 @@ TUNGETIFF: Final = 0x800454D2
 TUNSETVNETHDRSZ: Final = 0x400454D8
 IFF_TUN: Final = 0x0001
 IFF_TAP: Final = 0x0002
+IFF_MULTI_QUEUE: Final = 0x0100
 IFF_PERSIST: Final = 0x0800
 IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
@@ -82,16 +90,19 @@ class Kernel:
     def index_of(self, name: str) -> int:
         return socket.if_nametoindex(name)
 
+    def cores(self) -> int:
+        return len(os.sched_getaffinity(0))
+
     def netlink(self) -> Netlink:
         return Netlink()
 
 
 @dataclass(slots=True, eq=False)
 class Tap:
-    """An open TAP device. Made by `open_tap`; the owner calls `close` once nobody uses `fd`.
+    """An open TAP device. Made by `open_tap`; the owner calls `close` once nobody uses `fds`.
 
     Attributes:
-        fd: non-blocking; -1 after `close`.
+        fds: one for each queue, non-blocking; none after `close`.
         name: the real one, where a pattern such as "tap%d" was asked for.
         mac: 6 bytes, of the host's side.
         persistent: the device outlives `close`.
@@ -99,7 +110,7 @@ class Tap:
             us, and hands us some where `set_offload` allows it.
     """
 
-    fd: int
+    fds: tuple[int, ...]
     name: str
     index: int
     mtu: int
@@ -122,11 +133,11 @@ class Tap:
         Raises:
             DeviceError: the device is closed or the kernel refuses.
         """
-        if self.fd < 0:
+        if not self.fds:
             raise DeviceError(f"cannot set offload of {self.name}: it is closed", errno.EBADF)
         if not self.udp_super_frames:
             flags &= ~OFFLOAD_UDP
-        _set_offload(self._kernel, self.fd, self.name, flags)
+        _set_offload(self._kernel, self.fds[0], self.name, flags)
 
     def exists(self) -> bool:
         """Whether the interface is still there; somebody may delete it under an open fd."""
@@ -139,8 +150,8 @@ class Tap:
 
     def close(self) -> None:
         """Let go of the device; it goes away unless it is persistent. May be called again."""
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
+        fds, self.fds = self.fds, ()
+        for fd in fds:
             self._kernel.close(fd)
 
     def _link(self) -> Link | None:
@@ -163,6 +174,7 @@ def open_tap(
     persist: bool,
     offload: int,
     queue_length: int = QUEUE_LENGTH,
+    queues: int | None = 1,
     mac: bytes | None = None,
     held: int | None = None,
     kernel: Kernel | None = None,
@@ -180,7 +192,9 @@ def open_tap(
         persist: keep the device when the descriptor is closed. Persistence that was there is not
             taken away, since whoever made it may need it.
         offload: the flags of `Tap.set_offload`.
-        queue_length: frames that the kernel holds for us.
+        queue_length: frames that the kernel holds for us in each queue.
+        queues: 1 to MAX_QUEUES; None: as many as help on this machine, or one where the kernel or a
+            device that was made for one queue takes no more.
         mac: 6 bytes (see `stable_mac`); None keeps the kernel's choice, a new one each time.
         held: a descriptor of the device in which `misfit` found no fault, to use instead of a new
             one; from now on ours, also on failure.
@@ -191,9 +205,8 @@ def open_tap(
     _check_name(name)
     kernel = kernel or Kernel()
     with ExitStack() as undo:
-        fd = _open_clone(kernel) if held is None else held
-        undo.callback(kernel.close, fd)
-        name = _attach(kernel, fd, name) if held is None else _attached(kernel, fd)[0]
+        fds, name = _attach_queues(kernel, name, queues, held, undo)
+        fd = fds[0]
         with _explain(f"cannot set up {name}"):
             kernel.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("=i", VIRTIO_NET_HEADER_BYTES))
         udp_super_frames = knows_udp_super_frames(fd, name, kernel)
@@ -215,10 +228,15 @@ def open_tap(
         undo.pop_all()
         netlink.close()
     _log.info(
-        "TAP device is up", device=name, mtu=after.mtu, address=address, offload=bool(offload)
+        "TAP device is up",
+        device=name,
+        mtu=after.mtu,
+        address=address,
+        offload=bool(offload),
+        queues=len(fds),
     )
     return Tap(
-        fd=fd,
+        fds=fds,
         name=name,
         index=index,
         mtu=after.mtu,
@@ -235,14 +253,17 @@ def misfit(
     *,
     mtu: int,
     address: Interface | None,
+    queues: int | None = 1,
     kernel: Kernel | None = None,
 ) -> str | None:
     """Say why a descriptor that somebody kept is not this TAP device; None when it is.
 
     Args:
         name, mtu, address: as for `open_tap`; other addresses of the device do not matter.
+        queues: as for `open_tap`; one descriptor is enough for the others to be opened anew.
     """
     kernel = kernel or Kernel()
+    wanted = best_queues(kernel.cores()) if queues is None else queues
     pattern = re.escape(name).replace("%d", r"\d+")
     try:
         real, flags = _attached(kernel, fd)
@@ -250,6 +271,8 @@ def misfit(
             return "it is of another kind"
         if not re.fullmatch(pattern, real):
             return f"it is {real}, not {name}"
+        if wanted > 1 and not flags & IFF_MULTI_QUEUE:
+            return f"{real} was made for one queue, not {wanted}"
         index = kernel.index_of(real)
         with kernel.netlink() as netlink:
             if (found := netlink.link(index).mtu) != mtu:
@@ -342,29 +365,117 @@ def _open_clone(kernel: Kernel) -> int:
             raise
 
 
-def _attach(kernel: Kernel, fd: int, name: str) -> str:
-    """Bind the descriptor to the interface, made when it does not exist; return its name."""
-    request = _IFREQ.pack(name.encode(), _KIND)
+def best_queues(cores: int) -> int:
+    """How many queues help on a machine with so many cores."""
+    return min(cores, MAX_QUEUES) if cores >= MIN_CORES_FOR_QUEUES else 1
+
+
+def _attach_queues(
+    kernel: Kernel, name: str, queues: int | None, held: int | None, undo: ExitStack
+) -> tuple[tuple[int, ...], str]:
+    """Open the device with so many queues (None: see `open_tap`); descriptors and name."""
+    wanted = best_queues(kernel.cores()) if queues is None else queues
+    first = _open_clone(kernel) if held is None else held
+    undo.callback(kernel.close, first)
+    if held is None:
+        name, multi = _attach_first(kernel, first, name, multi=wanted > 1)
+    else:
+        name, flags = _attached(kernel, held)
+        multi = bool(flags & IFF_MULTI_QUEUE)
+    if wanted > 1 and not multi:
+        if queues is not None:
+            raise DeviceError(
+                f"cannot open {name} with {wanted} queues: it was made for one; delete it (ip link "
+                f"delete {name}), make it with `ip tuntap add dev {name} mode tap multi_queue`, or "
+                "set network.queues to 1",
+                errno.EINVAL,
+            )
+        _log.warning(
+            "TAP device takes one queue only, more cores will not help",
+            device=name,
+            remedy=f"delete it and make it with `ip tuntap add dev {name} mode tap multi_queue`, or "
+            "set network.queues to 1",
+        )
+        wanted = 1
+    fds = [first]
+    while len(fds) < wanted:
+        fds.append(_open_clone(kernel))
+        undo.callback(kernel.close, fds[-1])
+        _attach(kernel, fds[-1], name, multi=True, ours=True)
+    return tuple(fds), name
+
+
+def _attach_first(kernel: Kernel, fd: int, name: str, *, multi: bool) -> tuple[str, bool]:
+    """Make or take over the device; its name, and whether it may have several queues.
+
+    That is settled when a device is made, and it opens only the way it was made: one that exists is
+    opened as it is, whatever `multi` says.
+    """
     try:
-        answer = kernel.ioctl(fd, TUNSETIFF, request)
+        return _attach(kernel, fd, name, multi=multi), multi
+    except _OtherKind as error:
+        try:
+            return _attach(kernel, fd, name, multi=not multi), not multi
+        except _OtherKind:
+            raise error from None
+
+
+class _OtherKind(DeviceError):
+    """An interface of that name exists and cannot be opened in this way."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"cannot open {name}: an interface of that name exists and is not a TAP device; "
+            "choose another network.tap_device",
+            errno.EINVAL,
+        )
+
+
+def _attach(kernel: Kernel, fd: int, name: str, *, multi: bool = False, ours: bool = False) -> str:
+    """Bind the descriptor to the interface, made when it does not exist; return its name.
+
+    Args:
+        multi: as one queue of a device that may have several.
+        ours: the device has queues of ours already.
+    Raises:
+        _OtherKind: the interface is no TAP, or one with several queues (multi: with one).
+    """
+    flags = _KIND
+    if multi:
+        flags |= IFF_MULTI_QUEUE
+        if not ours and _is_taken(kernel, name):
+            # The kernel would let us in beside the other process, and give us half of its frames.
+            raise _taken(name)
+    try:
+        answer = kernel.ioctl(fd, TUNSETIFF, _IFREQ.pack(name.encode(), flags))
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise DeviceError(
-                f"cannot open {name}: another process has it; end that or choose another "
-                "network.tap_device",
-                errno.EBUSY,
-            ) from error
+            raise _taken(name) from error
         if error.errno == errno.EINVAL:
-            raise DeviceError(
-                f"cannot open {name}: an interface of that name exists and is not a TAP device; "
-                "choose another network.tap_device",
-                errno.EINVAL,
-            ) from error
+            raise _OtherKind(name) from error
         with _explain(f"cannot open {name}"):
             raise
     if not isinstance(answer, bytes):
         raise DeviceError(f"cannot open {name}: no interface came back")
     return str(_IFREQ.unpack(answer)[0].rstrip(b"\0").decode())
+
+
+def _taken(name: str) -> DeviceError:
+    return DeviceError(
+        f"cannot open {name}: another process has it; end that or choose another "
+        "network.tap_device",
+        errno.EBUSY,
+    )
+
+
+def _is_taken(kernel: Kernel, name: str) -> bool:
+    """Whether somebody holds a queue of the device; False when there is none of that name."""
+    try:
+        index = kernel.index_of(name)
+    except OSError:
+        return False
+    with _explain(f"cannot open {name}"), kernel.netlink() as netlink:
+        return bool(netlink.link(index).tun_queues)
 
 
 def _attached(kernel: Kernel, fd: int) -> tuple[str, int]:

@@ -26,6 +26,7 @@ from shadowmesh.status import (
     Nat,
     Path,
     Peer,
+    Queue,
     Resources,
     Session,
     Snapshot,
@@ -235,7 +236,13 @@ class View:
         if tap is None:
             return None
         address = config.network.local_ip
-        return Tap(tap.name, tap.mtu, None if address is None else str(address))
+        frames = self._manager.plane.counters()["queues"]
+        return Tap(
+            tap.name,
+            tap.mtu,
+            None if address is None else str(address),
+            tuple(Queue(written, read) for read, written in frames[: len(tap.fds)]),
+        )
 
     def _read_resources(self, age_s: float) -> Resources:
         now = time.monotonic()

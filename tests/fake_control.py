@@ -36,7 +36,9 @@ CONNECTED = status.Snapshot(
     tls_path="direct",
     rtt_ms=0.8412345,
     mtu=1420,
-    tap=status.Tap("tap0", 1500, "10.0.0.1/24"),
+    tap=status.Tap(
+        "tap0", 1500, "10.0.0.1/24", (status.Queue(12000, 11001), status.Queue(345, 1000))
+    ),
     nat=status.Nat("full cone", "198.51.100.4:9001", NOW - 130),
     session=status.Session(NOW - 132, 1, NOW - 12, True, NOW + 108, NOW + 168),
     link=status.Link("203.0.113.7:9001", NOW - 132),

@@ -64,7 +64,7 @@ class FakeTap:
         self.closed = False
         self._on_close = on_close
         self.kernel, ours = gsocket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.fd = ours.detach()
+        self.fds = (ours.detach(),)
 
     def set_offload(self, flags):
         if self.closed:
@@ -80,7 +80,7 @@ class FakeTap:
         self.closed = True
         if self._on_close is not None:
             self._on_close()
-        os.close(self.fd)
+        os.close(self.fds[0])
         self.kernel.close()
 
 
@@ -161,7 +161,7 @@ class Machine:
         self.listener = None
         self.manager = None
 
-    def _open_tap(self, name, *, mtu, address, persist, offload, mac, held):
+    def _open_tap(self, name, *, mtu, address, persist, offload, queues, mac, held):
         if self.tap_error is not None:
             raise self.tap_error
         self.taps.append(

@@ -64,6 +64,8 @@ def full(snapshot=CONNECTED):
         (("shadowmesh_handshakes_total", ("result", "refused")), 1),
         (("shadowmesh_frames_total", ("direction", "in")), 12345),
         (("shadowmesh_frames_total", ("direction", "out")), 12001),
+        (("shadowmesh_tap_queue_frames_total", ("direction", "in"), ("queue", "0")), 12000),
+        (("shadowmesh_tap_queue_frames_total", ("direction", "out"), ("queue", "1")), 1000),
         (("shadowmesh_bytes_total", ("direction", "in")), 3 << 30),
         (("shadowmesh_bytes_total", ("direction", "out")), 1 << 20),
         (("shadowmesh_frames_dropped_total", ("reason", "queue_full")), 10),

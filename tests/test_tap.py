@@ -40,6 +40,8 @@ class FakeKernel(tap.Kernel):
     links: dict[int, Link] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
     permanent: set[int] = field(default_factory=set)
+    processors: int = 2
+    knows_queues: bool = True
     given: list[tuple[int, tap.Interface]] = field(default_factory=list)
     attached: dict[int, int] = field(default_factory=dict)
     offload: int | None = None
@@ -52,25 +54,37 @@ class FakeKernel(tap.Kernel):
         if name in self.failures:
             raise refusal(self.failures[name])
 
-    def add(self, name: str, *, permanent: bool = False, up: bool = False) -> Link:
+    def add(
+        self, name: str, *, permanent: bool = False, up: bool = False, multi: bool = False
+    ) -> Link:
         index = len(self.links) + 2
-        self.links[index] = Link(index, name, 1500, KERNEL_MAC, 1000, up)
+        queues = 0 if multi else None
+        self.links[index] = Link(index, name, 1500, KERNEL_MAC, 1000, up, tun_queues=queues)
         if permanent:
             self.permanent.add(index)
         return self.links[index]
+
+    def hold(self, index: int, count: int) -> None:
+        """Let so many more descriptors be attached to a device that may have several."""
+        held = self.links[index].tun_queues
+        if held is not None:
+            self.links[index] = replace(self.links[index], tun_queues=held + count)
 
     def state(self) -> object:
         return sorted(self.links.items()), sorted(map(str, self.given)), self.held, self.sockets
 
     def open(self) -> int:
         self.step("open")
-        self.held.add(40)
-        return 40
+        fd = max(self.held, default=39) + 1
+        self.held.add(fd)
+        return fd
 
     def close(self, fd: int) -> None:
         self.held.remove(fd)
         index = self.attached.pop(fd, None)
-        if index is not None and index not in self.permanent:
+        if index is not None:
+            self.hold(index, -1)
+        if index is not None and index not in self.permanent | set(self.attached.values()):
             del self.links[index]
             self.given = [entry for entry in self.given if entry[0] != index]
 
@@ -79,14 +93,23 @@ class FakeKernel(tap.Kernel):
         self.step(request if request != tap.TUNSETOFFLOAD else (request, argument))
         if request == tap.TUNSETIFF:
             raw, flags = struct.unpack("=16sH22x", argument)
-            assert flags == tap.IFF_TAP | tap.IFF_NO_PI | tap.IFF_VNET_HDR
+            assert flags & ~tap.IFF_MULTI_QUEUE == tap.IFF_TAP | tap.IFF_NO_PI | tap.IFF_VNET_HDR
+            multi = bool(flags & tap.IFF_MULTI_QUEUE)
             name = raw.rstrip(b"\0").decode().replace("%d", "0")
             known = [link for link in self.links.values() if link.name == name]
-            self.attached[fd] = (known[0] if known else self.add(name)).index
+            if (multi and not self.knows_queues) or (
+                known and multi != (known[0].tun_queues is not None)
+            ):
+                raise refusal(errno.EINVAL)
+            self.attached[fd] = (known[0] if known else self.add(name, multi=multi)).index
+            self.hold(self.attached[fd], 1)
             return struct.pack("=16sH22x", name.encode(), flags)
         if request == tap.TUNGETIFF:
-            kept = self.attached[fd] in self.permanent
-            return struct.pack("=16sH22x", b"", tap.IFF_PERSIST if kept else 0)
+            link = self.links[self.attached[fd]]
+            flags = tap.IFF_TAP | tap.IFF_NO_PI | tap.IFF_VNET_HDR
+            flags |= tap.IFF_PERSIST if link.index in self.permanent else 0
+            flags |= tap.IFF_MULTI_QUEUE if link.tun_queues is not None else 0
+            return struct.pack("=16sH22x", link.name.encode(), flags)
         if request == tap.TUNSETVNETHDRSZ:
             [self.header_bytes] = struct.unpack("=i", argument)
         elif request == tap.TUNSETOFFLOAD:
@@ -97,7 +120,13 @@ class FakeKernel(tap.Kernel):
 
     def index_of(self, name: str) -> int:
         self.step("index")
-        return next(link.index for link in self.links.values() if link.name == name)
+        for link in self.links.values():
+            if link.name == name:
+                return link.index
+        raise refusal(errno.ENODEV)
+
+    def cores(self) -> int:
+        return self.processors
 
     def netlink(self) -> FakeNetlink:
         self.step("netlink")
@@ -149,7 +178,7 @@ def open_tap(kernel: tap.Kernel | None = None, name: str = "tap0", **wanted: obj
 def test_a_new_device_is_set_up_and_goes_away_on_close():
     kernel = FakeKernel()
     device = open_tap(kernel, name="tap%d", mac=MAC)
-    assert (device.fd, device.name, device.mtu, device.mac) == (40, "tap0", 1400, MAC)
+    assert (device.fds, device.name, device.mtu, device.mac) == ((40,), "tap0", 1400, MAC)
     assert kernel.links[device.ifindex] == Link(2, "tap0", 1400, MAC, tap.QUEUE_LENGTH, up=True)
     assert kernel.given == [(2, ADDRESS4)]
     assert kernel.header_bytes == 10
@@ -159,7 +188,7 @@ def test_a_new_device_is_set_up_and_goes_away_on_close():
     assert not device.persistent
     device.close()
     device.close()
-    assert device.fd == -1
+    assert device.fds == ()
     assert not device.exists()
     assert not device.is_up()
     assert kernel.state() == FakeKernel().state()
@@ -278,6 +307,91 @@ def test_switched_off_ipv6_is_explained():
         open_tap(kernel, address=ADDRESS6)
 
 
+# --- Queues -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cores", "queues"), [(1, 1), (2, 1), (3, 3), (4, 4), (5, 4), (64, 4)])
+def test_a_machine_with_more_than_two_cores_gets_a_queue_for_each_up_to_four(cores, queues):
+    kernel = FakeKernel(processors=cores)
+    device = open_tap(kernel, queues=None)
+    assert len(device.fds) == queues
+    assert kernel.links[device.ifindex].tun_queues == (queues if queues > 1 else None)
+    device.close()
+    assert kernel.state() == FakeKernel().state()
+
+
+def test_a_device_with_one_queue_is_made_as_it_always_was():
+    kernel = FakeKernel(processors=64)
+    device = open_tap(kernel, queues=1)
+    assert device.fds == (40,)
+    assert kernel.links[device.ifindex].tun_queues is None
+
+
+def test_a_device_that_was_made_for_one_queue_is_explained():
+    kernel = FakeKernel()
+    kernel.add("tap0", permanent=True)
+    before = kernel.state()
+    with pytest.raises(
+        DeviceError, match=r"made for one; delete it .*multi_queue`, or set network\.queues to 1"
+    ):
+        open_tap(kernel, queues=4)
+    assert kernel.state() == before
+
+
+@pytest.mark.parametrize("why", ["old device", "old kernel"])
+def test_by_itself_the_daemon_is_content_with_one_queue(why):
+    kernel = FakeKernel(processors=4, knows_queues=why != "old kernel")
+    if why == "old device":
+        kernel.add("tap0", permanent=True)
+    assert len(open_tap(kernel, queues=None).fds) == 1
+
+
+def test_one_queue_of_a_device_that_may_have_several_is_enough():
+    kernel = FakeKernel()
+    kernel.add("tap0", permanent=True, multi=True)
+    assert len(open_tap(kernel, queues=1).fds) == 1
+
+
+def test_a_device_whose_queues_another_process_holds_is_not_joined():
+    kernel = FakeKernel()
+    open_tap(kernel, queues=2)
+    before = kernel.state()
+    for queues in (1, 2):
+        with pytest.raises(DeviceError, match="another process has it"):
+            open_tap(kernel, queues=queues)
+    assert kernel.state() == before
+
+
+def test_a_failure_at_the_last_queue_leaves_nothing_behind():
+    kernel = FakeKernel(failures={"third": errno.EMFILE})
+    opened = kernel.open
+    turns = iter(("first", "second", "third"))
+
+    def open_clone() -> int:
+        kernel.step(next(turns))
+        return opened()
+
+    kernel.open = open_clone  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match="Too many open files"):
+        open_tap(kernel, queues=3)
+    assert kernel.state() == FakeKernel().state()
+
+
+def test_the_other_queues_of_a_device_that_was_kept_are_opened_anew():
+    kernel = FakeKernel(processors=4)
+    first, *others = open_tap(kernel, queues=None).fds
+    for fd in others:  # what a restart leaves: somebody holds one
+        kernel.close(fd)
+    wanted = {"mtu": 1400, "address": ADDRESS4, "kernel": kernel}
+    assert tap.misfit(first, "tap0", queues=None, **wanted) is None
+    again = open_tap(kernel, queues=None, held=first)
+    assert again.fds[0] == first
+    assert len(again.fds) == 4
+    again.close()
+    kept = open_tap(kernel, queues=1).fds[0]
+    assert "made for one queue, not 4" in str(tap.misfit(kept, "tap0", queues=4, **wanted))
+
+
 @pytest.mark.parametrize("name", ["", "a" * 16, "é" * 8, "a b", "a/b", "a:b", ".", "..", "a\0b"])
 def test_an_impossible_name_is_refused_before_anything_is_opened(name):
     kernel = FakeKernel()
@@ -354,8 +468,8 @@ def test_a_real_device_gets_what_was_asked_for(namespace, address):
         assert device.name == "tap0"
         assert link_of("tap0") == Link(device.ifindex, "tap0", 9000, MAC, 77, up=True, kind="tun")
         assert addresses_of(device.ifindex) == ({address} if address else set())
-        assert os.get_blocking(device.fd) is False
-        assert os.get_inheritable(device.fd) is False
+        assert os.get_blocking(device.fds[0]) is False
+        assert os.get_inheritable(device.fds[0]) is False
         assert device.is_up()
     finally:
         device.close()
@@ -387,10 +501,10 @@ def test_a_real_frame_comes_with_a_header_of_ten_bytes(namespace):
             wire.send(frame)
             got = b""
             while not got.endswith(frame):  # the kernel's own multicast may come first
-                got = os.read(device.fd, 2048)
+                got = os.read(device.fds[0], 2048)
             assert len(got) == 10 + len(frame)
             answer = device.mac + b"\x02\0\0\0\0\x02" + b"\x88\xb5" + b"reply".ljust(50, b".")
-            assert os.write(device.fd, bytes(10) + answer) == 10 + len(answer)
+            assert os.write(device.fds[0], bytes(10) + answer) == 10 + len(answer)
     finally:
         device.close()
 
@@ -415,6 +529,41 @@ def test_a_real_device_that_is_open_elsewhere_is_refused(namespace):
             open_tap()
         assert device.is_up()
     finally:
+        device.close()
+
+
+@pytest.mark.netns
+def test_a_real_device_with_four_queues_is_one_device(namespace):
+    device = open_tap(queues=4)
+    try:
+        assert len(set(device.fds)) == 4
+        assert link_of("tap0").tun_queues == 4
+        assert link_of("tap0").queue_length == tap.QUEUE_LENGTH
+        for queues in (1, 2):
+            with pytest.raises(DeviceError, match="another process has it"):
+                open_tap(queues=queues)
+        assert link_of("tap0").tun_queues == 4
+    finally:
+        device.close()
+    assert not device.exists()
+
+
+@pytest.mark.netns
+def test_a_real_persistent_device_keeps_the_kind_of_queues_it_was_made_with(namespace):
+    open_tap(persist=True).close()
+    assert link_of("tap0").tun_queues is None
+    with pytest.raises(DeviceError, match="made for one"):
+        open_tap(queues=2)
+    device = open_tap(queues=None)
+    assert len(device.fds) == 1
+    device.close()
+    with Netlink() as netlink:
+        netlink._call(17, 4, struct.pack("=BxHiII", 0, 0, device.ifindex, 0, 0))  # RTM_DELLINK
+    open_tap(persist=True, queues=2).close()
+    assert link_of("tap0").tun_queues == 0
+    for queues in (4, 1, 2):
+        device = open_tap(queues=queues)
+        assert link_of("tap0").tun_queues == queues == len(device.fds)
         device.close()
 
 

@@ -65,7 +65,7 @@ class Side:
         self.heard = []
         self.plane = DataPlane()
         self.tap = FakeTap("tap0", mtu=1500, offload=OFFLOAD_TCP)
-        self.plane.attach_tap(self.tap.fd, 1500)
+        self.plane.attach_tap(self.tap.fds, 1500)
         #: what the responder's owner does with an authenticated peer
         self.decide = Tunnel.accept
         upgraded = Upgraded(

@@ -181,7 +181,9 @@ def _nat(nat: dict[str, Any], now: float) -> str:
 
 def _tap(tap: dict[str, Any]) -> str:
     address = text(tap["address"]) if tap.get("address") else "no address"
-    return f"{text(tap.get('device'))}, {address}, MTU {text(tap.get('mtu'))}"
+    line = f"{text(tap.get('device'))}, {address}, MTU {text(tap.get('mtu'))}"
+    queues = len(tap.get("queues") or ())
+    return f"{line}, {queues} queues" if queues > 1 else line
 
 
 def _capture(capture: dict[str, Any], now: float) -> str:

@@ -11,6 +11,7 @@ import hmac
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
+from typing import Literal
 
 from shadowmesh.constants import MODE_PIN, MODE_PSK
 
@@ -73,6 +74,8 @@ class NetworkSection:
     mtu: int
     persist_tap: bool
     offload: bool
+    #: of the TAP; auto: as many as help on this machine
+    queues: int | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from shadowmesh.constants import (
     DEFAULT_TLS_CERT,
     DEFAULT_TLS_KEY,
     MAX_MTU,
+    MAX_QUEUES,
     MIN_MTU,
 )
 
@@ -37,6 +38,7 @@ ENVIRONMENT_PREFIX = "SHADOWMESH_"
 _TEXT: frozenset[Kind] = frozenset({"str"})
 _TEXT_OR_EMPTY: frozenset[Kind] = frozenset({"str", "null"})
 _INTEGER: frozenset[Kind] = frozenset({"int"})
+_TEXT_OR_INTEGER: frozenset[Kind] = frozenset({"str", "int"})
 _BOOLEAN: frozenset[Kind] = frozenset({"bool"})
 #: a bare number is a duration without a unit, and 64 digits without a letter are a key: both get
 #: their own parser's message
@@ -133,6 +135,10 @@ _KEYS = (
     Key(
         "network.offload", "true", _BOOLEAN, values.boolean,
         "segmentation and checksum offload on the TAP",
+    ),
+    Key(
+        "network.queues", "auto", _TEXT_OR_INTEGER, values.whole_or_auto(1, MAX_QUEUES),
+        f"queues of the TAP, each with a thread: auto or 1 to {MAX_QUEUES}",
     ),
     Key(
         "encryption.key", None, _HEX, values.secret_key,

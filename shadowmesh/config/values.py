@@ -19,6 +19,7 @@ from ipaddress import (
     ip_interface,
 )
 from pathlib import Path
+from typing import Literal
 
 from shadowmesh import keys
 from shadowmesh.config.model import REDACTED, HostPort, Secret
@@ -71,6 +72,21 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         if not low <= value <= high:
             raise ValueError(f"must be from {low} to {high}, got {value}")
         return value
+
+    return parse
+
+
+def whole_or_auto(low: int, high: int) -> Callable[[str], int | Literal["auto"]]:
+    """Return a parser of `auto` and of whole numbers from low to high."""
+
+    def parse(text: str) -> int | Literal["auto"]:
+        if text == "auto":
+            return "auto"
+        if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
+            raise ValueError(
+                f"must be auto or a whole number from {low} to {high}, got {show(text)}"
+            )
+        return int(text)
 
     return parse
 

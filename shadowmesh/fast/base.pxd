@@ -33,6 +33,9 @@ cdef extern from "compat.h" nogil:
     uint64_t sm_counted(const uint64_t *p)
     void sm_add(uint64_t *p, uint64_t n)
     int sm_claim(uint64_t *p, uint64_t *expected, uint64_t wanted)
+    uint64_t sm_take_numbers(uint64_t *p, uint64_t n)
+    void sm_raise_bits(int *p, int bits)
+    void sm_lower_bits(int *p, int bits)
     void sm_mask(uint8_t *p, size_t length, const uint8_t *mask, uint64_t phase)
 
 cdef extern from "<sodium.h>" nogil:
@@ -57,6 +60,7 @@ cdef extern from "<time.h>" nogil:
     clockid_t CLOCK_BOOTTIME
     clockid_t CLOCK_MONOTONIC
     clockid_t CLOCK_REALTIME
+    clockid_t CLOCK_MONOTONIC_COARSE
 
 cdef extern from "<errno.h>" nogil:
     int errno
@@ -100,6 +104,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_create(pthread_t *thread, void *attributes, void *(*start)(void *) noexcept nogil,
                        void *argument)
     int pthread_join(pthread_t thread, void **result)
+    pthread_t pthread_self()
+    int pthread_setname_np(pthread_t thread, const char *name)
 
 
 cdef inline uint64_t boottime_ns() noexcept nogil:

@@ -100,6 +100,14 @@ static inline void sm_add(uint64_t *p, uint64_t n) { __atomic_fetch_add(p, n, __
 static inline int sm_claim(uint64_t *p, uint64_t *expected, uint64_t wanted) {
     return __atomic_compare_exchange_n(p, expected, wanted, 1, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
+/* Of the `n` numbers from the returned one on, nobody else gets any. */
+static inline uint64_t sm_take_numbers(uint64_t *p, uint64_t n) {
+    return __atomic_fetch_add(p, n, __ATOMIC_RELAXED);
+}
+static inline void sm_raise_bits(int *p, int bits) { __atomic_fetch_or(p, bits, __ATOMIC_SEQ_CST); }
+static inline void sm_lower_bits(int *p, int bits) {
+    __atomic_fetch_and(p, ~bits, __ATOMIC_SEQ_CST);
+}
 
 /* XOR `length` bytes with the 4-byte mask whose byte for p[0] is mask[phase & 3] (RFC 6455, 5.3).
  * Eight bytes at a time through memcpy, which the compiler turns into vector code. */

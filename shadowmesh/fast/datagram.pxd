@@ -107,7 +107,7 @@ ctypedef struct train_t:        # datagrams of one size, the last may be shorter
     uint16_t frames             # whose last datagram is in this train
     int closed                  # a shorter datagram has ended it
 
-ctypedef struct outbox_t:       # the TAP thread's
+ctypedef struct outbox_t:       # one for each TAP thread
     uint8_t bytes[OUTBOX_BYTES]
     size_t used
     train_t trains[OUTBOX_TRAINS]

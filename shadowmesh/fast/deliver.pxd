@@ -10,6 +10,7 @@ from .session cimport *
 from .plane cimport *
 from .datagram cimport iovec
 from .capture cimport *
+from .steer cimport *
 
 
 cdef inline int tap_verdict(ssize_t written) noexcept nogil:
@@ -25,13 +26,15 @@ cdef inline int tap_verdict(ssize_t written) noexcept nogil:
     return DROP_TAP_REFUSED
 
 
-cdef inline int write_tap(plane_t *plane, const uint8_t *vnet, size_t length) noexcept nogil:
+cdef inline int write_tap(plane_t *plane, int queue, const uint8_t *vnet,
+                          size_t length) noexcept nogil:
     # `vnet` points at the virtio header, the frame follows. KEEP or a DROP_ reason.
+    cdef int tap_fd = plane.queues[queue].tap_fd
     cdef ssize_t written
-    if plane.tap_fd < 0:
+    if tap_fd < 0:
         return DROP_TAP_GONE
     while True:
-        written = write(plane.tap_fd, vnet, length)
+        written = write(tap_fd, vnet, length)
         if written >= 0 or errno != EINTR:
             return tap_verdict(written)
 
@@ -53,10 +56,10 @@ cdef inline int judge_inner(plane_t *plane, uint8_t *inner, size_t inner_bytes, 
     return check_offload(vnet[0], vnet[0] + VNET_HEADER_BYTES, frame_bytes[0], plane.mtu_bytes)
 
 
-cdef inline void count_delivery(received_t *counters, int verdict, uint64_t frames,
+cdef inline void count_delivery(received_t *counters, int queue, int verdict, uint64_t frames,
                                 uint64_t total_bytes) noexcept nogil:
     if verdict == KEEP:
-        sm_count(&counters.frames_written, frames)
+        sm_count(&counters.frames_written[queue], frames)
         sm_count(&counters.bytes_written, total_bytes)
     else:
         sm_count(&counters.dropped[verdict], frames)
@@ -67,13 +70,15 @@ cdef inline void deliver_frame(plane_t *plane, received_t *counters, uint8_t *in
     # inner[0] is the type; 9 bytes in front of it may be overwritten.
     cdef uint8_t *vnet
     cdef size_t frame_bytes
+    cdef int queue = 0
     cdef int verdict = judge_inner(plane, inner, inner_bytes, &vnet, &frame_bytes)
     cdef iovec whole
     sm_count(&counters.frames_opened, 1)
     if verdict == KEEP:
-        verdict = write_tap(plane, vnet, VNET_HEADER_BYTES + frame_bytes)
+        queue = steer_in(plane, vnet + VNET_HEADER_BYTES, frame_bytes)
+        verdict = write_tap(plane, queue, vnet, VNET_HEADER_BYTES + frame_bytes)
     if verdict == KEEP and capture_on(&plane.capture):
         whole.iov_base = vnet
         whole.iov_len = VNET_HEADER_BYTES + frame_bytes
         capture_frame(&plane.capture, CAPTURE_INBOUND, &whole, 1, VNET_HEADER_BYTES)
-    count_delivery(counters, verdict, 1, frame_bytes)
+    count_delivery(counters, queue, verdict, 1, frame_bytes)

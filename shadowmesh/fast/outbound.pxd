@@ -5,8 +5,9 @@
 #                                                                   +-> seal_slots -> send_outbox
 #                                                                               (udp_out.pxd)
 #
-# Functions stand in the order in which a frame meets them. All of it runs in the TAP thread and
-# touches no Python object; only seal_message also serves the hub (send_record in _fastpath.pyx).
+# Functions stand in the order in which a frame meets them. All of it runs in the TAP threads, each
+# on its own queue, and touches no Python object; only seal_message also serves the hub (send_record
+# in _fastpath.pyx).
 
 from libc.stddef cimport size_t
 from .base cimport *
@@ -17,12 +18,18 @@ from .session cimport *
 from .plane cimport *
 from .udp_out cimport *
 from .capture cimport *
+from .steer cimport *
+
+cdef enum:
+    # Sealing stops so far below SM_SEAL_LIMIT. Of the threads that looked before the counter came
+    # there each may seal one more outbox full, and the hub a record.
+    SEAL_MARGIN = (MAX_QUEUES + 1) * OUTBOX_TRAINS * TRAIN_DATAGRAMS
 
 
-cdef inline int wait_for_frames(plane_t *plane) noexcept nogil:
+cdef inline int wait_for_frames(const plane_t *plane, const queue_t *queue) noexcept nogil:
     # 1: the TAP may be read; 0: stop; a device error is left to read() to name.
     cdef pollfd fds[2]
-    fds[0].fd = plane.tap_fd
+    fds[0].fd = queue.tap_fd
     fds[1].fd = plane.stop_fd
     fds[0].events = fds[1].events = POLLIN
     while True:
@@ -33,7 +40,7 @@ cdef inline int wait_for_frames(plane_t *plane) noexcept nogil:
         return 0 if fds[1].revents else 1
 
 
-cdef inline void wait_for_session(plane_t *plane) noexcept nogil:
+cdef inline void wait_for_session(const plane_t *plane, const queue_t *queue) noexcept nogil:
     # Frames that come while nobody is connected stay in the device's queue for a moment. What a
     # host says first is an ARP request; dropped during the handshake it would be sent again only
     # after a second. Returns when a session is active, the time is over, the device is gone or the
@@ -41,20 +48,20 @@ cdef inline void wait_for_session(plane_t *plane) noexcept nogil:
     cdef pollfd fds[3]
     cdef uint64_t until_ns = boottime_ns() + <uint64_t>HOLD_MS * 1000000
     cdef uint64_t now_ns = until_ns - 1
-    fds[0].fd = plane.space_fd
+    fds[0].fd = queue.space_fd
     fds[1].fd = plane.stop_fd
-    fds[2].fd = plane.tap_fd
+    fds[2].fd = queue.tap_fd
     fds[0].events = fds[1].events = POLLIN
     fds[2].events = 0
     while sm_flag(&plane.active_session) < 0 and now_ns < until_ns:
         if poll(fds, 3, HOLD_MS) > 0:
             if fds[1].revents or fds[2].revents:
                 return
-            drain_fd(plane.space_fd)
+            drain_fd(queue.space_fd)
         now_ns = boottime_ns()
 
 
-cdef inline int read_batch(plane_t *plane) noexcept nogil:
+cdef inline int read_batch(queue_t *queue) noexcept nogil:
     # Fills slots until the device is empty, the slots or the arena are full. The number of frames,
     # or -errno when the device is gone.
     # In front of the first slot, too, there is room for the header of a fragment (udp_out.pxd).
@@ -65,20 +72,20 @@ cdef inline int read_batch(plane_t *plane) noexcept nogil:
     cdef ssize_t got
     cdef slot_t *slot
     cdef uint64_t total = 0
-    plane.batch = 0
-    while plane.batch < plane.batch_frames and used <= BATCH_BYTES:
-        base = plane.arena + used
-        got = read(plane.tap_fd, base + 1, SLOT_BYTES - 1)
+    queue.batch = 0
+    while queue.batch < queue.plane.batch_frames and used <= BATCH_BYTES:
+        base = queue.arena + used
+        got = read(queue.tap_fd, base + 1, SLOT_BYTES - 1)
         if got < 0:
             if errno == EINTR:
                 continue
-            if errno == EAGAIN or plane.batch:
+            if errno == EAGAIN or queue.batch:
                 break
             return -errno
         if got < VNET_HEADER_BYTES:
             break
-        slot = &plane.slots[plane.batch]
-        plane.batch += 1
+        slot = &queue.slots[queue.batch]
+        queue.batch += 1
         total += got - VNET_HEADER_BYTES
         if sm_load16(base + 1) & 0xFF00 or base[1] & VNET_NEEDS_CSUM:
             base[0] = INNER_OFFLOAD_FRAME
@@ -90,13 +97,30 @@ cdef inline int read_batch(plane_t *plane) noexcept nogil:
             slot.inner = base + VNET_HEADER_BYTES
             slot.inner_bytes = <uint32_t>(1 + got - VNET_HEADER_BYTES)
         used += (1 + got + 63) // 64 * 64
-    sm_count(&plane.sent.frames_read, plane.batch)
-    sm_count(&plane.sent.bytes_read, total)
-    return plane.batch
+    sm_count(&queue.sent.frames_read, queue.batch)
+    sm_count(&queue.sent.bytes_read, total)
+    return queue.batch
 
 
-cdef inline void drop_outgoing(plane_t *plane, int reason, uint64_t frames) noexcept nogil:
-    sm_count(&plane.sent.dropped[reason], frames)
+cdef inline const uint8_t *slot_frame(const slot_t *slot) noexcept nogil:
+    if slot.inner[0] == INNER_FRAME:
+        return slot.inner + 1
+    return slot.inner + 1 + VNET_HEADER_BYTES
+
+
+cdef inline void note_queue(plane_t *plane, const queue_t *queue) noexcept nogil:
+    # That the flows of these frames come from this queue.
+    cdef uint64_t now_ms = steer_now_ms()
+    cdef const slot_t *slot
+    cdef const uint8_t *frame
+    for i in range(queue.batch):
+        slot = &queue.slots[i]
+        frame = slot_frame(slot)
+        steer_out(plane, queue.index, frame, slot.inner_bytes - (frame - slot.inner), now_ms)
+
+
+cdef inline void drop_outgoing(queue_t *queue, int reason, uint64_t frames) noexcept nogil:
+    sm_count(&queue.sent.dropped[reason], frames)
 
 
 cdef inline bint finish_slot(slot_t *slot) noexcept nogil:
@@ -111,10 +135,10 @@ cdef inline bint finish_slot(slot_t *slot) noexcept nogil:
     return True
 
 
-cdef inline int judge_slot(slot_t *slot, const session_t *session) noexcept nogil:
+cdef inline int judge_slot(slot_t *slot, const route_t *route) noexcept nogil:
     # What the peer would refuse is not sent: KEEP or a DROP_ reason.
-    cdef size_t limit = session.peer_mtu_bytes + FRAME_OVERHEAD
-    if (slot.inner[0] == INNER_OFFLOAD_FRAME and not session.peer_caps & CAP_OFFLOAD
+    cdef size_t limit = route.peer_mtu_bytes + FRAME_OVERHEAD
+    if (slot.inner[0] == INNER_OFFLOAD_FRAME and not route.peer_caps & CAP_OFFLOAD
             and not finish_slot(slot)):
         # A super-frame that was in the queue when the device's offloads were switched off.
         return DROP_BAD_OFFLOAD
@@ -122,12 +146,26 @@ cdef inline int judge_slot(slot_t *slot, const session_t *session) noexcept nogi
         if slot.inner_bytes - 1 < MIN_FRAME:
             return DROP_RUNT
         return DROP_TOO_LONG if slot.inner_bytes - 1 > limit else KEEP
-    if (slot.inner[2] == GSO_UDP_L4 and not session.peer_caps & CAP_UDP_GSO
-            and not session.udp_active):
+    if (slot.inner[2] == GSO_UDP_L4 and not route.peer_caps & CAP_UDP_GSO
+            and not route.udp_active):
         # As above. On UDP it does no harm: there it is cut.
         return DROP_BAD_OFFLOAD
-    return check_offload(slot.inner + 1, slot.inner + 1 + VNET_HEADER_BYTES,
-                         slot.inner_bytes - 1 - VNET_HEADER_BYTES, session.peer_mtu_bytes)
+    return check_offload(slot.inner + 1, slot_frame(slot),
+                         slot.inner_bytes - 1 - VNET_HEADER_BYTES, route.peer_mtu_bytes)
+
+
+cdef inline void judge_batch(queue_t *queue, const route_t *route) noexcept nogil:
+    # Leaves the slots that may be sent.
+    cdef int kept = 0
+    cdef int verdict
+    for i in range(queue.batch):
+        verdict = judge_slot(&queue.slots[i], route)
+        if verdict != KEEP:
+            drop_outgoing(queue, verdict, 1)
+            continue
+        queue.slots[kept] = queue.slots[i]
+        kept += 1
+    queue.batch = kept
 
 
 cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *slots, int count,
@@ -176,10 +214,10 @@ cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *s
     return taken
 
 
-cdef inline int sending_obstacle(plane_t *plane, int index, uint64_t now_ns) noexcept nogil:
+cdef inline int sending_obstacle(const plane_t *plane, int index, uint64_t now_ns) noexcept nogil:
     # Why a session cannot send at all: KEEP when it can, or a DROP_ reason. Under tx_lock.
-    cdef session_t *session
-    cdef epoch_t *epoch
+    cdef const session_t *session
+    cdef const epoch_t *epoch
     if index < 0 or plane.sessions[index].tx_epoch < 0:
         return DROP_NOT_CONNECTED
     session = &plane.sessions[index]
@@ -188,23 +226,23 @@ cdef inline int sending_obstacle(plane_t *plane, int index, uint64_t now_ns) noe
     epoch = &plane.epochs[session.tx_epoch]
     if epoch_expired(epoch, now_ns):
         return DROP_KEY_EXPIRED
-    if (epoch.wss_tx_next >= SM_SEAL_LIMIT - OUTBOX_TRAINS * TRAIN_DATAGRAMS
-            or epoch.udp_tx_next >= SM_SEAL_LIMIT - OUTBOX_TRAINS * TRAIN_DATAGRAMS):
+    if (epoch.wss_tx_next >= SM_SEAL_LIMIT - SEAL_MARGIN
+            or sm_counted(&epoch.udp_tx_next) >= SM_SEAL_LIMIT - SEAL_MARGIN):
         return DROP_SEAL_REFUSED
     return KEEP
 
 
-cdef inline bint wait_for_space(plane_t *plane) noexcept nogil:
+cdef inline bint wait_for_space(const plane_t *plane, const queue_t *queue) noexcept nogil:
     # Sleeps until the writer has made room (True), the thread is to stop or the link is stalled.
-    # Without tx_lock; the caller set ring.starved under it.
+    # Without tx_lock; the caller set its bit of ring.starved under it.
     cdef pollfd fds[2]
     cdef int ready
-    fds[0].fd = plane.space_fd
+    fds[0].fd = queue.space_fd
     fds[1].fd = plane.stop_fd
     fds[0].events = fds[1].events = POLLIN
     ready = poll(fds, 2, STALL_MS)
     if ready > 0 and fds[0].revents:
-        drain_fd(plane.space_fd)
+        drain_fd(queue.space_fd)
         return True
     return ready < 0
 
@@ -220,72 +258,93 @@ cdef inline void capture_slots(plane_t *plane, const slot_t *slots, int count) n
         capture_frame(&plane.capture, CAPTURE_OUTBOUND, &whole, 1, skip)
 
 
-cdef inline void send_batch(plane_t *plane) noexcept nogil:
+cdef inline void copy_route(plane_t *plane, const session_t *session,
+                            route_t *route) noexcept nogil:
+    # Under tx_lock; the session has sending keys.
+    route.epoch = &plane.epochs[session.tx_epoch]
+    route.peer_mtu_bytes = session.peer_mtu_bytes
+    route.peer_caps = session.peer_caps
+    route.udp_active = session.udp_active
+    if session.udp_active:
+        route.payload_bytes = session.udp_payload_bytes
+        route.to = session.udp_address
+
+
+cdef inline void prepare_batch(plane_t *plane, queue_t *queue,
+                               const route_t *route) noexcept nogil:
+    # Once for a batch, before any of it is sealed.
+    judge_batch(queue, route)
+    if capture_on(&plane.capture):
+        capture_slots(plane, queue.slots, queue.batch)
+
+
+cdef inline int send_over_link(plane_t *plane, queue_t *queue, session_t *session, int first,
+                               uint64_t now_ns, bint *full) noexcept nogil:
+    # Seals slots from `first` on into the session's ring: how many are done with. `full`: wait for
+    # space before the next. Under tx_lock; the session has a ring and sending keys.
+    cdef int left = queue.batch - first
+    cdef int taken = seal_message(plane, session, &queue.slots[first], left, 1)
+    if taken:
+        queue.stalled = 0
+        session.last_frame_ns = now_ns
+    elif queue.stalled:
+        drop_outgoing(queue, DROP_LINK_STALLED, left)
+        return left
+    elif left:
+        full[0] = ring_starve(session.ring, queue.index)
+    return taken
+
+
+cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
     # Hands every slot to the link of its session or to a counter.
     cdef uint64_t now_ns = boottime_ns()
     cdef session_t *session
-    cdef address_t to
-    cdef int index, obstacle, verdict, taken
+    cdef route_t route
+    cdef int index, obstacle
     cdef int first = 0
-    cdef int kept = 0
-    cdef bint captured = False
-    pthread_mutex_lock(&plane.tx_lock)
-    index = session_for(plane, plane.slots[0].inner + 1)
-    if index >= 0 and plane.sessions[index].tx_epoch >= 0:
-        for i in range(plane.batch):
-            verdict = judge_slot(&plane.slots[i], &plane.sessions[index])
-            if verdict != KEEP:
-                drop_outgoing(plane, verdict, 1)
-                continue
-            plane.slots[kept] = plane.slots[i]
-            kept += 1
-    else:
-        kept = plane.batch
-    while first < kept:
-        index = plane.active_session
+    cdef bint prepared = False
+    cdef bint full
+    while first < queue.batch:
+        full = False
+        pthread_mutex_lock(&plane.tx_lock)
+        index = session_for(plane, slot_frame(&queue.slots[first]))
         obstacle = sending_obstacle(plane, index, now_ns)
         if obstacle != KEEP:
-            drop_outgoing(plane, obstacle, kept - first)
-            break
-        if not captured and capture_on(&plane.capture):
-            capture_slots(plane, &plane.slots[first], kept - first)
-            captured = True
-        session = &plane.sessions[index]
-        if session.udp_active:
-            first += seal_slots(plane, session, &plane.slots[first], kept - first)
-            session.udp_last_frame_ns = now_ns
-            to = session.udp_address
             pthread_mutex_unlock(&plane.tx_lock)
-            send_outbox(plane, &to)
-            pthread_mutex_lock(&plane.tx_lock)
+            drop_outgoing(queue, obstacle, queue.batch - first)
+            return
+        session = &plane.sessions[index]
+        copy_route(plane, session, &route)
+        if route.udp_active:
+            pin_epoch(queue, session.tx_epoch)
+            session.udp_last_frame_ns = now_ns
+            pthread_mutex_unlock(&plane.tx_lock)
+        if not prepared:
+            prepare_batch(plane, queue, &route)
+            prepared = True
+        if route.udp_active:
+            first += seal_slots(queue, &route, first)
+            unpin_epoch(queue)
+            send_outbox(plane, queue, &route.to)
             continue
-        taken = seal_message(plane, session, &plane.slots[first], kept - first, 1)
-        if taken:
-            first += taken
-            plane.stalled = 0
-            session.last_frame_ns = now_ns
-            continue
-        if plane.stalled:
-            drop_outgoing(plane, DROP_LINK_STALLED, kept - first)
-            break
-        if not ring_starve(session.ring):
-            continue
+        first += send_over_link(plane, queue, session, first, now_ns, &full)
         pthread_mutex_unlock(&plane.tx_lock)
-        if not wait_for_space(plane):
-            plane.stalled = 1
-        pthread_mutex_lock(&plane.tx_lock)
-    pthread_mutex_unlock(&plane.tx_lock)
+        if full and not wait_for_space(plane, queue):
+            queue.stalled = 1
 
 
-cdef inline void run_outbound(plane_t *plane) noexcept nogil:
-    # The TAP thread, until it is stopped or the device is gone.
+cdef inline void run_outbound(queue_t *queue) noexcept nogil:
+    # A TAP thread, until it is stopped or the device is gone.
+    cdef plane_t *plane = queue.plane
     cdef int got
-    while wait_for_frames(plane):
-        wait_for_session(plane)
-        got = read_batch(plane)
+    while wait_for_frames(plane, queue):
+        wait_for_session(plane, queue)
+        got = read_batch(queue)
         if got < 0:
             sm_set_flag(&plane.tap_errno, -got)
             signal_fd(plane.event_fd)
             return
         if got > 0:
-            send_batch(plane)
+            if plane.queue_count > 1:
+                note_queue(plane, queue)
+            send_batch(plane, queue)

@@ -14,6 +14,8 @@ cdef enum:
     RING_BYTES = 512 * 1024
     RING_MESSAGES = 16384       # more than the smallest messages that RING_BYTES can hold
     CONTROL_RESERVE = 8192      # what frames leave free for the hub's own records
+    # TAP threads that a plane may have, each of which may wait for space in a ring.
+    MAX_QUEUES = 4
 
 ctypedef struct ring_entry_t:
     uint32_t length
@@ -32,9 +34,9 @@ ctypedef struct ring_t:
     uint64_t frames_out         # frames handed to the socket; the consumer's
     uint64_t frames_booked      # committed before a session let go of the ring, and counted then
     int idle                    # the writer sleeps and wants wakeup_fd
-    int starved                 # the TAP thread waits for space on space_fd
+    int starved                 # a bit for each TAP thread that waits for space on its space_fd
     int wakeup_fd
-    int space_fd
+    int space_fds[MAX_QUEUES]
 
 
 cdef inline size_t ring_space(ring_t *ring) noexcept nogil:
@@ -116,6 +118,7 @@ cdef inline void ring_consume(ring_t *ring, size_t length) noexcept nogil:
     # `length` bytes from the last ring_peek have left.
     cdef uint64_t left = length
     cdef ring_entry_t *entry
+    cdef int i, starved
     while left:
         entry = &ring.entries[ring.entry_read % RING_MESSAGES]
         if ring.entry_left == 0:
@@ -130,16 +133,18 @@ cdef inline void ring_consume(ring_t *ring, size_t length) noexcept nogil:
     sm_release(&ring.read, ring.read + length)
     sm_fence()
     if sm_flag(&ring.starved) and ring_space(ring) >= RING_BYTES // 4:
-        if sm_take_flag(&ring.starved):
-            signal_fd(ring.space_fd)
+        starved = sm_take_flag(&ring.starved)
+        for i in range(MAX_QUEUES):
+            if starved & 1 << i:
+                signal_fd(ring.space_fds[i])
 
 
-cdef inline bint ring_starve(ring_t *ring) noexcept nogil:
-    # For a producer that found no space: True when it is to wait for space_fd. The reader may have
-    # made room before the flag was up, and then signals nobody: hence the second look.
-    sm_set_flag(&ring.starved, 1)
+cdef inline bint ring_starve(ring_t *ring, int queue) noexcept nogil:
+    # For a producer that found no space: True when it is to wait for its space_fd. The reader may
+    # have made room before the flag was up, and then signals nobody: hence the second look.
+    sm_raise_bits(&ring.starved, 1 << queue)
     sm_fence()
     if ring_space(ring) < RING_BYTES // 4:
         return True
-    sm_take_flag(&ring.starved)
+    sm_lower_bits(&ring.starved, 1 << queue)
     return False

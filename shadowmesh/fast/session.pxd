@@ -4,7 +4,10 @@
 # finding the keys of an incoming record is an array index and one compare (protocol section 6).
 #
 # Who may touch what:
-#   *_tx_*, session fields   TAP thread and hub, under plane.tx_lock
+#   *_tx_*, session fields   TAP threads and hub, under plane.tx_lock
+#   udp_tx_key, udp_tx_next, fragment_next
+#                            also without it by a TAP thread that has the epoch pinned (plane.pxd):
+#                            numbers are taken by an atomic add, so none is used twice
 #   wss_rx_*                 the hub alone (ingest runs on it)
 #   udp_rx_*, udp_last_opened_ns, udp_source   the UDP thread, under plane.rx_lock
 #   state                    written by the hub under both locks
@@ -69,7 +72,8 @@ ctypedef struct epoch_t:
     uint64_t wss_tx_next
     uint64_t wss_rx_next
     int wss_rx_closed
-    uint64_t udp_tx_next
+    uint64_t udp_tx_next        # see take_counters
+    uint64_t fragment_next      # its low 16 bits are the id of the next frame in fragments
     window_t udp_rx_window
     uint64_t failed_opens       # on WSS, where one ends the link
     uint64_t udp_failed_opens
@@ -87,7 +91,6 @@ ctypedef struct session_t:
     int udp_active              # frames go to udp_address instead of the ring
     address_t udp_address
     uint32_t udp_payload_bytes  # the largest datagram that the path carries
-    uint16_t fragment_id
     uint64_t udp_last_frame_ns
     uint64_t udp_last_opened_ns # the UDP thread's
     address_t udp_source        # whence the UDP thread opened the last record
@@ -118,13 +121,20 @@ cdef inline size_t seal_wss_record(epoch_t *epoch, const uint8_t *inner, size_t 
     return LENGTH_BYTES + sealed_bytes
 
 
-cdef inline size_t seal_datagram(epoch_t *epoch, const uint8_t *inner, size_t inner_bytes,
-                                 uint8_t *out) noexcept nogil:
-    # One record as a datagram at `out`; the caller made room. Returns the bytes written.
-    write_aad(out, KIND_UDP, epoch.remote_key_id, epoch.udp_tx_next)
-    aead_seal(epoch.cipher, epoch.udp_tx_key, epoch.udp_tx_next, out, AAD_BYTES,
+cdef inline uint64_t take_counters(epoch_t *epoch, uint64_t count) noexcept nogil:
+    # The first of `count` consecutive counters for seal_datagram, the caller's alone. Without a
+    # lock, but only while the epoch is pinned or under tx_lock, after sending_obstacle() had no
+    # objection: it leaves room below SM_SEAL_LIMIT for all that may be taken at the same time.
+    return sm_take_numbers(&epoch.udp_tx_next, count)
+
+
+cdef inline size_t seal_datagram(const epoch_t *epoch, uint64_t counter, const uint8_t *inner,
+                                 size_t inner_bytes, uint8_t *out) noexcept nogil:
+    # One record as a datagram at `out`, under a counter from take_counters that is used for nothing
+    # else; the caller made room. Returns the bytes written.
+    write_aad(out, KIND_UDP, epoch.remote_key_id, counter)
+    aead_seal(epoch.cipher, epoch.udp_tx_key, counter, out, AAD_BYTES,
               inner, inner_bytes, out + AAD_BYTES)
-    epoch.udp_tx_next += 1
     return AAD_BYTES + inner_bytes + tag_bytes(epoch.cipher)
 
 

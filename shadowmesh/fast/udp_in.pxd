@@ -14,6 +14,7 @@ from .session cimport *
 from .datagram cimport *
 from .plane cimport *
 from .deliver cimport *
+from .steer cimport *
 from .offload cimport *
 from .capture cimport *
 
@@ -56,19 +57,22 @@ cdef inline void flush_train(plane_t *plane) noexcept nogil:
     cdef iovec *pieces
     cdef size_t frame_bytes
     cdef ssize_t written
-    cdef int verdict
+    cdef int queue, tap_fd
+    cdef int verdict = DROP_TAP_GONE
     cdef int frames = join_finish(&plane.joiner, &pieces, &frame_bytes)
     if frames == 0:
         return
-    verdict = DROP_TAP_GONE
-    if plane.tap_fd >= 0:
-        written = writev(plane.tap_fd, pieces, frames)
+    queue = steer_in(plane, <const uint8_t *>pieces[0].iov_base + VNET_HEADER_BYTES,
+                     pieces[0].iov_len - VNET_HEADER_BYTES)
+    tap_fd = plane.queues[queue].tap_fd
+    if tap_fd >= 0:
+        written = writev(tap_fd, pieces, frames)
         while written < 0 and errno == EINTR:
-            written = writev(plane.tap_fd, pieces, frames)
+            written = writev(tap_fd, pieces, frames)
         verdict = tap_verdict(written)
     if verdict == KEEP and capture_on(&plane.capture):
         capture_frame(&plane.capture, CAPTURE_INBOUND, pieces, frames, VNET_HEADER_BYTES)
-    count_delivery(&plane.udp, verdict, frames, frame_bytes)
+    count_delivery(&plane.udp, queue, verdict, frames, frame_bytes)
 
 
 cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) noexcept nogil:
@@ -79,7 +83,7 @@ cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) 
     cdef int verdict = judge_inner(plane, inner, inner_bytes, &vnet, &frame_bytes)
     sm_count(&plane.udp.frames_opened, 1)
     if verdict != KEEP:
-        count_delivery(&plane.udp, verdict, 1, 0)
+        count_delivery(&plane.udp, 0, verdict, 1, 0)
         return
     if not join_add(&plane.joiner, vnet, frame_bytes):
         flush_train(plane)

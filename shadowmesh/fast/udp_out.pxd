@@ -1,7 +1,10 @@
 # The way out over UDP: slots -> sealed datagrams in trains -> sendmmsg.
 #
-#   seal_slots (under tx_lock): frame, its segments or its fragments -> outbox
-#    send_outbox (without): trains -> socket
+#   seal_slots (keys pinned): frame, its segments or its fragments -> outbox
+#    send_outbox (unpinned): trains -> socket
+#
+# Neither holds a lock; the outbox is the thread's own. Counters are taken in one add for what is
+# sealed together: a run of small frames, the segments of a super-frame, the fragments of a frame.
 #
 # Datagrams of one size that follow each other are one train: one system call entry, cut by the
 # kernel or the network card (UDP_SEGMENT). Counters may have gaps on UDP, so a datagram that the
@@ -50,32 +53,27 @@ cdef inline void append_datagram(outbox_t *outbox, size_t length, bint ends_fram
     outbox.used += length
 
 
-cdef inline void seal_whole(outbox_t *outbox, epoch_t *epoch, const uint8_t *inner,
-                            size_t inner_bytes) noexcept nogil:
-    append_datagram(outbox,
-                    seal_datagram(epoch, inner, inner_bytes, outbox.bytes + outbox.used), True)
-
-
-cdef inline size_t fragments_of(const session_t *session, const epoch_t *epoch,
-                                size_t inner_bytes) noexcept nogil:
+cdef inline size_t fragments_of(const route_t *route, size_t inner_bytes) noexcept nogil:
     # How many datagrams a frame takes that does not fit the path whole.
-    cdef size_t slice_bytes = (session.udp_payload_bytes - AAD_BYTES - tag_bytes(epoch.cipher)
+    cdef size_t slice_bytes = (route.payload_bytes - AAD_BYTES - tag_bytes(route.epoch.cipher)
                                - FRAGMENT_HEADER_BYTES)
     if slice_bytes > MAX_SLICE_BYTES:
         slice_bytes = MAX_SLICE_BYTES
     return (inner_bytes + slice_bytes - 1) // slice_bytes
 
 
-cdef inline int seal_fragments(outbox_t *outbox, session_t *session, epoch_t *epoch,
-                               uint8_t *inner, size_t inner_bytes,
-                               bint ends_frame) noexcept nogil:
+cdef inline int seal_fragments(outbox_t *outbox, const route_t *route, uint8_t *inner,
+                               size_t inner_bytes, bint ends_frame) noexcept nogil:
     # A frame that does not fit the path: fragments with consecutive counters (protocol section
     # 6). Each fragment's header is written in front of its slice, over what was sealed before;
     # 5 bytes in front of `inner` are writable. KEEP, NO_ROOM or a DROP_ reason. `ends_frame`: it
     # is a frame of the device's, or the last one of its super-frame.
+    cdef epoch_t *epoch = route.epoch
     cdef size_t overhead = AAD_BYTES + tag_bytes(epoch.cipher) + FRAGMENT_HEADER_BYTES
-    cdef size_t total = fragments_of(session, epoch, inner_bytes)
+    cdef size_t total = fragments_of(route, inner_bytes)
     cdef size_t slice_bytes, taken
+    cdef uint64_t counter
+    cdef uint16_t id
     cdef size_t done = 0
     cdef uint8_t index = 0
     cdef uint8_t *header
@@ -85,34 +83,37 @@ cdef inline int seal_fragments(outbox_t *outbox, session_t *session, epoch_t *ep
     slice_bytes = (inner_bytes + total - 1) // total
     if not outbox_has_room(outbox, total, total * (slice_bytes + overhead)):
         return NO_ROOM
+    counter = take_counters(epoch, total)
+    id = <uint16_t>sm_take_numbers(&epoch.fragment_next, 1)
     while done < inner_bytes:
         taken = inner_bytes - done
         if taken > slice_bytes:
             taken = slice_bytes
         header = inner + done - FRAGMENT_HEADER_BYTES
         header[0] = INNER_FRAGMENT
-        sm_store16(header + 1, session.fragment_id)
+        sm_store16(header + 1, id)
         header[3] = index
         header[4] = <uint8_t>total
         done += taken
-        index += 1
         append_datagram(
             outbox,
-            seal_datagram(epoch, header, FRAGMENT_HEADER_BYTES + taken,
+            seal_datagram(epoch, counter + index, header, FRAGMENT_HEADER_BYTES + taken,
                           outbox.bytes + outbox.used),
             ends_frame and done == inner_bytes)
-    session.fragment_id += 1
+        index += 1
     return KEEP
 
 
-cdef inline int seal_segments(outbox_t *outbox, session_t *session, epoch_t *epoch,
+cdef inline int seal_segments(outbox_t *outbox, const route_t *route,
                               const slot_t *slot) noexcept nogil:
     # A super-frame: cut into frames that fit the path, each sealed before the next one's headers
     # are written over its end (offload.pxd). KEEP, NO_ROOM with nothing sealed, or a DROP_ reason:
     # what became of the last one.
     cdef segmenter_t segmenter
+    cdef epoch_t *epoch = route.epoch
     cdef size_t overhead = AAD_BYTES + tag_bytes(epoch.cipher)
-    cdef size_t room = session.udp_payload_bytes - overhead
+    cdef size_t room = route.payload_bytes - overhead
+    cdef uint64_t counter = 0
     cdef uint8_t *frame
     cdef uint8_t *inner
     cdef size_t frame_bytes, inner_bytes, needed, trains
@@ -123,71 +124,112 @@ cdef inline int seal_segments(outbox_t *outbox, session_t *session, epoch_t *epo
         <uint32_t>(room - 1 - VNET_HEADER_BYTES), False)
     if segments < 0:
         # Headers that we do not cut through: rare, and small enough for fragments or lost.
-        return seal_fragments(outbox, session, epoch, slot.inner, slot.inner_bytes, True)
+        return seal_fragments(outbox, route, slot.inner, slot.inner_bytes, True)
     # Segments of one size are few trains. A UDP datagram keeps its size whatever the path, so it
     # may need fragments, which are a train of their own.
     inner_bytes = (1 + VNET_HEADER_BYTES + segmenter.flow.header_bytes
                    + segmenter.segment_bytes)
     if inner_bytes > room:
-        pieces = fragments_of(session, epoch, inner_bytes)
+        pieces = fragments_of(route, inner_bytes)
     needed = segments * (inner_bytes + pieces * (overhead + FRAGMENT_HEADER_BYTES))
     trains = needed // TRAIN_BYTES + 2 + (segments if pieces > 1 else segments // TRAIN_DATAGRAMS)
     if not outbox_has_room(outbox, trains, needed):
         return NO_ROOM
+    if pieces == 1:
+        counter = take_counters(epoch, segments)
     while segment_next(&segmenter, &frame, &frame_bytes):
         inner = frame - VNET_HEADER_BYTES - 1
         inner[0] = INNER_OFFLOAD_FRAME
         inner_bytes = 1 + VNET_HEADER_BYTES + frame_bytes
         segments -= 1
         if inner_bytes > room:
-            verdict = seal_fragments(outbox, session, epoch, inner, inner_bytes, segments == 0)
-        else:
-            verdict = KEEP
-            append_datagram(
-                outbox, seal_datagram(epoch, inner, inner_bytes, outbox.bytes + outbox.used),
-                segments == 0)
+            verdict = seal_fragments(outbox, route, inner, inner_bytes, segments == 0)
+            continue
+        verdict = KEEP
+        if pieces > 1:
+            counter = take_counters(epoch, 1)
+        append_datagram(
+            outbox,
+            seal_datagram(epoch, counter, inner, inner_bytes, outbox.bytes + outbox.used),
+            segments == 0)
+        counter += 1
     return verdict
 
 
-cdef inline int seal_slots(plane_t *plane, session_t *session, slot_t *slots,
-                           int count) noexcept nogil:
-    # Seals slots into the outbox until it is full; how many. Under tx_lock; the session has
-    # sending keys and a UDP address.
-    cdef epoch_t *epoch = &plane.epochs[session.tx_epoch]
-    cdef outbox_t *outbox = plane.outbox
+cdef inline bint fits_whole(const slot_t *slot, size_t payload_bytes,
+                            size_t overhead) noexcept nogil:
+    # Whether a frame is one datagram: neither a super-frame nor too large for the path.
+    return (not (slot.inner[0] == INNER_OFFLOAD_FRAME and slot.inner[2] & ~GSO_ECN)
+            and overhead + slot.inner_bytes <= payload_bytes)
+
+
+cdef inline int seal_run(outbox_t *outbox, const route_t *route, const slot_t *slots,
+                         int count) noexcept nogil:
+    # Seals the frames at the beginning of `slots` that are one datagram each, as many as the
+    # outbox has room for: how many.
+    cdef epoch_t *epoch = route.epoch
     cdef size_t overhead = AAD_BYTES + tag_bytes(epoch.cipher)
-    cdef int i, verdict
-    for i in range(count):
-        if slots[i].inner[0] == INNER_OFFLOAD_FRAME and slots[i].inner[2] & ~GSO_ECN:
-            verdict = seal_segments(outbox, session, epoch, &slots[i])
-        elif overhead + slots[i].inner_bytes > session.udp_payload_bytes:
-            verdict = seal_fragments(outbox, session, epoch, slots[i].inner, slots[i].inner_bytes,
-                                     True)
-        elif outbox_has_room(outbox, 1, overhead + slots[i].inner_bytes):
-            seal_whole(outbox, epoch, slots[i].inner, slots[i].inner_bytes)
-            verdict = KEEP
-        else:
+    cdef size_t total = 0
+    cdef uint64_t counter
+    cdef int run = 0
+    cdef int i
+    while run < count and fits_whole(&slots[run], route.payload_bytes, overhead):
+        total += overhead + slots[run].inner_bytes
+        if not outbox_has_room(outbox, run + 1, total):
+            break
+        run += 1
+    if run == 0:
+        return 0
+    counter = take_counters(epoch, run)
+    for i in range(run):
+        append_datagram(
+            outbox,
+            seal_datagram(epoch, counter + i, slots[i].inner, slots[i].inner_bytes,
+                          outbox.bytes + outbox.used),
+            True)
+    return run
+
+
+cdef inline int seal_slots(queue_t *queue, const route_t *route, int first) noexcept nogil:
+    # Seals slots from `first` on into the outbox until it is full; how many. The epoch is pinned.
+    cdef outbox_t *outbox = queue.outbox
+    cdef size_t overhead = AAD_BYTES + tag_bytes(route.epoch.cipher)
+    cdef slot_t *slot
+    cdef int run, verdict
+    cdef int i = first
+    while i < queue.batch:
+        slot = &queue.slots[i]
+        if fits_whole(slot, route.payload_bytes, overhead):
+            run = seal_run(outbox, route, slot, queue.batch - i)
+            i += run
+            if run:
+                continue
             verdict = NO_ROOM
+        elif slot.inner[0] == INNER_OFFLOAD_FRAME and slot.inner[2] & ~GSO_ECN:
+            verdict = seal_segments(outbox, route, slot)
+        else:
+            verdict = seal_fragments(outbox, route, slot.inner, slot.inner_bytes, True)
         if verdict == NO_ROOM:
             if outbox.count:
-                return i
+                break
             # Not even an empty outbox takes it: segments of a few bytes each.
             verdict = DROP_TOO_LONG
         if verdict != KEEP:
-            sm_count(&plane.sent.dropped[verdict], 1)
-    return count
+            sm_count(&queue.sent.dropped[verdict], 1)
+        i += 1
+    return i - first
 
 
-cdef inline void count_send(plane_t *plane, const train_t *train, int number) noexcept nogil:
+cdef inline void count_send(queue_t *queue, const train_t *train, int number) noexcept nogil:
     # `number`: 0, or the errno with which the socket refused the train.
     if number == 0:
-        sm_count(&plane.sent.frames_udp, train.frames)
+        sm_count(&queue.sent.frames_udp, train.frames)
         return
-    sm_count(&plane.sent.send_errors[udp_error_index(number)], 1)
-    sm_count(&plane.sent.dropped[DROP_UDP_SEND], train.frames)
+    sm_count(&queue.sent.send_errors[udp_error_index(number)], 1)
+    sm_count(&queue.sent.dropped[DROP_UDP_SEND], train.frames)
 
 
-cdef inline int send_train_singly(plane_t *plane, const train_t *train,
+cdef inline int send_train_singly(const plane_t *plane, const train_t *train,
                                   const address_t *to) noexcept nogil:
     # Without UDP_SEGMENT, datagram by datagram. 0, or the errno of the last one.
     cdef size_t done = 0
@@ -206,8 +248,7 @@ cdef inline int send_train_singly(plane_t *plane, const train_t *train,
     return number
 
 
-cdef inline void prepare_messages(plane_t *plane, const address_t *to) noexcept nogil:
-    cdef outbox_t *outbox = plane.outbox
+cdef inline void prepare_messages(outbox_t *outbox, const address_t *to) noexcept nogil:
     cdef msghdr *message
     cdef int i
     for i in range(outbox.count):
@@ -223,7 +264,7 @@ cdef inline void prepare_messages(plane_t *plane, const address_t *to) noexcept 
             sm_set_segment_size(message, outbox.controls[i], outbox.trains[i].segment_bytes)
 
 
-cdef inline void wait_for_socket(plane_t *plane) noexcept nogil:
+cdef inline void wait_for_socket(const plane_t *plane) noexcept nogil:
     cdef pollfd fds[2]
     fds[0].fd = plane.udp_fd
     fds[0].events = POLLOUT
@@ -232,23 +273,25 @@ cdef inline void wait_for_socket(plane_t *plane) noexcept nogil:
     poll(fds, 2, SEND_WAIT_MS)
 
 
-cdef inline void send_outbox(plane_t *plane, const address_t *to) noexcept nogil:
-    # Sends every train or counts why not, and empties the outbox. Without a lock.
-    cdef outbox_t *outbox = plane.outbox
+cdef inline void send_outbox(plane_t *plane, queue_t *queue,
+                             const address_t *to) noexcept nogil:
+    # Sends every train or counts why not, and empties the outbox. Without a lock, and with nothing
+    # pinned: the socket may make us wait.
+    cdef outbox_t *outbox = queue.outbox
     cdef int first = 0
     cdef int waited = 0
     cdef int sent, number, i
-    if plane.no_segmentation:
+    if sm_flag(&plane.no_segmentation):
         for i in range(outbox.count):
-            count_send(plane, &outbox.trains[i], send_train_singly(plane, &outbox.trains[i], to))
+            count_send(queue, &outbox.trains[i], send_train_singly(plane, &outbox.trains[i], to))
         first = outbox.count
     else:
-        prepare_messages(plane, to)
+        prepare_messages(outbox, to)
     while first < outbox.count:
         sent = sendmmsg(plane.udp_fd, &outbox.messages[first], outbox.count - first, MSG_DONTWAIT)
         if sent > 0:
             for i in range(first, first + sent):
-                count_send(plane, &outbox.trains[i], 0)
+                count_send(queue, &outbox.trains[i], 0)
             first += sent
             continue
         number = errno
@@ -260,9 +303,9 @@ cdef inline void send_outbox(plane_t *plane, const address_t *to) noexcept nogil
             continue
         if number == EIO and outbox.trains[first].datagrams > 1:
             # No checksum offload on the way out: the kernel will not cut trains. For good.
-            plane.no_segmentation = 1
+            sm_set_flag(&plane.no_segmentation, 1)
             number = send_train_singly(plane, &outbox.trains[first], to)
-        count_send(plane, &outbox.trains[first], number)
+        count_send(queue, &outbox.trains[first], number)
         first += 1
     outbox.used = 0
     outbox.count = 0

@@ -114,7 +114,7 @@ class FakeTap:
 
 
 class Node:
-    """A plane with a device, a session and a link."""
+    """A plane with a device of one or more queues, a session and a link."""
 
     def __init__(
         self,
@@ -122,12 +122,14 @@ class Node:
         client: bool = False,
         mtu: int = MTU,
         tap: bool = True,
+        queues: int = 1,
         without: Iterable[str] = (),
     ) -> None:
         self.plane = DataPlane(without)
-        self.tap = FakeTap()
+        self.taps = [FakeTap() for _ in range(queues)]
+        self.tap = self.taps[0]
         if tap:
-            self.plane.attach_tap(self.tap.fd, mtu, udp_super_frames=True)
+            self.plane.attach_tap([one.fd for one in self.taps], mtu, udp_super_frames=True)
         self.session = Session(self.plane)
         self.pipe = Pipe(self.plane, client)
         self.client = client
@@ -189,17 +191,22 @@ class Node:
             counters = self.plane.counters()
             accounted = counters["frames_sent"] + counters["frames_queued"]
             accounted += sum(counters["tx_dropped"].values())
-            done = counters["frames_read"] == self.tap.fed == accounted
+            done = counters["frames_read"] == self.fed == accounted
             return counters if done else None
 
-        return eventually(settled, f"an account of {self.tap.fed} frames")
+        return eventually(settled, f"an account of {self.fed} frames")
+
+    @property
+    def fed(self) -> int:
+        return sum(tap.fed for tap in self.taps)
 
     def close(self) -> None:
         """Take it down, and let go of what only the garbage collector gives back."""
         self.plane.detach_tap()
         self.session.close()
         self.pipe.close()
-        self.tap.close()
+        for tap in self.taps:
+            tap.close()
         del self.plane, self.session, self.pipe
 
 

@@ -388,7 +388,7 @@ class Story:
 
     def device_back(self) -> None:
         self.other.plane.detach_tap()
-        self.other.plane.attach_tap(self.other.tap.fd, MTU)
+        self.other.plane.attach_tap([self.other.tap.fd], MTU)
 
 
 def step(name: str, *arguments: Any) -> Any:
@@ -492,7 +492,7 @@ def test_a_device_that_fails_is_reported_once(make):
     node.start()
     write_only = os.open(os.devnull, os.O_WRONLY | os.O_NONBLOCK)
     try:
-        node.plane.attach_tap(write_only, MTU)
+        node.plane.attach_tap([write_only], MTU)
         assert eventually(node.plane.device_error) == 9  # EBADF: it cannot be read
         node.plane.detach_tap()
     finally:

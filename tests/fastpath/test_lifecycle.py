@@ -42,7 +42,7 @@ def test_a_device_is_one_thread_from_attach_to_detach(tap):
     plane = DataPlane()
     assert eventually(lambda: threads() == before)
     for _ in range(20):
-        plane.attach_tap(tap.fd, MTU)
+        plane.attach_tap([tap.fd], MTU)
         assert eventually(lambda: threads() == before + 1)
         plane.detach_tap()
         assert eventually(lambda: threads() == before)
@@ -51,38 +51,38 @@ def test_a_device_is_one_thread_from_attach_to_detach(tap):
 
 def test_a_second_device_is_refused(tap):
     plane = DataPlane()
-    plane.attach_tap(tap.fd, MTU)
+    plane.attach_tap([tap.fd], MTU)
     with pytest.raises(LocalProtocolError, match="attached already"):
-        plane.attach_tap(tap.fd, MTU)
+        plane.attach_tap([tap.fd], MTU)
     plane.detach_tap()
-    plane.attach_tap(tap.fd, MTU)
+    plane.attach_tap([tap.fd], MTU)
 
 
 @pytest.mark.parametrize("mtu", [0, 67, 65_536])
 def test_an_mtu_out_of_range_is_refused(tap, mtu):
     with pytest.raises(ValueError, match="out of range"):
-        DataPlane().attach_tap(tap.fd, mtu)
+        DataPlane().attach_tap([tap.fd], mtu)
 
 
 def test_a_negative_descriptor_is_refused():
     with pytest.raises(ValueError, match="out of range"):
-        DataPlane().attach_tap(-1, MTU)
+        DataPlane().attach_tap([-1], MTU)
 
 
 def test_a_blocking_descriptor_is_refused(tap):
     # the thread would wait in read() for ever, and detach_tap() for the thread
     os.set_blocking(tap.fd, True)
     with pytest.raises(ValueError, match="non-blocking"):
-        DataPlane().attach_tap(tap.fd, MTU)
+        DataPlane().attach_tap([tap.fd], MTU)
 
 
 def test_frames_after_detach_wait_for_the_next_attach(tap):
     plane = DataPlane()
-    plane.attach_tap(tap.fd, MTU)
+    plane.attach_tap([tap.fd], MTU)
     plane.detach_tap()
     tap.feed(frame())
     assert plane.counters()["frames_read"] == 0
-    plane.attach_tap(tap.fd, MTU)
+    plane.attach_tap([tap.fd], MTU)
     eventually(lambda: plane.counters()["frames_read"] == 1)
 
 
@@ -100,7 +100,7 @@ def test_detach_does_not_wait_for_a_stalled_link(make):
 def test_a_plane_that_is_dropped_stops_its_threads(tap):
     files, running = open_files(), threads()
     plane = DataPlane()
-    plane.attach_tap(tap.fd, MTU)
+    plane.attach_tap([tap.fd], MTU)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         plane.attach_udp(sock.fileno(), socket.AF_INET)
@@ -114,7 +114,7 @@ def test_a_plane_that_is_dropped_stops_its_threads(tap):
 def test_sessions_and_pipes_keep_their_plane(tap):
     running = threads()
     plane = DataPlane()
-    plane.attach_tap(tap.fd, MTU)
+    plane.attach_tap([tap.fd], MTU)
     session, pipe = Session(plane), Pipe(plane, client=True)
     del plane
     gc.collect()
@@ -338,7 +338,7 @@ def test_calls_in_any_order_never_hang_or_leak(seed):
         lambda n, _: n.feed([frame(bytes(source.randrange(1400)))] * source.randrange(20)),
         lambda n, _: n.take_outgoing(),
         carry,
-        lambda n, _: n.plane.attach_tap(n.tap.fd, MTU),
+        lambda n, _: n.plane.attach_tap([n.tap.fd], MTU),
         lambda n, _: n.plane.detach_tap(),
         lambda n, _: n.plane.attach_udp(sockets[n is nodes[1]].fileno(), socket.AF_INET),
         lambda n, _: n.plane.detach_udp(),

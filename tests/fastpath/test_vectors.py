@@ -139,7 +139,7 @@ def test_frames_that_wait_together_leave_as_one_message(make):
     node.plane.detach_tap()
     for one in frames:
         node.tap.feed(one[10:], one[:10])
-    node.plane.attach_tap(node.tap.fd, MTU)
+    node.plane.attach_tap([node.tap.fd], MTU)
     node.settle()
     (payload,) = payloads(node)
     assert payload[2:4] == len(frames).to_bytes(2, "little")

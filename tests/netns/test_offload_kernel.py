@@ -76,7 +76,7 @@ class Relay:
             raise self._error
 
     def _run(self) -> None:
-        first, second = (tap.fd for tap in self._taps)
+        first, second = (tap.fds[0] for tap in self._taps)
         other = {first: second, second: first}
         try:
             while True:

@@ -66,7 +66,7 @@ class KernelSide(Side):
         # As the connection manager sets it: the kernel cuts where either side is without.
         end.tap.set_offload(OFFLOAD_TCP | OFFLOAD_UDP if offload and peer_offload else 0)
         node = Node(client=number == 0, tap=False, without=() if trains else ("gso",))
-        node.plane.attach_tap(end.tap.fd, MTU, end.tap.udp_super_frames)
+        node.plane.attach_tap(end.tap.fds, MTU, end.tap.udp_super_frames)
         udp = end.host.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
         udp.bind((end.host.ipv4, 0))
         super().__init__(node, udp, offload=offload, trains=trains)
