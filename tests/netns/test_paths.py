@@ -368,7 +368,9 @@ def a_peer_that_crashes_on_udp_is_missed_soon_and_found_again(directory: Path) -
 
 @scenario
 def keys_change_under_traffic_without_losing_a_frame(directory: Path) -> None:
-    with udp_pair(directory, **{"encryption.rotation_interval": "10s"}) as pair:
+    # with several threads that seal
+    changes = {"encryption.rotation_interval": "10s", "network.queues": 4}
+    with udp_pair(directory, **changes) as pair:
         with streams(pair, per_second=400, size=600) as collectors:
             wait_until(
                 lambda: all(d.status()["session"]["rekeys"] >= 2 for d in pair),

@@ -46,6 +46,9 @@ def test_the_status_tells_how_the_tunnel_is_protected(pair):
         assert status["peer"]["public_key"] == other.public_key
         assert status["peer"]["pinned"] is True
         assert status["last_error"] is None
+        queues = status["tap"].pop("queues")
+        assert 1 <= len(queues) <= 4
+        assert sum(queue["frames_in"] for queue in queues) <= status["counters"]["frames_in"]
         assert status["tap"] == {
             "device": "tap0",
             "mtu": 1500,
