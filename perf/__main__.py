@@ -15,7 +15,20 @@ from pathlib import Path
 
 from shadowmesh.benchmark import machine
 
-from . import ablation, fps, lab, latency, others, picture, report, resources, soak, tunnel, uring
+from . import (
+    ablation,
+    fps,
+    lab,
+    latency,
+    others,
+    picture,
+    report,
+    resources,
+    scaling,
+    soak,
+    tunnel,
+    uring,
+)
 from .report import Row
 
 Measure = Callable[[lab.Lab, bool], Iterator[Row]]
@@ -27,7 +40,7 @@ THROUGH_TUNNELS: dict[str, Measure] = {
 }
 ALL = ("fps", *THROUGH_TUNNELS)
 #: what judges no target or takes minutes: only when it is asked for
-ON_DEMAND = ("ablation", "others", "soak", "uring")
+ON_DEMAND = ("ablation", "others", "scaling", "soak", "uring")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,6 +103,10 @@ def _rows(wanted: Sequence[str], quick: bool, amount: soak.Amount) -> Iterator[R
                 others.beside(lanes, Path(directory)),
             ):
                 yield from others.measure(lanes, quick)
+        if "scaling" in wanted:
+            _say("scaling")
+            with lab.Lab(Path(directory), scaling.tunnels(), references=False) as lanes:
+                yield from scaling.measure(lanes, quick)
         if "soak" in wanted:
             _say("soak")
             with lab.Lab(Path(directory), soak.TUNNELS, references=False) as lanes:

@@ -37,15 +37,20 @@ PATHS = ("wss", "udp")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What makes a tunnel: its path, its cipher, the optimisation that both sides do without."""
+    """What makes a tunnel: its path, its cipher, the optimisation that both sides do without.
+
+    `queues` of the TAP: 0 is what the daemon takes by itself.
+    """
 
     path: str
     cipher: str
     without: str = ""  # a word of shadowmesh.switches
+    queues: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.path} {self.cipher}" + (self.without and f" without {self.without}")
+        name = f"{self.path} {self.cipher}" + (self.without and f" without {self.without}")
+        return f"{name}, queues: {self.queues}" if self.queues else name
 
 
 TUNNELS = tuple(Kind(path, cipher) for path in PATHS for cipher in CIPHERS)
@@ -207,14 +212,16 @@ class Lab:
 
     def _tunnel(self, net: Net, kind: Kind, stack: contextlib.ExitStack) -> None:
         path, cipher = kind.path, kind.cipher
-        name, label = kind.name, kind.name.replace(" ", "-")
+        name, label = kind.name, kind.name.replace(" ", "-").replace(",", "").replace(":", "")
         hosts = cable(net, label)
-        settings = {
+        settings: dict[str, object] = {
             "daemon.log_level": "info",
             "encryption.cipher": cipher,
             "nat.enabled": path == "udp",
             "nat.stun_server": "",
         }
+        if kind.queues:
+            settings["network.queues"] = kind.queues
         one, other = (
             Daemon(host, self.directory / f"{label}-{host.number}", settings) for host in hosts
         )
