@@ -304,7 +304,7 @@ def measure(lab: Lab, quick: bool) -> Iterator[Row]:
     speed.take(rounds, streams.read)
     idle.take(rounds, idle_trips(idle_times, seconds / 2))
     loaded.take(rounds, trips_beside_stream(loaded_times, seconds))
-    rate.take(1 if quick else 2, small_frames(rate, 0.25))
+    rate.take(rounds, small_frames(rate, 0.25))
     yield from _rows(lab, "TCP, 1 stream", "Gbit/s", speed)
     yield from _rows(lab, "round trip, idle, p50", "us", idle)
     for percent in (50, 99):
