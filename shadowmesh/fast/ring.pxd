@@ -40,16 +40,18 @@ ctypedef struct ring_t:
 
 
 cdef inline size_t ring_space(ring_t *ring) noexcept nogil:
-    # Bytes that one message may take now. Only grows until the next ring_reserve.
+    # Bytes that one message may take now. Only grows until the next ring_reserve. The consumer asks,
+    # too, and may hear of more than there is while a message is committed.
     cdef uint64_t read_at = sm_acquire(&ring.read)
+    cdef uint64_t written = sm_counted(&ring.written)
     cdef uint64_t front
-    if sm_acquire(&ring.entry_read) + RING_MESSAGES <= ring.entry_written:
+    if sm_acquire(&ring.entry_read) + RING_MESSAGES <= sm_counted(&ring.entry_written):
         return 0
-    if ring.written < read_at:
-        return read_at - ring.written - 1
+    if written < read_at:
+        return read_at - written - 1
     front = read_at - 1 if read_at > 0 else 0
-    if RING_BYTES - ring.written >= front:
-        return RING_BYTES - ring.written
+    if RING_BYTES - written >= front:
+        return RING_BYTES - written
     return front
 
 
