@@ -15,13 +15,16 @@ from shadowmesh.fast.ring cimport *
 from shadowmesh.fast.datagram cimport *
 from shadowmesh.fast.session cimport *
 from shadowmesh.fast.plane cimport *
+from shadowmesh.fast.backlog cimport *
 from shadowmesh.fast.inbound cimport (
     EVENT_NONE, HEADROOM, PARSER_BYTES, make_room, may_open, parse as parse_link, parser_t
 )
-from shadowmesh.fast.outbound cimport seal_message, sending_obstacle
+from shadowmesh.fast.link_out cimport seal_message
+from shadowmesh.fast.outbound cimport sending_obstacle
 from shadowmesh.fast.udp_in cimport flush_train, open_datagram
+from shadowmesh.fast.flow cimport flow_hash as hash_flow
 from shadowmesh.fast.steer cimport (
-    flow_hash as hash_flow, steer_in, steer_now_ms, steer_out, steer_reset
+    steer_in, steer_now_ms, steer_out, steer_reset
 )
 from shadowmesh.fast.checksum cimport *
 from shadowmesh.fast.headers cimport *
@@ -162,6 +165,75 @@ def judge(frame, uint32_t mtu_bytes, vnet=None):
     return check_offload(record.vnet, record.frame, record.frame_bytes, mtu_bytes)
 
 
+# --- Frames that wait for a slow link (fast/backlog.pxd) ------------------------------------------
+
+
+cdef class Backlog:
+    """Frames that wait, in an arena that is filled as the TAP thread does it."""
+
+    cdef backlog_t *backlog
+    cdef int chosen
+
+    def __cinit__(self):
+        self.backlog = backlog_new()
+        self.chosen = NOBODY
+        if self.backlog == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        backlog_free(self.backlog)
+
+    @property
+    def waiting(self):
+        """How many frames, and how many bytes with their inner type."""
+        return self.backlog.waiting, self.backlog.waiting_bytes
+
+    def park(self, list frames not None, uint64_t now_ns):
+        """Read a batch of plain frames and let all of it wait; False when there is no room."""
+        cdef size_t start
+        cdef size_t end = arena_room(self.backlog, SLOT_BYTES, &start)
+        cdef slot_t slot
+        cdef list slots = []
+        cdef const uint8_t[::1] frame
+        if backlog_full(self.backlog) or end < SLOT_BYTES:
+            return False
+        end += start
+        if len(frames) > BATCH_FRAMES or start + sum(map(len, frames)) + 64 * len(frames) > end:
+            raise ValueError("more than a batch, or than the room for it")
+        for frame in frames:
+            slot.inner = self.backlog.arena + start
+            slot.inner_bytes = <uint32_t>(1 + len(frame))
+            slot.inner[0] = INNER_FRAME
+            memcpy(slot.inner + 1, &frame[0], len(frame))
+            backlog_park(self.backlog, &slot, slot.inner + 1, now_ns)
+            start += (slot.inner_bytes + 63) // 64 * 64
+        self.backlog.spare = start
+        return True
+
+    def next(self, uint64_t now_ns, bint dropping):
+        """Return the frame whose turn it is, or None, and how many CoDel has dropped."""
+        cdef int dropped = 0
+        self.chosen = backlog_next(self.backlog, now_ns, dropping, &dropped)
+        return (None if self.chosen == NOBODY else self.frame(self.chosen)), dropped
+
+    def take(self):
+        """That frame is sealed."""
+        backlog_take(self.backlog, self.chosen)
+
+    def shed(self):
+        """Drop the frame that came first, and return it."""
+        cdef int oldest = backlog_oldest(self.backlog)
+        if oldest == NOBODY:
+            return None
+        dropped = self.frame(oldest)
+        backlog_remove(self.backlog, oldest)
+        return dropped
+
+    cdef bytes frame(self, int index):
+        cdef const slot_t *slot = &self.backlog.parked[index].slot
+        return view(slot.inner + 1, slot.inner_bytes - 1)
+
+
 # --- Queues of the device (fast/steer.pxd) ---------------------------------------------------------
 
 
@@ -266,6 +338,9 @@ cdef class Life:
 
 # --- Ring (fast/ring.pxd) ------------------------------------------------------------------------
 
+cdef enum:
+    NO_TIME = 1                 # always the same moment: the limit of the ring stays what it is
+
 
 cdef class Ring:
     """A ring with its eventfds. commit() and produce() belong to one thread, the rest to another.
@@ -273,12 +348,13 @@ cdef class Ring:
 
     cdef ring_t ring
 
-    def __cinit__(self):
+    def __cinit__(self, uint64_t limit=RING_BYTES):
         self.ring.bytes = <uint8_t *>calloc(1, RING_BYTES)
         self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
         self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.ring.space_fds[0] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.ring.idle = 1
+        ring_init(&self.ring)
+        self.ring.limit = limit
         if (self.ring.bytes == NULL or self.ring.entries == NULL
                 or min(self.ring.wakeup_fd, self.ring.space_fds[0]) < 0):
             raise MemoryError
@@ -305,6 +381,18 @@ cdef class Ring:
     def space(self):
         return ring_space(&self.ring)
 
+    @property
+    def limit(self):
+        """Bytes of frames that may wait."""
+        return self.ring.limit
+
+    @property
+    def piece(self):
+        return ring_piece(&self.ring)
+
+    def allowance(self):
+        return ring_allowance(&self.ring)
+
     def commit(self, const uint8_t[::1] message not None, uint32_t frames=0):
         """Append one message; False when it does not fit."""
         cdef uint8_t *place = ring_reserve(&self.ring, message.shape[0])
@@ -320,11 +408,11 @@ cdef class Ring:
         cdef size_t length = ring_peek(&self.ring, &start)
         return view(start, length) if length else b""
 
-    def consume(self, size_t length):
+    def consume(self, size_t length, uint64_t now_ns=NO_TIME):
         cdef uint8_t *start = NULL
         if length > ring_peek(&self.ring, &start):
             raise ValueError(f"{length} bytes are not there to consume")
-        ring_consume(&self.ring, length)
+        ring_consume(&self.ring, length, now_ns)
 
     def starve(self):
         """What a producer does that has found no space: False when it need not wait after all."""
@@ -389,7 +477,7 @@ cdef class Ring:
                     wrong += start[i] != value
                     value += 1
                 total += length
-                ring_consume(&self.ring, length)
+                ring_consume(&self.ring, length, boottime_ns())
         return self.ring.entry_read, total, wrong
 
 
@@ -509,6 +597,7 @@ REASONS = {
     "tap_refused": DROP_TAP_REFUSED,
     "tap_gone": DROP_TAP_GONE,
     "udp_send": DROP_UDP_SEND,
+    "queue_full": DROP_QUEUE_FULL,
 }
 REFUSED = {
     "unknown": REFUSED_UNKNOWN,
@@ -524,6 +613,10 @@ SIZES = {
     "RING_BYTES": RING_BYTES,
     "RING_MESSAGES": RING_MESSAGES,
     "CONTROL_RESERVE": CONTROL_RESERVE,
+    "FIRST_LIMIT": FIRST_LIMIT,
+    "MIN_LIMIT": MIN_LIMIT,
+    "FLOWS": FLOWS,
+    "PARKED_FRAMES": PARKED_FRAMES,
     "PARSER_BYTES": PARSER_BYTES,
     "CAPTURE_BYTES": CAPTURE_BYTES,
     "DROP_REASONS": DROP_REASONS,
@@ -757,6 +850,7 @@ cdef class Bench:
         self.plane.sessions[0].ring = &self.ring
         self.plane.sessions[0].masked = masked
         self.ring.bytes = self.outbox.bytes
+        self.ring.limit = RING_BYTES
         self.parser.bytes = self.inbox.bytes
         self.parser.from_client = masked
         self.parser.begin = self.parser.end = self.parser.raw = self.parser.raw_end = HEADROOM
@@ -794,7 +888,7 @@ cdef class Bench:
             if seal_message(&self.plane, self.plane.sessions, self.plane.queues[0].slots,
                             BATCH_FRAMES, BATCH_FRAMES) != BATCH_FRAMES:
                 raise AssertionError("a batch does not fit into the ring")
-            ring_consume(&self.ring, ring_peek(&self.ring, &start))
+            ring_consume(&self.ring, ring_peek(&self.ring, &start), NO_TIME)
         self.epoch.wss_rx_next = self.epoch.wss_tx_next
         return self.each(spent_ns() - began, batches)
 
@@ -811,7 +905,7 @@ cdef class Bench:
             length = ring_peek(&self.ring, &start)
             make_room(&self.parser)
             memcpy(self.parser.bytes + self.parser.raw_end, start, length)
-            ring_consume(&self.ring, length)
+            ring_consume(&self.ring, length, NO_TIME)
             began = spent_ns()
             self.parser.raw_end += length
             if parse_link(&self.plane, &self.parser, self.epoch.born_ns) != EVENT_NONE:

@@ -1,6 +1,7 @@
 """The Python face of the data plane: the classes that own its memory, thread and keys.
 
-    TAP --read--> slots --seal--> ring --outgoing()--> TLS          fast/outbound.pxd
+    TAP --read--> slots                                             fast/outbound.pxd
+    slots --seal--> ring --outgoing()--> TLS                        fast/link_out.pxd
     TLS --recv_buffer()--> parser --open--> TAP                     fast/inbound.pxd
     slots --seal--> trains --sendmmsg--> UDP socket                 fast/udp_out.pxd
     UDP socket --recvmmsg--> open --> TAP                           fast/udp_in.pxd
@@ -26,9 +27,11 @@ from .fast.frame cimport *
 from .fast.wsframe cimport *
 from .fast.ring cimport *
 from .fast.replay cimport *
+from .fast.backlog cimport *
 from .fast.datagram cimport *
 from .fast.session cimport *
 from .fast.plane cimport *
+from .fast.link_out cimport *
 from .fast.outbound cimport *
 from .fast.inbound cimport *
 from .fast.deliver cimport *
@@ -62,6 +65,7 @@ DROP_NAMES = (
     "tap_refused",
     "tap_gone",
     "udp_send",
+    "queue_full",
 )
 #: In the order of the REFUSED_ reasons in fast/datagram.pxd: datagrams that were dropped.
 REFUSAL_NAMES = (
@@ -240,7 +244,7 @@ cdef class DataPlane:
             sodium_memzero(self.plane.epochs, MAX_EPOCHS * sizeof(epoch_t))
             free(self.plane.epochs)
         for i in range(MAX_QUEUES):
-            free(self.plane.queues[i].arena)
+            backlog_free(self.plane.queues[i].backlog)
         for fd in self._descriptors():
             if fd > 0:
                 close(fd)
@@ -253,11 +257,11 @@ cdef class DataPlane:
         cdef queue_t *queue
         for i in range(self.plane.queue_count):
             queue = &self.plane.queues[i]
-            if queue.arena == NULL:
-                queue.arena = <uint8_t *>calloc(1, ARENA_BYTES)
+            if queue.backlog == NULL:
+                queue.backlog = backlog_new()
             if queue.outbox == NULL and self.plane.inbox != NULL:
                 queue.outbox = <outbox_t *>calloc(1, sizeof(outbox_t))
-            if queue.arena == NULL or (queue.outbox == NULL and self.plane.inbox != NULL):
+            if queue.backlog == NULL or (queue.outbox == NULL and self.plane.inbox != NULL):
                 return False
         return True
 
@@ -352,8 +356,14 @@ cdef class DataPlane:
             raise DeviceError("the TAP threads could not be started: out of threads or memory")
 
     def detach_tap(self) -> None:
-        """Stop and join the TAP threads; frames that arrive from now on are counted as tap_gone."""
+        """Stop and join the TAP threads; frames that arrive from now on are counted as tap_gone.
+
+        So are those that still waited for the link.
+        """
         self._stop_tap_threads()
+        for i in range(self.plane.queue_count):
+            if self.plane.queues[i].backlog != NULL:
+                drop_parked(&self.plane.queues[i], DROP_TAP_GONE)
         self._set_tap([], False)
 
     def attach_udp(self, int fd, int family) -> None:
@@ -511,6 +521,9 @@ cdef class DataPlane:
             if ring != NULL:
                 done += ring_sent(ring)
                 queued += ring_queued(ring)
+        for i in range(MAX_QUEUES):
+            if self.plane.queues[i].backlog != NULL:
+                queued += sm_counted(&self.plane.queues[i].backlog.waiting)
         sent.dropped[DROP_LINK_LOST] += self.plane.frames_lost
         pthread_mutex_unlock(&self.plane.tx_lock)
         written = [
@@ -968,7 +981,7 @@ cdef class Pipe:
         self.ring.bytes = self.memory
         self.ring.entries = <ring_entry_t *>(self.memory + RING_BYTES)
         self.parser.bytes = self.memory + RING_BYTES + RING_MESSAGES * sizeof(ring_entry_t)
-        self.ring.idle = 1
+        ring_init(&self.ring)
         for i in range(MAX_QUEUES):
             self.ring.space_fds[i] = plane.plane.queues[i].space_fd
         self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
@@ -996,10 +1009,18 @@ cdef class Pipe:
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes waiting in the ring, at most 512 KiB."""
-        cdef uint64_t start = self.ring.read
-        cdef uint64_t end = sm_acquire(&self.ring.written)
-        return end - start if end >= start else self.ring.wrap - start + end
+        """Bytes that wait for the link: sealed, at most 512 KiB, and what waits to be sealed."""
+        cdef uint64_t waiting = ring_waiting(&self.ring)
+        if self.parser.session != -1 and self.parser.session == self.plane.plane.active_session:
+            for i in range(MAX_QUEUES):
+                if self.plane.plane.queues[i].backlog != NULL:
+                    waiting += sm_counted(&self.plane.plane.queues[i].backlog.waiting_bytes)
+        return waiting
+
+    @property
+    def piece_bytes(self) -> int:
+        """What :meth:`outgoing` returns at most: 128 KiB, down to 4 KiB on a slow link."""
+        return ring_piece(&self.ring)
 
     def outgoing(self) -> memoryview | None:
         """Return bytes to send, or None when there are none.
@@ -1010,6 +1031,7 @@ cdef class Pipe:
         cdef size_t length = 0 if self.closed else ring_peek(&self.ring, &start)
         if length == 0:
             return None
+        length = min(length, ring_piece(&self.ring))
         return PyMemoryView_FromMemory(<char *>start, length, PyBUF_READ)
 
     def sent(self, size_t n) -> None:
@@ -1019,7 +1041,7 @@ cdef class Pipe:
             return
         if n > ring_peek(&self.ring, &start):
             raise LocalProtocolError(f"{n} bytes sent, but fewer were outgoing")
-        ring_consume(&self.ring, n)
+        ring_consume(&self.ring, n, boottime_ns())
 
     def recv_buffer(self) -> memoryview:
         """Return where the next bytes from the socket go: at least 16 KiB.

@@ -44,11 +44,9 @@ from shadowmesh.constants import WS_ABNORMAL, WS_NORMAL
 from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire.websocket import decode_close, encode_close
 
-#: What one TLS write takes at most. Long enough to make the call cheap per frame, short enough
-#: (about 0.1 ms of sealing and copying) to let other greenlets run in between.
-WRITE_BYTES: Final = 128 * 1024
 #: Unsent bytes that the kernel may hold per link; above that the socket is not writable. Keeps
-#: the queue in the pipe, where plaintext is dropped by name, and the latency under load short.
+#: the queue in the pipe, where plaintext is dropped by name, and the latency under load short. On
+#: a slow link the pipe asks for less.
 NOTSENT_LOWAT_BYTES: Final = 128 * 1024
 #: linux/tcp.h; Python 3.11 does not name it
 TCP_NOTSENT_LOWAT: Final = 25
@@ -105,6 +103,14 @@ class Pipe(Protocol):
         """Take `count` bytes of recv_buffer(); with 0 go on until there are no more events.
 
         Raises RemoteProtocolError.
+        """
+
+    @property
+    def piece_bytes(self) -> int:
+        """What outgoing() returns at most; the kernel should hold no more than two unsent.
+
+        Long enough to make a TLS write cheap per frame, short enough (about 0.1 ms of sealing and
+        copying) to let other greenlets run in between; on a slow link some milliseconds of it.
         """
 
     def outgoing(self) -> memoryview | None:
@@ -298,7 +304,7 @@ class Link:
             try:
                 count = read(RECORD_BYTES, pipe.recv_buffer())
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
-                self._wait(want, self._reader_waits)
+                gevent.get_hub().wait(self._reader_waits[_wanted(want)])
                 turns = 0
                 continue
             except ssl.SSLEOFError:  # FIN or RST; a TLS close_notify gives 0
@@ -319,6 +325,7 @@ class Link:
         """Send what the pipe holds until the link ends; when flushing, until the pipe is empty."""
         pipe, turns = self._pipe, 0
         hub = gevent.get_hub()
+        piece_bytes = NOTSENT_LOWAT_BYTES
         while True:
             pending = pipe.outgoing()
             if pending is None:
@@ -327,7 +334,17 @@ class Link:
                 hub.wait(self._wakeup_wait)
                 turns = 0
                 continue
-            pipe.sent(self._send(pending[:WRITE_BYTES]))
+            if piece_bytes < NOTSENT_LOWAT_BYTES:
+                # A write would be taken: the kernel fills its last buffer, up to 64 KiB, whatever
+                # TCP_NOTSENT_LOWAT says. Only whether it calls the socket writable goes by that.
+                self._wait_for_progress(self._writer_waits[_WAIT_WRITE])
+            pipe.sent(self._send(pending))
+            if pipe.piece_bytes != piece_bytes:
+                piece_bytes = pipe.piece_bytes
+                # Enough for two pieces, so that the kernel has one while we prepare the next. It
+                # calls the socket writable at half of it.
+                unsent = min(4 * piece_bytes, NOTSENT_LOWAT_BYTES)
+                self._sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, unsent)
             turns += 1
             if turns == WRITE_TURNS:
                 turns = 0
@@ -386,13 +403,9 @@ class Link:
             try:
                 return int(self._tls.write(data))
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
-                self._wait_for_progress(want)
+                self._wait_for_progress(self._writer_waits[_wanted(want)])
 
-    def _wait(self, want: ssl.SSLError, waits: dict[int, Any]) -> None:
-        wanted = _WAIT_READ if isinstance(want, ssl.SSLWantReadError) else _WAIT_WRITE
-        gevent.get_hub().wait(waits[wanted])
-
-    def _wait_for_progress(self, want: ssl.SSLError) -> None:
+    def _wait_for_progress(self, watcher: Any) -> None:
         """Wait until the socket is ready; TimeoutError when the peer acknowledges nothing.
 
         One write may be a dozen TLS records, and a slow path may need longer than the timeout
@@ -402,7 +415,7 @@ class Link:
         acked, idle_steps = self._bytes_acked(), 0
         while idle_steps < PROGRESS_CHECKS:
             with gevent.Timeout(step_s, False):
-                self._wait(want, self._writer_waits)
+                gevent.get_hub().wait(watcher)
                 return
             before, acked = acked, self._bytes_acked()
             idle_steps = idle_steps + 1 if acked == before else 0
@@ -485,6 +498,11 @@ class Link:
                 wait.close()
         self._wakeup_wait.close()
         self._pipe.close()
+
+
+def _wanted(want: ssl.SSLError) -> int:
+    """Which readiness of the socket TLS waits for."""
+    return _WAIT_READ if isinstance(want, ssl.SSLWantReadError) else _WAIT_WRITE
 
 
 def _ignore(*what: object) -> None:

@@ -24,8 +24,11 @@ DROPPED: Final[Mapping[str, Reason]] = {
         "the host sent while there was no tunnel; a few are normal, the kernel talks by itself"
     ),
     "link_stalled": Reason(
-        "the WebSocket link took nothing for 200 ms",
-        "more is sent than the path carries; shape it before the tunnel",
+        "the WebSocket link took nothing for 1 s",
+        "the way to the peer is interrupted or far too slow: `shadowmesh ping` shows it",
+    ),
+    "queue_full": Reason(
+        "the WebSocket link carries less than comes, which is how senders learn to slow down"
     ),
     "link_lost": Reason("they waited for the link when the connection ended"),
     "key_expired": Reason(

@@ -59,6 +59,10 @@ def decode_frame(data: bytes, *, masked: bool) -> tuple[int, bytes, int] | None:
     return data[0] & 0xF, xor(bytes(data[at : at + length]), bytes(mask)), at + length
 
 
+#: of a real pipe on a fast link
+PIECE_BYTES = 128 * 1024
+
+
 class FakePipe:
     """One WebSocket's frames, in and out."""
 
@@ -66,6 +70,7 @@ class FakePipe:
         self.wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.closed = False
         self.queued_bytes = 0
+        self.piece_bytes = PIECE_BYTES
         self._client = client
         self._out: deque[bytes] = deque()
         self._sent = 0
@@ -104,7 +109,7 @@ class FakePipe:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.wakeup_fd)
             return None
-        return memoryview(self._out[0])[self._sent :]
+        return memoryview(self._out[0])[self._sent :][: self.piece_bytes]
 
     def sent(self, count: int) -> None:
         self._sent += count

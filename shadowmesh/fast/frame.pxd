@@ -35,6 +35,7 @@ cdef enum:
     DROP_TAP_REFUSED
     DROP_TAP_GONE
     DROP_UDP_SEND
+    DROP_QUEUE_FULL
     DROP_REASONS
 
 cdef enum:

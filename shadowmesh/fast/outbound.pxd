@@ -1,21 +1,20 @@
 # The way out: TAP -> batch of slots -> sealed records in the ring of the session's link, or
-# datagrams when the session has a UDP path.
+# datagrams when the session has a UDP path. What the link has no room for waits in the backlog.
 #
-#   wait_for_frames -> wait_for_session -> read_batch -> send_batch -+-> seal_message -> ring_commit
-#                                                                   +-> seal_slots -> send_outbox
+#   wait_for_work -> wait_for_session -> read_batch -> send_batch -+-> send_over_link (link_out.pxd)
+#                                                                 +-> seal_slots -> send_outbox
 #                                                                               (udp_out.pxd)
 #
 # Functions stand in the order in which a frame meets them. All of it runs in the TAP threads, each
-# on its own queue, and touches no Python object; only seal_message also serves the hub (send_record
-# in _fastpath.pyx).
+# on its own queue, and touches no Python object.
 
 from libc.stddef cimport size_t
 from .base cimport *
 from .frame cimport *
 from .checksum cimport complete_checksum
-from .wsframe cimport *
 from .session cimport *
 from .plane cimport *
+from .link_out cimport *
 from .udp_out cimport *
 from .capture cimport *
 from .steer cimport *
@@ -26,18 +25,24 @@ cdef enum:
     SEAL_MARGIN = (MAX_QUEUES + 1) * OUTBOX_TRAINS * TRAIN_DATAGRAMS
 
 
-cdef inline int wait_for_frames(const plane_t *plane, const queue_t *queue) noexcept nogil:
-    # 1: the TAP may be read; 0: stop; a device error is left to read() to name.
-    cdef pollfd fds[2]
+cdef inline int wait_for_work(const plane_t *plane, queue_t *queue) noexcept nogil:
+    # 1: the TAP may be read, or the link looked at for what waits; 0: stop. A device error is left
+    # to read() to name.
+    cdef pollfd fds[3]
+    cdef int waiting = queue.backlog.waiting != 0
     fds[0].fd = queue.tap_fd
     fds[1].fd = plane.stop_fd
-    fds[0].events = fds[1].events = POLLIN
-    while True:
-        if poll(fds, 2, -1) < 0:
-            if errno == EINTR:
-                continue
+    fds[2].fd = queue.space_fd
+    fds[0].events = fds[1].events = fds[2].events = POLLIN
+    if not queue.slow and not room_for_frames(queue):
+        # A fast link is behind for a moment; the device's own queue can bear that.
+        fds[0].events = 0
+    while poll(fds, 3 if waiting else 2, STALL_MS if waiting else -1) < 0:
+        if errno != EINTR:
             return 0
-        return 0 if fds[1].revents else 1
+    if waiting and fds[2].revents:
+        drain_fd(queue.space_fd)
+    return 0 if fds[1].revents else 1
 
 
 cdef inline void wait_for_session(const plane_t *plane, const queue_t *queue) noexcept nogil:
@@ -64,17 +69,21 @@ cdef inline void wait_for_session(const plane_t *plane, const queue_t *queue) no
 cdef inline int read_batch(queue_t *queue) noexcept nogil:
     # Fills slots until the device is empty, the slots or the arena are full. The number of frames,
     # or -errno when the device is gone.
-    # In front of the first slot, too, there is room for the header of a fragment (udp_out.pxd).
     # Not through io_uring: its reads cost as much or more, its writes to a local socket a tenth less:
     # make perf ARGS="--only uring".
-    cdef size_t used = 64
     cdef uint8_t *base
+    cdef size_t used, end
     cdef ssize_t got
     cdef slot_t *slot
     cdef uint64_t total = 0
     queue.batch = 0
-    while queue.batch < queue.plane.batch_frames and used <= BATCH_BYTES:
-        base = queue.arena + used
+    if not room_for_frames(queue):
+        return 0
+    end = arena_room(queue.backlog, room_wanted(queue), &used)
+    queue.backlog.spare_end = used + end
+    end = used + min(end, <size_t>(2 * SLOT_BYTES if queue.very_slow else BATCH_BYTES + SLOT_BYTES))
+    while queue.batch < queue.plane.batch_frames and used + SLOT_BYTES <= end:
+        base = queue.backlog.arena + used
         got = read(queue.tap_fd, base + 1, SLOT_BYTES - 1)
         if got < 0:
             if errno == EINTR:
@@ -97,15 +106,10 @@ cdef inline int read_batch(queue_t *queue) noexcept nogil:
             slot.inner = base + VNET_HEADER_BYTES
             slot.inner_bytes = <uint32_t>(1 + got - VNET_HEADER_BYTES)
         used += (1 + got + 63) // 64 * 64
+    queue.backlog.spare = used
     sm_count(&queue.sent.frames_read, queue.batch)
     sm_count(&queue.sent.bytes_read, total)
     return queue.batch
-
-
-cdef inline const uint8_t *slot_frame(const slot_t *slot) noexcept nogil:
-    if slot.inner[0] == INNER_FRAME:
-        return slot.inner + 1
-    return slot.inner + 1 + VNET_HEADER_BYTES
 
 
 cdef inline void note_queue(plane_t *plane, const queue_t *queue) noexcept nogil:
@@ -117,10 +121,6 @@ cdef inline void note_queue(plane_t *plane, const queue_t *queue) noexcept nogil
         slot = &queue.slots[i]
         frame = slot_frame(slot)
         steer_out(plane, queue.index, frame, slot.inner_bytes - (frame - slot.inner), now_ms)
-
-
-cdef inline void drop_outgoing(queue_t *queue, int reason, uint64_t frames) noexcept nogil:
-    sm_count(&queue.sent.dropped[reason], frames)
 
 
 cdef inline bint finish_slot(slot_t *slot) noexcept nogil:
@@ -168,52 +168,6 @@ cdef inline void judge_batch(queue_t *queue, const route_t *route) noexcept nogi
     queue.batch = kept
 
 
-cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *slots, int count,
-                             uint32_t frames) noexcept nogil:
-    # Seals up to `count` records into one WebSocket message and commits it. How many were taken:
-    # less than `count` when the ring or the message is full, 0 when not even one fits.
-    # Under tx_lock; the session has a ring and sending keys.
-    cdef epoch_t *epoch = &plane.epochs[session.tx_epoch]
-    cdef size_t space = ring_space(session.ring)
-    cdef size_t reserve = CONTROL_RESERVE if frames else 0
-    cdef size_t tag = tag_bytes(epoch.cipher)
-    cdef size_t payload = MESSAGE_HEADER_BYTES
-    cdef size_t need, header
-    cdef uint8_t mask[4]
-    cdef uint8_t *message
-    cdef uint8_t *out
-    cdef int taken = 0
-    if space < reserve + MAX_WS_HEADER:
-        return 0
-    space -= reserve + MAX_WS_HEADER
-    if space > MAX_MESSAGE:
-        space = MAX_MESSAGE
-    while taken < count:
-        need = LENGTH_BYTES + slots[taken].inner_bytes + tag
-        if payload + need > space:
-            break
-        payload += need
-        taken += 1
-    if taken == 0:
-        return 0
-    header = ws_header_bytes(payload, session.masked)
-    message = ring_reserve(session.ring, header + payload)
-    if session.masked:
-        next_mask(plane, mask)
-        ws_write_header(message, OP_BINARY, payload, mask)
-    else:
-        ws_write_header(message, OP_BINARY, payload, NULL)
-    out = message + header
-    write_message_header(out, <uint16_t>taken, epoch.remote_key_id, epoch.wss_tx_next)
-    out += MESSAGE_HEADER_BYTES
-    for i in range(taken):
-        out += seal_wss_record(epoch, slots[i].inner, slots[i].inner_bytes, out)
-    if session.masked:
-        sm_mask(message + header, payload, mask, 0)
-    ring_commit(session.ring, message, header + payload, taken if frames else 0)
-    return taken
-
-
 cdef inline int sending_obstacle(const plane_t *plane, int index, uint64_t now_ns) noexcept nogil:
     # Why a session cannot send at all: KEEP when it can, or a DROP_ reason. Under tx_lock.
     cdef const session_t *session
@@ -232,32 +186,6 @@ cdef inline int sending_obstacle(const plane_t *plane, int index, uint64_t now_n
     return KEEP
 
 
-cdef inline bint wait_for_space(const plane_t *plane, const queue_t *queue) noexcept nogil:
-    # Sleeps until the writer has made room (True), the thread is to stop or the link is stalled.
-    # Without tx_lock; the caller set its bit of ring.starved under it.
-    cdef pollfd fds[2]
-    cdef int ready
-    fds[0].fd = queue.space_fd
-    fds[1].fd = plane.stop_fd
-    fds[0].events = fds[1].events = POLLIN
-    ready = poll(fds, 2, STALL_MS)
-    if ready > 0 and fds[0].revents:
-        drain_fd(queue.space_fd)
-        return True
-    return ready < 0
-
-
-cdef inline void capture_slots(plane_t *plane, const slot_t *slots, int count) noexcept nogil:
-    # Frames that are sealed next. Before that, because cutting a super-frame writes into it.
-    cdef iovec whole
-    cdef size_t skip
-    for i in range(count):
-        skip = 0 if slots[i].inner[0] == INNER_FRAME else VNET_HEADER_BYTES
-        whole.iov_base = slots[i].inner + 1
-        whole.iov_len = slots[i].inner_bytes - 1
-        capture_frame(&plane.capture, CAPTURE_OUTBOUND, &whole, 1, skip)
-
-
 cdef inline void copy_route(plane_t *plane, const session_t *session,
                             route_t *route) noexcept nogil:
     # Under tx_lock; the session has sending keys.
@@ -270,48 +198,30 @@ cdef inline void copy_route(plane_t *plane, const session_t *session,
         route.to = session.udp_address
 
 
-cdef inline void prepare_batch(plane_t *plane, queue_t *queue,
-                               const route_t *route) noexcept nogil:
-    # Once for a batch, before any of it is sealed.
-    judge_batch(queue, route)
-    if capture_on(&plane.capture):
-        capture_slots(plane, queue.slots, queue.batch)
-
-
-cdef inline int send_over_link(plane_t *plane, queue_t *queue, session_t *session, int first,
-                               uint64_t now_ns, bint *full) noexcept nogil:
-    # Seals slots from `first` on into the session's ring: how many are done with. `full`: wait for
-    # space before the next. Under tx_lock; the session has a ring and sending keys.
-    cdef int left = queue.batch - first
-    cdef int taken = seal_message(plane, session, &queue.slots[first], left, 1)
-    if taken:
-        queue.stalled = 0
-        session.last_frame_ns = now_ns
-    elif queue.stalled:
-        drop_outgoing(queue, DROP_LINK_STALLED, left)
-        return left
-    elif left:
-        full[0] = ring_starve(session.ring, queue.index)
-    return taken
+cdef inline const uint8_t *next_frame(const queue_t *queue, int first) noexcept nogil:
+    # Of the batch, or of what waits.
+    if first < queue.batch:
+        return slot_frame(&queue.slots[first])
+    return slot_frame(&queue.backlog.parked[backlog_oldest(queue.backlog)].slot)
 
 
 cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
-    # Hands every slot to the link of its session or to a counter.
+    # Hands every slot to the path of its session or to a counter, or lets it wait; and what waits.
     cdef uint64_t now_ns = boottime_ns()
     cdef session_t *session
     cdef route_t route
     cdef int index, obstacle
     cdef int first = 0
-    cdef bint prepared = False
-    cdef bint full
-    while first < queue.batch:
-        full = False
+    cdef int captured = 0       # slots before this one are in the capture
+    cdef bint judged = False
+    while first < queue.batch or queue.backlog.waiting:
         pthread_mutex_lock(&plane.tx_lock)
-        index = session_for(plane, slot_frame(&queue.slots[first]))
+        index = session_for(plane, next_frame(queue, first))
         obstacle = sending_obstacle(plane, index, now_ns)
         if obstacle != KEEP:
             pthread_mutex_unlock(&plane.tx_lock)
             drop_outgoing(queue, obstacle, queue.batch - first)
+            drop_parked(queue, obstacle)
             return
         session = &plane.sessions[index]
         copy_route(plane, session, &route)
@@ -319,32 +229,38 @@ cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
             pin_epoch(queue, session.tx_epoch)
             session.udp_last_frame_ns = now_ns
             pthread_mutex_unlock(&plane.tx_lock)
-        if not prepared:
-            prepare_batch(plane, queue, &route)
-            prepared = True
-        if route.udp_active:
-            first += seal_slots(queue, &route, first)
-            unpin_epoch(queue)
-            send_outbox(plane, queue, &route.to)
-            continue
-        first += send_over_link(plane, queue, session, first, now_ns, &full)
-        pthread_mutex_unlock(&plane.tx_lock)
-        if full and not wait_for_space(plane, queue):
-            queue.stalled = 1
+        if not judged:
+            judge_batch(queue, &route)
+            judged = True
+        if not route.udp_active:
+            send_over_link(plane, queue, session, first, now_ns)
+            pthread_mutex_unlock(&plane.tx_lock)
+            return
+        if queue.backlog.waiting and (first == 0 or first == queue.batch):
+            # It waited for the link, and the session has found UDP since: the oldest first.
+            park_slots(queue, first, now_ns)
+            unpark_slots(queue)
+            first = captured = 0
+        if capture_on(&plane.capture):
+            capture_slots(plane, &queue.slots[captured], queue.batch - captured)
+            captured = queue.batch
+        first += seal_slots(queue, &route, first)
+        unpin_epoch(queue)
+        send_outbox(plane, queue, &route.to)
 
 
 cdef inline void run_outbound(queue_t *queue) noexcept nogil:
     # A TAP thread, until it is stopped or the device is gone.
     cdef plane_t *plane = queue.plane
     cdef int got
-    while wait_for_frames(plane, queue):
+    while wait_for_work(plane, queue):
         wait_for_session(plane, queue)
+        shed_for_room(queue)
         got = read_batch(queue)
         if got < 0:
             sm_set_flag(&plane.tap_errno, -got)
             signal_fd(plane.event_fd)
             return
-        if got > 0:
-            if plane.queue_count > 1:
-                note_queue(plane, queue)
-            send_batch(plane, queue)
+        if got > 0 and plane.queue_count > 1:
+            note_queue(plane, queue)
+        send_batch(plane, queue)

@@ -34,6 +34,7 @@
 
 from libc.stddef cimport size_t
 from .base cimport *
+from .backlog cimport *
 from .frame cimport *
 from .session cimport *
 from .datagram cimport *
@@ -41,21 +42,11 @@ from .offload cimport joiner_t
 from .capture cimport capture_t
 
 cdef enum:
-    BATCH_FRAMES = 64
-    BATCH_BYTES = 256 * 1024
-    # One read: inner type, virtio header, the largest super-frame; rounded to a cache line.
-    SLOT_BYTES = (1 + VNET_HEADER_BYTES + MAX_SUPER_FRAME + 63) // 64 * 64
-    ARENA_BYTES = BATCH_BYTES + SLOT_BYTES
     # A link that took no byte for this long is stalled: its frames are dropped, not kept waiting.
-    STALL_MS = 200
+    STALL_MS = 1000
     # How long frames wait for a session before they are dropped as not_connected.
     HOLD_MS = 1000
     STEER_BUCKETS = 4096
-
-ctypedef struct slot_t:
-    uint8_t *inner              # inner type and body, in the arena
-    uint32_t inner_bytes
-    int verdict                 # KEEP or a DROP_ reason
 
 ctypedef struct sent_t:         # one for each TAP thread, which alone writes it
     uint64_t frames_read        # from the TAP
@@ -91,9 +82,13 @@ ctypedef struct queue_t:        # a queue of the TAP and its thread
     int stalled                 # the link took nothing of this thread's frames for STALL_MS
     uint64_t pinned             # index + 1 of the epoch that it seals under without tx_lock, or 0
     outbox_t *outbox            # NULL without a UDP socket
-    uint8_t *arena
     slot_t slots[BATCH_FRAMES]
     int batch
+    backlog_t *backlog          # the batch lies in its arena, too
+    int slow                    # the link was when it was last looked at: frames are shed for room
+    int very_slow               # and super-frames are cut
+    uint64_t taken_until        # how far the link had come when it was last seen to move ...
+    uint64_t taken_ns           # ... and when that was
     sent_t sent
     uint8_t unshared[64]        # keeps the next thread's first fields out of our cache line
 
@@ -166,3 +161,7 @@ cdef inline void erase_epoch(plane_t *plane, int index) noexcept nogil:
         while sm_acquire(&plane.queues[i].pinned) == <uint64_t>index + 1:
             sched_yield()
     sodium_memzero(&plane.epochs[index], sizeof(epoch_t))
+
+
+cdef inline void drop_outgoing(queue_t *queue, int reason, uint64_t frames) noexcept nogil:
+    sm_count(&queue.sent.dropped[reason], frames)

@@ -6,14 +6,25 @@
 # One block of memory; a message never wraps: when the end is too near, the rest of the block is
 # left unused (`wrap`) and writing goes on at 0. Beside the bytes runs a ring of one entry per
 # message, so that a link that dies can say how many frames it took with it.
+#
+# How much of the block frames may use follows the link (`limit`): what is in the ring is sealed and
+# keeps its order, so all that comes later waits for it. The consumer measures how fast bytes leave
+# while there are some, and lets wait what leaves within QUEUE_NS. A limit that is too low shows by
+# the ring running empty soon after it was full, and is doubled. What the kernel holds unsent is a
+# queue as well: see ring_piece.
 
 from libc.stddef cimport size_t
 from .base cimport *
+from .frame cimport MAX_SUPER_FRAME
 
 cdef enum:
     RING_BYTES = 512 * 1024
     RING_MESSAGES = 16384       # more than the smallest messages that RING_BYTES can hold
     CONTROL_RESERVE = 8192      # what frames leave free for the hub's own records
+    QUEUE_NS = 10 * 1000000     # what may wait leaves within this; at 400 Mbit/s it is RING_BYTES
+    FIRST_LIMIT = 128 * 1024    # before anything is known; doubled within milliseconds
+    MIN_LIMIT = 4 * 1024
+    WINDOW_NS = 20 * 1000000    # a rate is measured over at least this
     # TAP threads that a plane may have, each of which may wait for space in a ring.
     MAX_QUEUES = 4
 
@@ -33,10 +44,86 @@ ctypedef struct ring_t:
     uint64_t frames_in          # frames committed; the producers'
     uint64_t frames_out         # frames handed to the socket; the consumer's
     uint64_t frames_booked      # committed before a session let go of the ring, and counted then
+    uint64_t limit              # frames may be added while less than this waits; the consumer's
+    uint64_t busy_since_ns      # the consumer's: never empty since then; 0: it was just now
+    uint64_t busy_bytes         # consumed since then
+    int filled                  # a producer met the limit in this window
     int idle                    # the writer sleeps and wants wakeup_fd
     int starved                 # a bit for each TAP thread that waits for space on its space_fd
     int wakeup_fd
     int space_fds[MAX_QUEUES]
+
+
+cdef inline void ring_init(ring_t *ring) noexcept nogil:
+    # The rest of a new ring is zero, but for its memory and descriptors.
+    ring.idle = 1
+    ring.limit = FIRST_LIMIT
+
+
+cdef inline uint64_t ring_waiting(const ring_t *ring) noexcept nogil:
+    # Bytes that are not consumed yet.
+    cdef uint64_t start = sm_acquire(&ring.read)
+    cdef uint64_t end = sm_acquire(&ring.written)
+    return end - start if end >= start else sm_acquire(&ring.wrap) - start + end
+
+
+cdef inline uint64_t ring_allowance(const ring_t *ring) noexcept nogil:
+    # Bytes of frames that may be added now; the last frame may be longer than what is left.
+    cdef uint64_t limit = sm_acquire(&ring.limit)
+    cdef uint64_t waiting = ring_waiting(ring)
+    return limit - waiting if limit > waiting else 0
+
+
+cdef inline bint ring_slow(const ring_t *ring) noexcept nogil:
+    # Whether the link is so slow that what waits has to be kept short.
+    return sm_acquire(&ring.limit) < RING_BYTES
+
+
+cdef inline bint ring_very_slow(const ring_t *ring) noexcept nogil:
+    # Whether one super-frame would hold up the link for longer than may wait in it.
+    return sm_acquire(&ring.limit) < MAX_SUPER_FRAME
+
+
+cdef inline size_t ring_piece(const ring_t *ring) noexcept nogil:
+    # What is to be handed to the socket at a time: a quarter of the ring, on a slow link an eighth
+    # of the limit, in powers of two so that it changes rarely.
+    cdef uint64_t limit = sm_acquire(&ring.limit)
+    cdef size_t piece = MIN_LIMIT
+    if limit >= RING_BYTES:
+        return RING_BYTES // 4
+    while 16 * piece <= limit:
+        piece *= 2
+    return piece
+
+
+cdef inline void ring_measure(ring_t *ring, size_t length, uint64_t now_ns) noexcept nogil:
+    # After each consumption. The mean of two windows: one late hub must not count for much.
+    cdef uint64_t elapsed, limit
+    if ring.busy_since_ns == 0:
+        # How long these bytes took is not known: the clock starts when they are gone.
+        ring.busy_since_ns = now_ns
+        return
+    ring.busy_bytes += length
+    elapsed = now_ns - ring.busy_since_ns
+    if elapsed < <uint64_t>WINDOW_NS:
+        return
+    limit = (ring.limit + ring.busy_bytes * <uint64_t>QUEUE_NS // elapsed) // 2
+    if limit < MIN_LIMIT:
+        limit = MIN_LIMIT
+    if limit > RING_BYTES:
+        limit = RING_BYTES
+    sm_release(&ring.limit, limit)
+    sm_set_flag(&ring.filled, 0)
+    ring.busy_since_ns = now_ns
+    ring.busy_bytes = 0
+
+
+cdef inline void ring_ran_empty(ring_t *ring) noexcept nogil:
+    # Full and empty within one window: the link is faster than was thought.
+    ring.busy_since_ns = 0
+    ring.busy_bytes = 0
+    if sm_take_flag(&ring.filled) and ring.limit < RING_BYTES:
+        sm_release(&ring.limit, min(2 * ring.limit, <uint64_t>RING_BYTES))
 
 
 cdef inline size_t ring_space(ring_t *ring) noexcept nogil:
@@ -112,12 +199,19 @@ cdef inline size_t ring_peek(ring_t *ring, uint8_t **start) noexcept nogil:
         sm_set_flag(&ring.idle, 1)
         sm_fence()
         if sm_acquire(&ring.written) == ring.read:
+            ring_ran_empty(ring)
             return 0
         sm_set_flag(&ring.idle, 0)
 
 
-cdef inline void ring_consume(ring_t *ring, size_t length) noexcept nogil:
-    # `length` bytes from the last ring_peek have left.
+cdef inline bint ring_has_room(ring_t *ring) noexcept nogil:
+    # Enough for a producer that waits to be woken.
+    return (ring_space(ring) >= RING_BYTES // 4
+            and 4 * ring_allowance(ring) >= sm_acquire(&ring.limit))
+
+
+cdef inline void ring_consume(ring_t *ring, size_t length, uint64_t now_ns) noexcept nogil:
+    # `length` bytes from the last ring_peek have left, the last of them just now.
     cdef uint64_t left = length
     cdef ring_entry_t *entry
     cdef int i, starved
@@ -133,8 +227,9 @@ cdef inline void ring_consume(ring_t *ring, size_t length) noexcept nogil:
         sm_count(&ring.frames_out, entry.frames)
         sm_release(&ring.entry_read, ring.entry_read + 1)
     sm_release(&ring.read, ring.read + length)
+    ring_measure(ring, length, now_ns)
     sm_fence()
-    if sm_flag(&ring.starved) and ring_space(ring) >= RING_BYTES // 4:
+    if sm_flag(&ring.starved) and ring_has_room(ring):
         starved = sm_take_flag(&ring.starved)
         for i in range(MAX_QUEUES):
             if starved & 1 << i:
@@ -144,9 +239,10 @@ cdef inline void ring_consume(ring_t *ring, size_t length) noexcept nogil:
 cdef inline bint ring_starve(ring_t *ring, int queue) noexcept nogil:
     # For a producer that found no space: True when it is to wait for its space_fd. The reader may
     # have made room before the flag was up, and then signals nobody: hence the second look.
+    sm_set_flag(&ring.filled, 1)
     sm_raise_bits(&ring.starved, 1 << queue)
     sm_fence()
-    if ring_space(ring) < RING_BYTES // 4:
+    if not ring_has_room(ring):
         return True
     sm_lower_bits(&ring.starved, 1 << queue)
     return False

@@ -24,51 +24,13 @@
 from libc.stddef cimport size_t
 from .base cimport *
 from .frame cimport *
-from .headers cimport *
+from .flow cimport *
 from .plane cimport *
 
 cdef enum:
     # Below the 3 s of TUN_FLOW_EXPIRE: until then the kernel has not forgotten, and a frame out on
     # another queue than ours can only be one that was read long ago.
     STEER_HOLD_MS = 2000
-
-
-cdef inline uint32_t mix_bits(uint64_t value) noexcept nogil:
-    # The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every bit depends on all of them.
-    value = (value ^ (value >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
-    value = (value ^ (value >> 27)) * <uint64_t>0x94D049BB133111EB
-    return <uint32_t>(value ^ (value >> 31))
-
-
-cdef inline uint32_t flow_hash(const uint8_t *frame, size_t frame_bytes) noexcept nogil:
-    # The same for both directions of a flow. Reads nothing outside of the frame.
-    cdef size_t l3 = MIN_FRAME
-    cdef size_t l4 = 0
-    cdef uint32_t ethertype, protocol
-    cdef uint64_t addresses
-    if frame_bytes < MIN_FRAME:
-        return 0
-    ethertype = sm_load16be(frame + 12)
-    while l3 < FRAME_OVERHEAD and (ethertype == TYPE_VLAN or ethertype == TYPE_PROVIDER_VLAN):
-        if frame_bytes < l3 + 4:
-            return 0
-        ethertype = sm_load16be(frame + l3 + 2)
-        l3 += 4
-    if ethertype == TYPE_IPV4 and frame_bytes >= l3 + IPV4_BYTES:
-        protocol = frame[l3 + 9]
-        addresses = sm_load32(frame + l3 + 12) ^ sm_load32(frame + l3 + 16)
-        if not sm_load16be(frame + l3 + 6) & 0x3FFF:
-            l4 = l3 + (frame[l3] & 15) * 4
-    elif ethertype == TYPE_IPV6 and frame_bytes >= l3 + IPV6_BYTES:
-        protocol = frame[l3 + 6]
-        addresses = mix_bits(sm_load64(frame + l3 + 8) ^ sm_load64(frame + l3 + 24))
-        addresses ^= sm_load64(frame + l3 + 16) ^ sm_load64(frame + l3 + 32)
-        l4 = l3 + IPV6_BYTES
-    else:
-        return mix_bits(ethertype)
-    if l4 and frame_bytes >= l4 + 4 and (protocol == PROTOCOL_TCP or protocol == PROTOCOL_UDP):
-        protocol |= <uint32_t>(sm_load16(frame + l4) ^ sm_load16(frame + l4 + 2)) << 8
-    return mix_bits(mix_bits(addresses) ^ (<uint64_t>protocol << 32))
 
 
 cdef inline uint64_t steer_now_ms() noexcept nogil:

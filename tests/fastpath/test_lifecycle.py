@@ -378,7 +378,8 @@ def test_calls_in_any_order_never_hang_or_leak(seed):
     del node, peer
     nodes = ()
     gc.collect()
-    assert eventually(lambda: threads() == running)
+    # A thread of the test before may still have been in the list, joined but not yet gone.
+    assert eventually(lambda: threads() <= running)
     assert open_files() == files
 
 

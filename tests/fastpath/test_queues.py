@@ -198,13 +198,13 @@ def test_all_queues_wait_for_room_in_the_ring(make):
         nonlocal sent
         sent += node.take_outgoing()
         counters = node.plane.counters()
-        return counters["frames_sent"] + counters["tx_dropped"]["link_stalled"] == 1200
+        return counters["frames_sent"] + sum(counters["tx_dropped"].values()) == 1200
 
     eventually(all_done)
     frames = [inner[1:] for *_, inners in unpack(sent, node) for inner in inners]
     if len(frames) == 1200:
         assert_in_order(frames, dict.fromkeys(range(4), 300))
-    # Else this test was stopped for 200 ms, which is what makes a link stalled.
+    # Else this test was stopped for so long that a queue was too long (backlog.pxd).
     assert len(frames) > 600
 
 

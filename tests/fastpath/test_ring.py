@@ -14,6 +14,8 @@ from shadowmesh import _fasthooks as hooks
 
 RING_BYTES = hooks.SIZES["RING_BYTES"]
 RING_MESSAGES = hooks.SIZES["RING_MESSAGES"]
+FIRST_LIMIT = hooks.SIZES["FIRST_LIMIT"]
+MIN_LIMIT = hooks.SIZES["MIN_LIMIT"]
 
 
 def readable(fd: int) -> bool:
@@ -190,6 +192,104 @@ class RingModel(RuleBasedStateMachine):
 
 TestRingModel = RingModel.TestCase
 TestRingModel.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+
+
+# --- How much may wait ----------------------------------------------------------------------------
+
+
+def drain(ring: hooks.Ring, per_second: float, seconds: float, began_ns: int, piece: int) -> int:
+    """Take pieces at this rate out of a ring that is never empty; return the time at the end."""
+    now = began_ns
+    ring.commit(bytes(2 * piece))
+    while now < began_ns + seconds * 1e9:
+        ring.commit(bytes(piece))
+        taken = min(piece, len(ring.peek()))  # less at the end of the block
+        now += round(taken / per_second * 1e9)
+        ring.consume(taken, now)
+    return now
+
+
+@pytest.mark.parametrize("per_second", [1e4, 1e6, 5e6, 1e9])
+def test_what_leaves_in_ten_milliseconds_may_wait(per_second):
+    ring = hooks.Ring(RING_BYTES)
+    drain(ring, per_second, max(0.5, 60 * 4096 / per_second), 1, 4096)
+    wanted = min(max(0.01 * per_second, MIN_LIMIT), RING_BYTES)
+    assert ring.limit == pytest.approx(wanted, rel=0.05)
+
+
+def test_the_limit_follows_a_link_that_becomes_faster_or_slower():
+    ring = hooks.Ring(RING_BYTES)
+    now = drain(ring, 1e6, 1.0, 1, 4096)
+    assert ring.limit < 15_000
+    now = drain(ring, 1e9, 0.2, now, 65_536)
+    assert ring.limit > 0.9 * RING_BYTES
+    drain(ring, 1e6, 1.0, now, 4096)
+    assert ring.limit < 15_000
+
+
+def test_one_late_moment_of_the_writer_counts_for_half():
+    ring = hooks.Ring(RING_BYTES)
+    ring.commit(bytes(200_000))
+    ring.consume(1, 1)
+    ring.consume(100_000, 100_000_001)  # 1 MB/s
+    assert ring.limit == pytest.approx((RING_BYTES + 10_000) / 2, rel=0.01)
+
+
+def test_a_link_that_is_full_and_empty_at_once_is_given_more_each_time():
+    ring = hooks.Ring(FIRST_LIMIT)
+    limits = []
+    for now in range(1, 10):
+        size = min(ring.limit, RING_BYTES // 2 - 1)
+        assert ring.commit(bytes(size))
+        ring.starve()
+        ring.consume(size, now)
+        assert ring.peek() == b""
+        limits.append(ring.limit)
+    assert limits[:2] == [2 * FIRST_LIMIT, 4 * FIRST_LIMIT]
+    assert limits[-2:] == [RING_BYTES, RING_BYTES]
+
+
+def test_a_link_that_has_little_to_send_is_not_given_more():
+    ring = hooks.Ring(FIRST_LIMIT)
+    for now in range(1, 1000):
+        ring.commit(bytes(100))
+        ring.consume(100, now)
+        assert ring.peek() == b""
+    assert ring.limit == FIRST_LIMIT
+
+
+def test_a_producer_at_the_limit_is_woken_when_a_quarter_of_it_is_free():
+    ring = hooks.Ring(40_000)
+    ring.commit(bytes(50_000))
+    assert ring.allowance() == 0
+    assert ring.starve()
+    ring.consume(19_999)
+    assert not readable(ring.space_fd)
+    ring.consume(1)
+    assert readable(ring.space_fd)
+    assert ring.allowance() == 10_000
+
+
+def test_what_waits_is_counted_around_the_end_of_the_ring():
+    ring = hooks.Ring(RING_BYTES)
+    ring.commit(b"a" * (RING_BYTES - 10))
+    ring.consume(RING_BYTES - 20)
+    ring.commit(b"b" * 50)
+    assert ring.allowance() == RING_BYTES - 10 - 50
+
+
+@pytest.mark.parametrize(
+    ("limit", "piece"),
+    [
+        (MIN_LIMIT, 4096),
+        (65_535, 4096),
+        (65_536, 8192),
+        (RING_BYTES - 1, 32_768),
+        (RING_BYTES, 131_072),
+    ],
+)
+def test_a_piece_is_a_part_of_the_limit_in_powers_of_two(limit, piece):
+    assert hooks.Ring(limit).piece == piece
 
 
 # --- Wakeups ------------------------------------------------------------------------------------

@@ -1,0 +1,244 @@
+# The way out over the link: slots -> records in one WebSocket message -> the ring of the link.
+#
+#   send_over_link -> seal_message -> ring_commit        as long as the ring has room
+#     park_slots -> choose_parked -> seal_message        what has to wait, by turns (backlog.pxd)
+#
+# Under tx_lock, but for what says otherwise. All of it runs in the TAP threads, each on its own
+# queue; seal_message also serves the hub (send_record in _fastpath.pyx).
+
+from libc.stddef cimport size_t
+from libc.string cimport memcpy
+from .base cimport *
+from .frame cimport *
+from .wsframe cimport *
+from .session cimport *
+from .plane cimport *
+from .offload cimport segment_begin, segment_next, segmenter_t
+from .capture cimport *
+
+ctypedef struct message_room_t: # of the next WebSocket message
+    size_t bytes                # of its payload so far
+    size_t space                # what fits into the ring
+    size_t allowance            # what should wait in it
+
+
+cdef inline size_t room_wanted(const queue_t *queue) noexcept nogil:
+    # For one read; on a very slow link for what two are cut into as well.
+    return 5 * SLOT_BYTES if queue.very_slow else SLOT_BYTES
+
+
+cdef inline bint room_for_frames(const queue_t *queue) noexcept nogil:
+    cdef size_t start
+    cdef size_t wanted = room_wanted(queue)
+    return (not backlog_full(queue.backlog)
+            and arena_room(queue.backlog, wanted, &start) >= wanted)
+
+
+cdef inline message_room_t message_room(session_t *session, uint32_t frames) noexcept nogil:
+    # What the next message may hold. Under tx_lock; the session has a ring and sending keys.
+    cdef message_room_t room
+    cdef size_t space = ring_space(session.ring)
+    cdef size_t reserve = CONTROL_RESERVE + MAX_WS_HEADER if frames else MAX_WS_HEADER
+    room.bytes = MESSAGE_HEADER_BYTES
+    room.space = min(space - reserve, <size_t>MAX_MESSAGE) if space > reserve else 0
+    room.allowance = ring_allowance(session.ring) if frames else MAX_MESSAGE
+    return room
+
+
+cdef inline bint fill_message(message_room_t *room, size_t sealed_bytes) noexcept nogil:
+    # Whether one more record fits; then it counts. One frame may exceed the allowance, or a
+    # super-frame would never fit a small one.
+    cdef size_t bytes = room.bytes + LENGTH_BYTES + sealed_bytes
+    if bytes > room.space or room.allowance == 0:
+        return False
+    if room.bytes > MESSAGE_HEADER_BYTES and bytes > room.allowance:
+        return False
+    room.bytes = bytes
+    return True
+
+
+cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *slots, int count,
+                             uint32_t frames) noexcept nogil:
+    # Seals up to `count` records into one WebSocket message and commits it. How many were taken:
+    # less than `count` when the ring or the message is full, 0 when not even one fits.
+    # Under tx_lock; the session has a ring and sending keys.
+    cdef epoch_t *epoch = &plane.epochs[session.tx_epoch]
+    cdef message_room_t room = message_room(session, frames)
+    cdef size_t tag = tag_bytes(epoch.cipher)
+    cdef size_t header
+    cdef uint8_t mask[4]
+    cdef uint8_t *message
+    cdef uint8_t *out
+    cdef int taken = 0
+    while taken < count and fill_message(&room, slots[taken].inner_bytes + tag):
+        taken += 1
+    if taken == 0:
+        return 0
+    header = ws_header_bytes(room.bytes, session.masked)
+    message = ring_reserve(session.ring, header + room.bytes)
+    if session.masked:
+        next_mask(plane, mask)
+        ws_write_header(message, OP_BINARY, room.bytes, mask)
+    else:
+        ws_write_header(message, OP_BINARY, room.bytes, NULL)
+    out = message + header
+    write_message_header(out, <uint16_t>taken, epoch.remote_key_id, epoch.wss_tx_next)
+    out += MESSAGE_HEADER_BYTES
+    for i in range(taken):
+        out += seal_wss_record(epoch, slots[i].inner, slots[i].inner_bytes, out)
+    if session.masked:
+        sm_mask(message + header, room.bytes, mask, 0)
+    ring_commit(session.ring, message, header + room.bytes, taken if frames else 0)
+    return taken
+
+
+cdef inline void capture_slots(plane_t *plane, const slot_t *slots, int count) noexcept nogil:
+    # Frames that are sealed next. Before that, because cutting a super-frame writes into it.
+    cdef iovec whole
+    cdef size_t skip
+    for i in range(count):
+        skip = 0 if slots[i].inner[0] == INNER_FRAME else VNET_HEADER_BYTES
+        whole.iov_base = slots[i].inner + 1
+        whole.iov_len = slots[i].inner_bytes - 1
+        capture_frame(&plane.capture, CAPTURE_OUTBOUND, &whole, 1, skip)
+
+
+cdef inline bint park_segments(queue_t *queue, const slot_t *slot, uint64_t now_ns) noexcept nogil:
+    # A super-frame as the frames that it is cut into, copied behind the batch. False: it cannot be
+    # cut, nothing changed.
+    cdef segmenter_t segmenter
+    cdef slot_t piece
+    cdef uint8_t *frame
+    cdef size_t frame_bytes
+    cdef int segments = segment_begin(
+        &segmenter, slot.inner + 1, slot.inner_bytes - 1 - VNET_HEADER_BYTES, MAX_SUPER_FRAME,
+        False)
+    if segments < 0:
+        return False
+    sm_count(&queue.sent.frames_read, segments - 1)
+    while segment_next(&segmenter, &frame, &frame_bytes):
+        piece.inner = queue.backlog.arena + queue.backlog.spare
+        piece.inner_bytes = <uint32_t>(1 + VNET_HEADER_BYTES + frame_bytes)
+        if (queue.backlog.spare + piece.inner_bytes > queue.backlog.spare_end
+                or queue.backlog.next_number - queue.backlog.oldest == PARKED_FRAMES):
+            drop_outgoing(queue, DROP_QUEUE_FULL, 1)
+            continue
+        piece.inner[0] = INNER_OFFLOAD_FRAME
+        memcpy(piece.inner + 1, frame - VNET_HEADER_BYTES, VNET_HEADER_BYTES + frame_bytes)
+        queue.backlog.spare += (piece.inner_bytes + 63) // 64 * 64
+        backlog_park(queue.backlog, &piece, frame, now_ns)
+    return True
+
+
+cdef inline void park_slots(queue_t *queue, int first, uint64_t now_ns) noexcept nogil:
+    # Whatever is left of the batch waits behind what waits already. One super-frame would hold a
+    # very slow link for tens of milliseconds, so there it waits in pieces.
+    cdef const slot_t *slot
+    cdef int i
+    for i in range(first, queue.batch):
+        slot = &queue.slots[i]
+        if (queue.very_slow and slot.inner[0] == INNER_OFFLOAD_FRAME and slot.inner[2] & ~GSO_ECN
+                and park_segments(queue, slot, now_ns)):
+            continue
+        if queue.backlog.next_number - queue.backlog.oldest == PARKED_FRAMES:
+            drop_outgoing(queue, DROP_QUEUE_FULL, 1)
+            continue
+        backlog_park(queue.backlog, slot, slot_frame(slot), now_ns)
+    queue.batch = 0
+
+
+cdef inline void unpark_slots(queue_t *queue) noexcept nogil:
+    # The next batch is what has waited longest, in the order of arrival.
+    cdef int index = backlog_oldest(queue.backlog)
+    queue.batch = 0
+    while index != NOBODY and queue.batch < BATCH_FRAMES:
+        queue.slots[queue.batch] = queue.backlog.parked[index].slot
+        queue.batch += 1
+        backlog_take(queue.backlog, index)
+        index = backlog_oldest(queue.backlog)
+
+
+cdef inline void drop_parked(queue_t *queue, int reason) noexcept nogil:
+    # All that waits.
+    cdef int index = backlog_oldest(queue.backlog)
+    while index != NOBODY:
+        backlog_remove(queue.backlog, index)
+        drop_outgoing(queue, reason, 1)
+        index = backlog_oldest(queue.backlog)
+
+
+cdef inline void shed_for_room(queue_t *queue) noexcept nogil:
+    # On a slow link what has waited longest makes room for what comes: its sender has to notice.
+    while queue.slow and queue.backlog.waiting and not room_for_frames(queue):
+        backlog_remove(queue.backlog, backlog_oldest(queue.backlog))
+        drop_outgoing(queue, DROP_QUEUE_FULL, 1)
+
+
+cdef inline int seal_slots_for_link(plane_t *plane, queue_t *queue, session_t *session, int first,
+                                    uint64_t now_ns) noexcept nogil:
+    # One message of slots from `first` on: how many it took. Under tx_lock.
+    cdef int taken = seal_message(plane, session, &queue.slots[first], queue.batch - first, 1)
+    if taken:
+        queue.stalled = 0
+        session.last_frame_ns = now_ns
+        if capture_on(&plane.capture):
+            capture_slots(plane, &queue.slots[first], taken)
+    return taken
+
+
+cdef inline int choose_parked(plane_t *plane, queue_t *queue, session_t *session,
+                              uint64_t now_ns) noexcept nogil:
+    # Fills the slots with those whose turn it is, as many as one message takes.
+    cdef message_room_t room = message_room(session, 1)
+    cdef size_t tag = tag_bytes(plane.epochs[session.tx_epoch].cipher)
+    cdef const slot_t *slot
+    cdef int dropped = 0
+    cdef int index
+    queue.batch = 0
+    while room.allowance and queue.batch < BATCH_FRAMES:
+        index = backlog_next(queue.backlog, now_ns, queue.slow, &dropped)
+        if index == NOBODY:
+            break
+        slot = &queue.backlog.parked[index].slot
+        if not fill_message(&room, slot.inner_bytes + tag):
+            break
+        queue.slots[queue.batch] = slot[0]
+        queue.batch += 1
+        backlog_take(queue.backlog, index)
+    drop_outgoing(queue, DROP_QUEUE_FULL, dropped)
+    return queue.batch
+
+
+cdef inline void watch_link(queue_t *queue, const session_t *session,
+                            uint64_t now_ns) noexcept nogil:
+    # Frames wait. A link that takes nothing for STALL_MS gets no more of them.
+    cdef uint64_t until = sm_acquire(&session.ring.read)
+    if until != queue.taken_until:
+        queue.taken_until = until
+        queue.taken_ns = now_ns
+    elif now_ns - queue.taken_ns >= <uint64_t>STALL_MS * 1000000:
+        queue.stalled = 1
+        drop_parked(queue, DROP_LINK_STALLED)
+
+
+cdef inline void send_over_link(plane_t *plane, queue_t *queue, session_t *session, int first,
+                                uint64_t now_ns) noexcept nogil:
+    # Seals slots from `first` on into the session's ring, or lets them wait for room there. Under
+    # tx_lock; the session has a ring and sending keys.
+    cdef int taken = 1
+    queue.slow = ring_slow(session.ring)
+    queue.very_slow = ring_very_slow(session.ring)
+    if not queue.backlog.waiting:
+        if not queue.stalled:
+            queue.taken_until = sm_acquire(&session.ring.read)
+            queue.taken_ns = now_ns
+        while first < queue.batch and taken and not queue.very_slow:
+            taken = seal_slots_for_link(plane, queue, session, first, now_ns)
+            first += taken
+    park_slots(queue, first, now_ns)
+    while queue.backlog.waiting:
+        if choose_parked(plane, queue, session, now_ns):
+            seal_slots_for_link(plane, queue, session, 0, now_ns)
+        elif ring_starve(session.ring, queue.index):
+            watch_link(queue, session, now_ns)
+            return

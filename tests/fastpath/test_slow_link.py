@@ -1,0 +1,164 @@
+"""What the TAP thread does while the WebSocket link carries less than comes."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from shadowmesh import _fasthooks as hooks
+from shadowmesh.constants import Inner
+from tests.fastpath.rig import CHACHA, KEYS, NO_OFFLOAD, Node, eventually, plain, unpack
+from tests.fastpath.test_backlog import frame_of
+from tests.twins import mix, records
+from tests.twins.offload import VNET
+
+FIRST_LIMIT = hooks.SIZES["FIRST_LIMIT"]
+BULK, KEY_PRESS = 1, 2  # ports
+PIECE_BYTES = 4096
+PER_SECOND = 1e6
+PAYLOAD = 1472
+
+
+def bulk() -> Iterator[bytes]:
+    number = 0
+    while True:
+        yield frame_of(BULK, number, 1500)
+        number += 1
+
+
+def slow_down(node: Node, seconds: float = 0.4) -> bytes:
+    """Offer more than is taken, and take a megabyte a second; return what was taken."""
+    frames, taken, began = bulk(), b"", time.monotonic()
+    while (spent := time.monotonic() - began) < seconds:
+        node.tap.fed += node.tap._offer(NO_OFFLOAD + next(frames))
+        ready = node.pipe.outgoing()
+        if ready is not None and len(taken) < PER_SECOND * spent:
+            piece = bytes(ready[:PIECE_BYTES])
+            node.pipe.sent(len(piece))
+            taken += piece
+    return taken
+
+
+def take_all(node: Node) -> bytes:
+    """Take what waits, sealed and not."""
+    taken = b""
+
+    def nothing_waits() -> bool:
+        nonlocal taken
+        taken += node.take_outgoing()
+        return node.plane.counters()["frames_queued"] == 0
+
+    eventually(nothing_waits, "an empty link")
+    return taken
+
+
+def inners(stream: bytes, node: Node) -> list[bytes]:
+    return [inner for _, _, some in unpack(stream, node) for inner in some]
+
+
+def wait_until_full(node: Node, frames: list[bytes]) -> int:
+    """Feed a link that takes nothing; return how many of the frames wait to be sealed."""
+    node.feed(frames)
+    counters = node.settle()
+    assert counters["frames_queued"] == len(frames)
+    sealed = FIRST_LIMIT // (len(frames[0]) + 21) + 1
+    assert sealed < len(frames)
+    return len(frames) - sealed
+
+
+def test_a_slow_link_has_little_sealed_and_the_rest_is_counted(make):
+    node = make().start()
+    stream = slow_down(node, 1.0)
+    assert node.pipe.piece_bytes < 4 * PIECE_BYTES
+    counters = node.settle()
+    assert {name for name, count in counters["tx_dropped"].items() if count} == {"queue_full"}
+    assert node.pipe.queued_bytes > 0
+    stream += take_all(node)
+    counters = node.settle()
+    assert len(inners(stream, node)) == counters["frames_sent"]
+    assert node.pipe.queued_bytes == 0
+
+
+def test_a_frame_of_another_flow_overtakes_what_waits(make):
+    node = make().start()
+    stream = slow_down(node)
+    node.settle()
+    node.feed([frame_of(KEY_PRESS, 0)])
+    node.settle()
+    before = len(stream) // 1500
+    stream += take_all(node)
+    sent = inners(stream, node)
+    place = sent.index(plain(frame_of(KEY_PRESS, 0)))
+    sealed_before = 10_000 // 1500  # what leaves in 10 ms
+    assert place <= before + 3 * sealed_before
+    assert len(sent) - place > 50  # it did not come last by chance
+    flow = [inner for inner in sent if inner != sent[place]]
+    numbers = [int.from_bytes(inner[1 + 42 : 1 + 50]) for inner in flow]
+    assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("index", [9, 10, 12, 15, 19])
+def test_a_super_frame_is_cut_for_a_very_slow_link(make, index):
+    node = make().start()
+    stream = slow_down(node)
+    read = node.settle()["frames_read"]
+    super_frame = mix.corpus(7)[index]
+    wanted = mix.flat(super_frame)
+    node.tap.feed(super_frame[1], super_frame[0])
+    eventually(lambda: node.plane.counters()["frames_read"] == read + len(wanted), "its segments")
+    stream += take_all(node)
+    pieces = [inner for inner in inners(stream, node) if inner[0] == Inner.OFFLOAD_FRAME]
+    assert not any(VNET.unpack(piece[1:11])[1] for piece in pieces)
+    assert [one for piece in pieces for one in mix.flat((piece[1:11], piece[11:]))] == wanted
+
+
+def test_on_a_fast_link_a_super_frame_stays_whole(make):
+    node = make().start()
+    super_frame = mix.corpus(7)[9]
+    node.feed([super_frame[1]] * 3, super_frame[0])
+    node.settle()
+    assert [inner[1:] for inner in inners(take_all(node), node)] == [b"".join(super_frame)] * 3
+
+
+def test_what_waits_follows_its_session_to_udp_in_order(make):
+    node = make().start()
+    ours, theirs = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    with ours, theirs:
+        for sock in (ours, theirs):
+            sock.bind(("127.0.0.1", 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            sock.setblocking(False)
+        theirs.settimeout(5)
+        node.plane.attach_udp(ours.fileno(), socket.AF_INET)
+        frames = [frame_of(BULK, number, 1400) for number in range(150)]
+        waiting = wait_until_full(node, frames)
+        node.session.use_udp("127.0.0.1", theirs.getsockname()[1], PAYLOAD)
+        found = [
+            records.open_datagram(CHACHA, KEYS["uout"], theirs.recv(2048)) for _ in range(waiting)
+        ]
+        assert [record and record[2] for record in found] == [
+            plain(one) for one in frames[-waiting:]
+        ]
+        assert node.settle()["frames_queued"] == len(frames) - waiting
+        node.plane.detach_udp()
+
+
+def test_what_waits_is_lost_with_its_link(make):
+    node = make().start()
+    waiting = wait_until_full(node, [frame_of(BULK, number, 1400) for number in range(150)])
+    node.session.bind(None)
+    eventually(lambda: node.plane.counters()["frames_queued"] == 0, "nothing waits")
+    assert node.settle()["tx_dropped"]["link_lost"] == 150
+    assert waiting > 0
+
+
+def test_what_waits_is_lost_with_the_device(make):
+    node = make().start()
+    waiting = wait_until_full(node, [frame_of(BULK, number, 1400) for number in range(150)])
+    node.plane.detach_tap()
+    counters = node.plane.counters()
+    assert counters["tx_dropped"]["tap_gone"] == waiting
+    assert counters["frames_queued"] == 150 - waiting
