@@ -98,8 +98,11 @@ class Lane:
         right.connect(left.getsockname())
         return left, right
 
-    def streams(self, count: int) -> list[socket.socket]:
-        """Return `count` TCP connections as sender, receiver, sender, receiver, ..."""
+    def streams(self, count: int, congestion: str = "") -> list[socket.socket]:
+        """Return `count` TCP connections as sender, receiver, sender, receiver, ...
+
+        `congestion` is the sender's algorithm; empty: what this machine prefers.
+        """
         ends = []
         with self.right.listen((self.addresses[1], 0)) as listener:
             for _ in range(count):
@@ -107,6 +110,8 @@ class Lane:
                 ends.append(listener.accept()[0])
         for end in ends:
             end.setblocking(True)
+        for sender in ends[::2] if congestion else ():
+            sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
         return ends
 
     def connect(self) -> None:
@@ -192,6 +197,19 @@ class Lab:
             yield
         finally:
             self._offloads("on")
+
+    @contextlib.contextmanager
+    def slow_cables(self, rate: str) -> Iterator[None]:
+        """Let what leaves the left hosts wait for a line of that rate, with 50 ms of queue."""
+        lefts = {lane.left.namespace: lane.left for lane in self.lanes.values()}.values()
+        shape = f"rate {rate} burst 16kb latency 50ms"
+        try:
+            for host in lefts:
+                host.run("tc", *f"qdisc add dev eth0 root tbf {shape}".split())
+            yield
+        finally:
+            for host in lefts:
+                host.run("tc", "qdisc", "del", "dev", "eth0", "root")
 
     def _offloads(self, state: str) -> None:
         hosts = [host for lane in self.lanes.values() for host in (lane.left, lane.right)]

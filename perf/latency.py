@@ -19,6 +19,10 @@ PER_SECOND = 200
 LOADED_PER_SECOND = 500
 #: The stream's own warm-up; round trips begin after it.
 STREAM_WARM_UP_S = 0.4
+#: An uplink of a home or a small site; bulk needs longer there to fill every queue.
+SLOW_RATE = "20mbit"
+SLOW_WARM_UP_S = 2.0
+SLOW_PER_SECOND = 50
 
 
 @dataclass
@@ -52,6 +56,7 @@ def measure(lab: Lab, quick: bool) -> Iterator[Row]:
     rounds, seconds = (1, 0.6) if quick else (3, 2.0)
     yield from _idle(lab, rounds, seconds / 2)
     yield from _loaded(lab, rounds, seconds)
+    yield from _slow(lab, min(rounds, 2), 1.0 + seconds)
 
 
 def _idle(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
@@ -92,27 +97,57 @@ def trips_beside_stream(trips: RoundTrips, seconds: float) -> Callable[[Lane], f
     """As `idle_trips`, while one TCP stream takes what it gets."""
 
     def read(lane: Lane) -> float:
-        ends = lane.streams(1)
-        stream = spawn("stream", STREAM_WARM_UP_S + seconds, sockets=ends)
-        for end in ends:
-            end.close()
-        sockets = lane.datagrams()
-        time.sleep(STREAM_WARM_UP_S)
-        try:
-            words = generate("rtt", seconds - 0.1, LOADED_PER_SECOND, sockets=sockets)
-        finally:
-            output(stream, seconds + 20)
+        words = beside_a_stream(lane, STREAM_WARM_UP_S, seconds - 0.1, LOADED_PER_SECOND)
         return trips.add(lane, words)
 
     return read
 
 
+def _slow(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
+    """Whose round trips wait for the bulk in front of them, when the line is what limits it."""
+    group = f"round trip beside one TCP stream (cubic), line of {SLOW_RATE}"
+    medians, trips = Readings(lab), RoundTrips()
+
+    def read(lane: Lane) -> float:
+        words = beside_a_stream(lane, SLOW_WARM_UP_S, seconds, SLOW_PER_SECOND, "cubic")
+        return trips.add(lane, words)
+
+    with lab.slow_cables(SLOW_RATE):
+        medians.take(rounds, read)
+    for percent in (50, 99):
+        for name in ("veth", "vxlan", *tunnel_names()):
+            yield _tail(f"{group}, p{percent}", name, medians, trips, percent, "ms", judged=False)
+
+
+def beside_a_stream(
+    lane: Lane, warm_up_s: float, seconds: float, per_second: int, congestion: str = ""
+) -> list[str]:
+    """Return what `generator rtt` printed while one TCP stream went the same way."""
+    ends = lane.streams(1, congestion)
+    stream = spawn("stream", warm_up_s + seconds, sockets=ends)
+    for end in ends:
+        end.close()
+    sockets = lane.datagrams()
+    time.sleep(warm_up_s)
+    try:
+        return generate("rtt", seconds, per_second, sockets=sockets)
+    finally:
+        output(stream, seconds + 20)
+
+
 def _tail(
-    group: str, name: str, medians: Readings, trips: RoundTrips, percent: float, unit: str
+    group: str,
+    name: str,
+    medians: Readings,
+    trips: RoundTrips,
+    percent: float,
+    unit: str,
+    *,
+    judged: bool = True,
 ) -> Row:
     """A percentile over the round trips of all rounds, because one round has too few for it."""
-    judged = unit == "ms" and percent == 99 and name in tunnel_names()
-    target = RTT_LOADED_MS if judged else None
+    loaded = judged and unit == "ms" and percent == 99 and name in tunnel_names()
+    target = RTT_LOADED_MS if loaded else None
     if name in medians.failures:
         return unread(group, name, unit, medians.failures[name], target)
     scale = 1000 if unit == "ms" else 1
