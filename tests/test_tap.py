@@ -447,8 +447,9 @@ def namespace():
 
 
 def link_of(name: str) -> Link:
+    """What the kernel says, but for the frames that it sends by itself and loses."""
     with Netlink() as netlink:
-        return netlink.link(socket.if_nametoindex(name))
+        return replace(netlink.link(socket.if_nametoindex(name)), tx_dropped=0)
 
 
 def addresses_of(index: int) -> set[tap.Interface]:
