@@ -103,11 +103,25 @@ cdef inline void capture_slots(plane_t *plane, const slot_t *slots, int count) n
         capture_frame(&plane.capture, CAPTURE_OUTBOUND, &whole, 1, skip)
 
 
+cdef inline void park_copy(queue_t *queue, const uint8_t *inner, size_t inner_bytes,
+                           uint64_t now_ns) noexcept nogil:
+    # Behind the batch, so that frames lie in the arena in the order in which they are parked.
+    cdef backlog_t *backlog = queue.backlog
+    cdef slot_t copy
+    copy.inner = backlog.arena + backlog.spare
+    copy.inner_bytes = <uint32_t>inner_bytes
+    if (backlog.spare + inner_bytes > backlog.spare_end
+            or backlog.next_number - backlog.oldest == PARKED_FRAMES):
+        drop_outgoing(queue, DROP_QUEUE_FULL, 1)
+        return
+    memcpy(copy.inner, inner, inner_bytes)
+    backlog.spare += (inner_bytes + 63) // 64 * 64
+    backlog_park(backlog, &copy, slot_frame(&copy), now_ns)
+
+
 cdef inline bint park_segments(queue_t *queue, const slot_t *slot, uint64_t now_ns) noexcept nogil:
-    # A super-frame as the frames that it is cut into, copied behind the batch. False: it cannot be
-    # cut, nothing changed.
+    # A super-frame as the frames that it is cut into. False: it cannot be, and nothing changed.
     cdef segmenter_t segmenter
-    cdef slot_t piece
     cdef uint8_t *frame
     cdef size_t frame_bytes
     cdef int segments = segment_begin(
@@ -117,16 +131,9 @@ cdef inline bint park_segments(queue_t *queue, const slot_t *slot, uint64_t now_
         return False
     sm_count(&queue.sent.frames_read, segments - 1)
     while segment_next(&segmenter, &frame, &frame_bytes):
-        piece.inner = queue.backlog.arena + queue.backlog.spare
-        piece.inner_bytes = <uint32_t>(1 + VNET_HEADER_BYTES + frame_bytes)
-        if (queue.backlog.spare + piece.inner_bytes > queue.backlog.spare_end
-                or queue.backlog.next_number - queue.backlog.oldest == PARKED_FRAMES):
-            drop_outgoing(queue, DROP_QUEUE_FULL, 1)
-            continue
-        piece.inner[0] = INNER_OFFLOAD_FRAME
-        memcpy(piece.inner + 1, frame - VNET_HEADER_BYTES, VNET_HEADER_BYTES + frame_bytes)
-        queue.backlog.spare += (piece.inner_bytes + 63) // 64 * 64
-        backlog_park(queue.backlog, &piece, frame, now_ns)
+        frame -= 1 + VNET_HEADER_BYTES
+        frame[0] = INNER_OFFLOAD_FRAME
+        park_copy(queue, frame, 1 + VNET_HEADER_BYTES + frame_bytes, now_ns)
     return True
 
 
@@ -137,13 +144,11 @@ cdef inline void park_slots(queue_t *queue, int first, uint64_t now_ns) noexcept
     cdef int i
     for i in range(first, queue.batch):
         slot = &queue.slots[i]
-        if (queue.very_slow and slot.inner[0] == INNER_OFFLOAD_FRAME and slot.inner[2] & ~GSO_ECN
-                and park_segments(queue, slot, now_ns)):
-            continue
-        if queue.backlog.next_number - queue.backlog.oldest == PARKED_FRAMES:
-            drop_outgoing(queue, DROP_QUEUE_FULL, 1)
-            continue
-        backlog_park(queue.backlog, slot, slot_frame(slot), now_ns)
+        if not queue.very_slow:
+            backlog_park(queue.backlog, slot, slot_frame(slot), now_ns)
+        elif (slot.inner[0] != INNER_OFFLOAD_FRAME or not slot.inner[2] & ~GSO_ECN
+                or not park_segments(queue, slot, now_ns)):
+            park_copy(queue, slot.inner, slot.inner_bytes, now_ns)
     queue.batch = 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -30,10 +32,16 @@ def bulk() -> Iterator[bytes]:
 
 
 def slow_down(node: Node, seconds: float = 0.4) -> bytes:
-    """Offer more than is taken, and take a megabyte a second; return what was taken."""
-    frames, taken, began = bulk(), b"", time.monotonic()
+    """Offer more bulk than is taken; return what was taken."""
+    return take_slowly(node, ((NO_OFFLOAD, one) for one in bulk()), seconds)
+
+
+def take_slowly(node: Node, offer: Iterator[tuple[bytes, bytes]], seconds: float) -> bytes:
+    """Offer frames with their virtio headers, and take a megabyte a second."""
+    taken, began = b"", time.monotonic()
     while (spent := time.monotonic() - began) < seconds:
-        node.tap.fed += node.tap._offer(NO_OFFLOAD + next(frames))
+        header, frame = next(offer)
+        node.tap.fed += node.tap._offer(header + frame)
         ready = node.pipe.outgoing()
         if ready is not None and len(taken) < PER_SECOND * spent:
             piece = bytes(ready[:PIECE_BYTES])
@@ -113,6 +121,34 @@ def test_a_super_frame_is_cut_for_a_very_slow_link(make, index):
     pieces = [inner for inner in inners(stream, node) if inner[0] == Inner.OFFLOAD_FRAME]
     assert not any(VNET.unpack(piece[1:11])[1] for piece in pieces)
     assert [one for piece in pieces for one in mix.flat((piece[1:11], piece[11:]))] == wanted
+
+
+def test_frames_of_many_flows_come_whole_out_of_an_arena_that_goes_round(make):
+    node = make().start()
+    stream = slow_down(node)
+    supers = [one for one in mix.corpus(7) if mix.is_super(one)]
+    wanted = {frame for one in supers for frame in mix.flat(one)}
+    source = random.Random(7)
+
+    def mixed() -> Iterator[tuple[bytes, bytes]]:
+        for number in itertools.count():
+            if source.random() < 0.3:
+                yield source.choice(supers)
+            else:
+                yield (
+                    NO_OFFLOAD,
+                    frame_of(source.randrange(1, 9), number, source.randrange(60, 1500)),
+                )
+
+    stream += take_slowly(node, mixed(), 2.5)  # more than two MiB
+    stream += take_all(node)
+    for inner in inners(stream, node):
+        if inner[0] == Inner.OFFLOAD_FRAME:
+            assert set(mix.flat((inner[1:11], inner[11:]))) <= wanted
+        else:
+            frame = inner[1:]
+            port, number = int.from_bytes(frame[34:36]), int.from_bytes(frame[42:50])
+            assert frame == frame_of(port, number, len(frame))
 
 
 def test_on_a_fast_link_a_super_frame_stays_whole(make):
