@@ -75,7 +75,7 @@ sanitize: dev ## the data plane's tests under address and undefined-behaviour sa
 	  --build-lib build/sanitize --build-temp build/sanitize-objects
 	@env PYTHONPATH=build/sanitize LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	  $(VENV)/bin/pytest -s -p shadowmesh._fastpath $(or $(ARGS),tests/fastpath)
+	  $(VENV)/bin/pytest -s -p shadowmesh._fastpath --numprocesses $(JOBS) --dist loadfile $(or $(ARGS),tests/fastpath)
 
 .PHONY: perf
 perf: packages-test build $(VENV)/.perf ## measure against the targets (root, quiet machine)

@@ -67,14 +67,13 @@ def inners(stream: bytes, node: Node) -> list[bytes]:
     return [inner for _, _, some in unpack(stream, node) for inner in some]
 
 
-def wait_until_full(node: Node, frames: list[bytes]) -> int:
-    """Feed a link that takes nothing; return how many of the frames wait to be sealed."""
+def feed_more_than_fits(node: Node) -> list[bytes]:
+    """Feed a link that takes nothing; return the frames, of which some wait to be sealed."""
+    frames = [frame_of(BULK, number, 1400) for number in range(150)]
+    assert sum(map(len, frames)) - 40 * 1400 > FIRST_LIMIT
     node.feed(frames)
-    counters = node.settle()
-    assert counters["frames_queued"] == len(frames)
-    sealed = FIRST_LIMIT // (len(frames[0]) + 21) + 1
-    assert sealed < len(frames)
-    return len(frames) - sealed
+    assert node.settle()["frames_queued"] == len(frames)
+    return frames
 
 
 def test_a_slow_link_has_little_sealed_and_the_rest_is_counted(make):
@@ -169,32 +168,31 @@ def test_what_waits_follows_its_session_to_udp_in_order(make):
             sock.setblocking(False)
         theirs.settimeout(5)
         node.plane.attach_udp(ours.fileno(), socket.AF_INET)
-        frames = [frame_of(BULK, number, 1400) for number in range(150)]
-        waiting = wait_until_full(node, frames)
+        frames = feed_more_than_fits(node)
         node.session.use_udp("127.0.0.1", theirs.getsockname()[1], PAYLOAD)
-        found = [
-            records.open_datagram(CHACHA, KEYS["uout"], theirs.recv(2048)) for _ in range(waiting)
-        ]
-        assert [record and record[2] for record in found] == [
-            plain(one) for one in frames[-waiting:]
-        ]
-        assert node.settle()["frames_queued"] == len(frames) - waiting
+        sealed = inners(node.take_outgoing(), node)
+        assert sealed == [plain(one) for one in frames[: len(sealed)]]
+        for one in frames[len(sealed) :]:
+            record = records.open_datagram(CHACHA, KEYS["uout"], theirs.recv(2048))
+            assert record is not None
+            assert record[2] == plain(one)
+        assert node.settle()["frames_sent"] == len(frames)
         node.plane.detach_udp()
 
 
 def test_what_waits_is_lost_with_its_link(make):
     node = make().start()
-    waiting = wait_until_full(node, [frame_of(BULK, number, 1400) for number in range(150)])
+    frames = feed_more_than_fits(node)
     node.session.bind(None)
     eventually(lambda: node.plane.counters()["frames_queued"] == 0, "nothing waits")
-    assert node.settle()["tx_dropped"]["link_lost"] == 150
-    assert waiting > 0
+    assert node.settle()["tx_dropped"]["link_lost"] == len(frames)
 
 
 def test_what_waits_is_lost_with_the_device(make):
     node = make().start()
-    waiting = wait_until_full(node, [frame_of(BULK, number, 1400) for number in range(150)])
+    frames = feed_more_than_fits(node)
     node.plane.detach_tap()
-    counters = node.plane.counters()
-    assert counters["tx_dropped"]["tap_gone"] == waiting
-    assert counters["frames_queued"] == 150 - waiting
+    gone = node.plane.counters()["tx_dropped"]["tap_gone"]
+    sealed = inners(node.take_outgoing(), node)
+    assert sealed == [plain(one) for one in frames[: len(sealed)]]
+    assert gone == len(frames) - len(sealed) >= 40
