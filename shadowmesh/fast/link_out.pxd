@@ -233,6 +233,7 @@ cdef inline void send_over_link(plane_t *plane, queue_t *queue, session_t *sessi
     cdef int taken = 1
     queue.slow = ring_slow(session.ring)
     queue.very_slow = ring_very_slow(session.ring)
+    queue.backlog.arena_end = ARENA_BYTES if queue.slow else FAST_ARENA_BYTES
     if not queue.backlog.waiting:
         if not queue.stalled:
             queue.taken_until = sm_acquire(&session.ring.read)
