@@ -149,7 +149,7 @@ def queue(full_drops: int, queue_bytes: int) -> Check:
 
     Args:
         full_drops: frames that found no room in the last minute.
-        queue_bytes: sealed bytes that wait for the WebSocket link.
+        queue_bytes: bytes that wait for the WebSocket link, sealed and not yet sealed.
     """
     if full_drops:
         return Check(

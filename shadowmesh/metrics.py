@@ -345,7 +345,7 @@ def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:
         sorted(counters.udp_errors.items()),
     )
     yield from _gauge(
-        "queue_bytes", "Sealed bytes that wait for the WebSocket link.", snapshot.queue_bytes
+        "queue_bytes", "Bytes that wait for the WebSocket link.", snapshot.queue_bytes
     )
 
 

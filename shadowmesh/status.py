@@ -445,7 +445,7 @@ class Snapshot:
         reconnects: sessions that were re-established without being asked for.
         path_switches: moves between WSS and UDP.
         handshakes: handshakes by result, such as ``ok`` or ``refused``.
-        queue_bytes: sealed bytes that wait for the WebSocket link.
+        queue_bytes: bytes that wait for the WebSocket link, sealed and not yet sealed.
     """
 
     version: str

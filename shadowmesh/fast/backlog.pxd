@@ -12,7 +12,7 @@
 #
 # Frames stay where the TAP thread read them. The arena is a ring: room comes back in the order of
 # arrival, whatever the order in which frames leave, so one that waits long holds what came after
-# it; backlog_shed drops the oldest for that.
+# it; shed_for_room (link_out.pxd) drops the oldest for that.
 #
 #   arena | gap | oldest ... newest | batch being read | gap |
 #

@@ -1,6 +1,7 @@
 # The state that the threads of the data plane share.
 #
-#   TAP threads  read the device, seal, fill rings, send datagrams       (outbound.pxd, udp_out.pxd)
+#   TAP threads  read the device, seal, fill rings, send datagrams       (outbound.pxd, link_out.pxd,
+#                                                                         udp_out.pxd)
 #   hub          opens what TLS brought, writes the device               (inbound.pxd)
 #   UDP thread   opens datagrams, writes the device                      (udp_in.pxd)
 #
