@@ -40,7 +40,7 @@ dev: build $(VENV)/.dev ## build, and install what tests and lint need
 
 .PHONY: demo
 demo: packages-demo build ## two hosts, two daemons, one tunnel on this machine; leaves nothing behind
-	@$(PY) -m shadowmesh.demo $(ARGS)
+	@$(PY) -m shadowmesh.netlab.demo $(ARGS)
 
 # Coverage that follows greenlets makes each line four times as slow: only where there are some.
 PYTEST := -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import libsodium  # noqa: E402  (scripts/ is not a package)
 
 PACKAGE = Path("shadowmesh")
-#: shadowmesh/sodium.py looks for it
+#: shadowmesh/keys/sodium.py looks for it
 CARRIED = "_libsodium.so"
 
 WARNINGS = [

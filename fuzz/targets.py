@@ -14,12 +14,14 @@ from functools import cache
 from pathlib import Path
 
 from shadowmesh import _fasthooks
+from shadowmesh.base.constants import Inner
+from shadowmesh.base.errors import RemoteProtocolError
 from shadowmesh.config import yamlfile
-from shadowmesh.constants import Inner
-from shadowmesh.errors import RemoteProtocolError
-from shadowmesh.keys import Identity
-from shadowmesh.wire import control, stun
-from shadowmesh.wire.handshake import Initiator, Offer, Policy, Responder
+from shadowmesh.keys.identity import Identity
+from shadowmesh.wire import control
+from shadowmesh.wire.handshake.agreement import Offer, Policy
+from shadowmesh.wire.handshake.machines import Initiator, Responder
+from shadowmesh.wire.nat import stun
 from tests.fastpath import rig
 from tests.fastpath.test_udp import Wire
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from shadowmesh.benchmark import machine
+from shadowmesh.cli.benchmark import machine
 
 from . import (
     ablation,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shadowmesh.benchmark import CALLS, SIZES, ciphers, read_rates
+from shadowmesh.cli.benchmark import CALLS, SIZES, ciphers, read_rates
 
 from .report import Failure, Row, compared, unread
 from .targets import AEGIS, CHACHA, SEAL, SEAL_BESIDE_LIBSODIUM, SEED_FRAMES

@@ -24,7 +24,7 @@ from typing import Self
 
 from shadowmesh._fastpath import build_info
 from shadowmesh.netlab import Daemon, Host, Net, NetlabError, introduce
-from shadowmesh.switches import VARIABLE
+from shadowmesh.service.switches import VARIABLE
 
 from .report import Failure
 
@@ -44,7 +44,7 @@ class Kind:
 
     path: str
     cipher: str
-    without: str = ""  # a word of shadowmesh.switches
+    without: str = ""  # a word of shadowmesh.service.switches
     queues: int = 0
 
     @property

@@ -29,8 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.hazmat.primitives.serialization import PublicFormat as Public
 
+from shadowmesh.link.tls import load_or_create_certificate
 from shadowmesh.netlab import Host, Net, NetlabError, wait_until
-from shadowmesh.tls import load_or_create_certificate
 
 from .lab import Kind, Lab, Lane, cable
 from .latency import RoundTrips, idle_trips, trips_beside_stream

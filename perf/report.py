@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowmesh.benchmark import machine
+from shadowmesh.cli.benchmark import machine
 
 from .targets import Target
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
+from shadowmesh.device.tap import OFFLOAD_TCP, OFFLOAD_UDP, Tap, open_tap
 from shadowmesh.netlab import Net, NetlabError
-from shadowmesh.tap import OFFLOAD_TCP, OFFLOAD_UDP, Tap, open_tap
 
 from .lab import DATAGRAM_BUFFER_BYTES, SO_SNDBUFFORCE, build
 from .report import Failure, Row, compared, unread

@@ -18,7 +18,7 @@ import click
 
 from shadowmesh import __version__
 from shadowmesh.cli.program import program
-from shadowmesh.daemon import USAGE
+from shadowmesh.service.daemon import USAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -44,7 +44,7 @@ from .fast.steer cimport *
 import os
 import socket
 
-from shadowmesh.errors import DeviceError, LocalProtocolError, RemoteProtocolError
+from shadowmesh.base.errors import DeviceError, LocalProtocolError, RemoteProtocolError
 
 if sodium_init() < 0:
     raise ImportError("libsodium could not be initialised: the system gives no randomness")
@@ -93,7 +93,7 @@ cdef size_t PIPE_BYTES = (
 #: The smallest datagram that a path must carry: what every IPv6 link does, less its headers.
 MIN_UDP_PAYLOAD = 1280 - 48
 #: Optimisations that a developer can do without, to see what each of them brings; what they mean
-#: is written in shadowmesh/switches.py.
+#: is written in shadowmesh/service/switches.py.
 SWITCHES = ("tso", "csum", "gso", "gro", "join", "batch")
 CIPHER_NAMES = {"chacha20-poly1305": CIPHER_CHACHA20_POLY1305, "aegis-256": CIPHER_AEGIS256}
 

@@ -12,8 +12,10 @@ import gevent
 import gevent.event
 import gevent.socket
 
-from shadowmesh import api, capture, events, explain, feed, hostfacts, http_server, status
 from shadowmesh.config import HostPort
+from shadowmesh.control import app, feed, server
+from shadowmesh.device import facts
+from shadowmesh.insight import capture, events, explain, status
 from tests.fakes import FakePlane
 
 TOKEN = "tokentokentokentokentokentokentokentoken123"
@@ -50,7 +52,7 @@ CONNECTED = status.Snapshot(
     resources=status.Resources(0.26, 1.5, 43 << 20, 5, 27),
     health=(status.Check("tap", ok=True), status.Check("link", ok=True)),
 )
-TAP0 = hostfacts.Device(
+TAP0 = facts.Device(
     "tap0", "tun", bytes(5) + b"\x01", 1500, up=True, running=True, addresses=("10.0.0.1/24",)
 )
 PONG = status.Pong("udp", "203.0.113.7:9001", 0.8412345)
@@ -63,7 +65,7 @@ class FakeControl:
     def __init__(self) -> None:
         self.snapshot = DISCONNECTED
         self.report = status.Health([status.Check("tap", ok=True, text="tap0 is up")])
-        self.facts = hostfacts.HostFacts("tap0", TAP0)
+        self.facts = facts.HostFacts("tap0", TAP0)
         self.error: Exception | None = None
         #: what the next pings say, before it is always `PONG`
         self.pongs: list[status.Pong] = []
@@ -98,7 +100,7 @@ class FakeControl:
         return self.report
 
     def explain(self, target: str | None) -> explain.Explanation:
-        asked = None if target is None else hostfacts.parse_target(target)
+        asked = None if target is None else facts.parse_target(target)
         self._answer("explain", str(target))
         return explain.explain(self.snapshot, self.facts, asked, NOW)
 
@@ -114,7 +116,7 @@ def make_app(
     recorder = events.FlightRecorder() if recorder is None else recorder
     if captures is None:
         captures = capture.Captures(FakePlane(), lambda: "tap0", recorder)
-    return api.create_app(
+    return app.create_app(
         control,
         TOKEN,
         listen,
@@ -138,15 +140,15 @@ def serving(make_app: Callable[[HostPort], object]) -> Iterator[HostPort]:
 
     def run() -> None:
         sock = gevent.socket.socket(fileno=listener.detach())
-        server = http_server.LimitedServer(sock, make_app(address))
+        served = server.LimitedServer(sock, make_app(address))
         stop = gevent.event.Event()
         watcher = gevent.get_hub().loop.async_()
         watcher.start(stop.set)
         stop_watchers.append(watcher)
-        server.start()
+        served.start()
         ready.set()
         stop.wait()
-        server.stop(timeout=0.1)
+        served.stop(timeout=0.1)
         watcher.close()
         gevent.get_hub().destroy(destroy_loop=True)
 

@@ -12,8 +12,8 @@ import os
 import struct
 from collections import deque
 
-from shadowmesh.constants import MAX_MESSAGE
-from shadowmesh.errors import RemoteProtocolError
+from shadowmesh.base.constants import MAX_MESSAGE
+from shadowmesh.base.errors import RemoteProtocolError
 
 BINARY, CLOSE, PING, PONG = 0x2, 0x8, 0x9, 0xA
 _EVENT_OF = {BINARY: "message", CLOSE: "close", PING: "ping", PONG: "pong"}

@@ -15,14 +15,15 @@ from dataclasses import replace
 import gevent
 import gevent.socket as gsocket
 
-from shadowmesh import tls
 from shadowmesh._fastpath import DataPlane
-from shadowmesh.config import HostPort, Secret, load
-from shadowmesh.connection import ConnectionManager
-from shadowmesh.device import Device
-from shadowmesh.errors import DeviceError
-from shadowmesh.keys import Identity
-from shadowmesh.listener import Listener
+from shadowmesh.base.errors import DeviceError
+from shadowmesh.config import HostPort, load
+from shadowmesh.config.model import Secret
+from shadowmesh.device.device import Device
+from shadowmesh.keys.identity import Identity
+from shadowmesh.link import tls
+from shadowmesh.link.listener import Listener
+from shadowmesh.peer.manager import ConnectionManager
 
 PATIENCE_S = 10.0
 VNET_HEADER = bytes(10)
@@ -50,7 +51,7 @@ def cut(sock) -> None:
 
 
 class FakeTap:
-    """Has the interface of `tap.Tap`; `kernel` is the other end.
+    """Has the interface of `device.tap.Tap`; `kernel` is the other end.
 
     That one is gevent's: its close() wakes whoever waits for a frame. A watcher left on a closed
     descriptor would end the process as soon as the number belongs to something else.

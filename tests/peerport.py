@@ -7,9 +7,9 @@ import gevent.event
 import gevent.queue
 import gevent.socket as gsocket
 
-from shadowmesh import tls
 from shadowmesh.config import HostPort
-from shadowmesh.listener import Listener
+from shadowmesh.link import tls
+from shadowmesh.link.listener import Listener
 
 PATIENCE_S = 10.0
 PATH = "/shadowmesh"

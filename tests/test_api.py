@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shadowmesh import api, errors, guard, http_server, log, metrics, status
+from shadowmesh.base import errors, log
 from shadowmesh.config import HostPort
-from shadowmesh.guard import AUTHORISED_RATE, FAILED_RATE, OPEN_RATE, Guard
+from shadowmesh.control import app, guard, server
+from shadowmesh.control.guard import AUTHORISED_RATE, FAILED_RATE, OPEN_RATE, Guard
+from shadowmesh.insight import metrics, status
 from tests.fake_control import CONNECTED, LISTEN, TOKEN, FakeControl, make_app, serving
 
 AUTHORISATION = {"Authorization": f"Bearer {TOKEN}"}
@@ -238,7 +240,7 @@ def test_the_scheme_of_the_token_is_not_case_sensitive(client):
 
 def test_a_short_token_is_a_mistake_of_the_daemon(control):
     with pytest.raises(ValueError, match="at least 32"):
-        api.create_app(control, "short", LISTEN, recorder=None, feed=None, captures=None)
+        app.create_app(control, "short", LISTEN, recorder=None, feed=None, captures=None)
 
 
 @pytest.mark.parametrize("name", ["Origin", "Referer"])
@@ -523,7 +525,7 @@ def test_a_chunked_body_of_a_wrong_type_is_refused(served, control):
 
 
 def test_connections_that_ended_are_not_counted(served):
-    for _ in range(http_server.MAX_CONNECTIONS + 20):
+    for _ in range(server.MAX_CONNECTIONS + 20):
         assert status_of(exchange(served, request_bytes(served))) == 200
 
 
@@ -556,7 +558,7 @@ def test_what_is_not_http_is_refused_without_a_traceback(served, control, reques
 
 
 def test_a_request_that_does_not_arrive_is_given_up(control, monkeypatch):
-    monkeypatch.setattr(http_server, "REQUEST_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT_S", 0.2)
     with serving(lambda address: make_app(control, address)) as address:
         for start in (
             b"", b"GET /sta", b"GET /status HTTP/1.1\r\nHost:",
@@ -574,7 +576,7 @@ def test_a_request_that_does_not_arrive_is_given_up(control, monkeypatch):
 def test_a_slow_answer_is_not_given_up(control, monkeypatch):
     import gevent
 
-    monkeypatch.setattr(http_server, "REQUEST_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT_S", 0.1)
     control.before = lambda: gevent.sleep(0.3)
     with serving(lambda address: make_app(control, address)) as address:
         assert status_of(exchange(address, request_bytes(address))) == 200
@@ -584,7 +586,7 @@ def test_idle_connections_do_not_keep_a_new_one_out(served):
     with contextlib.ExitStack() as stack:
         idle = [
             stack.enter_context(socket.create_connection((served.host, served.port), 10))
-            for _ in range(http_server.MAX_CONNECTIONS + 20)
+            for _ in range(server.MAX_CONNECTIONS + 20)
         ]
         assert status_of(exchange(served, request_bytes(served))) == 200
         assert read_to_end(idle[0]) == b""  # the longest idle made room

@@ -13,12 +13,21 @@ import gevent
 import gevent.socket
 import pytest
 
-from shadowmesh import capture, http_server
-from shadowmesh.capture import Captures
-from shadowmesh.constants import CAPTURE_DAEMON_STOPS
-from shadowmesh.errors import CaptureRunning
-from shadowmesh.events import FlightRecorder
-from shadowmesh.pcapng import INBOUND, OUTBOUND, Interface, Packet, Reader, Section, Statistics
+from shadowmesh.base.constants import CAPTURE_DAEMON_STOPS
+from shadowmesh.base.errors import CaptureRunning
+from shadowmesh.control import server
+from shadowmesh.insight import capture
+from shadowmesh.insight.capture import Captures
+from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.insight.pcapng import (
+    INBOUND,
+    OUTBOUND,
+    Interface,
+    Packet,
+    Reader,
+    Section,
+    Statistics,
+)
 from tests.fake_control import TOKEN, FakeControl, make_app, serving
 from tests.fakes import FakePlane
 
@@ -421,7 +430,7 @@ def test_a_request_for_the_head_only_leaves_no_capture_behind(served, plane):
 def test_a_client_that_takes_nothing_is_given_up_and_keeps_nobody_waiting(
     served, plane, captures, recorder, monkeypatch
 ):
-    monkeypatch.setattr(http_server, "SEND_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server, "SEND_TIMEOUT_S", 0.2)
     with Request(served, receive_buffer=4096):
         plane.add(*(frame(number, size=60_000) for number in range(200)))
         eventually(lambda: plane.snap_bytes is None)

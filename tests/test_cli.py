@@ -19,18 +19,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import client, errors, status, units
-from shadowmesh.cli import render
+from shadowmesh.base import errors, units
+from shadowmesh.cli import client, render
 from shadowmesh.cli.program import program
-from tests.fake_control import (
-    CONNECTED,
-    DISCONNECTED,
-    NOW,
-    TOKEN,
-    FakeControl,
-    make_app,
-    serving,
-)
+from shadowmesh.insight import status
+from tests.fake_control import CONNECTED, DISCONNECTED, NOW, TOKEN, FakeControl, make_app, serving
 
 #: RFC 8032 section 7.1, test 1
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
@@ -252,7 +245,7 @@ def test_a_token_that_may_not_be_read_is_not_permitted_for_root_either(token_fil
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("shadowmesh.keys.os.open", refuse)
+    monkeypatch.setattr("shadowmesh.keys.identity.os.open", refuse)
     assert_failed(invoke("--api", NOBODY, "--token-file", token_file, "status"), 4, "root")
 
 
@@ -768,12 +761,12 @@ def test_an_identity_that_is_missing_or_forbidden_is_told(tmp_path, monkeypatch)
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("shadowmesh.cli.keys.Path.open", refuse)
+    monkeypatch.setattr("shadowmesh.cli.commands.keys.Path.open", refuse)
     assert_failed(invoke("pubkey", "--identity", path), 4, str(path))
 
 
 def test_genpsk_gives_a_key_that_the_configuration_takes():
-    from shadowmesh.keys import parse_psk
+    from shadowmesh.keys.identity import parse_psk
 
     result = invoke("genpsk")
     assert re.fullmatch(r"[0-9a-f]{64}\n", result.stdout)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from shadowmesh import benchmark
-from shadowmesh.cli import bench
+from shadowmesh.cli import benchmark
+from shadowmesh.cli.commands import bench
 from tests.test_cli import assert_failed, invoke
 
 
@@ -80,7 +80,7 @@ def test_a_tunnel_that_cannot_be_made_is_one_line(monkeypatch, code, exit_code, 
 @pytest.mark.netns
 def test_two_daemons_are_measured_on_both_paths_and_leave_nothing():
     done = subprocess.run(
-        [sys.executable, "-m", "shadowmesh.tunnelbench", "--seconds", "0.2", "chacha20-poly1305"],
+        [sys.executable, "-m", "shadowmesh.netlab.tunnelbench", "--seconds", "0.2", "chacha20-poly1305"],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stdout

@@ -10,9 +10,9 @@ import tarfile
 
 import pytest
 
-from shadowmesh import evidence
-from shadowmesh.errors import ShadowMeshError
-from shadowmesh.redaction import Redactor
+from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.cli import evidence
+from shadowmesh.cli.redaction import Redactor
 from tests.fake_control import CONNECTED, TOKEN
 from tests.test_cli import (  # noqa: F401
     NOBODY,

@@ -15,11 +15,11 @@ import time
 
 import pytest
 
-from shadowmesh import pcapng
-from shadowmesh.capture import Captures
-from shadowmesh.constants import CAPTURE_DAEMON_STOPS
-from shadowmesh.events import FlightRecorder
-from shadowmesh.pcapng import INBOUND, OUTBOUND, Packet, Reader, Statistics
+from shadowmesh.base.constants import CAPTURE_DAEMON_STOPS
+from shadowmesh.insight import pcapng
+from shadowmesh.insight.capture import Captures
+from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.insight.pcapng import INBOUND, OUTBOUND, Packet, Reader, Statistics
 from tests.fake_control import TOKEN, make_app, serving
 from tests.fakes import FakePlane
 from tests.test_capture import eventually

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shadowmesh.config import KEYS, load
-from shadowmesh.keys import Identity, format_public_key
+from shadowmesh.keys.identity import Identity, format_public_key
 from tests.test_cli import assert_failed, invoke
 
 PUBLIC = format_public_key(Identity.from_seed(bytes(range(32))).public_key)
@@ -104,12 +104,12 @@ def test_init_takes_the_file_of_the_program_s_option(path):
 
 
 def test_init_for_a_user_without_home_wants_a_file(monkeypatch):
-    monkeypatch.setattr("shadowmesh.cli.configuration.os.geteuid", lambda: 1000)
+    monkeypatch.setattr("shadowmesh.cli.commands.configuration.os.geteuid", lambda: 1000)
     assert_failed(invoke("config", "init", environment={"HOME": ""}), 2, "name a file")
 
 
 def test_init_for_a_user_writes_below_the_home(monkeypatch, tmp_path):
-    monkeypatch.setattr("shadowmesh.cli.configuration.os.geteuid", lambda: 1000)
+    monkeypatch.setattr("shadowmesh.cli.commands.configuration.os.geteuid", lambda: 1000)
     assert invoke("config", "init", environment={"HOME": str(tmp_path)}).exit_code == 0
     assert (tmp_path / ".shadowmesh" / "config.yaml").exists()
     assert stat.S_IMODE((tmp_path / ".shadowmesh").stat().st_mode) == 0o700

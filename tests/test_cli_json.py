@@ -14,21 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh import benchmark, evidence, netcheck
-from shadowmesh.capture import Captures
-from shadowmesh.cli import bench, process
+from shadowmesh.cli import benchmark, evidence, process
+from shadowmesh.cli.commands import bench
 from shadowmesh.cli.program import program
-from shadowmesh.events import FlightRecorder
-from shadowmesh.pcapng import OUTBOUND
+from shadowmesh.insight.capture import Captures
+from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.insight.pcapng import OUTBOUND
+from shadowmesh.path import netcheck
 from shadowmesh.wire.control import Endpoint
-from shadowmesh.wire.nat_result import (
-    Filtering,
-    Mapping,
-    NatResult,
-    NatType,
-    Server,
-    ServerReport,
-)
+from shadowmesh.wire.nat.result import Filtering, Mapping, NatResult, NatType, Server, ServerReport
 from tests.fake_control import CONNECTED, make_app, serving
 from tests.fakes import FakePlane
 from tests.test_cli import (  # noqa: F401

@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from shadowmesh import client, errors
-from shadowmesh.status import Pong
+from shadowmesh.base import errors
+from shadowmesh.cli import client
+from shadowmesh.insight.status import Pong
 from tests.fake_control import PONG
 from tests.lab.pair import running_pair
 from tests.test_cli import (  # noqa: F401
@@ -82,7 +83,7 @@ def test_ctrl_c_ends_ping_with_the_summary(run, monkeypatch):
     def interrupt(_seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shadowmesh.cli.ping.time.sleep", interrupt)
+    monkeypatch.setattr("shadowmesh.cli.commands.ping.time.sleep", interrupt)
     result = run("ping")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1].startswith("1 probe, 1 answered")

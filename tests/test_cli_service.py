@@ -15,8 +15,9 @@ import threading
 import pytest
 
 from shadowmesh import __version__
-from shadowmesh.cli import logs, process
-from shadowmesh.cli.completion import SHELLS, script
+from shadowmesh.cli import process
+from shadowmesh.cli.commands import logs
+from shadowmesh.cli.commands.completion import SHELLS, script
 from shadowmesh.cli.program import program
 from tests.fake_control import CONNECTED, DISCONNECTED
 from tests.test_cli import (  # noqa: F401
@@ -192,7 +193,7 @@ def test_reload_of_another_user_s_daemon_is_not_permitted(
     def refuse(*_args):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("shadowmesh.cli.reload.os.kill", refuse)
+    monkeypatch.setattr("shadowmesh.cli.commands.reload.os.kill", refuse)
     config = tmp_path / "daemon.yaml"
     config.touch(0o600)
     assert_failed(run("--config", config, "reload"), 4, "root")
@@ -205,7 +206,7 @@ def test_reload_of_another_user_s_daemon_is_not_permitted(
 def executed(monkeypatch):
     commands = []
     monkeypatch.setattr(
-        "shadowmesh.cli.logs.os.execvp", lambda _name, command: commands.append(command)
+        "shadowmesh.cli.commands.logs.os.execvp", lambda _name, command: commands.append(command)
     )
     return commands
 

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowmesh import config
-from shadowmesh.config import KEYS, HostPort, Secret, loader, values, yamlfile
-from shadowmesh.errors import ConfigError, Problem
-from shadowmesh.keys import Identity, format_public_key
+from shadowmesh.base.errors import ConfigError, Problem
+from shadowmesh.config import KEYS, HostPort, loader, values, yamlfile
+from shadowmesh.config.model import Secret
+from shadowmesh.keys.identity import Identity, format_public_key
 
 PSK = "5f1d0c9e8b7a6f5e4d3c2b1a09f8e7d6c5b4a39281706f5e4d3c2b1a0f1e2d3c"
 PUBLIC = Identity.from_seed(bytes(range(32))).public_key

@@ -14,11 +14,8 @@ import gevent.event
 import gevent.socket as gsocket
 import pytest
 
-from shadowmesh import tls
-from shadowmesh.config import HostPort, Secret
-from shadowmesh.connection import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
-from shadowmesh.constants import MAX_PER_ADDRESS, MAX_UNAUTHENTICATED, RejectReason
-from shadowmesh.errors import (
+from shadowmesh.base.constants import MAX_PER_ADDRESS, MAX_UNAUTHENTICATED, RejectReason
+from shadowmesh.base.errors import (
     AlreadyConnected,
     AlreadyConnecting,
     ConnectTimeout,
@@ -32,8 +29,12 @@ from shadowmesh.errors import (
     PeerRefused,
     PeerUnreachable,
 )
-from shadowmesh.tap import OFFLOAD_CHECKSUM, OFFLOAD_TCP, OFFLOAD_UDP
-from shadowmesh.verdicts import objection
+from shadowmesh.config import HostPort
+from shadowmesh.config.model import Secret
+from shadowmesh.device.tap import OFFLOAD_CHECKSUM, OFFLOAD_TCP, OFFLOAD_UDP
+from shadowmesh.link import tls
+from shadowmesh.peer.manager import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
+from shadowmesh.peer.verdicts import objection
 from tests.machines import PATIENCE_S, Clock, Machine, cut, wait_for
 from tests.peerport import read_head, request
 
@@ -330,7 +331,7 @@ def test_the_loser_of_a_collision_does_not_wait_for_ever(make, monkeypatch):
     listening = make().start()
     dialling = make(clock=Clock()).trust(address=listening.address).start()
     verdict = RejectReason.COLLISION
-    monkeypatch.setattr("shadowmesh.connection.objection", lambda *_, **__: verdict)
+    monkeypatch.setattr("shadowmesh.peer.manager.objection", lambda *_, **__: verdict)
     call = outcome_of(dialling.manager.connect, None)
     wait_for(lambda: dialling.clock.pending, "waits for the peer's connection")
     assert dialling.state == "connecting"
@@ -389,7 +390,7 @@ def test_connecting_while_a_dial_runs_is_a_conflict_and_a_disconnect_ends_it(lon
 
 def test_a_dial_that_arrives_after_it_was_given_up_is_closed(make):
     listening = make().start()
-    from shadowmesh.dial import dial
+    from shadowmesh.link.dial import dial
 
     released = gevent.event.Event()
     upgraded = []
@@ -437,7 +438,7 @@ def test_no_argument_means_the_configured_peer_also_after_another_one(lonely):
 
 
 def test_an_outcome_that_does_not_come_is_a_timeout(lonely, monkeypatch):
-    monkeypatch.setattr("shadowmesh.connection.CONNECT_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("shadowmesh.peer.manager.CONNECT_TIMEOUT_S", 0.01)
     lonely.answers.append(gevent.event.Event())
     lonely.start()
     with pytest.raises(ConnectTimeout):
@@ -535,7 +536,7 @@ def test_a_session_that_cannot_be_made_is_a_failed_attempt(pair, monkeypatch, er
     def refuse(*_args, **_options):
         raise error
 
-    monkeypatch.setattr("shadowmesh.connection.Tunnel", refuse)
+    monkeypatch.setattr("shadowmesh.peer.manager.Tunnel", refuse)
     with pytest.raises(PeerUnreachable):
         dialling.manager.connect(None)
     assert dialling.state == "error"
@@ -578,7 +579,7 @@ def test_a_lost_device_is_made_again_under_the_live_session(connected, monkeypat
 
 def test_a_device_that_does_not_come_back_ends_the_session(connected, monkeypatch):
     dialling, listening = connected
-    monkeypatch.setattr("shadowmesh.device.RENEW_PAUSE_S", 0.001)
+    monkeypatch.setattr("shadowmesh.device.device.RENEW_PAUSE_S", 0.001)
     monkeypatch.setattr(type(dialling.device), "lost", True)
     dialling.tap_error = DeviceError("taken by somebody else")
     dialling.manager._post(dialling.manager._device_lost)

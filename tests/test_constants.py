@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import shadowmesh
 from shadowmesh import config
-from shadowmesh import constants as c
+from shadowmesh.base import constants as c
+from shadowmesh.base.constants import Caps, CloseReason, ControlCode, Inner, RejectReason
 from shadowmesh.config.values import duration
-from shadowmesh.constants import Caps, CloseReason, ControlCode, Inner, RejectReason
 
-PACKAGE = Path(c.__file__).parent
+PACKAGE = Path(shadowmesh.__file__).parent
 DEFAULTS = {key.name: key.default for key in config.KEYS.values()}
 
 

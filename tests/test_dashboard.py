@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from shadowmesh import dashboard
+from shadowmesh.control import dashboard
 from tests.fake_control import TOKEN, FakeControl, make_app
 
 BASE_URL = "http://127.0.0.1:9090"

@@ -10,11 +10,11 @@ import gevent.socket as gsocket
 import psutil
 import pytest
 
-from shadowmesh import dial as dial_module
-from shadowmesh import tls
+from shadowmesh.base.errors import ConnectTimeout, ControlError, PeerRefused, PeerUnreachable
 from shadowmesh.config import HostPort
-from shadowmesh.dial import dial
-from shadowmesh.errors import ConnectTimeout, ControlError, PeerRefused, PeerUnreachable
+from shadowmesh.link import dial as dial_module
+from shadowmesh.link import tls
+from shadowmesh.link.dial import dial
 from tests.peerport import PATH, PATIENCE_S, PeerPort, read_all
 
 CONTEXT = tls.client_context()

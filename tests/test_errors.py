@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import errors
-from shadowmesh.errors import ConfigError, ControlError, Problem, ShadowMeshError
+from shadowmesh.base import errors
+from shadowmesh.base.errors import ConfigError, ControlError, Problem, ShadowMeshError
 
 #: interface.md, "Control API" and "Programs"
 CONTROL_ERRORS = {

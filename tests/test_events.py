@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import events
 from shadowmesh.config.model import Secret
-from shadowmesh.events import KINDS, MAX_EVENTS, MESSAGE_RATE, FlightRecorder
-from shadowmesh.histogram import Histogram
+from shadowmesh.insight import events
+from shadowmesh.insight.events import KINDS, MAX_EVENTS, MESSAGE_RATE, FlightRecorder
+from shadowmesh.insight.histogram import Histogram
 
 
 class Clock:

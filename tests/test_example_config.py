@@ -10,7 +10,7 @@ import pytest
 from shadowmesh import config
 from shadowmesh.config import KEYS
 from shadowmesh.config.report import render, value_of
-from shadowmesh.keys import Identity, format_public_key
+from shadowmesh.keys.identity import Identity, format_public_key
 
 EXAMPLE = Path(__file__).parent.parent / "conf" / "daemon.yaml"
 TEXT = EXAMPLE.read_text(encoding="utf-8")

@@ -8,12 +8,13 @@ from ipaddress import ip_address
 
 import pytest
 
-from shadowmesh import hostfacts, reasons, status
 from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES
-from shadowmesh.explain import Explanation, Step, explain
-from shadowmesh.hostfacts import HostFacts, Whereabouts, parse_target
-from shadowmesh.status import Check
-from shadowmesh.tap import stable_mac
+from shadowmesh.device import facts
+from shadowmesh.device.facts import HostFacts, Whereabouts, parse_target
+from shadowmesh.device.tap import stable_mac
+from shadowmesh.insight import reasons, status
+from shadowmesh.insight.explain import Explanation, Step, explain
+from shadowmesh.insight.status import Check
 from tests.fake_control import NOW, TAP0
 
 PEER_KEY = bytes(range(32))
@@ -321,6 +322,6 @@ def test_a_host_that_cannot_be_asked_is_told_and_no_error(monkeypatch):
     def refuse():
         raise OSError(1, "Operation not permitted")
 
-    monkeypatch.setattr(hostfacts, "Netlink", refuse)
-    facts = hostfacts.look("tap0", PEER_IP)
-    assert facts == HostFacts("tap0", problem="Operation not permitted")
+    monkeypatch.setattr(facts, "Netlink", refuse)
+    found = facts.look("tap0", PEER_IP)
+    assert found == HostFacts("tap0", problem="Operation not permitted")

@@ -9,9 +9,9 @@ import time
 import gevent
 import pytest
 
-from shadowmesh import fdstore
-from shadowmesh.fdstore import FdStore
-from shadowmesh.notify import Notifier
+from shadowmesh.device import fdstore
+from shadowmesh.device.fdstore import FdStore
+from shadowmesh.service.notify import Notifier
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import time
 
 import pytest
 
-from shadowmesh import feed, guard
-from shadowmesh.events import FlightRecorder
+from shadowmesh.control import feed, guard
+from shadowmesh.insight.events import FlightRecorder
 from tests.fake_control import TOKEN, FakeControl, make_app, serving
 
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -349,7 +349,7 @@ def test_nothing_runs_while_nobody_listens(monkeypatch):
 
 
 def test_the_prefix_of_a_token_is_what_the_dashboard_sends():
-    from shadowmesh.dashboard import PAGE
+    from shadowmesh.control.dashboard import PAGE
 
     page = PAGE.read_text()
     assert f'"{guard.BEARER_PREFIX}" + token' in page

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh import health
-from shadowmesh.events import FlightRecorder
-from shadowmesh.vitals import ClockStep, Vitals
+from shadowmesh.insight import health
+from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.insight.vitals import ClockStep, Vitals
 from shadowmesh.wire.peer import Phase, State
 
 NOW = 1_800_000_000.0

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh import netlab, sodium
+from shadowmesh import netlab
+from shadowmesh.base.errors import ConfigError
 from shadowmesh.config import load, loader
 from shadowmesh.config.yamlfile import is_for_the_group
-from shadowmesh.errors import ConfigError
+from shadowmesh.keys import sodium
 from tests.lab.pair import make_pair
 
 NOBODY = 65534
@@ -190,7 +191,7 @@ def test_a_machine_without_libsodium_does_with_the_one_we_carry():
         "import ctypes.util\n"
         "def missing(name): return None\n"
         "ctypes.util.find_library = missing\n"
-        "from shadowmesh import sodium\n"
+        "from shadowmesh.keys import sodium\n"
         "assert sodium._lib._name.endswith('_libsodium.so'), sodium._lib._name\n"
         "assert ctypes.util.find_library is missing\n"
         "assert len(sodium.random_bytes(32)) == 32\n"

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import keys, sodium
-from shadowmesh.errors import KeyFileError, NotPermitted
+from shadowmesh.base.errors import KeyFileError, NotPermitted
+from shadowmesh.keys import identity as keys
+from shadowmesh.keys import sodium
 
 SEED = bytes(range(1, 33))
 GOOD_PSK = "38aa9f4f4e267cab95bf6380d211807740623e3a50b4e4aed32703b79297c20a"

@@ -1,10 +1,15 @@
-"""Imports point one way. Source: architecture, "Module map"."""
+"""The house has floors: imports point one way, and what is private to a package stays there.
+
+A package is a folder of `shadowmesh/`; its `__init__` says in `__all__` what the others may use.
+Source: architecture, "The floors".
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,90 +19,89 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "shadowmesh"
 
-#: from the bottom to the top; a module imports from its own row and the rows above it
-LAYERS = (
-    {"errors", "constants"},
-    {"config", "keys", "sodium", "status", "log", "rate", "histogram", "events", "pcapng", "switches",
-     "units", "reasons"},
-    {"_fastpath", "_fasthooks", "fast", "wire"},
-    {
-        "link", "listener", "admission", "upgrade", "dial", "traversal", "paths", "pings", "tap",
-        "netlink", "network", "tls", "udp", "device", "hostfacts", "notify", "fdstore",
-    },
-    {"api", "guard", "http_server", "routes", "openapi", "feed", "dashboard", "health", "vitals",
-     "metrics", "connection", "dialler", "verdicts", "tunnel", "probes", "terms", "heartbeat", "view",
-     "peer_port", "capture", "explain"},
-    {"cli", "client", "daemon", "netcheck", "evidence", "redaction", "benchmark"},
+#: from the ground up; a package imports from itself and from the floors below its own
+FLOORS = (
+    {"base"},
+    {"keys"},
+    {"config"},
+    {"fast", "wire"},
+    {"device"},
+    {"insight"},
+    {"link", "path"},
+    {"peer"},
+    {"control"},
+    {"cli", "service"},
     # not part of the program: hosts out of namespaces, what is shown and measured with them
-    {"netlab", "demo", "tunnelbench"},
-)  # fmt: skip
-LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+    {"netlab"},
+)
+FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
+#: the extension modules are the faces of fast/
+FACES = {"_fastpath": "fast", "_fasthooks": "fast"}
 
-#: what a module may not import although its layer would allow it, by the first part of the
-#: name; names with a dot are modules of the project
+#: what a package or one of its modules may not import although its floor would allow it; names
+#: with a dot are of the project
 MUST_NOT_KNOW = {
-    "errors": {"shadowmesh"},
-    "constants": {"shadowmesh"},
-    "config": {"socket", "ssl", "gevent", "shadowmesh.log"},
-    "keys": {"socket", "ssl", "gevent", "shadowmesh.config"},
-    "sodium": {"socket", "ssl", "gevent", "shadowmesh.config"},
-    "status": {"gevent", "shadowmesh.config"},
-    "log": {"gevent", "shadowmesh.config"},
-    "rate": {"time", "gevent"},
-    "histogram": {"time", "gevent", "prometheus_client"},
-    "events": {"gevent", "shadowmesh.config"},
-    "pcapng": {"time", "gevent", "socket", "shadowmesh"},
+    "base": {"gevent", "socket", "ssl"},
+    "base.rate": {"time"},
+    "keys": {"gevent", "socket", "ssl"},
+    "config": {"gevent", "socket", "ssl", "shadowmesh.base.log"},
     "wire": {
         "gevent", "geventwebsocket", "socket", "ssl", "select", "threading", "subprocess",
         "os", "io", "pathlib", "shutil", "tempfile", "time", "datetime", "random", "secrets",
-        "logging", "flask", "shadowmesh.log", "shadowmesh.config", "shadowmesh._fastpath",
+        "logging", "flask", "shadowmesh.base.log", "shadowmesh.config",
     },
-    "link": {"flask", "shadowmesh.wire.session", "shadowmesh.wire.handshake"},
-    "listener": {"flask", "shadowmesh.wire.session", "shadowmesh.wire.handshake"},
-    "admission": {"gevent", "socket", "time"},
-    "upgrade": {"flask", "shadowmesh.wire.session", "shadowmesh.wire.handshake"},
-    "dial": {"flask", "shadowmesh.wire.session", "shadowmesh.wire.handshake"},
-    "paths": {"flask", "socket", "shadowmesh.wire.handshake", "shadowmesh.config"},
-    "traversal": {"flask", "socket", "shadowmesh.wire.session", "shadowmesh.wire.path"},
-    "udp": {"flask", "shadowmesh.wire.session", "shadowmesh.wire.path", "shadowmesh.wire.stun"},
-    "network": {"flask", "shadowmesh._fastpath", "shadowmesh.config"},
-    "tap": {"gevent", "flask", "shadowmesh.wire", "shadowmesh._fastpath"},
-    "device": {"flask", "shadowmesh.wire", "shadowmesh.link"},
-    "netlink": {"gevent", "flask", "shadowmesh.config"},
-    "notify": {"gevent", "flask", "shadowmesh.config", "shadowmesh.fdstore"},
-    "fdstore": {"flask", "shadowmesh.config", "shadowmesh.wire", "shadowmesh._fastpath"},
-    "tls": {"flask", "shadowmesh.wire"},
-    "api": {"gevent", "shadowmesh.connection", "shadowmesh.tunnel", "shadowmesh.link",
-            "shadowmesh.wire", "shadowmesh._fastpath"},
-    "routes": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.api"},
-    "openapi": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.api"},
-    "feed": {"flask", "shadowmesh.connection", "shadowmesh.api", "shadowmesh.guard"},
-    "capture": {"flask", "shadowmesh.connection", "shadowmesh.api", "shadowmesh.guard",
-                "shadowmesh._fastpath"},
-    "dashboard": {"gevent", "flask", "shadowmesh.api", "shadowmesh.connection"},
-    "health": {"gevent", "flask", "socket", "shadowmesh.api", "shadowmesh.connection"},
-    "vitals": {"gevent", "flask", "shadowmesh.api", "shadowmesh.connection"},
-    "guard": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.tunnel"},
-    "metrics": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.tunnel",
-                "shadowmesh.link", "shadowmesh.wire", "shadowmesh._fastpath"},
-    "http_server": {"flask", "shadowmesh.connection", "shadowmesh.api"},
-    "connection": {"flask", "shadowmesh.api", "shadowmesh.guard", "shadowmesh.http_server"},
-    "dialler": {"flask", "shadowmesh.tunnel", "shadowmesh.connection", "shadowmesh.wire"},
-    "verdicts": {"gevent", "flask", "shadowmesh.connection", "shadowmesh.link"},
-    "terms": {"gevent", "flask", "shadowmesh.link", "shadowmesh.connection"},
-    "tunnel": {"flask", "shadowmesh.config", "shadowmesh.api", "shadowmesh.connection", "shadowmesh.tap"},
-    "hostfacts": {"gevent", "flask", "shadowmesh.config", "shadowmesh.wire", "shadowmesh._fastpath"},
-    "explain": {"gevent", "flask", "socket", "os", "time", "shadowmesh.netlink",
-                "shadowmesh.connection", "shadowmesh.tunnel", "shadowmesh.view", "shadowmesh.api"},
-    "heartbeat": {"flask", "shadowmesh.connection", "shadowmesh.link"},
-    "view": {"flask", "gevent", "shadowmesh.api"},
-    "cli": {"gevent", "flask", "shadowmesh.daemon", "shadowmesh.connection", "shadowmesh.api",
-            "shadowmesh.wire", "shadowmesh._fastpath", "shadowmesh.link"},
-    "client": {"gevent", "flask", "shadowmesh.daemon", "shadowmesh.connection", "shadowmesh.api"},
-    "daemon": {"flask", "shadowmesh.cli", "shadowmesh.client"},
-    "evidence": {"gevent", "flask", "click", "shadowmesh.cli", "shadowmesh.daemon"},
-    "benchmark": {"gevent", "flask", "click", "shadowmesh.cli", "shadowmesh.daemon"},
-    "redaction": {"gevent", "flask", "click", "os", "pathlib", "shadowmesh.config"},
+    "device": {"flask"},
+    "device.tap": {"gevent", "shadowmesh.wire", "shadowmesh._fastpath", "shadowmesh.config"},
+    "device.netlink": {"gevent", "shadowmesh.config"},
+    "device.addresses": {"shadowmesh._fastpath", "shadowmesh.config"},
+    "device.device": {"shadowmesh.wire"},
+    "device.facts": {"gevent", "shadowmesh.config", "shadowmesh.wire", "shadowmesh._fastpath"},
+    "device.fdstore": {"shadowmesh.config", "shadowmesh.wire", "shadowmesh._fastpath"},
+    "insight": {"flask", "shadowmesh._fastpath"},
+    "insight.events": {"gevent", "shadowmesh.config"},
+    "insight.explain": {"gevent", "socket", "os", "time"},
+    "insight.health": {"gevent", "socket"},
+    "insight.histogram": {"time", "gevent", "prometheus_client"},
+    "insight.metrics": {"gevent", "shadowmesh.wire"},
+    "insight.pcapng": {"time", "gevent", "socket", "shadowmesh"},
+    "insight.status": {"gevent", "shadowmesh.config"},
+    "insight.vitals": {"gevent"},
+    "link": {"flask", "shadowmesh._fastpath", "shadowmesh.wire.session", "shadowmesh.wire.handshake"},
+    "link.admission": {"gevent", "socket", "time"},
+    "link.tls": {"shadowmesh.wire"},
+    "path": {"flask", "shadowmesh.wire.handshake"},
+    "path.paths": {"socket", "shadowmesh.config"},
+    "path.traversal": {"socket", "shadowmesh.wire.session", "shadowmesh.wire.path.machine"},
+    "path.udp": {"shadowmesh.wire.session", "shadowmesh.wire.path", "shadowmesh.wire.nat"},
+    "peer": {"flask"},
+    "peer.dialler": {"shadowmesh.wire"},
+    "peer.terms": {"gevent", "shadowmesh.link"},
+    "peer.tunnel": {"shadowmesh.config", "shadowmesh.device"},
+    "peer.verdicts": {"gevent", "shadowmesh.link"},
+    "control": {
+        "shadowmesh._fastpath", "shadowmesh.link", "shadowmesh.path", "shadowmesh.peer",
+        "shadowmesh.wire",
+    },
+    "control.app": {"gevent"},
+    "control.dashboard": {"gevent", "flask"},
+    "control.feed": {"flask"},
+    "control.guard": {"gevent", "flask"},
+    "control.metrics_port": {"gevent", "flask"},
+    "control.openapi": {"gevent", "flask"},
+    "control.routes": {"gevent", "flask"},
+    "control.server": {"flask"},
+    "service": {"flask"},
+    "service.heartbeat": {"shadowmesh.peer", "shadowmesh.link"},
+    "service.notify": {"gevent", "shadowmesh.config", "shadowmesh.device"},
+    "service.view": {"gevent", "shadowmesh.control"},
+    "cli": {
+        "gevent", "flask", "shadowmesh.control", "shadowmesh.link", "shadowmesh.peer",
+        "shadowmesh.wire",
+    },
+    "cli.benchmark": {"click"},
+    "cli.commands": {"shadowmesh._fastpath"},
+    "cli.evidence": {"click"},
+    "cli.redaction": {"click", "os", "pathlib", "shadowmesh.config"},
 }  # fmt: skip
 
 #: what is used as gevent.NAME after `import gevent`; all else comes from its submodule
@@ -106,27 +110,33 @@ GEVENT_TOP = {
     "killall", "signal_handler", "sleep", "spawn", "spawn_later", "wait",
 }  # fmt: skip
 #: run on their own or in a process without a hub: waiting there harms nobody
-MAY_SLEEP = {"cli", "client", "netlab", "demo", "tunnelbench"}
+MAY_SLEEP = {"cli", "netlab"}
+#: how many names a newcomer sees in shadowmesh/
+MOST_NAMES = 16
 
 
 @dataclass(frozen=True)
 class Source:
-    """One Python file of the package."""
+    """One Python file."""
 
     path: Path
-    #: like `shadowmesh.wire.session`
+    #: like `shadowmesh.wire.session.machine`
     name: str
     tree: ast.Module
 
     @property
-    def module(self) -> str:
-        """The name that the layers know: `wire` for `shadowmesh.wire.session`."""
-        return self.name.split(".")[1] if "." in self.name else ""
+    def package(self) -> str:
+        """The name that the floors know: `wire` for `shadowmesh.wire.session.machine`."""
+        return package_of(self.name)
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
 
     def imports(self) -> Iterator[tuple[str, int]]:
         """Give the full name of everything imported, at any depth, and its line."""
         package = self.name.split(".")
-        if self.path.name != "__init__.py":
+        if not self.is_package:
             package = package[:-1]
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
@@ -140,6 +150,24 @@ class Source:
                 for alias in node.names:
                     yield f"{base}.{alias.name}", node.lineno
 
+    @property
+    def public(self) -> list[str] | None:
+        """`__all__`, None without one."""
+        for node in self.tree.body:
+            if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == [
+                "__all__"
+            ]:
+                return list(ast.literal_eval(node.value))
+        return None
+
+
+def package_of(name: str) -> str:
+    """`link` for `shadowmesh.link.dial`; "" for the names of shadowmesh itself."""
+    parts = name.split(".")
+    if len(parts) < 2 or parts[1].startswith("__"):
+        return ""
+    return FACES.get(parts[1], parts[1])
+
 
 def read(path: Path) -> Source:
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -150,6 +178,7 @@ def read(path: Path) -> Source:
 
 SOURCES = [read(path) for path in sorted(PACKAGE.rglob("*.py"))]
 NAMES = [source.name for source in SOURCES]
+PACKAGES = {source.name: source for source in SOURCES if source.is_package}
 
 
 def within(name: str, prefix: str) -> bool:
@@ -157,27 +186,49 @@ def within(name: str, prefix: str) -> bool:
 
 
 def upward_imports(source: Source) -> list[str]:
-    """Return the imports that go to a layer above."""
+    """Return the imports that go to the same floor or one above."""
     found = []
     for name, line in source.imports():
-        parts = name.split(".")
-        # `from shadowmesh import __version__` is a name of the package itself
-        if parts[0] != "shadowmesh" or len(parts) < 2 or parts[1].startswith("__"):
+        if not within(name, "shadowmesh"):
             continue
-        target = parts[1]
-        if LEVEL.get(target, len(LAYERS)) > LEVEL[source.module]:
-            found.append(f"{source.path}:{line}: {source.module} imports {target}")
+        target = package_of(name)
+        if target in ("", source.package):
+            continue
+        if FLOOR.get(target, len(FLOORS)) >= FLOOR[source.package]:
+            found.append(f"{source.path}:{line}: {source.package} imports {target}")
     return found
 
 
 def forbidden_imports(source: Source) -> list[str]:
     """Return the imports of what the module must not know."""
+    inside = source.name.removeprefix("shadowmesh.")
     return [
-        f"{source.path}:{line}: {source.module} imports {name}"
+        f"{source.path}:{line}: {source.name} imports {name}"
+        for place, forbidden in MUST_NOT_KNOW.items()
+        if within(inside, place)
         for name, line in source.imports()
-        for forbidden in MUST_NOT_KNOW.get(source.module, ())
-        if within(name, forbidden) and not within(name, f"shadowmesh.{source.module}")
+        for one in forbidden
+        if within(name, one) and not within(name, f"shadowmesh.{place}")
     ]
+
+
+def private_imports(source: Source) -> list[str]:
+    """Return the imports of what belongs to another package or module alone."""
+    found = []
+    for name, line in source.imports():
+        parts = name.split(".")
+        if parts[0] != "shadowmesh":
+            continue
+        for depth in range(1, len(parts)):
+            owner, wanted = ".".join(parts[:depth]), parts[depth]
+            if within(source.name, owner) or owner not in PACKAGES:
+                continue
+            public = PACKAGES[owner].public
+            if public is None or wanted not in public:
+                found.append(f"{source.path}:{line}: {owner} keeps {wanted} to itself")
+        if parts[-1].startswith("_") and parts[-1] not in (*FACES, "__version__"):
+            found.append(f"{source.path}:{line}: {name} begins with an underscore")
+    return found
 
 
 def gevent_misuse(source: Source) -> list[str]:
@@ -223,17 +274,72 @@ def opened_files(source: Source) -> list[str]:
     ]
 
 
-def test_every_module_has_its_layer():
-    unplaced = {source.module for source in SOURCES} - {""} - LEVEL.keys()
-    assert not unplaced, "put them into LAYERS, and what they must not know into MUST_NOT_KNOW"
+def test_every_package_has_its_floor():
+    unplaced = {source.package for source in SOURCES} - {""} - FLOOR.keys()
+    assert not unplaced, "put them into FLOORS, and what they must not know into MUST_NOT_KNOW"
+    assert all(
+        f"shadowmesh.{place}" in [*NAMES, *(f"shadowmesh.{face}" for face in FACES)]
+        for place in MUST_NOT_KNOW
+    )
+
+
+def test_a_newcomer_sees_few_names():
+    seen = {
+        entry.name.partition(".")[0]
+        for entry in PACKAGE.iterdir()
+        if not entry.name.startswith("__") and entry.suffix != ".so"
+    }
+    assert len(seen - {"py"}) <= MOST_NAMES, sorted(seen)
+
+
+@pytest.mark.parametrize(
+    "package",
+    [one for one in PACKAGES.values() if one.name != "shadowmesh"],
+    ids=lambda one: one.name,
+)
+def test_a_package_says_what_it_owns_and_what_it_does_not_know(package):
+    text = ast.get_docstring(package.tree)
+    assert text is not None
+    assert re.search(r"\b[Oo]wns\b", text)
+    assert "does not know" in " ".join(text.lower().split()) or "knows nothing" in text
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=NAMES)
 def test_imports_point_downwards(source):
-    if source.module:
+    if source.package:
         assert upward_imports(source) == []
     else:
         assert not [name for name, _ in source.imports() if within(name, "shadowmesh")]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_what_is_private_to_a_package_is_not_imported_from_outside(source):
+    assert private_imports(source) == []
+
+
+def test_what_is_public_is_used_from_outside():
+    """A name that nobody else needs is no part of a package's face."""
+    users = [*SOURCES, *(read(path) for path in sorted((ROOT / "scripts").glob("*.py")))]
+    programs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].values()
+    entries = {entry.replace(":", ".") for entry in programs}
+    asked = {
+        package.name: entries
+        | {
+            name
+            for source in users
+            if not within(source.name, package.name)
+            for name, _ in source.imports()
+        }
+        for package in PACKAGES.values()
+        if package.package != "netlab"  # used by tests and measurements
+    }
+    unused = [
+        f"{name}.{public}"
+        for name, wanted in asked.items()
+        for public in PACKAGES[name].public or ()
+        if not any(within(one, f"{name}.{public}") for one in wanted)
+    ]
+    assert unused == []
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=NAMES)
@@ -248,7 +354,7 @@ def test_gevent_is_used_by_name_and_patches_nothing(source):
 
 @pytest.mark.parametrize(
     "source",
-    [source for source in SOURCES if source.module not in MAY_SLEEP],
+    [source for source in SOURCES if source.package not in MAY_SLEEP],
     ids=lambda source: source.name,
 )
 def test_nothing_beside_the_hub_sleeps(source):
@@ -256,7 +362,7 @@ def test_nothing_beside_the_hub_sleeps(source):
 
 
 @pytest.mark.parametrize(
-    "source", [source for source in SOURCES if source.module == "wire"], ids=lambda one: one.name
+    "source", [source for source in SOURCES if source.package == "wire"], ids=lambda one: one.name
 )
 def test_wire_opens_no_file(source):
     assert opened_files(source) == []
@@ -270,7 +376,7 @@ def test_no_test_or_script_patches_the_standard_library():
 
 
 def test_the_data_plane_knows_errors_and_constants_only():
-    allowed = {"shadowmesh.errors", "shadowmesh.constants"}
+    allowed = {"shadowmesh.base.errors", "shadowmesh.base.constants"}
     foreign = {"logging", "flask", "yaml", "gevent", "http"}
     pattern = re.compile(r"^\s*(?:from\s+(\S+)\s+import|import\s+(\S+))", re.MULTILINE)
     for match in pattern.finditer((PACKAGE / "_fastpath.pyx").read_text(encoding="utf-8")):
@@ -296,39 +402,59 @@ def fake(name: str, text: str) -> Source:
 @pytest.mark.parametrize(
     "text",
     [
-        "import shadowmesh.daemon",
-        "from shadowmesh import api",
+        "import shadowmesh.service.daemon",
+        "from shadowmesh import control",
         "from shadowmesh.link import Link",
-        "from .. import connection",
-        "from ..tap import open_tap",
-        "def late():\n    from ..daemon import main",
+        "from ... import peer",
+        "from ...device.tap import open_tap",
+        "def late():\n    from ...service.daemon import main",
         "import shadowmesh.unheard",
+        "from shadowmesh import _fastpath",
     ],
 )
 def test_an_upward_import_is_found(text):
-    assert upward_imports(fake("shadowmesh.wire.session", text))
+    assert upward_imports(fake("shadowmesh.wire.session.machine", text))
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "from . import control", "from .control import x", "from shadowmesh.keys import Identity",
-        "from ..errors import ShadowMeshError", "from shadowmesh import __version__",
+        "from . import events", "from .control import x", "from shadowmesh.keys import Identity",
+        "from ...base.errors import ShadowMeshError", "from shadowmesh import __version__",
     ],
 )  # fmt: skip
 def test_a_downward_import_is_not(text):
-    assert not upward_imports(fake("shadowmesh.wire.session", text))
+    assert not upward_imports(fake("shadowmesh.wire.session.machine", text))
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "import os", "from os import path", "import time", "import socket", "import gevent.event",
-        "import logging", "from shadowmesh import log", "from .. import log", "import ssl as x",
+        "import logging", "from shadowmesh.base import log", "from ...base import log",
+        "import ssl as x",
     ],
 )  # fmt: skip
 def test_what_wire_must_not_know_is_found(text):
-    assert forbidden_imports(fake("shadowmesh.wire.session", text))
+    assert forbidden_imports(fake("shadowmesh.wire.session.machine", text))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wrong"),
+    [
+        ("shadowmesh.peer.manager", "from shadowmesh.link.admission import Admission", True),
+        ("shadowmesh.peer.manager", "from shadowmesh.link import admission", True),
+        ("shadowmesh.peer.manager", "from shadowmesh.wire.session.key_table import Keys", True),
+        ("shadowmesh.wire.path.machine", "from ..session import key_table", True),
+        ("shadowmesh.peer.manager", "from shadowmesh.link.dial import _connect", True),
+        ("shadowmesh.peer.manager", "from shadowmesh.link.dial import dial", False),
+        ("shadowmesh.link.listener", "from shadowmesh.link.admission import Admission", False),
+        ("shadowmesh.wire.session.machine", "from . import key_table", False),
+        ("shadowmesh.peer.manager", "from shadowmesh.wire.session import machine", False),
+    ],
+)
+def test_an_import_of_something_private_is_found(name, text, wrong):
+    assert bool(private_imports(fake(name, text))) is wrong
 
 
 @pytest.mark.parametrize(
@@ -346,10 +472,10 @@ def test_what_wire_must_not_know_is_found(text):
     ],
 )
 def test_misuse_of_gevent_is_found(text, wrong):
-    assert bool(gevent_misuse(fake("shadowmesh.link", text))) is wrong
+    assert bool(gevent_misuse(fake("shadowmesh.link.link", text))) is wrong
 
 
 def test_a_sleep_and_an_opened_file_are_found():
-    assert blocking_calls(fake("shadowmesh.link", "import time\ntime.sleep(1)"))
-    assert blocking_calls(fake("shadowmesh.link", "from time import sleep"))
-    assert opened_files(fake("shadowmesh.wire.stun", "open('x')"))
+    assert blocking_calls(fake("shadowmesh.link.link", "import time\ntime.sleep(1)"))
+    assert blocking_calls(fake("shadowmesh.link.link", "from time import sleep"))
+    assert opened_files(fake("shadowmesh.wire.nat.stun", "open('x')"))

@@ -15,9 +15,9 @@ import gevent.queue
 import gevent.socket as gsocket
 import pytest
 
-from shadowmesh import tls
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.link import Link, Upgraded
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.link import tls
+from shadowmesh.link.link import Link, Upgraded
 from tests.fakes import BINARY, CLOSE, PING, PONG, FakePipe, decode_frame, encode_frame
 
 PATIENCE_S = 10.0

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import listener as listener_module
-from shadowmesh import tls
-from shadowmesh.admission import MAX_SOURCES, Admission, Limits, source_of
+from shadowmesh.base.errors import NotPermitted, ShadowMeshError
 from shadowmesh.config import HostPort
-from shadowmesh.errors import NotPermitted, ShadowMeshError
-from shadowmesh.link import plain_address
+from shadowmesh.link import listener as listener_module
+from shadowmesh.link import tls
+from shadowmesh.link.admission import MAX_SOURCES, Admission, Limits, source_of
+from shadowmesh.link.link import plain_address
 from tests.fakes import BINARY, encode_frame
 from tests.peerport import ACCEPT, PATIENCE_S, PeerPort, read_all, read_head, request
 

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadowmesh import log
-from shadowmesh.config import HostPort, Secret
-from shadowmesh.constants import Caps, CloseReason
-from shadowmesh.errors import RemoteProtocolError
+from shadowmesh.base import log
+from shadowmesh.base.constants import Caps, CloseReason
+from shadowmesh.base.errors import RemoteProtocolError
+from shadowmesh.config import HostPort
+from shadowmesh.config.model import Secret
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),

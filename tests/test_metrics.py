@@ -8,10 +8,11 @@ import sys
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from shadowmesh import metrics, status
 from shadowmesh.config import HostPort
-from shadowmesh.events import FlightRecorder
-from shadowmesh.histogram import LAG_BUCKETS_S, Histogram
+from shadowmesh.control.metrics_port import make_metrics_app
+from shadowmesh.insight import metrics, status
+from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.insight.histogram import LAG_BUCKETS_S, Histogram
 from tests.fake_control import CONNECTED, DISCONNECTED, NOW
 
 LISTEN = HostPort("127.0.0.1", 9091)
@@ -147,7 +148,7 @@ def test_the_lag_histogram_counts_each_value_once():
 
 def ask(path="/metrics", method="GET", **environ):
     registry = metrics.make_registry(metrics.Sources(lambda: CONNECTED))
-    app = metrics.make_metrics_app(registry, LISTEN)
+    app = make_metrics_app(registry, LISTEN)
     seen = []
     body = b"".join(
         app(
@@ -198,5 +199,5 @@ def test_the_library_does_not_measure_the_process_a_second_time():
 
 
 def test_the_api_does_not_load_the_metrics_library():
-    code = "import sys, shadowmesh.api; sys.exit('prometheus_client' in sys.modules)"
+    code = "import sys, shadowmesh.control.app; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from shadowmesh import metrics, status
+from shadowmesh.insight import metrics, status
 from tests.fake_control import CONNECTED
 from tests.test_metrics import full
 

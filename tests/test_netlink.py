@@ -1,4 +1,4 @@
-"""shadowmesh.netlink: reading what the kernel answers, byte for byte."""
+"""shadowmesh.device.netlink: reading what the kernel answers, byte for byte."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from shadowmesh import netlink
+from shadowmesh.device import netlink
 
 ERROR, DONE, ADDRESS = 2, 3, 20
 MULTI, TEXT = 0x2, 0x200

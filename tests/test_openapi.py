@@ -11,8 +11,9 @@ import sys
 import jsonschema_rs
 import pytest
 
-from shadowmesh import events, openapi, routes, status
-from shadowmesh.errors import BadRequest
+from shadowmesh.base.errors import BadRequest
+from shadowmesh.control import openapi, routes
+from shadowmesh.insight import events, status
 from tests.fake_control import CONNECTED, DISCONNECTED, TOKEN, FakeControl, make_app
 
 DOCUMENT = openapi.document()
@@ -284,8 +285,8 @@ def test_every_keyword_of_a_request_schema_is_one_that_the_check_knows():
 
 def test_the_daemon_does_not_load_the_document_before_it_is_asked():
     code = (
-        "import sys, shadowmesh.daemon;"
+        "import sys, shadowmesh.service.daemon;"
         "sys.exit(any(name in sys.modules for name in"
-        " ('shadowmesh.openapi', 'shadowmesh.dashboard', 'jsonschema_rs')))"
+        " ('shadowmesh.control.openapi', 'shadowmesh.control.dashboard', 'jsonschema_rs')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,16 +9,16 @@ from ipaddress import ip_address, ip_network
 import gevent
 import pytest
 
-from shadowmesh import network
-from shadowmesh import paths as paths_module
 from shadowmesh._fastpath import UDP_ERROR_NAMES
-from shadowmesh.constants import CloseReason, Inner
-from shadowmesh.errors import LocalProtocolError
-from shadowmesh.network import HostNetwork
-from shadowmesh.paths import Paths
+from shadowmesh.base.constants import CloseReason, Inner
+from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.device import addresses
+from shadowmesh.device.addresses import HostNetwork
+from shadowmesh.path import paths as paths_module
+from shadowmesh.path.paths import Paths
 from shadowmesh.wire import control
 from shadowmesh.wire.control import Candidate, CandidateKind, Candidates, Endpoint, PunchNow
-from shadowmesh.wire.path_rules import Transport
+from shadowmesh.wire.path.rules import Transport
 
 PEER = Endpoint(ip_address("192.0.2.2"), 9001)
 OTHER = Endpoint(ip_address("192.0.2.3"), 9001)
@@ -160,9 +160,9 @@ def wait_for(condition):
 
 @pytest.fixture(autouse=True)
 def _host(monkeypatch):
-    monkeypatch.setattr(network, "look", lambda device: HOST)
+    monkeypatch.setattr(addresses, "look", lambda device: HOST)
     monkeypatch.setattr(
-        network,
+        addresses,
         "source_address",
         lambda to: ip_address("10.0.0.1") if to in ip_network("10.0.0.0/24") else OURS,
     )
@@ -210,7 +210,7 @@ def test_silence_never_moves_the_frames(rig):
 
 def test_a_path_through_the_tunnel_is_not_even_probed(rig, monkeypatch):
     # Not in the subnet of the device, but routed there.
-    monkeypatch.setattr(network, "source_address", lambda to: ip_address("10.0.0.1"))
+    monkeypatch.setattr(addresses, "source_address", lambda to: ip_address("10.0.0.1"))
     rig.session.alive.add(str(PEER))
     rig.offer(PEER, INSIDE)
     wait_for(lambda: "no UDP path" in rig.paths.reason)

@@ -11,8 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import pcapng
-from shadowmesh.pcapng import INBOUND, OUTBOUND, Interface, Packet, Reader, Section, Statistics
+from shadowmesh.insight import pcapng
+from shadowmesh.insight.pcapng import (
+    INBOUND,
+    OUTBOUND,
+    Interface,
+    Packet,
+    Reader,
+    Section,
+    Statistics,
+)
 
 #: 2026-01-02T03:04:05.678901234Z
 NOW_NS = 1_767_323_045_678_901_234

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from shadowmesh import tls
-from shadowmesh.config import HostPort, Secret, load
-from shadowmesh.errors import ShadowMeshError
-from shadowmesh.peer_port import PeerPort
+from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.config import HostPort, load
+from shadowmesh.config.model import Secret
+from shadowmesh.link import tls
+from shadowmesh.link.peer_port import PeerPort
 
 LOOPBACK = HostPort("127.0.0.1", 0)
 

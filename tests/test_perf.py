@@ -21,9 +21,9 @@ from perf.latency import parse_round_trips
 from perf.report import FAIL, PASS, SHOWN, SKIP, Failure, compared, percentile, unread
 from perf.targets import at_least, at_most
 from perf.tunnel import Readings, Trial, best_rate, parse_trial
-from shadowmesh import switches
+from shadowmesh.link.tls import load_or_create_certificate
 from shadowmesh.netlab import Host, NetlabError
-from shadowmesh.tls import load_or_create_certificate
+from shadowmesh.service import switches
 
 
 def test_a_ratio_is_judged_when_there_is_one_and_the_value_when_not():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gevent
 import pytest
 
-from shadowmesh.pings import Pings
+from shadowmesh.path.pings import Pings
 
 
 def test_the_round_trip_ends_with_the_answer_to_its_own_token():

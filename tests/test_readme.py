@@ -32,8 +32,8 @@ from shadowmesh import _fastpath
 from shadowmesh.cli.program import program
 from shadowmesh.config import flag_names
 from shadowmesh.config.model import Config
-from shadowmesh.daemon import parse_command_line
 from shadowmesh.netlab import Net, NetlabError, wait_until
+from shadowmesh.service.daemon import parse_command_line
 from tests.lab.machine import Machine
 from tests.lab.proxies import self_signed
 
@@ -354,7 +354,7 @@ def test_the_machines_have_a_network_and_directories_of_their_own(walk):
 @pytest.mark.netns
 def test_the_demo_prints_what_the_readme_shows():
     done = subprocess.run(
-        [sys.executable, "-m", "shadowmesh.demo"],
+        [sys.executable, "-m", "shadowmesh.netlab.demo"],
         capture_output=True,
         text=True,
         timeout=120,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh.redaction import Redactor
+from shadowmesh.cli.redaction import Redactor
 
 SEED = bytes(range(100, 132))
 FORMS = [

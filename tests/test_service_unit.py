@@ -98,7 +98,8 @@ else:
 import flask, gevent.pywsgi, gevent.ssl, prometheus_client, psutil, pysodium
 from cryptography.hazmat.primitives.asymmetric import mlkem
 from ipaddress import ip_interface
-from shadowmesh import _fastpath, tap
+from shadowmesh import _fastpath
+from shadowmesh.device import tap
 _fastpath.build_info()
 pysodium.crypto_sign_keypair()
 mlkem.MLKEM768PrivateKey.generate()

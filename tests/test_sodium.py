@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import sodium
+from shadowmesh.keys import sodium
 
 P = 2**255 - 19
 #: order of the prime-order group of Ed25519, RFC 8032 section 5.1

@@ -8,8 +8,8 @@ import os
 import psutil
 import pytest
 
-from shadowmesh import status
-from shadowmesh.rate import TokenBucket
+from shadowmesh.base.rate import TokenBucket
+from shadowmesh.insight import status
 from tests.fake_control import CONNECTED, DISCONNECTED, NOW
 
 #: the names of the interface text; scripts rely on them

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from shadowmesh import switches
 from shadowmesh._fastpath import SWITCHES, DataPlane
-from shadowmesh.daemon import run
-from shadowmesh.errors import ConfigError
+from shadowmesh.base.errors import ConfigError
+from shadowmesh.service import switches
+from shadowmesh.service.daemon import run
 
 
 @pytest.mark.parametrize(

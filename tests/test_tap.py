@@ -1,4 +1,4 @@
-"""shadowmesh.tap: opening, setting up and taking back a TAP device.
+"""shadowmesh.device.tap: opening, setting up and taking back a TAP device.
 
 The first half runs on a fake kernel, the second (marker netns) on the real one, in a network
 namespace that exists only as long as the test does.
@@ -18,9 +18,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from shadowmesh import tap
-from shadowmesh.errors import DeviceError, NotPermitted
-from shadowmesh.netlink import Link, Netlink
+from shadowmesh.base.errors import DeviceError, NotPermitted
+from shadowmesh.device import tap
+from shadowmesh.device.netlink import Link, Netlink
 
 ADDRESS4 = IPv4Interface("10.7.0.1/24")
 ADDRESS6 = IPv6Interface("fd00:7::1/64")

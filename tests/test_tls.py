@@ -12,8 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from shadowmesh import tls
-from shadowmesh.errors import KeyFileError
+from shadowmesh.base.errors import KeyFileError
+from shadowmesh.link import tls
 
 
 @pytest.fixture

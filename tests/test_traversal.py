@@ -15,15 +15,16 @@ import gevent.socket
 import pytest
 from click.testing import CliRunner
 
-from shadowmesh import netcheck, network, traversal
 from shadowmesh._fastpath import DataPlane
 from shadowmesh.cli.program import program
 from shadowmesh.config import HostPort
 from shadowmesh.config.model import NatSection
-from shadowmesh.netlink import Link
-from shadowmesh.traversal import Traversal
+from shadowmesh.device import addresses
+from shadowmesh.device.netlink import Link
+from shadowmesh.path import netcheck, traversal
+from shadowmesh.path.traversal import Traversal
 from shadowmesh.wire.control import CandidateKind, Endpoint
-from shadowmesh.wire.nat_result import Mapping, NatType
+from shadowmesh.wire.nat.result import Mapping, NatType
 from tests.lab.stun_server import Behaviour, StunServer
 
 WAIT_S = 5.0
@@ -57,8 +58,8 @@ class FakeNetlink:
 def host(monkeypatch):
     """Give the host other interfaces."""
 
-    def become(links, addresses):
-        monkeypatch.setattr(network, "Netlink", lambda: FakeNetlink(links, addresses))
+    def become(links, held):
+        monkeypatch.setattr(addresses, "Netlink", lambda: FakeNetlink(links, held))
 
     return become
 
@@ -74,7 +75,7 @@ def test_addresses_of_interfaces_that_are_up_count(host):
             (2, "fe80::7/64"), (3, "198.51.100.7/24"), (9, "203.0.113.7/24"),
         ],
     )  # fmt: skip
-    found = network.look("tap0")
+    found = addresses.look("tap0")
     assert found.addresses == (V4, V6)
     assert found.mtu_of(V4) == 9000
     assert found.mtu_of(ip_address("198.51.100.7")) is None
@@ -87,7 +88,7 @@ def test_the_tunnels_device_and_its_bridge_are_no_path(host, bridge):
         [link(2, "eth0"), link(4, "tap0", master=bridge), link(5, "br0")],
         [(2, "192.0.2.7/24"), (4, "10.0.0.1/24"), (5, "10.9.0.1/16")],
     )
-    found = network.look("tap0")
+    found = addresses.look("tap0")
     assert (ip_address("10.9.0.1") in found.addresses) is (bridge == 0)
     assert ip_address("10.0.0.1") not in found.addresses
     own = [ip_network("10.0.0.0/24")] + ([ip_network("10.9.0.0/16")] if bridge else [])
@@ -95,12 +96,12 @@ def test_the_tunnels_device_and_its_bridge_are_no_path(host, bridge):
 
 
 def test_the_kernel_tells_its_own_interfaces():
-    found = network.look(None)
+    found = addresses.look(None)
     assert not any(address.is_loopback for address in found.addresses)
 
 
 def test_the_source_address_is_that_of_the_route():
-    assert network.source_address(ip_address("127.0.0.1")) == ip_address("127.0.0.1")
+    assert addresses.source_address(ip_address("127.0.0.1")) == ip_address("127.0.0.1")
 
 
 # --- The watch --------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def route(kind: int, oif: int | None, *, table: int = 254, flags: int = 0) -> by
     ids=["two", "no interface", "local table", "cache", "address", "cut", "short", "empty"],
 )  # fmt: skip
 def test_routes_that_changed_are_found_by_their_interface(datagram, links):
-    assert network.rerouted_links(datagram) == links
+    assert addresses.rerouted_links(datagram) == links
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def watch(host):
     """A watch whose netlink socket is ours to write to; counts its calls."""
     host([link(2, "eth0"), link(4, "tap0")], [(2, "192.0.2.7/24"), (4, "10.0.0.1/24")])
     calls = []
-    watch = network.NetworkWatch(lambda: "tap0", lambda: calls.append(time.monotonic()))
+    watch = addresses.NetworkWatch(lambda: "tap0", lambda: calls.append(time.monotonic()))
     watch._greenlet.kill()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     theirs.setblocking(False)
@@ -153,7 +154,7 @@ def watch(host):
 
 
 def settle():
-    gevent.sleep(2.5 * network.QUIET_S)
+    gevent.sleep(2.5 * addresses.QUIET_S)
 
 
 def test_a_burst_of_changes_is_told_once(watch, host):

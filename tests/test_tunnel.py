@@ -12,17 +12,18 @@ import gevent
 import gevent.socket as gsocket
 import pytest
 
-from shadowmesh import probes, tls, tunnel
 from shadowmesh._fastpath import DataPlane, build_info
-from shadowmesh.constants import Caps, CloseReason, Inner, RejectReason
-from shadowmesh.errors import LocalProtocolError
-from shadowmesh.keys import Identity
-from shadowmesh.link import Upgraded
-from shadowmesh.tap import OFFLOAD_TCP
-from shadowmesh.terms import Terms, terms_of
-from shadowmesh.tunnel import Tunnel
+from shadowmesh.base.constants import Caps, CloseReason, Inner, RejectReason
+from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.device.tap import OFFLOAD_TCP
+from shadowmesh.keys.identity import Identity
+from shadowmesh.link import tls
+from shadowmesh.link.link import Upgraded
+from shadowmesh.peer import probes, tunnel
+from shadowmesh.peer.terms import Terms, terms_of
+from shadowmesh.peer.tunnel import Tunnel
 from shadowmesh.wire import liveness
-from shadowmesh.wire.handshake import Offer, Policy
+from shadowmesh.wire.handshake.agreement import Offer, Policy
 from tests.machines import PATIENCE_S, FakeTap, Machine, cut, frame, wait_for
 
 PSK = bytes(range(32))

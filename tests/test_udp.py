@@ -11,10 +11,10 @@ import gevent
 import gevent.event
 import pytest
 
-from shadowmesh import udp
 from shadowmesh._fastpath import DataPlane, Session
-from shadowmesh.errors import DeviceError
-from shadowmesh.udp import UdpPort, open_socket
+from shadowmesh.base.errors import DeviceError
+from shadowmesh.path import udp
+from shadowmesh.path.udp import UdpPort, open_socket
 from shadowmesh.wire.control import Endpoint
 
 STUN = b"\x00\x01\x00\x00\x21\x12\xa4\x42" + bytes(12)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shadowmesh import view
+from shadowmesh.service import view
 
 
 def test_what_the_process_uses_is_read_anew_only_when_it_is_older_than_asked(monkeypatch):

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import listener as listener_module
-from shadowmesh import tls
 from shadowmesh._fastpath import DataPlane, Pipe
-from shadowmesh.admission import Limits
 from shadowmesh.config import HostPort
-from shadowmesh.dial import dial
-from shadowmesh.link import Link
-from shadowmesh.upgrade import upgrade
+from shadowmesh.link import listener as listener_module
+from shadowmesh.link import tls
+from shadowmesh.link.admission import Limits
+from shadowmesh.link.dial import dial
+from shadowmesh.link.link import Link
+from shadowmesh.link.upgrade import upgrade
 from shadowmesh.wire.websocket import UpgradeRefused
 from tests.fakes import BINARY, CLOSE, PING, PONG, decode_frame, encode_frame
 from tests.peerport import KEY, PATH, PATIENCE_S, PeerPort, read_all, read_head, request

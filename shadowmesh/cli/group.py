@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from shadowmesh.errors import one_line
+from shadowmesh.base.errors import one_line
 
 
 class Commands(click.Group):

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shadowmesh.errors import one_line
+from shadowmesh.base.errors import one_line
 
 
 def print_json(value: dict[str, Any], *, pretty: bool = True) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # older releases are not generic
     """A time as in the configuration, in seconds: 500ms, 30s, 2m."""
 
     name = "duration"

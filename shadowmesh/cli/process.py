@@ -9,8 +9,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowmesh.client import DaemonNotRunning
-from shadowmesh.errors import ShadowMeshError
+from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.cli.client import DaemonNotRunning
 
 if TYPE_CHECKING:
     from shadowmesh.cli.settings import Settings

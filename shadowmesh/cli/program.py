@@ -11,27 +11,27 @@ from typing import Any, NoReturn
 import click
 
 from shadowmesh import __version__
-from shadowmesh.cli.bench import bench
-from shadowmesh.cli.bugreport import bugreport
-from shadowmesh.cli.capture import capture
-from shadowmesh.cli.completion import completion
-from shadowmesh.cli.configuration import configuration
-from shadowmesh.cli.connect import connect
-from shadowmesh.cli.dashboard import dashboard
-from shadowmesh.cli.disconnect import disconnect
-from shadowmesh.cli.explain import explain
+from shadowmesh.base.errors import ControlError, ShadowMeshError, one_line
+from shadowmesh.cli.commands.bench import bench
+from shadowmesh.cli.commands.bugreport import bugreport
+from shadowmesh.cli.commands.capture import capture
+from shadowmesh.cli.commands.completion import completion
+from shadowmesh.cli.commands.configuration import configuration
+from shadowmesh.cli.commands.connect import connect
+from shadowmesh.cli.commands.dashboard import dashboard
+from shadowmesh.cli.commands.disconnect import disconnect
+from shadowmesh.cli.commands.explain import explain
+from shadowmesh.cli.commands.keys import genkey, genpsk, pubkey
+from shadowmesh.cli.commands.logs import logs
+from shadowmesh.cli.commands.netcheck import netcheck
+from shadowmesh.cli.commands.ping import ping
+from shadowmesh.cli.commands.reload import reload
+from shadowmesh.cli.commands.status import status
+from shadowmesh.cli.commands.version import version
+from shadowmesh.cli.commands.wait import wait
 from shadowmesh.cli.group import Commands
-from shadowmesh.cli.keys import genkey, genpsk, pubkey
-from shadowmesh.cli.logs import logs
-from shadowmesh.cli.netcheck import netcheck
 from shadowmesh.cli.output import print_json
-from shadowmesh.cli.ping import ping
-from shadowmesh.cli.reload import reload
 from shadowmesh.cli.settings import Settings
-from shadowmesh.cli.status import status
-from shadowmesh.cli.version import version
-from shadowmesh.cli.wait import wait
-from shadowmesh.errors import ControlError, ShadowMeshError, one_line
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

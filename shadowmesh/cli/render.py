@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from shadowmesh.base.units import count, duration, size
 from shadowmesh.cli.output import parse_time, text
-from shadowmesh.units import count, duration, size
 
 #: width of the first column and the space behind it
 _LABEL_WIDTH = 10

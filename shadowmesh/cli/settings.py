@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowmesh.client import ApiClient, DaemonNotRunning
-from shadowmesh.constants import SYSTEM_CONFIG_FILE, TOKEN_FILE, USER_CONFIG_FILE
-from shadowmesh.errors import KeyFileError, NotPermitted
+from shadowmesh.base.constants import SYSTEM_CONFIG_FILE, TOKEN_FILE, USER_CONFIG_FILE
+from shadowmesh.base.errors import KeyFileError, NotPermitted
+from shadowmesh.cli.client import ApiClient, DaemonNotRunning
 
 if TYPE_CHECKING:
     from shadowmesh.config import Config, HostPort, LoadedConfig
@@ -70,7 +70,7 @@ class Settings:
         return (Path(SYSTEM_CONFIG_FILE), *([Path(home) / USER_CONFIG_FILE] if home else ()))
 
     def _token(self, path: Path, client: ApiClient) -> str:
-        from shadowmesh.keys import read_token
+        from shadowmesh.keys.identity import read_token
 
         try:
             return read_token(path)

@@ -17,41 +17,25 @@ Source: interface.md, "Configuration".
 from __future__ import annotations
 
 from shadowmesh.config.loader import load
-from shadowmesh.config.model import (
-    Config,
-    DaemonSection,
-    EncryptionSection,
-    HostPort,
-    LoadedConfig,
-    MonitoringSection,
-    NatSection,
-    NetworkSection,
-    PeerSection,
-    Secret,
-    WebsocketSection,
-)
+from shadowmesh.config.model import Config, HostPort, LoadedConfig, NatSection, NetworkSection
 from shadowmesh.config.report import diff, redacted, reloaded
-from shadowmesh.config.schema import KEYS, Key
+from shadowmesh.config.schema import KEYS
 
 __all__ = [
     "KEYS",
     "Config",
-    "DaemonSection",
-    "EncryptionSection",
     "HostPort",
-    "Key",
     "LoadedConfig",
-    "MonitoringSection",
     "NatSection",
     "NetworkSection",
-    "PeerSection",
-    "Secret",
-    "WebsocketSection",
     "diff",
     "flag_names",
     "load",
     "redacted",
     "reloaded",
+    "report",
+    "values",
+    "yamlfile",
 ]
 
 

@@ -16,19 +16,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from shadowmesh.config import yamlfile
-from shadowmesh.config.model import Config, HostPort, LoadedConfig
-from shadowmesh.config.schema import ENVIRONMENT_PREFIX, KEYS, SECTIONS, Key
-from shadowmesh.config.values import format_duration, show
-from shadowmesh.config.yamlfile import FileContent, Raw
-from shadowmesh.constants import (
+from shadowmesh.base.constants import (
     MODE_PSK,
     SYSTEM_CONFIG_FILE,
     SYSTEM_STATE_DIR,
     USER_CONFIG_FILE,
     USER_STATE_DIR,
 )
-from shadowmesh.errors import ConfigError, Problem
+from shadowmesh.base.errors import ConfigError, Problem
+from shadowmesh.config import yamlfile
+from shadowmesh.config.model import Config, HostPort, LoadedConfig
+from shadowmesh.config.schema import ENVIRONMENT_PREFIX, KEYS, SECTIONS, Key
+from shadowmesh.config.values import format_duration, show
+from shadowmesh.config.yamlfile import FileContent, Raw
 
 DEFAULT_SOURCE = "default"
 #: difflib is quadratic; nobody mistypes a name of five keys' length

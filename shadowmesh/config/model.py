@@ -13,7 +13,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import Literal
 
-from shadowmesh.constants import MODE_PIN, MODE_PSK
+from shadowmesh.base.constants import MODE_PIN, MODE_PSK
 
 REDACTED = "***"
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
-from shadowmesh import keys
+from shadowmesh.base.errors import one_line
 from shadowmesh.config.model import Config, HostPort, LoadedConfig, Secret
 from shadowmesh.config.schema import KEYS, SECTIONS, Key
 from shadowmesh.config.values import format_duration
-from shadowmesh.errors import one_line
+from shadowmesh.keys import identity
 
 
 def value_of(config: Config, key: Key) -> object:
@@ -36,7 +36,7 @@ def render(value: object) -> str:
     if value is None:
         return '""'
     if isinstance(value, bytes):
-        return _quoted(keys.format_public_key(value))
+        return _quoted(identity.format_public_key(value))
     if isinstance(value, (str, Path, HostPort, IPv4Interface, IPv6Interface, Secret)):
         return _quoted(str(value))
     raise TypeError(f"no rule to print a {type(value).__name__}")

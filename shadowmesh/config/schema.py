@@ -9,6 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shadowmesh.base.constants import (
+    DEFAULT_API_PORT,
+    DEFAULT_METRICS_PORT,
+    DEFAULT_PEER_PORT,
+    DEFAULT_PID_FILE,
+    DEFAULT_TLS_CERT,
+    DEFAULT_TLS_KEY,
+    MAX_MTU,
+    MAX_QUEUES,
+    MIN_MTU,
+)
 from shadowmesh.config import values
 from shadowmesh.config.model import (
     DaemonSection,
@@ -20,17 +31,6 @@ from shadowmesh.config.model import (
     WebsocketSection,
 )
 from shadowmesh.config.yamlfile import Kind
-from shadowmesh.constants import (
-    DEFAULT_API_PORT,
-    DEFAULT_METRICS_PORT,
-    DEFAULT_PEER_PORT,
-    DEFAULT_PID_FILE,
-    DEFAULT_TLS_CERT,
-    DEFAULT_TLS_KEY,
-    MAX_MTU,
-    MAX_QUEUES,
-    MIN_MTU,
-)
 
 ENVIRONMENT_PREFIX = "SHADOWMESH_"
 

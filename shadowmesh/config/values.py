@@ -21,8 +21,8 @@ from ipaddress import (
 from pathlib import Path
 from typing import Literal
 
-from shadowmesh import keys
 from shadowmesh.config.model import REDACTED, HostPort, Secret
+from shadowmesh.keys import identity
 
 _SHOWN_CHARS = 60
 _LOOKS_SECRET = re.compile(r"[0-9A-Fa-f]{32,}|[0-9A-Za-z+/]{43}=")
@@ -270,9 +270,9 @@ def optional_file_path(text: str) -> Path | None:
 
 def public_key(text: str) -> bytes | None:
     """An Ed25519 key in base64; empty for none. Source: protocol section 2."""
-    return keys.parse_public_key(text) if text else None
+    return identity.parse_public_key(text) if text else None
 
 
 def secret_key(text: str) -> Secret | None:
     """A pre-shared key in hex; empty for none. Source: protocol section 2."""
-    return Secret(keys.parse_psk(text)) if text else None
+    return Secret(identity.parse_psk(text)) if text else None

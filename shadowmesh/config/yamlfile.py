@@ -22,9 +22,9 @@ from typing import Literal
 
 import yaml
 
+from shadowmesh.base.constants import MAX_CONFIG_BYTES
+from shadowmesh.base.errors import Problem
 from shadowmesh.config.values import cut, show
-from shadowmesh.constants import MAX_CONFIG_BYTES
-from shadowmesh.errors import Problem
 
 #: libyaml's parser is ten times as fast; both give the same events
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -4,12 +4,22 @@
     eth0 198.51.100.1/24 ---- p1 [ bridge br0 ] p2 ---- eth0 198.51.100.2/24
          2001:db8::1/64                                      2001:db8::2/64
 
-Faults are set on the switch: on the sender's own output a drop would come back as EPERM.
+Owns: namespaces, the cables and the switch between them, one daemon's files and process on a host,
+what leaves no trace afterwards. Does not know: the inside of the daemon, only its command line and
+API. Faults are set on the switch: on the sender's own output a drop would come back as EPERM.
 """
 
-from .daemon import API_PORT, Daemon, introduce
-from .namespaces import NETNS_DIRECTORY, PEER_PORT, Host, Net, NetlabError, sweep, wait_until
-from .ping import Ping
+from shadowmesh.netlab.daemon import API_PORT, Daemon, introduce
+from shadowmesh.netlab.namespaces import (
+    NETNS_DIRECTORY,
+    PEER_PORT,
+    Host,
+    Net,
+    NetlabError,
+    sweep,
+    wait_until,
+)
+from shadowmesh.netlab.ping import Ping
 
 __all__ = [
     "API_PORT",

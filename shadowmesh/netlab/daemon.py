@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
-from .namespaces import NetlabError, wait_until
+from shadowmesh.netlab.namespaces import NetlabError, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from .namespaces import Host
+    from shadowmesh.netlab.namespaces import Host
 
 API_PORT = 9090
 
@@ -106,7 +106,7 @@ class Daemon:
     @functools.cached_property
     def public_key(self) -> str:
         """The daemon's own key as `peer.public_key` of the other side wants it."""
-        from shadowmesh.keys import format_public_key, load_or_create_identity
+        from shadowmesh.keys.identity import format_public_key, load_or_create_identity
 
         return format_public_key(load_or_create_identity(self.state_dir).public_key)
 

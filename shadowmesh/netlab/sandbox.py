@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from .namespaces import NetlabError
+from shadowmesh.netlab.namespaces import NetlabError
 
 
 def unshare_command() -> list[str]:

@@ -9,10 +9,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from .namespaces import NetlabError
+from shadowmesh.netlab.namespaces import NetlabError
 
 if TYPE_CHECKING:
-    from .namespaces import Host
+    from shadowmesh.netlab.namespaces import Host
 
 PORT: Final = 5001
 CHUNK_BYTES: Final = 1 << 20

@@ -29,13 +29,13 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Final
 
-from shadowmesh.constants import (
+from shadowmesh.base.constants import (
     CLOSE_TEXT_MAX_BYTES,
     MAX_CANDIDATES,
     PROBE_TOKEN_BYTES,
     ControlCode,
 )
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

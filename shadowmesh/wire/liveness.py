@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from shadowmesh.constants import WSS_DEAD_AFTER_PROBE_S, WSS_PROBE_AFTER_S
+from shadowmesh.base.constants import WSS_DEAD_AFTER_PROBE_S, WSS_PROBE_AFTER_S
 
 #: how often the clock readings are looked at; bounds how late unanswered data is noticed
 CHECK_INTERVAL_S: Final = 1.0

@@ -18,8 +18,8 @@ from __future__ import annotations
 from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, Final
 
-from shadowmesh.constants import BACKOFF_FACTOR, BACKOFF_JITTER, BACKOFF_MAX_S, BACKOFF_MIN_S
-from shadowmesh.errors import LocalProtocolError
+from shadowmesh.base.constants import BACKOFF_FACTOR, BACKOFF_JITTER, BACKOFF_MAX_S, BACKOFF_MIN_S
+from shadowmesh.base.errors import LocalProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Final
 import h11
 from wsproto.utilities import generate_accept_token
 
-from shadowmesh.constants import (
+from shadowmesh.base.constants import (
     MAX_HEADER_BYTES,
     MAX_WS_CONTROL_BYTES,
     WS_PROTOCOL,
     WS_SUBPROTOCOL,
 )
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

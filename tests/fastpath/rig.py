@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowmesh._fastpath import DataPlane, Pipe, Session
-from shadowmesh.constants import Caps, Inner
+from shadowmesh.base.constants import Caps, Inner
 from tests.twins import records, websocket
 
 VNET_BYTES = 10

@@ -11,7 +11,7 @@ import itertools
 import socket
 from collections.abc import Iterator
 
-from shadowmesh.constants import Caps
+from shadowmesh.base.constants import Caps
 from tests.fastpath.rig import CHACHA, VNET_BYTES, Node, carry, eventually
 from tests.twins import mix, records
 from tests.twins.offload import Frame

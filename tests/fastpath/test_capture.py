@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from shadowmesh.errors import LocalProtocolError
+from shadowmesh.base.errors import LocalProtocolError
 from tests.fastpath.rig import VNET_BYTES, Node, Peer, eventually, frame, offload, plain
 from tests.fastpath.test_udp import PAYLOAD, Wire
 from tests.twins.capture import RING_BYTES

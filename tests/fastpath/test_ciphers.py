@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadowmesh import _fasthooks as hooks
-from shadowmesh import constants
 from shadowmesh._fastpath import CIPHER_NAMES, build_info
+from shadowmesh.base import constants
 from tests.fastpath.rig import AEGIS, CIPHERS
 from tests.twins import records
 from tests.twins.replay import ReplayWindow

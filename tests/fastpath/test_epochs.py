@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from shadowmesh import _fasthooks as hooks
-from shadowmesh import constants
 from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES, Pipe, Session
-from shadowmesh.constants import ControlCode, Inner
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.base import constants
+from shadowmesh.base.constants import ControlCode, Inner
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from tests.fastpath.rig import (
     CIPHERS,
     KEYS,

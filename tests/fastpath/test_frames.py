@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from shadowmesh import _fasthooks as hooks
 from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES, Pipe
-from shadowmesh.constants import Caps
-from shadowmesh.errors import LocalProtocolError
+from shadowmesh.base.constants import Caps
+from shadowmesh.base.errors import LocalProtocolError
 from tests.fastpath.rig import (
     FRAME_MAX,
     MTU,

@@ -13,7 +13,7 @@ import weakref
 import pytest
 
 from shadowmesh._fastpath import DataPlane, Pipe, Session
-from shadowmesh.errors import LocalProtocolError
+from shadowmesh.base.errors import LocalProtocolError
 from tests.fastpath.rig import (
     MTU,
     FakeTap,

@@ -16,8 +16,8 @@ import pytest
 
 from shadowmesh import _fasthooks as hooks
 from shadowmesh._fastpath import DataPlane, Session
-from shadowmesh.constants import MAX_QUEUES, Inner
-from shadowmesh.errors import LocalProtocolError
+from shadowmesh.base.constants import MAX_QUEUES, Inner
+from shadowmesh.base.errors import LocalProtocolError
 from tests.fastpath.rig import (
     CHACHA,
     CIPHERS,

@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from shadowmesh._fastpath import Session
-from shadowmesh.constants import ControlCode, Inner
-from shadowmesh.errors import RemoteProtocolError
+from shadowmesh.base.constants import ControlCode, Inner
+from shadowmesh.base.errors import RemoteProtocolError
 from tests.fastpath.rig import AEGIS, CHACHA, CIPHERS, KEYS, Peer, frame, ingest, plain
 from tests.twins import records
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from shadowmesh import _fasthooks as hooks
-from shadowmesh.constants import Inner
+from shadowmesh.base.constants import Inner
 from tests.fastpath.rig import CHACHA, KEYS, NO_OFFLOAD, Node, eventually, plain, unpack
 from tests.fastpath.test_backlog import frame_of
 from tests.twins import mix, records

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from shadowmesh.constants import Caps, Inner
-from shadowmesh.errors import LocalProtocolError
+from shadowmesh.base.constants import Caps, Inner
+from shadowmesh.base.errors import LocalProtocolError
 from tests.fastpath.rig import (
     CHACHA,
     CIPHERS,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shadowmesh._fastpath import build_info
-from shadowmesh.constants import Caps, Inner
+from shadowmesh.base.constants import Caps, Inner
 from tests.fastpath.rig import FRAME_MAX, MTU, NO_OFFLOAD, VECTORS, Node, eventually, ingest
 from tests.twins import websocket
 

@@ -13,8 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shadowmesh import _fasthooks as hooks
-from shadowmesh.constants import MAX_MESSAGE, MAX_MESSAGE_UNAUTHENTICATED, MAX_WS_FRAGMENTS, Inner
-from shadowmesh.errors import RemoteProtocolError
+from shadowmesh.base.constants import (
+    MAX_MESSAGE,
+    MAX_MESSAGE_UNAUTHENTICATED,
+    MAX_WS_FRAGMENTS,
+    Inner,
+)
+from shadowmesh.base.errors import RemoteProtocolError
 from tests.fastpath.rig import NO_OFFLOAD, Node, Peer, frame, ingest, plain
 from tests.twins import websocket
 from tests.twins.websocket import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
 
-from shadowmesh.errors import RemoteProtocolError
-from shadowmesh.wire import stun
+from shadowmesh.base.errors import RemoteProtocolError
 from shadowmesh.wire.control import Endpoint
-from shadowmesh.wire.stun import Attribute, MessageClass
+from shadowmesh.wire.nat import stun
+from shadowmesh.wire.nat.stun import Attribute, MessageClass
 
 
 class Behaviour(StrEnum):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from shadowmesh.insight.pcapng import INBOUND, OUTBOUND, Packet, Reader, Statistics
 from shadowmesh.netlab import wait_until
 from shadowmesh.netlab.daemon import program
-from shadowmesh.pcapng import INBOUND, OUTBOUND, Packet, Reader, Statistics
 from tests.lab.pair import connected_pair
 
 pytestmark = pytest.mark.netns

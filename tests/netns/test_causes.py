@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from shadowmesh.keys import Identity, format_public_key
+from shadowmesh.device.tap import stable_mac
+from shadowmesh.keys.identity import Identity, format_public_key
 from shadowmesh.netlab import Daemon, wait_until
-from shadowmesh.tap import stable_mac
 from tests.lab import faults
 from tests.lab.pair import Pair, connected_pair, secrets_of
 

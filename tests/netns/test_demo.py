@@ -14,7 +14,7 @@ from shadowmesh import netlab
 
 pytestmark = pytest.mark.netns
 
-COMMAND = [sys.executable, "-m", "shadowmesh.demo"]
+COMMAND = [sys.executable, "-m", "shadowmesh.netlab.demo"]
 
 
 def daemons_below(directory: str) -> list[int]:

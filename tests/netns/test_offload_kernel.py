@@ -28,8 +28,8 @@ import pytest
 
 from shadowmesh import _fasthooks as fast
 from shadowmesh import netlab
+from shadowmesh.device.tap import OFFLOAD_TCP, OFFLOAD_UDP, Tap, open_tap
 from shadowmesh.netlab import Host
-from shadowmesh.tap import OFFLOAD_TCP, OFFLOAD_UDP, Tap, open_tap
 from tests.twins import offload as twin
 
 pytestmark = pytest.mark.netns

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from shadowmesh import netlab
+from shadowmesh.device.tap import OFFLOAD_TCP, OFFLOAD_UDP, Tap, open_tap
 from shadowmesh.netlab import Host
-from shadowmesh.tap import OFFLOAD_TCP, OFFLOAD_UDP, Tap, open_tap
 from tests.fastpath.rig import AEGIS, VNET_BYTES, Node
 from tests.fastpath.sides import EVERY_MIX, Side, Tunnel, assert_unchanged
 from tests.lab.frames import PACKET_OUTGOING, SOL_PACKET, Wire, with_tag

@@ -21,7 +21,7 @@ def net():
 
 def other_key() -> str:
     """A public key of nobody here."""
-    from shadowmesh.keys import Identity, format_public_key
+    from shadowmesh.keys.identity import Identity, format_public_key
 
     return format_public_key(Identity.from_seed(secrets.token_bytes(32)).public_key)
 

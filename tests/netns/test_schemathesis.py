@@ -10,10 +10,10 @@ import json
 
 import pytest
 
-from shadowmesh.guard import AUTHORISED_RATE, FAILED_RATE
+from shadowmesh.control.guard import AUTHORISED_RATE, FAILED_RATE
+from shadowmesh.control.routes import FORMATS, OPEN_PATHS
 from shadowmesh.netlab import API_PORT
 from shadowmesh.netlab.daemon import program
-from shadowmesh.routes import FORMATS, OPEN_PATHS
 from tests.lab.pair import running_pair
 
 pytestmark = pytest.mark.netns

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from shadowmesh.constants import KEY_LIFETIME_S, CloseReason, Inner
-from shadowmesh.keys import Identity
-from shadowmesh.wire import events
-from shadowmesh.wire.handshake import HandshakeResult, Offer, Policy
-from shadowmesh.wire.session import SessionMachine
+from shadowmesh.base.constants import KEY_LIFETIME_S, CloseReason, Inner
+from shadowmesh.keys.identity import Identity
+from shadowmesh.wire.handshake.agreement import HandshakeResult, Offer, Policy
+from shadowmesh.wire.session import events
+from shadowmesh.wire.session.machine import SessionMachine
 
 PSK = bytes(range(32))
 IDENTITIES = {"i": Identity.from_seed(b"i" * 32), "r": Identity.from_seed(b"r" * 32)}

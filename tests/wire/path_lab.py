@@ -10,10 +10,9 @@ from __future__ import annotations
 import random
 from ipaddress import ip_network
 
-from shadowmesh.wire.candidates import choose_candidates
 from shadowmesh.wire.control import PROBE_MIN_BYTES, Candidate
-from shadowmesh.wire.path import PathMachine
-from shadowmesh.wire.path_events import (
+from shadowmesh.wire.path.candidates import choose_candidates
+from shadowmesh.wire.path.events import (
     AskPunch,
     PathChanged,
     SeenAs,
@@ -21,6 +20,7 @@ from shadowmesh.wire.path_events import (
     SendProbeAnswer,
     UsePath,
 )
+from shadowmesh.wire.path.machine import PathMachine
 from tests.twins.nat_box import Host, NatBox, Network, endpoint, make_box
 
 STUN = endpoint("198.51.100.10:3478")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh.constants import CloseReason, Inner, RejectReason
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.base.constants import CloseReason, Inner, RejectReason
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire import control
 from shadowmesh.wire.control import (
     Accept,

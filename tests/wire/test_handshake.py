@@ -14,13 +14,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadowmesh import sodium
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.keys import Identity
-from shadowmesh.wire import handshake
-from shadowmesh.wire.handshake import HandshakeResult, Initiator, Offer, Policy, Responder
-from shadowmesh.wire.messages import P1, P2, P3
-from shadowmesh.wire.symmetric import SymmetricState
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.keys import sodium
+from shadowmesh.keys.identity import Identity
+from shadowmesh.wire.handshake import machines
+from shadowmesh.wire.handshake.agreement import HandshakeResult, Offer, Policy, SystemEntropy
+from shadowmesh.wire.handshake.machines import Initiator, Responder
+from shadowmesh.wire.handshake.messages import P1, P2, P3
+from shadowmesh.wire.handshake.symmetric import SymmetricState
 from tests.test_sodium import SMALL_ORDER
 
 VECTOR: dict[str, Any] = json.loads(
@@ -115,7 +116,7 @@ def test_the_vector_is_reproduced_to_the_byte(monkeypatch: pytest.MonkeyPatch) -
         return export(self, names)
 
     monkeypatch.setattr(SymmetricState, "export", recording)
-    assert handshake.LABEL.decode() == VECTOR["label"]
+    assert machines.LABEL.decode() == VECTOR["label"]
     one, other = initiator(entropy=VectorEntropy("e_i")), vector_responder()
     msg1 = one.first_message()
     msg2 = other.receive_msg1(msg1)
@@ -356,7 +357,7 @@ def test_nothing_costly_happens_before_the_gate(monkeypatch: pytest.MonkeyPatch)
     machine = responder(replace(BOTH_R, psk=bytes(range(32))), entropy=NoEntropy())
     msg1 = initiator().first_message()
     for name in ("X25519PublicKey", "MLKEM768PublicKey", "sodium"):
-        monkeypatch.setattr(handshake, name, None)
+        monkeypatch.setattr(machines, name, None)
     refused(lambda: machine.receive_msg1(msg1), "ML-KEM key does not authenticate")
 
 
@@ -384,7 +385,7 @@ class FakeX25519:
         return bytes(32)  # what every private key gives with a small-order public key
 
 
-class FakeEntropy(handshake.SystemEntropy):
+class FakeEntropy(SystemEntropy):
     def __init__(self, x25519: bytes | None = None, mlkem: bytes | None = None) -> None:
         self.x25519, self.mlkem = x25519, mlkem
 

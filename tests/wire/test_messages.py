@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh import constants
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.wire import messages
-from shadowmesh.wire.messages import P1, P2, P3
+from shadowmesh.base import constants
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.wire.handshake import messages
+from shadowmesh.wire.handshake.messages import P1, P2, P3
 
 CERT = bytes(range(32))
 U8, U16 = st.integers(0, 255), st.integers(0, 65535)

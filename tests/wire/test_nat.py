@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh.wire.nat import Detected, Mapped, NatDetector
-from shadowmesh.wire.nat_result import (
+from shadowmesh.wire.nat.detector import Detected, Mapped, NatDetector
+from shadowmesh.wire.nat.result import (
     Filtering,
     Mapping,
     NatResult,

@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadowmesh.constants import MAX_CANDIDATES, PUNCH_MAX_PROBES
-from shadowmesh.errors import LocalProtocolError
-from shadowmesh.wire.candidates import choose_candidates
+from shadowmesh.base.constants import MAX_CANDIDATES, PUNCH_MAX_PROBES
+from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.wire.control import Candidate, CandidateKind, Endpoint
-from shadowmesh.wire.path import PathMachine
-from shadowmesh.wire.path_events import (
+from shadowmesh.wire.path.candidates import choose_candidates
+from shadowmesh.wire.path.events import (
     AskPunch,
     Kind,
     PathChanged,
@@ -26,8 +25,9 @@ from shadowmesh.wire.path_events import (
     SendProbeAnswer,
     UsePath,
 )
-from shadowmesh.wire.path_rules import TRANSITIONS, Cause, Transport
-from shadowmesh.wire.remote import MAX_LEARNED
+from shadowmesh.wire.path.machine import PathMachine
+from shadowmesh.wire.path.remote import MAX_LEARNED
+from shadowmesh.wire.path.rules import TRANSITIONS, Cause, Transport
 from tests.twins.nat_box import Host, endpoint, make_box
 from tests.wire.path_lab import OVERHEAD, TUNNEL, Lab, Node
 

@@ -8,7 +8,7 @@ from itertools import pairwise, product
 
 import pytest
 
-from shadowmesh.errors import LocalProtocolError
+from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.wire.peer import (
     BACKOFF_RESET_AFTER_S,
     TRANSITIONS,

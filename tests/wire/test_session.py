@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from shadowmesh.constants import (
+from shadowmesh.base.constants import (
     CLOSE_AFTER_FAILED,
     KEY_LIFETIME_S,
     REKEY_AFTER_FAILED,
@@ -19,11 +19,13 @@ from shadowmesh.constants import (
     Inner,
     RejectReason,
 )
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.keys import Identity
-from shadowmesh.wire import control, events
-from shadowmesh.wire.handshake import Initiator, Offer, Responder
-from shadowmesh.wire.session import REKEY_RETRY_S
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.keys.identity import Identity
+from shadowmesh.wire import control
+from shadowmesh.wire.handshake.agreement import Offer
+from shadowmesh.wire.handshake.machines import Initiator, Responder
+from shadowmesh.wire.session import events
+from shadowmesh.wire.session.machine import REKEY_RETRY_S
 from tests.wire.pair import IDENTITIES, Message, Pair, Record, Side, policy_of
 
 ROTATION_S = 120.0

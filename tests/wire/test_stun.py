@@ -9,16 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.wire import stun
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire.control import Endpoint
-from shadowmesh.wire.stun import (
-    Attribute,
-    ChangeRequest,
-    ErrorCode,
-    MessageClass,
-)
-from shadowmesh.wire.stun_transaction import Finished, Outcome, Transaction
+from shadowmesh.wire.nat import stun
+from shadowmesh.wire.nat.stun import Attribute, ChangeRequest, ErrorCode, MessageClass
+from shadowmesh.wire.nat.transaction import Finished, Outcome, Transaction
 from tests.lab.stun_server import Behaviour, StunServer
 
 # RFC 5769: 2.1 request, 2.2 IPv4 response, 2.3 IPv6 response, 2.4 long-term request.

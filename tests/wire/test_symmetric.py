@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.wire.symmetric import SymmetricState, noise_hkdf
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.wire.handshake.symmetric import SymmetricState, noise_hkdf
 
 NAME = b"a protocol name that is longer than one hash, as ours is"
 

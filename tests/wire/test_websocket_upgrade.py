@@ -11,8 +11,8 @@ from wsproto.connection import ConnectionType
 from wsproto.events import AcceptConnection, Request
 from wsproto.handshake import H11Handshake
 
-from shadowmesh.constants import WS_PROTOCOL
-from shadowmesh.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.base.constants import WS_PROTOCOL
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire import websocket
 from shadowmesh.wire.websocket import ClientUpgrade, Upgraded, UpgradeRefused
 

@@ -1,0 +1,26 @@
+"""The commands of `shadowmesh`, one file each.
+
+A file owns the options of its command and what that prints. Does not know: other commands; what
+several need is in the folder above.
+"""
+
+#: what `program` puts together
+__all__ = [
+    "bench",
+    "bugreport",
+    "capture",
+    "completion",
+    "configuration",
+    "connect",
+    "dashboard",
+    "disconnect",
+    "explain",
+    "keys",
+    "logs",
+    "netcheck",
+    "ping",
+    "reload",
+    "status",
+    "version",
+    "wait",
+]

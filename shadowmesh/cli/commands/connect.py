@@ -1,0 +1,47 @@
+"""`shadowmesh connect`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.cli.output import print_json, text
+from shadowmesh.cli.settings import Settings
+
+
+class Interrupted(ShadowMeshError):
+    """The user did not wait for the outcome."""
+
+
+@click.command()
+@click.argument("peer", metavar="[HOST:PORT]", required=False)
+@click.pass_obj
+def connect(settings: Settings, peer: str | None) -> None:
+    """Connect to the peer given or configured, and wait for the outcome.
+
+    Exit code 5: the peer cannot be reached; 1: it refused, or there is a connection already.
+    """
+    client = settings.client()
+    try:
+        snapshot = client.connect(peer)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted while connecting; the daemon goes on, see `shadowmesh status`, or stop"
+            " it with `shadowmesh disconnect`"
+        ) from None
+    if settings.json:
+        print_json(snapshot)
+    else:
+        click.echo(summary(snapshot))
+
+
+def summary(snapshot: dict[str, Any]) -> str:
+    """Return in one sentence what the connection is like."""
+    peer = snapshot.get("peer") or {}
+    secrecy = "post-quantum" if snapshot.get("post_quantum") else "not post-quantum"
+    return (
+        f"{click.style('connected', fg='green')} to {text(peer.get('address'))}"
+        f" over {text(snapshot.get('path'))} ({text(snapshot.get('cipher'))}, {secrecy})"
+    )

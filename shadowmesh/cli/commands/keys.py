@@ -1,0 +1,111 @@
+"""`shadowmesh genkey`, `pubkey` and `genpsk`: used like `wg genkey` and its kin."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import click
+
+from shadowmesh.base.constants import IDENTITY_FILE, SEED_BYTES
+from shadowmesh.base.errors import KeyFileError, NotPermitted
+from shadowmesh.cli.output import print_json
+from shadowmesh.cli.settings import Settings
+
+#: more than any private key, so that a wrong file is never read whole
+_READ_LIMIT = 128
+
+
+@click.command()
+@click.pass_obj
+def genkey(settings: Settings) -> None:
+    """Print a new private key (the base64 of an Ed25519 seed)."""
+    from shadowmesh.keys.identity import generate_seed
+
+    _warn_when_others_can_read()
+    _print_key(settings, "private_key", generate_seed())
+
+
+@click.command()
+@click.pass_obj
+def genpsk(settings: Settings) -> None:
+    """Print a new pre-shared key for encryption.key (64 hexadecimal digits)."""
+    from shadowmesh.keys.identity import generate_psk
+
+    _warn_when_others_can_read()
+    _print_key(settings, "psk", generate_psk())
+
+
+@click.command()
+@click.option(
+    "--identity", type=click.Path(path_type=Path), metavar="FILE",
+    help="Read the key from this file instead of standard input.",
+)  # fmt: skip
+@click.pass_obj
+def pubkey(settings: Settings, identity: Path | None) -> None:
+    """Print the public key of a private key on standard input.
+
+    Without --identity and with a terminal as standard input: the public key of this machine's
+    daemon, from identity.key in daemon.state_dir. The peer needs it as peer.public_key.
+    """
+    from shadowmesh.keys import identity as keys
+    from shadowmesh.keys import sodium
+
+    if identity is None and sys.stdin.isatty():
+        identity = settings.load_config().daemon.state_dir / IDENTITY_FILE
+    if identity is None:
+        seed = _parse_seed(sys.stdin.buffer.read(_READ_LIMIT), "standard input")
+    else:
+        seed = _read_identity(identity)
+    _print_key(settings, "public_key", keys.format_public_key(sodium.public_key(seed)))
+
+
+def _read_identity(path: Path) -> bytes:
+    """Return the seed in a file: 32 raw bytes, or their text form."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_READ_LIMIT)
+    except PermissionError:
+        raise NotPermitted(
+            f"{path} may not be read by this user; run as the daemon's user or root"
+        ) from None
+    except OSError as error:
+        raise KeyFileError(
+            f"{path} cannot be read: {error.strerror}; start shadowmesh-daemon once to get an"
+            " identity, or name another file with --identity"
+        ) from None
+    return content if len(content) == SEED_BYTES else _parse_seed(content, str(path))
+
+
+def _parse_seed(content: bytes, source: str) -> bytes:
+    from shadowmesh.keys.identity import parse_seed
+
+    try:
+        # latin-1 takes every byte; what is not ASCII is refused as base64
+        return parse_seed(content.decode("latin-1").strip())
+    except ValueError as error:
+        raise KeyFileError(f"no private key on {source}: {error}") from None
+
+
+def _print_key(settings: Settings, name: str, key: str) -> None:
+    if settings.json:
+        print_json({"schema": 1, name: key})
+    else:
+        click.echo(key)
+
+
+def _warn_when_others_can_read() -> None:
+    """Say so when a secret goes to a file that others may read."""
+    try:
+        status = os.fstat(sys.stdout.fileno())
+    except (OSError, ValueError):
+        return  # not a file
+    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        click.echo(
+            f"warning: the key goes to a file that others may open (mode {mode:04o}); set"
+            " `umask 077` before, or `chmod 600` it",
+            err=True,
+        )

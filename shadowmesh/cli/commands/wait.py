@@ -1,0 +1,77 @@
+"""`shadowmesh wait`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final
+
+import click
+
+from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.cli.client import DaemonNotRunning, NoAnswer
+from shadowmesh.cli.output import print_json
+from shadowmesh.cli.parameters import Duration
+from shadowmesh.cli.settings import Settings
+
+#: a status costs the daemon about a millisecond
+_PAUSE_S = 0.2
+LONGEST_S = 86400.0
+
+_REACHED: Final[dict[str, Callable[[Mapping[str, Any]], bool]]] = {
+    "running": lambda _snapshot: True,
+    "connected": lambda snapshot: snapshot["state"] == "connected",
+    "disconnected": lambda snapshot: snapshot["state"] == "disconnected",
+    "udp": lambda snapshot: snapshot["state"] == "connected" and snapshot.get("path") == "udp",
+}
+
+
+class NotReached(ShadowMeshError):
+    """What was waited for did not come in time."""
+
+    exit_code: ClassVar[int] = 6
+
+
+@click.command()
+@click.option(
+    "--for", "goal", type=click.Choice(tuple(_REACHED)), default="connected", show_default=True,
+    help="What to wait for; udp: connected by the direct path.",
+)  # fmt: skip
+@click.option(
+    "--timeout", "timeout_s", type=Duration(LONGEST_S), default="30s", show_default=True,
+    metavar="DURATION", help="Give up after this time, such as 500ms, 30s or 2m.",
+)  # fmt: skip
+@click.pass_obj
+def wait(settings: Settings, goal: str, timeout_s: float) -> None:
+    """Wait until the tunnel is in a state, for scripts; the daemon may still be starting.
+
+    Exit code 6 when it does not come in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        snapshot, seen = _look(settings)
+        if snapshot is not None and _REACHED[goal](snapshot):
+            break
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise NotReached(f"not {goal} within {timeout_s:g} s: {seen}; see `shadowmesh status`")
+        time.sleep(min(_PAUSE_S, left_s))
+    if settings.json:
+        print_json(snapshot)
+    else:
+        click.echo(snapshot["state"] if goal != "udp" else "connected over udp")
+
+
+def _look(settings: Settings) -> tuple[dict[str, Any] | None, str]:
+    """Return the snapshot and what to say of it; None while there is no daemon."""
+    try:
+        # A new client each time: a daemon that starts for the first time makes its token then.
+        snapshot = settings.client().status()
+    except (DaemonNotRunning, NoAnswer) as error:
+        return None, str(error).partition(";")[0]
+    words = f"the state is {snapshot['state']}"
+    if snapshot.get("phase"):
+        words += f" ({snapshot['phase']})"
+    if snapshot.get("last_error"):
+        words += f", the last error was: {snapshot['last_error']}"
+    return snapshot, words

@@ -1,0 +1,389 @@
+"""The control API: HTTP routes over a `Control`.
+
+Owns: what serves each route of the table in `routes`, the reading of bodies and queries, the JSON
+form of errors. Who may ask at all is decided before, in `guard`. Does not know: gevent, links, how
+the daemon does what it is asked.
+
+A route that waits (POST /connect, the WebSocket of GET /events, GET /capture) blocks only its
+caller: the server runs each request in a greenlet of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from shadowmesh.base import log
+from shadowmesh.base.constants import MAX_API_BODY_BYTES
+from shadowmesh.base.errors import BadRequest, ControlError
+from shadowmesh.control.guard import (
+    AUTHORISED,
+    CONNECTION,
+    SECURITY_HEADERS,
+    UPGRADE,
+    Guard,
+    error_body,
+)
+from shadowmesh.control.routes import (
+    FORBIDDEN_REMOTE,
+    METRICS_OFF,
+    OPEN_PATHS,
+    ROUTES,
+    TOO_MANY_LISTENERS,
+    UPGRADE_REQUIRED,
+    Refusal,
+    Route,
+    check_members,
+    from_query,
+)
+from shadowmesh.insight.status import SCHEMA
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from shadowmesh.config import HostPort
+    from shadowmesh.insight.events import FlightRecorder
+    from shadowmesh.insight.explain import Explanation
+    from shadowmesh.insight.status import Health, Pong, Snapshot
+
+_log = log.get("api")
+
+#: the path whose WebSocket the dashboard opens
+FEED_PATH: Final = "/events"
+
+#: what browsers and desktops call a pcapng file
+CAPTURE_TYPE: Final = "application/x-pcapng"
+
+#: error.code of what the framework refuses, by HTTP status
+_HTTP_CODES: Final = {
+    400: ("bad_request", "the request could not be read"),
+    404: ("not_found", "no such route: see " + ", ".join(sorted({r.path for r in ROUTES}))),
+    405: ("method_not_allowed", "this route does not take this method"),
+    413: ("too_large", f"the body is larger than {MAX_API_BODY_BYTES} bytes"),
+    415: ("unsupported_media_type", "a body must be application/json"),
+}
+
+
+class Control(Protocol):
+    """What the API asks of the daemon. Failures are `ControlError`s."""
+
+    def connect(self, peer: str | None) -> Snapshot:
+        """Connect and wait for the outcome.
+
+        Args:
+            peer: ``host:port``; None: the configured one.
+        """
+        ...
+
+    def disconnect(self) -> Snapshot: ...
+
+    def ping(self, count: int) -> list[Pong]:
+        """Measure round trips over the path that carries the frames."""
+        ...
+
+    def status(self) -> Snapshot: ...
+
+    def health(self) -> Health: ...
+
+    def explain(self, target: str | None) -> Explanation:
+        """Tell what would happen to a frame.
+
+        Args:
+            target: MAC or IP address that it is for; None: any.
+        """
+        ...
+
+
+class Feed(Protocol):
+    """Who serves the WebSockets of GET /events."""
+
+    #: name of what is spoken there
+    subprotocol: str
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may listen."""
+        ...
+
+    def serve(self, sock: Any, file: Any) -> None:
+        """Keep one listener until it leaves; sock and file are what the upgrade gave."""
+        ...
+
+
+class Captures(Protocol):
+    """Who makes what GET /capture answers with."""
+
+    def start(
+        self, *, snap_bytes: int, count: int | None, duration_s: float | None, sock: Any, who: str
+    ) -> Iterable[bytes]:
+        """Start a capture for `who` at the other end of sock; it has close(), called at the end."""
+        ...
+
+
+def create_app(
+    control: Control,
+    token: str,
+    listen: HostPort,
+    metrics_registry: CollectorRegistry | None = None,
+    *,
+    recorder: FlightRecorder,
+    feed: Feed,
+    captures: Captures,
+) -> Flask:
+    """Return the WSGI application of the control API.
+
+    Args:
+        token: the bearer token; compared in constant time, never logged or sent.
+        listen: address and port that the server is really bound to; Host must name it.
+        metrics_registry: what GET /metrics tells; None: metrics are off, the route is a 404.
+        recorder: what GET /events/recent tells.
+        feed: who serves GET /events.
+        captures: who serves GET /capture.
+    """
+    # No static folder: Flask would add a route for it.
+    app = Flask("shadowmesh.api", static_folder=None, template_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_API_BODY_BYTES
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    handlers = _Handlers(control, metrics_registry, recorder, feed, captures)
+    for route in ROUTES:
+        view = _view(route, getattr(handlers, route.name))
+        app.add_url_rule(route.path, route.name, view, methods=[route.method])
+        if route.answer == "websocket":
+            # To the framework a request for a WebSocket is not the same as one for a page.
+            app.add_url_rule(
+                route.path, f"{route.name}_websocket", view, methods=["GET"], websocket=True
+            )
+    app.before_request(_refuse_foreign_body)
+    app.after_request(_add_headers)
+    app.register_error_handler(ControlError, _control_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _internal_error)
+    app.wsgi_app = Guard(  # type: ignore[method-assign]
+        app.wsgi_app,
+        listen,
+        token=token,
+        open_paths=OPEN_PATHS,
+        page_paths=frozenset({FEED_PATH}),
+    )
+    return app
+
+
+def _view(route: Route, handler: Callable[..., Response]) -> Callable[[], Response]:
+    """Return the view of a route: what it takes is checked, and handed over by name."""
+
+    def view() -> Response:
+        arguments = check_members(_read_query(route), route.query)
+        if route.body is not None:
+            arguments |= check_members(_read_object(), route.body)
+        return handler(**arguments)
+
+    return view
+
+
+class _Handlers:
+    """One method for each route, of the route's name."""
+
+    def __init__(
+        self,
+        control: Control,
+        metrics_registry: CollectorRegistry | None,
+        recorder: FlightRecorder,
+        feed: Feed,
+        captures: Captures,
+    ) -> None:
+        self._control = control
+        self._registry = metrics_registry
+        self._recorder = recorder
+        self._feed = feed
+        self._captures = captures
+
+    def dashboard(self) -> Response:
+        from shadowmesh.control import dashboard
+
+        page = dashboard.load()
+        response = Response(page.body, content_type="text/html; charset=utf-8")
+        response.headers.extend(page.headers)
+        return response
+
+    def connect(self, peer: str | None) -> Response:
+        return _json(self._control.connect(peer).to_dict())
+
+    def disconnect(self) -> Response:
+        return _json(self._control.disconnect().to_dict())
+
+    def ping(self, count: int) -> Response:
+        answers = [pong.to_dict() for pong in self._control.ping(count)]
+        return _json({"schema": SCHEMA, "answers": answers})
+
+    def status(self) -> Response:
+        return _json(self._control.status().to_dict())
+
+    def health(self) -> Response:
+        report = self._control.health()
+        # Texts name addresses and files: only for who has shown the token.
+        answer = report.to_dict(details=bool(request.environ.get(AUTHORISED)))
+        return _report(answer, "unhealthy", [check.name for check in report.failing])
+
+    def explain(self, target: str | None) -> Response:
+        return _json(self._control.explain(target).to_dict())
+
+    def live(self) -> Response:
+        return _json({"schema": SCHEMA, "status": "alive"})
+
+    def ready(self) -> Response:
+        names = [check.name for check in self._control.health().not_ready]
+        answer = {
+            "schema": SCHEMA,
+            "status": "not_ready" if names else "ready",
+            "failing": names,
+        }
+        return _report(answer, "not_ready", names)
+
+    def events(self) -> Response:
+        upgrade = request.environ.get(UPGRADE)
+        if upgrade is None:
+            refused = _refused(UPGRADE_REQUIRED)
+            refused.headers.extend({"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
+            return refused
+        if not self._feed.has_room:
+            return _refused(TOO_MANY_LISTENERS)
+        self._feed.serve(*upgrade(self._feed.subprotocol))
+        return Response()  # which the server does not send any more
+
+    def recent_events(self, limit: int, after: int) -> Response:
+        events = self._recorder.recent(limit, after=after)
+        return _json({"schema": SCHEMA, "events": [event.to_dict() for event in events]})
+
+    def capture(self, snaplen: int, count: int, duration_ms: int) -> Response:
+        remote = request.environ.get("REMOTE_ADDR", "")
+        if not _is_loopback(remote):
+            return _refused(FORBIDDEN_REMOTE)
+        stream = self._captures.start(
+            snap_bytes=snaplen,
+            count=count or None,
+            duration_s=duration_ms / 1000 if duration_ms else None,
+            sock=request.environ.get(CONNECTION),
+            who=f"{remote}:{request.environ.get('REMOTE_PORT', '?')}",
+        )
+        # The server closes it with the answer, also when it sends none of it.
+        return Response(stream, content_type=CAPTURE_TYPE)
+
+    def metrics(self) -> Response:
+        if self._registry is None:
+            return _refused(METRICS_OFF)
+        # Not at the top: without metrics the library stays out of the daemon's memory.
+        from shadowmesh.insight import metrics
+
+        return Response(metrics.render(self._registry), content_type=metrics.CONTENT_TYPE)
+
+    def openapi(self) -> Response:
+        from shadowmesh.control import openapi
+
+        return _json(openapi.document())
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (found if mapped is None else mapped).is_loopback
+
+
+def _json(payload: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(payload) + "\n", status, content_type="application/json")
+
+
+def _report(answer: dict[str, Any], code: str, failing: list[str]) -> Response:
+    """200, or 503 with an error that names the failing checks."""
+    if not failing:
+        return _json(answer)
+    answer["error"] = {"code": code, "message": f"failing: {', '.join(failing)}"}
+    return _json(answer, 503)
+
+
+def _refused(refusal: Refusal) -> Response:
+    return _error(refusal.http_status, refusal.code, refusal.text)
+
+
+def _refuse_foreign_body() -> None:
+    # A form or text body is what a web page can send without asking the browser's permission.
+    # The server has read the body, so that a chunked one has a length too.
+    if request.content_length and request.mimetype != "application/json":
+        raise _UnsupportedMediaType
+
+
+class _UnsupportedMediaType(HTTPException):
+    code = 415
+
+
+def _read_query(route: Route) -> dict[str, object]:
+    """Return the parameters of the query, each once and of its type."""
+    schemas = {value.name: value.schema for value in route.query}
+    found: dict[str, object] = {}
+    for name, text in request.args.items(multi=True):
+        if name in found:
+            raise BadRequest(f"{name[:40]!r} stands twice in the query")
+        found[name] = from_query(name, text, schemas[name]) if name in schemas else text
+    return found
+
+
+def _read_object() -> dict[str, Any]:
+    """Return the JSON object in the body; {} when there is no body."""
+    data = request.get_data(cache=False)
+    if not data:
+        return {}
+    try:
+        # a key that stands twice would silently win over the first
+        body = json.loads(data, object_pairs_hook=_unique_pairs)
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply: send a flat JSON object") from None
+    except ValueError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest('the body must be a JSON object, such as {"peer": "host:port"}')
+    return body
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return result
+
+
+def _add_headers(response: Response) -> Response:
+    for name, value in SECURITY_HEADERS:
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    return Response(error_body(code, message), status, content_type="application/json")
+
+
+def _control_error(error: ControlError) -> Response:
+    return _error(error.http_status, error.code, str(error))
+
+
+def _http_error(error: HTTPException) -> Response:
+    status = error.code or 500
+    code, message = _HTTP_CODES.get(status, ("http_error", error.name))
+    response = _error(status, code, message)
+    allowed = getattr(error, "valid_methods", None)
+    if allowed:
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
+
+
+def _internal_error(error: Exception) -> Response:
+    # Our bug. The log gets all of it, the caller nothing that could hold a secret or a path.
+    del error  # it is the exception being handled, which the log asks for itself
+    _log.exception("request failed", method=request.method, path=request.path)
+    return _error(500, "internal", "the daemon failed to answer: see its log")

@@ -1,0 +1,355 @@
+"""The OpenAPI 3.1 document of the control API.
+
+Owns: the form of the document. What is in it comes from the table in `routes`, which the API
+validates with, and from the dataclasses in `insight.status` and `insight.events`, whose JSON forms the API
+answers with. Does not know: Flask.
+
+Loaded when somebody asks for the document, and not kept: it is rarely wanted, and 100 KiB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+from shadowmesh import __version__
+from shadowmesh.control.routes import ROUTES, Refusal, Route, Value, refusals
+from shadowmesh.insight.events import Event
+from shadowmesh.insight.explain import Step
+from shadowmesh.insight.status import SCHEMA, STATES, Check, Pong, Snapshot
+
+Json = dict[str, Any]
+
+_DESCRIPTION: Final = """\
+Control API of one ShadowMesh daemon, on loopback. Every route but `/`, `/health` and those below
+it wants the token of `api.token` in the daemon's `state_dir`. Requests of web pages (with Origin
+or Referer) are refused, as are those whose Host is neither the listen address nor localhost.
+Names in answers are only ever added while `schema` stays 1: ignore those you do not know.
+"""
+
+#: what a dataclass does not say about a field
+_MORE: Final[Mapping[tuple[str, str], Json]] = {
+    ("Snapshot", "state"): {"enum": list(STATES)},
+    ("Path", "loss"): {"minimum": 0, "maximum": 1},
+    ("Event", "fields"): {"additionalProperties": True},
+}
+_BASIC: Final = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_ERROR: Final = {"$ref": "#/components/schemas/Error"}
+
+
+def document(*, closed: bool = False) -> Json:
+    """Return the document.
+
+    Args:
+        closed: no object may hold more than is described, for tests; a client must be able to
+            live with more.
+    """
+    schemas: Json = {}
+    _add(schemas, Snapshot)
+    _add(schemas, Event)
+    _add(schemas, Check)
+    _add(schemas, Pong)
+    _add(schemas, Step)
+    schemas.update(_envelopes())
+    content = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ShadowMesh control API",
+            "version": __version__,
+            "description": _DESCRIPTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/", "description": "where this document came from"}],
+        "paths": _paths(),
+        "components": {
+            "schemas": dict(sorted(schemas.items())),
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "the 43 characters of `api.token` in the daemon's state_dir",
+                }
+            },
+        },
+    }
+    if closed:
+        _close(content["components"])
+    return content
+
+
+# --- Routes -----------------------------------------------------------------------------------
+
+
+def _paths() -> Json:
+    paths: Json = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return paths
+
+
+def _operation(route: Route) -> Json:
+    answers: Json = {}
+    if route.answer == "websocket":
+        answers["101"] = {"description": "messages of the schema FeedMessage follow"}
+    else:
+        answers["200"] = {"description": route.summary, "content": _content(route.answer)}
+    for status, text in route.also.items():
+        answers[str(status)] = {"description": text, "content": _content(route.answer)}
+    for status, found in _by_status(refusals(route)).items():
+        answers.setdefault(str(status), _refused(found))
+    operation: Json = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "security": [{"token": []}] if route.token else [{}, {"token": []}],
+        "responses": dict(sorted(answers.items())),
+    }
+    if route.description:
+        operation["description"] = route.description
+    if route.query:
+        operation["parameters"] = [_parameter(value) for value in route.query]
+    if route.body is not None:
+        operation["requestBody"] = {
+            "required": False,
+            "content": {"application/json": {"schema": _body(route.body)}},
+        }
+    return operation
+
+
+def _content(answer: str) -> Json:
+    if answer == "object":
+        return {"application/json": {"schema": {"type": "object"}}}
+    if "/" in answer:
+        return {answer: {"schema": {"type": "string"}}}
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{answer}"}}}
+
+
+def _by_status(found: Sequence[Refusal]) -> dict[int, list[Refusal]]:
+    grouped: dict[int, list[Refusal]] = {}
+    for refusal in found:
+        grouped.setdefault(refusal.http_status, []).append(refusal)
+    return grouped
+
+
+def _refused(found: Sequence[Refusal]) -> Json:
+    code = {"type": "object", "properties": {"code": {"enum": [one.code for one in found]}}}
+    schema = {"allOf": [_ERROR, {"type": "object", "properties": {"error": code}}]}
+    answer: Json = {
+        "description": "; ".join(f"`{one.code}`: {one.text}" for one in found),
+        "content": {"application/json": {"schema": schema}},
+    }
+    if found[0].http_status == 429:
+        answer["headers"] = {
+            "Retry-After": {"description": "seconds", "schema": {"type": "integer"}}
+        }
+    return answer
+
+
+def _parameter(value: Value) -> Json:
+    return {
+        "name": value.name,
+        "in": "query",
+        "required": False,
+        "description": value.description,
+        "schema": {
+            **value.schema,
+            **({} if value.default is None else {"default": value.default}),
+        },
+    }
+
+
+def _body(known: Sequence[Value]) -> Json:
+    return {
+        "type": "object",
+        "properties": {
+            value.name: {
+                **value.schema,
+                "description": value.description,
+                **({} if value.example is None else {"examples": [value.example]}),
+            }
+            for value in known
+        },
+        "additionalProperties": False,
+    }
+
+
+# --- Answers that are no dataclass ------------------------------------------------------------
+
+
+def _envelopes() -> Json:
+    number = {"type": "integer", "const": SCHEMA, "description": "grows with incompatible changes"}
+    text = {"type": "string"}
+    names = {"type": "array", "items": text}
+    error = _object({"code": text, "message": text})
+    checks: Json = {"type": "object", "additionalProperties": _check_without_name()}
+    return {
+        "Error": {**_object({"error": error}), "description": "why a request failed"},
+        "Health": {
+            **_object(
+                {
+                    "schema": number,
+                    "status": {"enum": ["ok", "failing"]},
+                    "failing": {**names, "description": "checks of severity error that fail"},
+                    "checks": {**checks, "description": "by name"},
+                    "error": {**error, "description": "only with status 503"},
+                },
+                optional=("error",),
+            ),
+        },
+        "Liveness": _object({"schema": number, "status": {"const": "alive"}}),
+        "Readiness": _object(
+            {
+                "schema": number,
+                "status": {"enum": ["ready", "not_ready"]},
+                "failing": {**names, "description": "names of the checks that fail"},
+                "error": {**error, "description": "only with status 503"},
+            },
+            optional=("error",),
+        ),
+        "Pings": _object(
+            {
+                "schema": number,
+                "answers": {"type": "array", "items": {"$ref": "#/components/schemas/Pong"}},
+            }
+        ),
+        "Explanation": _object(
+            {
+                "schema": number,
+                "target": {"type": ["string", "null"], "description": "that was asked about"},
+                "delivered": {"type": "boolean", "description": "no step fails"},
+                "summary": {**text, "description": "one sentence"},
+                "steps": {
+                    "type": "array",
+                    "items": {"$ref": "#/components/schemas/Step"},
+                    "description": "in the order in which a frame meets them",
+                },
+            }
+        ),
+        "Events": _object(
+            {
+                "schema": number,
+                "events": {"type": "array", "items": {"$ref": "#/components/schemas/Event"}},
+            }
+        ),
+        "FeedMessage": {
+            "description": "one text message of `GET /events`",
+            "oneOf": [
+                _object(
+                    {
+                        "type": {"const": "snapshot"},
+                        "snapshot": {"$ref": "#/components/schemas/Snapshot"},
+                    }
+                ),
+                _object(
+                    {
+                        "type": {"const": "events"},
+                        "events": {
+                            "type": "array",
+                            "items": {"$ref": "#/components/schemas/Event"},
+                        },
+                    }
+                ),
+            ],
+        },
+    }
+
+
+def _object(properties: Json, optional: Sequence[str] = ()) -> Json:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+    }
+
+
+def _check_without_name() -> Json:
+    schemas: Json = {}
+    _add(schemas, Check)
+    check: Json = schemas["Check"]
+    del check["properties"]["name"]
+    check["required"] = ["ok", "severity", "code"]
+    return check
+
+
+# --- Dataclasses ------------------------------------------------------------------------------
+
+
+def _add(schemas: Json, kind: type) -> None:
+    """Describe a dataclass whose `to_dict` has the names of its fields, and what it refers to."""
+    hints = get_type_hints(kind)
+    described = _attributes(kind.__doc__ or "")
+    properties: Json = {}
+    if kind is Snapshot:
+        properties["schema"] = {"type": "integer", "const": SCHEMA}
+    for one in dataclasses.fields(kind):
+        member = _member(schemas, one.name, hints[one.name])
+        member |= _MORE.get((kind.__name__, one.name), {})
+        if one.name in described:
+            member["description"] = described[one.name]
+        properties[one.name] = member
+    summary = (kind.__doc__ or "").partition("\n\n")[0]
+    schemas[kind.__name__] = {**_object(properties), "description": " ".join(summary.split())}
+
+
+def _member(schemas: Json, name: str, hint: Any) -> Json:
+    """Return the schema of one field."""
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = [one for one in get_args(hint) if one is not types.NoneType]
+        if len(inner) != 1:
+            raise TypeError(f"{name}: {hint} has no schema")
+        member = _member(schemas, name, inner[0])
+        if "$ref" in member:
+            return member  # told as an object whose members are null
+        if "enum" in member:
+            return {"enum": [*member["enum"], None]}
+        return {**member, "type": [member["type"], "null"]}
+    if dataclasses.is_dataclass(hint):
+        _add(schemas, hint)
+        return {"$ref": f"#/components/schemas/{hint.__name__}"}
+    origin = get_origin(hint)
+    if origin is Literal:
+        return {"enum": list(get_args(hint))}
+    if origin is Sequence:
+        return {"type": "array", "items": _member(schemas, name, get_args(hint)[0])}
+    if origin is Mapping:
+        value = get_args(hint)[1]
+        return {
+            "type": "object",
+            "additionalProperties": True if value is Any else _member(schemas, name, value),
+        }
+    if hint is float and (name in ("since", "time") or name.endswith(("_at", "_after"))):
+        return {"type": "string", "format": "date-time"}
+    return {"type": _BASIC[hint]}
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """Return what the section "Attributes" says about each name."""
+    _, found, section = docstring.partition("Attributes:\n")
+    described: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines() if found else ():
+        match = re.match(r" {8}(\w+(?:, \w+)*): (.*)", line)
+        if match:
+            names = match[1].split(", ")
+            described.update(dict.fromkeys(names, match[2]))
+        elif line.startswith(" " * 12):
+            described.update({name: f"{described[name]} {line.strip()}" for name in names})
+    return {name: _as_markdown(text) for name, text in described.items()}
+
+
+def _as_markdown(text: str) -> str:
+    return re.sub(r"\bNone\b", "null", text.replace("``", "`"))
+
+
+def _close(schema: Any) -> None:
+    """Forbid what is not described, in place."""
+    if isinstance(schema, dict):
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+        for value in schema.values():
+            _close(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _close(value)

@@ -1,0 +1,328 @@
+"""The table of the control API's routes: what each takes and what it may answer.
+
+Owns: paths, methods, who may ask without the token, the schemas of bodies and query parameters,
+and the check of a value against such a schema. The routes of `app` and the OpenAPI document of
+`openapi` are both made from this table, so that they cannot differ. Does not know: Flask, what a
+route does.
+
+A schema here is the part of JSON Schema that `check` understands: `type`, `enum`, `minimum`,
+`maximum`, `maxLength` and the formats in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from shadowmesh.base.errors import (
+    AlreadyConnected,
+    AlreadyConnecting,
+    BadRequest,
+    CaptureRunning,
+    ConnectTimeout,
+    ControlError,
+    DeviceUnavailable,
+    NotConfigured,
+    NotConnected,
+    PeerRefused,
+    PeerUnreachable,
+)
+from shadowmesh.config.values import remote
+from shadowmesh.device.facts import parse_target
+from shadowmesh.insight.events import MAX_EVENTS
+from shadowmesh.insight.pcapng import MAX_SNAP_BYTES
+
+Schema = Mapping[str, Any]
+
+#: the longest host:port: a name of 253 characters with a final dot, and a port
+MAX_PEER_CHARS: Final = 260
+#: the longest IPv6 address with an IPv4 tail; a zone has no place in it
+MAX_TARGET_CHARS: Final = 45
+#: of one request: it takes up to 2 s for each
+MAX_PINGS: Final = 10
+#: a day, in milliseconds
+MAX_CAPTURE_MS: Final = 24 * 3600 * 1000
+#: integers that JSON's readers agree about
+MAX_SAFE_INTEGER: Final = 2**53 - 1
+
+#: format: the function that raises ValueError for a text that is not of it
+FORMATS: Final[Mapping[str, Callable[[str], object]]] = {
+    "host:port": remote,
+    "mac-or-ip": parse_target,
+}
+
+_TYPES: Final = {"string": str, "integer": int, "boolean": bool}
+#: how an integer stands in a query
+_INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One member of a body or one query parameter; all are optional."""
+
+    name: str
+    schema: Schema
+    description: str
+    default: Any = None
+    example: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error that does not come from a `ControlError`."""
+
+    http_status: int
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route.
+
+    Attributes:
+        name: of the function that serves it.
+        answer: name of the schema of a 200 answer in the document, or a media type.
+        token: a request must carry the token.
+        body: members of the JSON object in the body; None: the route takes no body.
+        also: further answers of the same schema as the 200 answer, by HTTP status.
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: str
+    description: str = ""
+    token: bool = True
+    body: Sequence[Value] | None = None
+    query: Sequence[Value] = ()
+    errors: Sequence[type[ControlError] | Refusal] = ()
+    also: Mapping[int, str] = field(default_factory=dict)
+
+
+BAD_REQUEST: Final = Refusal(400, "bad_request", "a parameter is unknown or wrong")
+UNAUTHORIZED: Final = Refusal(401, "unauthorized", "the token is missing or wrong")
+FORBIDDEN_HOST: Final = Refusal(403, "forbidden_host", "the Host header names somebody else")
+FORBIDDEN_REMOTE: Final = Refusal(
+    403, "forbidden_remote", "frames in plaintext are for callers on this machine only"
+)
+FORBIDDEN_ORIGIN: Final = Refusal(403, "forbidden_origin", "the request comes from a web page")
+METRICS_OFF: Final = Refusal(404, "not_found", "monitoring.metrics_enabled is false")
+TOO_LARGE: Final = Refusal(413, "too_large", "the body is too large")
+WRONG_TYPE: Final = Refusal(415, "unsupported_media_type", "the body is not application/json")
+UPGRADE_REQUIRED: Final = Refusal(426, "upgrade_required", "this route speaks WebSocket only")
+RATE_LIMITED: Final = Refusal(429, "rate_limited", "too many requests; see Retry-After")
+INTERNAL: Final = Refusal(500, "internal", "a bug of the daemon; its log has more")
+TOO_MANY_LISTENERS: Final = Refusal(503, "too_many_listeners", "all places are taken")
+
+_ERROR_TEXTS: Final[Mapping[type[ControlError], str]] = {
+    AlreadyConnected: "there is a session",
+    AlreadyConnecting: "an attempt is running",
+    NotConnected: "there is no session, or it was ended while it was waited for",
+    PeerUnreachable: "the peer does not answer",
+    PeerRefused: "the peer answers and does not want us",
+    NotConfigured: "no key or no peer is configured",
+    DeviceUnavailable: "the TAP device cannot be made",
+    ConnectTimeout: "no outcome in time",
+    CaptureRunning: "a capture is running; one at a time",
+}
+
+_PEER: Final = Value(
+    "peer",
+    {"type": ["string", "null"], "format": "host:port", "maxLength": MAX_PEER_CHARS},
+    "Whom to dial, `host:port` with IPv6 in brackets; missing or null: the configured peer.",
+    example="peer.example:9001",
+)
+
+ROUTES: Final = (
+    Route(
+        "GET", "/", "dashboard", "The dashboard", "text/html",
+        "One page that holds no data; it takes the token from the fragment of its URL and reads "
+        "`/events` with it. `shadowmesh dashboard` prints the link.",
+        token=False,
+    ),
+    Route(
+        "POST", "/connect", "connect", "Connect and wait for the outcome", "Snapshot",
+        "Returns once the tunnel is up or the attempt has failed.",
+        body=(_PEER,),
+        errors=(AlreadyConnected, AlreadyConnecting, NotConnected, PeerUnreachable, PeerRefused,
+                NotConfigured, DeviceUnavailable, ConnectTimeout),
+    ),
+    Route(
+        "POST", "/disconnect", "disconnect", "End the session and take the TAP device down",
+        "Snapshot", "Also gives up connecting, and leaves the state error.",
+        body=(), errors=(NotConnected,),
+    ),
+    Route(
+        "POST", "/ping", "ping", "Measure round trips to the peer", "Pings",
+        "Sends probes one after the other over the path that carries the frames. One without an "
+        "answer within 2 s has the round trip null.",
+        body=(Value("count", {"type": "integer", "minimum": 1, "maximum": MAX_PINGS},
+                    "how many", default=1),),
+        errors=(NotConnected,),
+    ),
+    Route("GET", "/status", "status", "What the daemon knows now", "Snapshot"),
+    Route(
+        "GET", "/explain", "explain", "What would happen to a frame now, and why", "Explanation",
+        "The chain of decisions between the host and the far TAP device: device, target, "
+        "connection, session, path, MTU, queue, drops. Nothing is sent.",
+        query=(
+            Value("target", {"type": "string", "format": "mac-or-ip",
+                             "maxLength": MAX_TARGET_CHARS},
+                  "MAC or IP address that the frame is for; missing: any.",
+                  example="10.0.0.2"),
+        ),
+    ),
+    Route(
+        "GET", "/health", "health", "All health checks", "Health",
+        "200 unless a check of severity error fails. Without the token the texts are left out.",
+        token=False, also={503: "a check of severity error fails"},
+    ),
+    Route(
+        "GET", "/health/live", "live", "Liveness: the daemon answers", "Liveness",
+        "Always 200: that it comes says that the event loop runs. A supervisor that gets no "
+        "answer restarts the daemon.",
+        token=False,
+    ),
+    Route(
+        "GET", "/health/ready", "ready", "Readiness: the tunnel does what is asked of it",
+        "Readiness",
+        "200 when the TAP device is up or can be made, a key is configured, and the peer is "
+        "connected if a connection is wanted; a daemon that is disconnected, waiting to be asked, "
+        "is ready. Otherwise 503 with the checks that fail. Restarting the daemon would not help.",
+        token=False, also={503: "not ready"},
+    ),
+    Route(
+        "GET", "/events", "events", "WebSocket: snapshots and events as they come",
+        "websocket",
+        "Subprotocol `shadowmesh.events.v1`. Browsers, which cannot set Authorization here, "
+        "offer the token as a second subprotocol `bearer.TOKEN`; only this route takes an "
+        "Origin, that of the daemon's own dashboard. The server sends text messages of the "
+        "schema FeedMessage: at the start a snapshot and the last events, then a snapshot each "
+        "second and events as they come. It expects nothing but control frames.",
+        errors=(UPGRADE_REQUIRED, TOO_MANY_LISTENERS),
+    ),
+    Route(
+        "GET", "/events/recent", "recent_events", "The last events, the oldest first", "Events",
+        "The flight recorder keeps 1,000 events in memory.",
+        query=(
+            Value("limit", {"type": "integer", "minimum": 1, "maximum": MAX_EVENTS},
+                  "At most so many, the newest.", default=100),
+            Value("after", {"type": "integer", "minimum": 0, "maximum": MAX_SAFE_INTEGER},
+                  "Only events with a greater number.", default=0),
+        ),
+    ),
+    Route(
+        "GET", "/capture", "capture", "The frames that cross the tunnel, as pcapng",
+        "application/x-pcapng",
+        "Goes on until `count` or `duration_ms` is reached, the client closes its sending half or "
+        "the connection, or the daemon stops; the last block, of statistics, says which, and it "
+        "alone has an end time. Frames are those between the TAP device and the tunnel, in both "
+        "directions (`epb_flags`), with the offloads of the host. What a bounded buffer has no "
+        "room for is missing here, not in the tunnel, and counted in the statistics that come "
+        "each second. A client that takes nothing for 20 s is dropped. Loopback only.",
+        query=(
+            Value("snaplen", {"type": "integer", "minimum": 1, "maximum": MAX_SNAP_BYTES},
+                  "How many bytes of each frame are kept.", default=MAX_SNAP_BYTES),
+            Value("count", {"type": "integer", "minimum": 0, "maximum": MAX_SAFE_INTEGER},
+                  "End after so many frames; 0: do not.", default=0),
+            Value("duration_ms", {"type": "integer", "minimum": 0, "maximum": MAX_CAPTURE_MS},
+                  "End after this time; 0: do not.", default=0),
+        ),
+        errors=(CaptureRunning, FORBIDDEN_REMOTE),
+    ),
+    Route(
+        "GET", "/metrics", "metrics", "Metrics in the Prometheus text format", "text/plain",
+        "The same as on `monitoring.prometheus_port`, where no token is needed.",
+        errors=(METRICS_OFF,),
+    ),
+    Route("GET", "/openapi.json", "openapi", "This document", "object"),
+)  # fmt: skip
+
+OPEN_PATHS: Final = frozenset(route.path for route in ROUTES if not route.token)
+
+
+def refusals(route: Route) -> list[Refusal]:
+    """Return every error that a request for `route` may be answered with."""
+    found = [BAD_REQUEST, FORBIDDEN_HOST, FORBIDDEN_ORIGIN, RATE_LIMITED, INTERNAL]
+    # a token that is given must be right on the open routes too
+    found.append(UNAUTHORIZED)
+    if route.body is not None:
+        found += [TOO_LARGE, WRONG_TYPE]
+    for error in route.errors:
+        if isinstance(error, Refusal):
+            found.append(error)
+        else:
+            found.append(Refusal(error.http_status, error.code, _ERROR_TEXTS[error]))
+    return found
+
+
+def check(name: str, value: object, schema: Schema) -> None:
+    """Check a value that was read from JSON.
+
+    Raises:
+        BadRequest: it does not fit the schema.
+    """
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if value is None and "null" in kinds:
+        return
+    wanted = next(kind for kind in kinds if kind != "null")
+    # True and False are integers to Python, not to JSON
+    if not isinstance(value, _TYPES[wanted]) or (wanted == "integer" and isinstance(value, bool)):
+        raise BadRequest(f"{name} must be of type {wanted}")
+    if "enum" in schema and value not in schema["enum"]:
+        raise BadRequest(f"{name} must be one of {', '.join(map(str, schema['enum']))}")
+    if isinstance(value, int):
+        low, high = schema.get("minimum", value), schema.get("maximum", value)
+        if not low <= value <= high:
+            raise BadRequest(f"{name} must be from {low} to {high}")
+    if isinstance(value, str):
+        if len(value) > schema.get("maxLength", len(value)):
+            raise BadRequest(f"{name} is longer than {schema['maxLength']} characters")
+        if "format" in schema:
+            try:
+                FORMATS[schema["format"]](value)
+            except ValueError as error:
+                raise BadRequest(f"{name} is not a {schema['format']}: {error}") from None
+
+
+def check_members(given: Mapping[str, object], known: Sequence[Value]) -> dict[str, Any]:
+    """Return the value of each known member, its default where it is not given.
+
+    Raises:
+        BadRequest: a member is unknown or does not fit its schema.
+    """
+    unknown = sorted(set(given) - {value.name for value in known})
+    if unknown:
+        expected = ", ".join(sorted(value.name for value in known)) or "none"
+        raise BadRequest(f"unknown field {unknown[0][:40]!r}: this route knows {expected}")
+    found = {}
+    for value in known:
+        found[value.name] = value.default
+        if value.name in given:
+            found[value.name] = _whole(given[value.name], value.schema)
+            check(value.name, found[value.name], value.schema)
+    return found
+
+
+def _whole(value: object, schema: Schema) -> object:
+    """Return what JSON Schema calls an integer as one: 5.0 is 5."""
+    if schema["type"] == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def from_query(name: str, text: str, schema: Schema) -> object:
+    """Return a query parameter's text as a value that `check` can look at.
+
+    Raises:
+        BadRequest: it cannot be one.
+    """
+    if schema["type"] == "integer":
+        if not _INTEGER.fullmatch(text):
+            raise BadRequest(f"{name} must be a whole number")
+        return int(text)
+    return text

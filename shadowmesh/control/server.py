@@ -1,0 +1,299 @@
+"""How WSGI applications are served on loopback: gevent's pywsgi with limits.
+
+Owns: connections of the control API and of the metrics port: how many, how long, how large.
+Does not know: routes, tokens, what the applications answer.
+
+pywsgi by itself reads slowly sent requests for ever, takes any number of connections, throws away
+bodies of any length, prints tracebacks for broken requests and looks its own name up in DNS. Here
+a request has to arrive whole within `REQUEST_TIMEOUT_S`, before the application sees it; the
+answer may take as long as it needs, as long as the client takes it: one that lets a piece of it
+wait for `SEND_TIMEOUT_S` is given up. When `MAX_CONNECTIONS` are open a new one takes the place of
+the one that has been idle longest, so that idle connections cannot keep the operator out.
+
+A request that asks for a WebSocket goes to the application like any other. The application may
+take the connection over: `environ[UPGRADE](subprotocol)` sends the 101 answer, which
+gevent-websocket makes, and returns the connection. What the application returns in the end is not
+sent then. An application that answers without an end finds the socket in `environ[CONNECTION]`, to
+look whether somebody is still there; it does not read from it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import io
+import logging
+from collections import OrderedDict
+from errno import EPIPE
+from socket import SHUT_RDWR
+from typing import TYPE_CHECKING, Any, Final
+
+from gevent import Timeout
+from gevent.pool import Pool
+from gevent.pywsgi import Input, WSGIHandler, WSGIServer
+from geventwebsocket.handler import WebSocketHandler
+
+from shadowmesh.base import log
+from shadowmesh.base.constants import MAX_API_BODY_BYTES, MAX_HEADER_BYTES
+from shadowmesh.control.guard import CONNECTION, UPGRADE, error_body
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+    from gevent.socket import socket as Socket  # noqa: N812
+
+_log = log.get("http")
+
+#: RFC 6455, section 4.1
+_WEBSOCKET_VERSION: Final = "13"
+_WEBSOCKET_KEY_BYTES: Final = 16
+
+#: each costs a greenlet and a read buffer of 8 KiB
+MAX_CONNECTIONS: Final = 64
+#: head and body of one request, and the pause before it on a kept connection
+REQUEST_TIMEOUT_S: Final = 10.0
+_CHUNK_BYTES: Final = 16 * 1024
+#: for one piece of an answer
+SEND_TIMEOUT_S: Final = 20.0
+
+
+_BAD_REQUEST_BODY: Final = error_body("bad_request", "the request could not be read")
+_BAD_REQUEST: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BAD_REQUEST_BODY), _BAD_REQUEST_BODY)
+)
+
+
+class _TooSlow(BaseException):
+    """The request did not arrive in time. Not an Exception: nothing below may swallow it."""
+
+
+class _HeadReader:
+    """The readline of a file, for at most `MAX_HEADER_BYTES` bytes in all."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._left = MAX_HEADER_BYTES
+
+    def readline(self, limit: int = -1) -> bytes:
+        allowed = self._left + 1 if limit < 0 else min(limit, self._left + 1)
+        line = self._file.readline(allowed)
+        self._left -= len(line)
+        if self._left < 0:
+            raise ValueError(f"the head of the request is longer than {MAX_HEADER_BYTES} bytes")
+        return line
+
+
+class _ReadBody(Input):  # type: ignore[misc]
+    """The request's body, read by the handler below; nothing is left to be thrown away."""
+
+    def _discard(self) -> None:
+        pass
+
+
+class _OneProtocol:
+    """What gevent-websocket asks the application: which subprotocol it speaks."""
+
+    def __init__(self, subprotocol: str) -> None:
+        self._subprotocol = subprotocol
+
+    def app_protocol(self, path: str) -> str:
+        return self._subprotocol
+
+
+class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
+    """One connection. Ends when it is closed, refused or replaced."""
+
+    server: LimitedServer
+    rfile: Any
+    wsgi_input: Any
+    _deadline: Timeout | None = None
+    _upgraded = False
+
+    def read_requestline(self) -> str:
+        self.server.idle[self] = None
+        self._deadline = Timeout.start_new(REQUEST_TIMEOUT_S, _TooSlow)
+        line: str = super().read_requestline()
+        return line
+
+    def read_request(self, raw_requestline: str) -> Any:
+        file = self.rfile
+        self.rfile = _HeadReader(file)
+        try:
+            return super().read_request(raw_requestline)
+        finally:
+            self.rfile = file
+
+    def handle_one_request(self) -> Any:
+        try:
+            return super().handle_one_request()
+        except _TooSlow:
+            return None
+        finally:
+            self._stop_deadline()
+
+    def handle_one_response(self) -> None:
+        try:
+            self._read_body()
+        except (OSError, ValueError):  # ended or broken off in the middle of the body
+            self.close_connection = True
+            return
+        finally:
+            self._stop_deadline()
+        super().handle_one_response()
+
+    def run_application(self) -> None:
+        # Not gevent-websocket's, which upgrades before the application can refuse.
+        if self._wants_websocket():
+            self.environ[UPGRADE] = self._upgrade
+        self.environ[CONNECTION] = self.socket
+        WSGIHandler.run_application(self)
+
+    def start_response(self, status: Any, headers: Any, exc_info: Any = None) -> Any:
+        if self._upgraded and self.headers_sent:
+            return _discard
+        return super().start_response(status, headers, exc_info)
+
+    def process_result(self) -> None:
+        if not self._upgraded:
+            super().process_result()
+
+    def _sendall(self, data: Any) -> None:
+        try:
+            with Timeout(SEND_TIMEOUT_S):
+                super()._sendall(data)
+        except Timeout:
+            # As if the client had left, which pywsgi knows how to bear.
+            raise BrokenPipeError(EPIPE, "the client does not take the answer") from None
+
+    def log_request(self) -> None:
+        """Nothing is logged for each request."""
+
+    def close_idle(self) -> None:
+        """Make the greenlet that waits in read_requestline see the end of the connection."""
+        with contextlib.suppress(OSError):  # the client was quicker
+            self.socket.shutdown(SHUT_RDWR)
+
+    def _wants_websocket(self) -> bool:
+        """Whether this is a right request for a WebSocket. Source: RFC 6455, section 4.2.1."""
+        asked = self.environ
+        try:
+            key = base64.b64decode(asked.get("HTTP_SEC_WEBSOCKET_KEY", ""), validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        options = asked.get("HTTP_CONNECTION", "").lower().split(",")
+        return (
+            asked["REQUEST_METHOD"] == "GET"
+            and self.request_version == "HTTP/1.1"
+            and asked.get("HTTP_UPGRADE", "").lower() == "websocket"
+            and "upgrade" in (option.strip() for option in options)
+            and asked.get("HTTP_SEC_WEBSOCKET_VERSION") == _WEBSOCKET_VERSION
+            and len(key) == _WEBSOCKET_KEY_BYTES
+        )
+
+    def _upgrade(self, subprotocol: str) -> tuple[Socket, Any]:
+        """Answer 101 and return the socket, and the file that its bytes are read from.
+
+        Args:
+            subprotocol: told to the client if it has offered it.
+        Raises:
+            OSError: the connection is gone.
+        """
+        offered = self.environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "").split(",")
+        if subprotocol not in (one.strip() for one in offered):
+            subprotocol = ""
+        self.application = _OneProtocol(subprotocol)
+        self.upgrade_connection()
+        # Theirs reads messages of any length, and would write a close frame when it is collected.
+        self.websocket.closed = True
+        self.environ["wsgi.websocket"] = None
+        self._upgraded = True
+        self.close_connection = True
+        self.write(b"")
+        return self.socket, self.rfile
+
+    def _stop_deadline(self) -> None:
+        self.server.idle.pop(self, None)
+        if self._deadline is not None:
+            self._deadline.close()
+            self._deadline = None
+
+    def _read_body(self) -> None:
+        """Take the body off the connection, or so much of it that the application refuses it.
+
+        The rest is not read: closing the connection is the end of it.
+        """
+        body = bytearray()
+        while len(body) <= MAX_API_BODY_BYTES:
+            piece = self.wsgi_input.read(_CHUNK_BYTES)
+            if not piece:
+                break
+            body += piece
+        else:
+            self.close_connection = True
+        self.wsgi_input = _ReadBody(io.BytesIO(body), len(body))
+        self.environ["wsgi.input"] = self.wsgi_input
+        if body:
+            self.environ["CONTENT_LENGTH"] = str(len(body))
+        self.environ.pop("HTTP_TRANSFER_ENCODING", None)
+
+    def _handle_client_error(self, error: Exception) -> tuple[str, bytes]:
+        # pywsgi prints a traceback for some of these
+        _log.debug("malformed request refused", error=error)
+        return ("400", _BAD_REQUEST)
+
+    def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
+        # The applications catch their own errors, so this is a bug of ours.
+        _log.exception("request failed outside the application")
+        self._send_error_response_if_possible(500)
+        self.close_connection = True
+
+
+def _discard(data: bytes) -> None:
+    """Takes the place of write() once the connection is no longer HTTP."""
+
+
+class LimitedServer(WSGIServer):  # type: ignore[misc]
+    """Serves one WSGI application on a listening socket."""
+
+    handler_class = LimitedHandler
+
+    def __init__(self, listener: Socket, application: WSGIApplication) -> None:
+        """Args: listener: bound and listening; closed by stop()."""
+        super().__init__(
+            listener,
+            application,
+            # no bound of its own (see handle), but stop() can end what is still running
+            spawn=Pool(),
+            log=None,
+            error_log=None,
+            # given here, because pywsgi would ask DNS for the name of the address
+            environ={"SERVER_NAME": "localhost"},
+        )
+        #: where gevent-websocket writes; ours says what matters
+        self.logger = logging.getLogger("geventwebsocket")
+        self.logger.disabled = True
+        #: connections that wait for a request, the longest idle first
+        self.idle: OrderedDict[LimitedHandler, None] = OrderedDict()
+        self._open = 0
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop listening, let running requests finish for timeout seconds, end the others."""
+        for handler in tuple(self.idle):
+            handler.close_idle()
+        super().stop(timeout)
+
+    def handle(self, sock: Socket, address: Any) -> None:
+        """Serve one connection; pywsgi runs this in a greenlet of its own."""
+        if self._open >= MAX_CONNECTIONS:
+            if not self.idle:
+                sock.close()
+                return
+            oldest, _ = self.idle.popitem(last=False)
+            oldest.close_idle()
+        self._open += 1
+        try:
+            super().handle(sock, address)
+        finally:
+            self._open -= 1

@@ -1,0 +1,498 @@
+"""The decision chain of one frame: what happens to it between the host and the far TAP, and why.
+
+Owns: the steps of the chain, the verdict on each, its words and its remedy. Does not know: where
+the facts come from (`service.view` and `device.facts` gather them), HTTP. `explain` is a pure function.
+
+::
+
+    tap -> target -> connection -> session -> path -> mtu -> queue -> drops -> daemon
+
+A step fails when a frame would not get past it; a warning says that it would, but that something
+there is not well or not known. What only follows from an earlier cause is a warning, so that the
+first step that fails names the cause.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from shadowmesh.base.constants import (
+    ETHERNET_HEADER_BYTES,
+    FRAGMENT_HEADER_BYTES,
+    KEY_LIFETIME_S,
+    RECORD_OVERHEAD_BYTES,
+)
+from shadowmesh.base.units import count, duration, size
+from shadowmesh.device.facts import HostFacts, Target, Whereabouts, format_mac
+from shadowmesh.device.tap import stable_mac
+from shadowmesh.insight.reasons import DROPPED, REFUSED, Reason
+from shadowmesh.insight.status import SCHEMA, Check, Counters, Path, Peer, Session, Snapshot
+
+Verdict = Literal["ok", "warn", "fail"]
+StepName = Literal[
+    "tap", "target", "connection", "session", "path", "mtu", "queue", "drops", "daemon"
+]
+
+#: a rekey is 55 s overdue then
+_KEYS_END_SOON_S: Final = 30.0
+#: health checks that have a step of their own
+_OWN_STEP: Final = ("tap", "peer", "path", "queue", "refused")
+#: drops that say nothing about a tunnel that is up now
+_HARMLESS_DROPS: Final = ("not_connected", "link_lost")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision.
+
+    Attributes:
+        name: which.
+        verdict: ``ok``; ``warn``: the frame passes, or it is not known; ``fail``: it does not.
+        text: what was found, one line.
+        remedy: what the operator can do; empty when there is nothing to do.
+        details: further lines, such as one for each path that was tried.
+    """
+
+    name: StepName
+    verdict: Verdict
+    text: str
+    remedy: str = ""
+    details: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "verdict": self.verdict,
+            "text": self.text,
+            "remedy": self.remedy,
+            "details": list(self.details),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The whole chain.
+
+    Attributes:
+        target: that was asked about; None for any frame.
+        delivered: a frame would reach the far TAP: no step fails.
+        summary: one sentence.
+        steps: in the order in which a frame meets them.
+    """
+
+    target: str | None
+    delivered: bool
+    summary: str
+    steps: Sequence[Step]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; names are only ever added."""
+        return {
+            "schema": SCHEMA,
+            "target": self.target,
+            "delivered": self.delivered,
+            "summary": self.summary,
+            "steps": [step.to_dict() for step in self.steps],
+        }
+
+
+def explain(snapshot: Snapshot, facts: HostFacts, target: Target | None, now: float) -> Explanation:
+    """Return what happens to a frame for target.
+
+    Args:
+        facts: looked up for the same target.
+        now: wall-clock seconds.
+    """
+    steps = [_tap(snapshot, facts), _target(snapshot, facts, target)]
+    steps.append(_connection(snapshot, now))
+    if _is_connected(snapshot):
+        steps += [_session(snapshot, now), _path(snapshot), _mtu(snapshot, facts)]
+    steps += [_queue(snapshot), _drops(snapshot, facts), *_daemon(snapshot)]
+    named = None if target is None else _named(target)
+    failed = [step for step in steps if step.verdict == "fail"]
+    if failed:
+        summary = f"no frame is delivered: {failed[0].text}"
+    else:
+        warnings = sum(step.verdict == "warn" for step in steps)
+        summary = f"a frame is delivered over {snapshot.path}"
+        summary += f", {count(warnings, 'warning')}" if warnings else ""
+    return Explanation(named, not failed, summary, tuple(steps))
+
+
+def _named(target: Target) -> str:
+    return format_mac(target) if isinstance(target, bytes) else str(target)
+
+
+def _is_connected(snapshot: Snapshot) -> bool:
+    return str(snapshot.state) == "connected"
+
+
+def _check(snapshot: Snapshot, name: str) -> Check | None:
+    return next((check for check in snapshot.health if check.name == name), None)
+
+
+# --- The device ---------------------------------------------------------------------------------
+
+
+def _tap(snapshot: Snapshot, facts: HostFacts) -> Step:
+    name, device, ours = facts.name, facts.device, snapshot.tap
+    if facts.problem is not None:
+        return Step("tap", "warn", f"the kernel cannot be asked about {name}: {facts.problem}")
+    if ours is None:
+        return _tap_unopened(snapshot, facts)
+    if device is None:
+        return Step(
+            "tap", "fail", f"{name} was deleted; the daemon makes it again within a second",
+            "if it stays away: `shadowmesh logs` says why",
+        )  # fmt: skip
+    if not device.up:
+        return Step("tap", "fail", f"{name} is down", f"ip link set {name} up")
+    if ours.address is not None and ours.address not in device.addresses:
+        return Step(
+            "tap", "warn", f"{name} is up, but {ours.address} was taken off it",
+            f"ip address add {ours.address} dev {name}",
+        )  # fmt: skip
+    if ours.mtu is not None and device.mtu != ours.mtu:
+        return Step(
+            "tap", "warn",
+            f"{name} is up, but its MTU is {device.mtu} now and the daemon was told {ours.mtu}",
+            f"ip link set {name} mtu {ours.mtu}; or change network.mtu and restart the daemon",
+        )  # fmt: skip
+    address = ours.address or "without an address"
+    bridge = "" if device.bridge is None else f", a port of the bridge {device.bridge}"
+    return Step("tap", "ok", f"{name} is up, {address}, MTU {device.mtu}{bridge}")
+
+
+def _tap_unopened(snapshot: Snapshot, facts: HostFacts) -> Step:
+    name, device, check = facts.name, facts.device, _check(snapshot, "tap")
+    if device is not None and device.kind != "tun":
+        kind = f", a {device.kind} device" if device.kind else ""
+        return Step(
+            "tap", "fail", f"{name} is another interface{kind}: the daemon cannot make its own",
+            f"remove it (`ip link delete {name}`) or set network.tap_device",
+        )  # fmt: skip
+    if check is not None and not check.ok:
+        return Step("tap", "fail", check.text, check.remedy)
+    if _is_connected(snapshot):
+        return Step("tap", "fail", f"{name} is gone", "`shadowmesh disconnect`, then connect again")
+    return Step("tap", "warn", f"{name} is not there; it is made when the tunnel connects")
+
+
+# --- The target -------------------------------------------------------------------------------
+
+
+def _target(snapshot: Snapshot, facts: HostFacts, target: Target | None) -> Step:
+    found = facts.target
+    if target is None:
+        return Step("target", "ok", f"none was given: every frame that leaves through {facts.name}")
+    if found is None:
+        return Step("target", "warn", f"where {_named(target)} is cannot be asked")
+    if isinstance(target, bytes):
+        return _mac(snapshot, facts, target, found)
+    if target.is_multicast:
+        return Step("target", "ok", f"{target} is a group: the peer's side gets what is sent to it")
+    return _address(snapshot, facts, str(target), found)
+
+
+def _mac(snapshot: Snapshot, facts: HostFacts, mac: bytes, found: Whereabouts) -> Step:
+    name, bridge = format_mac(mac), _bridge(facts)
+    if mac[0] & 1:
+        return Step("target", "ok", f"{name} is a group address: every host of the segment gets it")
+    if found.ours is not None:
+        return Step(
+            "target", "fail",
+            f"{name} is {found.ours} of this host: nothing for it leaves the host",
+            "ask for the MAC of a host on the other side",
+        )  # fmt: skip
+    if mac == _peer_mac(snapshot):
+        return Step("target", "ok", f"{name} is the peer's own TAP device")
+    if found.port is not None and found.port != facts.name:
+        return Step(
+            "target", "fail",
+            f"the bridge {bridge} has seen {name} behind {found.port}, not behind the tunnel",
+        )  # fmt: skip
+    if found.port is not None:
+        return Step("target", "ok", f"the bridge {bridge} has seen {name} behind the tunnel")
+    if found.address is not None:
+        return Step("target", "ok", f"{name} is {found.address}, as it answered on {facts.name}")
+    return Step(
+        "target", "warn",
+        f"{name} has not been seen here; the peer gets the frame, and its kernel or bridge decides",
+    )  # fmt: skip
+
+
+def _address(snapshot: Snapshot, facts: HostFacts, name: str, found: Whereabouts) -> Step:
+    tunnel = _bridge(facts) or facts.name
+    if found.ours is not None:
+        return Step(
+            "target", "fail",
+            f"{name} is an address of this host ({found.ours}): packets to it never leave",
+            "ask for the address that the peer has in its network.local_ip",
+        )  # fmt: skip
+    if facts.device is None and (found.no_route is not None or not found.into_tunnel):
+        return Step(
+            "target", "warn", f"the way to {name} is not known before {facts.name} is there"
+        )
+    if found.no_route is not None:
+        return Step(
+            "target", "fail", f"this host has no route to {name}: {found.no_route}",
+            f"ip route add {name} dev {tunnel}; or use an address of the tunnel's network",
+        )  # fmt: skip
+    if not found.into_tunnel:
+        via = "" if found.gateway is None else f" to {found.gateway}"
+        return Step(
+            "target", "fail",
+            f"the routes of this host send {name} out of {found.out}{via}, not into the tunnel",
+            f"ip route add {name} dev {tunnel}, if it is behind the tunnel",
+        )  # fmt: skip
+    hop = name if found.gateway is None else f"the gateway {found.gateway}"
+    way = f"{name} is reached through {tunnel}"
+    way += "" if found.gateway is None else f" by {hop}"
+    if found.answered is False:
+        return Step(
+            # Without a tunnel that is no wonder, and not the cause.
+            "target", "fail" if _is_connected(snapshot) else "warn",
+            f"{way}, but nobody there answers when the kernel asks who has {hop}",
+            "compare network.local_ip on the other side, or look whether that host is up;"
+            f" `ip neighbour flush dev {tunnel}` makes the kernel ask again",
+        )  # fmt: skip
+    if found.answered is None:
+        return Step("target", "ok", f"{way}; the first frame asks who has it (ARP or ND)")
+    if found.port is not None and found.port != facts.name:
+        return Step(
+            "target", "fail",
+            f"{hop} answered from behind {found.port} of the bridge {tunnel}, not from the tunnel",
+        )  # fmt: skip
+    who = "" if found.mac is None else f" with {format_mac(found.mac)}"
+    own = ", the peer's own TAP device" if found.mac == _peer_mac(snapshot) else ""
+    return Step("target", "ok", f"{way} and answered{who}{own}")
+
+
+def _bridge(facts: HostFacts) -> str | None:
+    return None if facts.device is None else facts.device.bridge
+
+
+def _peer_mac(snapshot: Snapshot) -> bytes | None:
+    """Return the MAC that the peer's daemon gives its device, unless it is a port of a bridge."""
+    key = None if snapshot.peer is None else snapshot.peer.public_key
+    return None if key is None else stable_mac(base64.b64decode(key))
+
+
+# --- Connection and session -------------------------------------------------------------------
+
+
+def _connection(snapshot: Snapshot, now: float) -> Step:
+    peer = snapshot.peer or Peer()
+    if _is_connected(snapshot):
+        since = duration(now - snapshot.since)
+        return Step("connection", "ok", f"connected to {peer.address} for {since}")
+    check, refused = _check(snapshot, "peer"), _check(snapshot, "refused")
+    if check is not None and check.code == "not_configured":
+        return Step("connection", "fail", check.text, check.remedy)
+    phase = "" if snapshot.phase is None else f" ({snapshot.phase})"
+    retry = _until(snapshot.next_retry_at, now)
+    details = [] if retry is None else [f"the next attempt starts in {retry}"]
+    if snapshot.last_error is not None and not _refused_since(snapshot):
+        # A refusal beside it is of another attempt, and the operator may know which.
+        if refused is not None and not refused.ok:
+            details.append(refused.text)
+        return Step(
+            "connection", "fail", f"{snapshot.state}{phase}: {snapshot.last_error}",
+            "" if check is None else check.remedy, details,
+        )  # fmt: skip
+    if refused is not None and not refused.ok:
+        return Step(
+            "connection", "fail", f"{snapshot.state}{phase}: {refused.text}", refused.remedy,
+            details,
+        )  # fmt: skip
+    if str(snapshot.state) == "disconnected":
+        return Step(
+            "connection", "fail", "disconnected: nobody has asked for a tunnel",
+            "`shadowmesh connect`, here or on the other side", details,
+        )  # fmt: skip
+    return Step(
+        "connection", "fail", f"{snapshot.state}{phase}", "" if check is None else check.remedy,
+        details,
+    )  # fmt: skip
+
+
+def _refused_since(snapshot: Snapshot) -> bool:
+    """Whether a peer was refused after the last failure of our own: then that is the news."""
+    refused, failed_at = snapshot.refused, snapshot.last_error_at
+    return (
+        refused is not None
+        and refused.failed_at is not None
+        and failed_at is not None
+        and refused.failed_at > failed_at
+    )
+
+
+def _until(moment: float | None, now: float) -> str | None:
+    return None if moment is None else duration(moment - now)
+
+
+def _session(snapshot: Snapshot, now: float) -> Step:
+    session = snapshot.session or Session()
+    strength = "post-quantum" if snapshot.post_quantum else "not post-quantum"
+    text = f"{snapshot.cipher}, {strength}"
+    end = session.keys_expire_at
+    if end is None:
+        return Step("session", "fail", f"{text}, but there are no keys", "`shadowmesh logs`")
+    left_s = end - now
+    text += f"; keys {duration(KEY_LIFETIME_S - left_s)} old"
+    rekey = _until(session.next_rekey_at, now)
+    if rekey is not None:
+        asks = "next rekey" if session.initiator else "the peer rekeys, else we ask for it"
+        text += f", {asks} in {rekey}"
+    text += f", they end in {duration(left_s)} without one"
+    if left_s <= 0:
+        return Step(
+            "session", "fail", f"the keys ended {duration(-left_s)} ago and no rekey succeeded",
+            "`shadowmesh disconnect`, then connect again",
+        )  # fmt: skip
+    if left_s < _KEYS_END_SOON_S:
+        return Step(
+            "session", "warn", f"{text}; no rekey has succeeded in time",
+            "look for `rekey` in the logs of both sides",
+        )  # fmt: skip
+    return Step("session", "ok", text)
+
+
+# --- Path, MTU, queue -------------------------------------------------------------------------
+
+
+def _path(snapshot: Snapshot) -> Step:
+    check = _check(snapshot, "path")
+    text = f"over {snapshot.path}: {snapshot.path_reason}"
+    details = [_tried(path) for path in snapshot.paths]
+    if snapshot.nat is not None and snapshot.nat.type is not None:
+        seen = snapshot.nat.public_address
+        details.append(
+            f"this side's NAT: {snapshot.nat.type}" + (f", seen as {seen}" if seen else "")
+        )
+    if check is not None and not check.ok:
+        if check.code == "path_lossy":
+            text += f"; {check.text}"
+        return Step("path", "warn", text, check.remedy, details)
+    return Step("path", "ok", text, details=details)
+
+
+def _tried(path: Path) -> str:
+    """Return what is known of one way to the peer."""
+    kind = "" if path.kind is None else f" ({path.kind})"
+    words = [f"{path.path} {path.address}{kind}"]
+    if path.active:
+        words.append("carries the frames")
+    elif path.path == "wss":
+        words.append("open, in reserve")
+    if path.proven and path.rtt_ms is not None:
+        words.append(f"answers in {path.rtt_ms:.1f} ms")
+    if path.loss:
+        words.append(f"{path.loss:.0%} of the last probes lost")
+    if path.path == "udp" and path.unanswered and not path.active:
+        words.append(f"{count(path.unanswered, 'probe')} without an answer")
+    elif path.path == "udp" and not path.proven:
+        words.append("not tried yet")
+    return ", ".join(words)
+
+
+def _mtu(snapshot: Snapshot, facts: HostFacts) -> Step:
+    mtu = facts.device.mtu if facts.device is not None else (snapshot.tap and snapshot.tap.mtu) or 0
+    peer_mtu = None if snapshot.peer is None else snapshot.peer.tap_mtu
+    frame = mtu + ETHERNET_HEADER_BYTES
+    fit = f"a full frame of {frame} bytes {_fit(snapshot, frame)}"
+    if peer_mtu is not None and peer_mtu < mtu:
+        return Step(
+            "mtu", "warn",
+            f"{fit}; but the peer's TAP takes {peer_mtu} bytes of payload and this one sends up to"
+            f" {mtu}: what is longer is dropped",
+            "set network.mtu alike on both sides",
+        )  # fmt: skip
+    return Step("mtu", "ok", fit)
+
+
+def _fit(snapshot: Snapshot, frame: int) -> str:
+    if snapshot.path == "wss":
+        return "goes through whole: WSS is a stream"
+    payload = next((path.payload_bytes for path in snapshot.paths if path.active), None)
+    overhead = RECORD_OVERHEAD_BYTES.get(snapshot.cipher or "")
+    if payload is None or overhead is None:
+        return "may be cut: what the path carries is not known yet"
+    if frame + overhead <= payload:
+        return f"fits one datagram: the path carries {payload} bytes"
+    # As the data plane cuts: each part has the record's overhead and a header of its own.
+    part = payload - (overhead - 1) - FRAGMENT_HEADER_BYTES
+    parts = -(-(frame + 1) // part)
+    return (
+        f"is cut into {parts} fragments: the path carries datagrams of {payload} bytes;"
+        " TCP does not pay for that, its segments are cut to fit"
+    )
+
+
+def _queue(snapshot: Snapshot) -> Step:
+    check = _check(snapshot, "queue")
+    waiting = f"{size(snapshot.queue_bytes)} wait for the WSS link"
+    if check is not None and not check.ok:
+        return Step("queue", "warn", f"{check.text}; {waiting} now", check.remedy)
+    return Step("queue", "ok", waiting)
+
+
+# --- Drops and the rest -----------------------------------------------------------------------
+
+
+def _drops(snapshot: Snapshot, facts: HostFacts) -> Step:
+    counters: Counters = snapshot.counters
+    lately = {name: number for name, number in counters.dropped_lately.items() if number}
+    before = {
+        name: number - lately.get(name, 0)
+        for name, number in counters.dropped.items()
+        if number > lately.get(name, 0)
+    }
+    details = [f"in the last minute: {line}" for line in _reasons(lately, DROPPED, "frame")]
+    details += [f"before: {line}" for line in _reasons(before, DROPPED, "frame")]
+    details += [
+        f"since the start: {line}" for line in _reasons(counters.udp_refused, REFUSED, "datagram")
+    ]
+    if facts.device is not None and facts.device.tx_dropped:
+        details.append(
+            f"by the kernel, since {facts.name} was made:"
+            f" {count(facts.device.tx_dropped, 'frame')}, as the queue of the device was full"
+        )
+    bad = {name: number for name, number in lately.items() if name not in _HARMLESS_DROPS}
+    if bad:
+        worst = max(bad, key=lambda name: bad[name])
+        reason = DROPPED.get(worst, Reason(worst))
+        return Step(
+            "drops", "warn",
+            f"{count(sum(bad.values()), 'frame')} dropped in the last minute, most as {worst}:"
+            f" {reason.meaning}",
+            reason.remedy.replace("DEVICE", facts.name), details,
+        )  # fmt: skip
+    total = count(sum(counters.dropped.values()), "frame")
+    return Step(
+        "drops", "ok", f"none in the last minute that matters, {total} since the start",
+        details=details,
+    )  # fmt: skip
+
+
+def _reasons(
+    numbers: Mapping[str, int], meanings: Mapping[str, Reason], noun: str
+) -> Iterator[str]:
+    for name, number in sorted(numbers.items(), key=lambda item: (-item[1], item[0])):
+        if number:
+            meaning = meanings.get(name, Reason("of a newer data plane")).meaning
+            yield f"{name} {count(number, noun)}: {meaning}"
+
+
+def _daemon(snapshot: Snapshot) -> Iterator[Step]:
+    """What else is wrong with the daemon; frames pass nevertheless."""
+    others = [check for check in snapshot.health if check.name not in _OWN_STEP]
+    failed = [check for check in others if not check.ok]
+    for check in failed:
+        yield Step("daemon", "warn", check.text, check.remedy)
+    if not failed:
+        names = ", ".join(check.name for check in others)
+        yield Step("daemon", "ok", f"nothing else is wrong ({names or 'nothing was looked at'})")

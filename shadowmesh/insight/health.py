@@ -1,0 +1,230 @@
+"""The named health checks: what is looked at, what counts as well, and what to do if it is not.
+
+Owns: the judgement of each check, its code, text and remedy. Does not know: where the facts come
+from (`service.view` gathers them), HTTP. Every function is pure and returns one `Check`.
+
+A failing check of severity error makes `GET /health` a 503: the tunnel does not do its work, and
+somebody has to act. A warning says that it does, or will by itself, but not well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from shadowmesh.insight.status import Check, format_time
+from shadowmesh.wire.peer import Phase, State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shadowmesh.insight.vitals import ClockStep
+
+#: the hub answered late: links and timers are delayed, the frames of the UDP path are not
+HUB_LAG_LIMIT_S: Final = 0.25
+#: no program of this version ran before 2026
+EARLIEST_TIME: Final = 1_767_225_600.0
+EXPIRES_SOON_S: Final = 30 * 86400.0
+#: the state directory and the log live on; what is left below this is as good as nothing
+DISK_MARK_BYTES: Final = 1 << 20
+#: who was refused longer ago is no news
+REFUSED_MEMORY_S: Final = 600.0
+#: STUN, candidates and punching have had their time
+PATH_GRACE_S: Final = 15.0
+#: share of lost probes above which TCP through the tunnel crawls
+LOSS_LIMIT: Final = 0.1
+
+
+def tap(
+    device: str,
+    *,
+    is_up: bool | None,
+    needed: bool,
+    problem: str | None,
+) -> Check:
+    """Judge the TAP device.
+
+    Args:
+        device: its name.
+        is_up: of the open device; None without one.
+        needed: we are connected.
+        problem: why it cannot be looked at or made; None when it can.
+    """
+    if problem is not None:
+        return Check("tap", False, "error", problem, "see the daemon's log", "tap_unavailable")
+    if is_up is None:
+        if needed:
+            return Check(
+                "tap", False, "error", f"{device} is gone",
+                "`shadowmesh disconnect`, then connect again", "tap_gone",
+            )  # fmt: skip
+        return Check("tap", True, text=f"{device} can be made when it is needed")
+    if not is_up:
+        return Check(
+            "tap", False, "error", f"{device} is down, frames are dropped",
+            f"ip link set {device} up", "tap_down",
+        )  # fmt: skip
+    return Check("tap", True, text=f"{device} is up")
+
+
+def peer(
+    state: State,
+    phase: Phase | None,
+    *,
+    configured: bool,
+    last_error: str | None,
+    retries: bool,
+) -> Check:
+    """Judge the connection.
+
+    Args:
+        configured: there is a key by which somebody could be accepted.
+        retries: another attempt is planned.
+    """
+    if not configured:
+        return Check(
+            "peer", False, "warning", "no key is configured, nobody is accepted",
+            "set peer.public_key or encryption.key and `shadowmesh reload`", "not_configured",
+        )  # fmt: skip
+    if state is State.CONNECTED:
+        return Check("peer", True, text="connected")
+    if state is State.DISCONNECTED:
+        return Check("peer", True, text="disconnected, as it was asked for")
+    if phase is Phase.WAITING_FOR_PEER:
+        cause = "" if last_error is None else f": {last_error}"
+        return Check(
+            "peer", False, "warning", f"waiting for the peer{cause}",
+            "start the daemon on the other machine, or look at its log", "waiting_for_peer",
+        )  # fmt: skip
+    if last_error is None:
+        return Check("peer", False, "warning", f"connecting: {phase}", "wait", "connecting")
+    remedy = "the daemon keeps trying" if retries else "`shadowmesh connect` tries again"
+    return Check("peer", False, "warning", last_error, remedy, "cannot_connect")
+
+
+def refused(address: str | None, cause: str | None, age_s: float) -> Check:
+    """Judge the last peer that was not let in; of no matter while somebody is.
+
+    A check of its own, and no part of readiness: strangers can make it fail.
+
+    Args:
+        address, cause: where it came from and why the handshake failed; None when none did.
+        age_s: how long ago that was.
+    """
+    if address is not None and age_s < REFUSED_MEMORY_S:
+        return Check(
+            "refused", False, "warning", f"the handshake with {address} failed: {cause}",
+            "compare encryption.key and peer.public_key on both sides; if that was not your"
+            " peer, do nothing", "peer_refused",
+        )  # fmt: skip
+    return Check("refused", True, text="nobody was refused lately")
+
+
+def hub_lag(worst_s: float) -> Check:
+    """Judge the longest delay of the event loop in the last minute."""
+    if worst_s > HUB_LAG_LIMIT_S:
+        return Check(
+            "hub_lag", False, "warning", f"the event loop was {worst_s * 1000:.0f} ms late",
+            "the machine is short of processor time", "hub_late",
+        )  # fmt: skip
+    return Check("hub_lag", True, text="the event loop is in time")
+
+
+def clock(now: float, step: ClockStep | None) -> Check:
+    """Judge the wall clock. The tunnel does not need it; logs and certificates do."""
+    if now < EARLIEST_TIME:
+        return Check(
+            "clock", False, "warning", f"it is not {format_time(now)}",
+            "set the clock, for instance with systemd-timesyncd", "clock_wrong",
+        )  # fmt: skip
+    if step is not None:
+        return Check(
+            "clock", False, "warning", f"the clock was set by {step.by_s:+.1f} s",
+            "times in the log jump there; nothing else to do", "clock_set",
+        )  # fmt: skip
+    return Check("clock", True, text="steady")
+
+
+def queue(full_drops: int, queue_bytes: int) -> Check:
+    """Judge the queues.
+
+    Args:
+        full_drops: frames that found no room in the last minute.
+        queue_bytes: bytes that wait for the WebSocket link, sealed and not yet sealed.
+    """
+    if full_drops:
+        return Check(
+            "queue", False, "warning", f"{full_drops} frames found no room in the last minute",
+            "more is sent than the path carries; shape it before the tunnel", "queue_full",
+        )  # fmt: skip
+    return Check("queue", True, text=f"{queue_bytes} bytes wait")
+
+
+def certificate(path: Path, not_before: float, not_after: float, now: float) -> Check:
+    """Judge the TLS certificate of the peer port.
+
+    Peers do not check it, but proxies and firewalls between may.
+    """
+    remedy = f"renew {path}, or remove it and its key for a new one, and restart"
+    if now < not_before:
+        text = f"{path} is not valid before {_day(not_before)}"
+        return Check(
+            "certificate", False, "warning", text, "set the clock", "certificate_not_yet_valid"
+        )
+    if now > not_after:
+        text = f"{path} expired on {_day(not_after)}"
+        return Check("certificate", False, "warning", text, remedy, "certificate_expired")
+    if now > not_after - EXPIRES_SOON_S:
+        text = f"{path} expires on {_day(not_after)}"
+        return Check("certificate", False, "warning", text, remedy, "certificate_expires_soon")
+    return Check("certificate", True, text=f"valid until {_day(not_after)}")
+
+
+def _day(unix_s: float) -> str:
+    return str(format_time(unix_s))[:10]
+
+
+def path(
+    carries: str | None,
+    reason: str | None,
+    *,
+    udp_wanted: bool,
+    connected_s: float,
+    loss: float | None,
+    fallen: bool = False,
+) -> Check:
+    """Judge the path that carries the frames.
+
+    Args:
+        carries: ``wss`` or ``udp``; None when not connected.
+        reason: why it is this path.
+        udp_wanted: `nat.enabled`.
+        connected_s: since when there is a session.
+        loss: of the UDP path's last probes, 0.0 to 1.0.
+        fallen: UDP has carried this session's frames before, so that nothing is to be awaited.
+    """
+    if carries is None:
+        return Check("path", True, text="not connected")
+    if loss is not None and loss > LOSS_LIMIT:
+        return Check(
+            "path", False, "warning", f"{loss:.0%} of the probes over UDP are lost",
+            "look for an overloaded link; the tunnel moves to WSS if it gets worse", "path_lossy",
+        )  # fmt: skip
+    if carries == "wss" and udp_wanted and (fallen or connected_s > PATH_GRACE_S):
+        return Check(
+            "path", False, "warning", f"on WSS: {reason}",
+            "let UDP pass between the two machines, see `shadowmesh netcheck`; or set"
+            " nat.enabled: false",
+            "udp_unavailable",
+        )  # fmt: skip
+    return Check("path", True, text=reason or f"on {carries.upper()}")
+
+
+def disk(directory: Path, free_bytes: int | None) -> Check:
+    """Judge the file system of the state directory; free_bytes None: it cannot be asked."""
+    if free_bytes is None:
+        text = f"{directory} cannot be read"
+        return Check("disk", False, "warning", text, "look at its file system", "disk_unreadable")
+    if free_bytes < DISK_MARK_BYTES:
+        text = f"{directory} has {free_bytes} bytes left; the tunnel goes on, logs are lost"
+        return Check("disk", False, "warning", text, "make room", "disk_full")
+    return Check("disk", True, text=f"{free_bytes >> 20} MiB free")

@@ -1,0 +1,342 @@
+"""Prometheus metrics out of status snapshots.
+
+Owns: the names, units and help texts of the metrics. Does not know: where the numbers come from,
+who serves them.
+
+Nothing is counted twice: a scrape takes one snapshot and writes it down. The registry is our own,
+without the library's process and garbage-collector collectors. Labels have few fixed values;
+addresses and keys are never among them. conf/ has a dashboard and alert rules that use the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from prometheus_client.core import (
+    CollectorRegistry,
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+from shadowmesh.insight.status import PATHS, STATES, Check, Queue, Snapshot, Tap
+
+if TYPE_CHECKING:
+    from shadowmesh.insight.histogram import Histogram
+
+CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _no_listeners() -> tuple[int, Mapping[str, int]]:
+    return 0, {}
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the numbers come from.
+
+    Attributes:
+        status: takes a snapshot.
+        hub_lag: filled by the daemon; None: not measured.
+        round_trips: of each path.
+        events: how many events of each kind were recorded.
+        listeners: how many listen to the feed, and how many have ended in each way.
+    """
+
+    status: Callable[[], Snapshot]
+    hub_lag: Histogram | None = None
+    round_trips: Mapping[str, Histogram] = field(default_factory=dict)
+    events: Mapping[str, int] = field(default_factory=dict)
+    listeners: Callable[[], tuple[int, Mapping[str, int]]] = _no_listeners
+
+
+class SnapshotCollector(Collector):
+    """Turns one snapshot per scrape into metric families."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: registering must not take a snapshot of a daemon that is starting."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        sources = self._sources
+        snapshot = sources.status()
+        yield from _state_families(snapshot)
+        yield from _session_families(snapshot)
+        yield from _path_families(snapshot)
+        yield from _traffic_families(snapshot)
+        yield from _resource_families(snapshot)
+        yield _histogram(
+            "probe_round_trip_seconds",
+            "Round trips of answered probes, by the path that was probed.",
+            "path",
+            sources.round_trips,
+        )
+        if sources.hub_lag is not None:
+            yield _histogram(
+                "hub_lag_seconds", "How late the event loop ran a timer.", "", {"": sources.hub_lag}
+            )
+        yield from _feed_families(sources)
+
+
+def make_registry(sources: Sources) -> CollectorRegistry:
+    """Return a registry that takes a snapshot at each scrape."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(SnapshotCollector(sources))
+    return registry
+
+
+def render(registry: CollectorRegistry) -> bytes:
+    """Return the Prometheus text format, content type `CONTENT_TYPE`."""
+    return generate_latest(registry)
+
+
+def _gauge(name: str, text: str, value: float | None) -> Iterator[Metric]:
+    """A gauge without labels; nothing when the value is not known."""
+    if value is not None:
+        yield GaugeMetricFamily(f"shadowmesh_{name}", text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"shadowmesh_{name}", text, value=value)
+
+
+def _labelled(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    label: str,
+    values: Iterable[tuple[str, float]],
+) -> Metric:
+    family: Any = kind(f"shadowmesh_{name}", text, labels=[label])
+    for value_of_label, value in values:
+        family.add_metric([value_of_label], value)
+    return family  # type: ignore[no-any-return]
+
+
+def _histogram(
+    name: str, text: str, label: str, histograms: Mapping[str, Histogram]
+) -> HistogramMetricFamily:
+    """Histograms by one label; label empty: a single one without."""
+    family = HistogramMetricFamily(f"shadowmesh_{name}", text, labels=[label] if label else [])
+    for value, histogram in histograms.items():
+        family.add_metric([value] if label else [], list(histogram.buckets()), histogram.sum)
+    return family
+
+
+def _info(name: str, text: str, labels: Mapping[str, str | None]) -> Iterator[Metric]:
+    """A gauge that is always 1 and says something in its labels; nothing while that is unknown."""
+    known = {label: value for label, value in labels.items() if value is not None}
+    if known:
+        family = GaugeMetricFamily(f"shadowmesh_{name}_info", text, labels=list(known))
+        family.add_metric(list(known.values()), 1)
+        yield family
+
+
+def _state_families(snapshot: Snapshot) -> Iterator[Metric]:
+    yield from _info("build", "Version of the daemon; always 1.", {"version": snapshot.version})
+    yield _labelled(
+        GaugeMetricFamily,
+        "state",
+        "1 for the state that the connection is in.",
+        "state",
+        [(state, float(state == snapshot.state)) for state in STATES],
+    )
+    yield from _gauge(
+        "state_since_timestamp_seconds", "When the state was entered.", snapshot.since
+    )
+    yield _labelled(
+        GaugeMetricFamily,
+        "health",
+        "1 when the health check passes, 0 when it fails.",
+        "check",
+        [(check.name, float(check.ok)) for check in snapshot.health],
+    )
+    yield _problems(snapshot.health)
+    certificate = snapshot.certificate
+    yield from _gauge(
+        "certificate_expiry_timestamp_seconds",
+        "When the TLS certificate of the peer port expires.",
+        None if certificate is None else certificate.not_after,
+    )
+
+
+def _problems(health: Sequence[Check]) -> Metric:
+    """One sample for each check that fails, with what an alert wants to say about it."""
+    family = GaugeMetricFamily(
+        "shadowmesh_health_problem",
+        "1 for each health check that fails, with its code and severity.",
+        labels=["check", "code", "severity"],
+    )
+    for check in health:
+        if not check.ok:
+            family.add_metric([check.name, check.code, check.severity], 1)
+    return family
+
+
+def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
+    yield from _gauge(
+        "post_quantum",
+        "1 when the session's keys come from a post-quantum handshake.",
+        snapshot.post_quantum,
+    )
+    yield from _info(
+        "session",
+        "Cipher and TLS of the session; always 1.",
+        {"cipher": snapshot.cipher, "tls_path": snapshot.tls_path},
+    )
+    yield from _gauge(
+        "link_up",
+        "1 while the WebSocket link is up; 0 while the session goes on over UDP alone.",
+        None if snapshot.path is None else snapshot.link is not None,
+    )
+    session = snapshot.session
+    if session is not None:
+        yield from _gauge(
+            "session_established_timestamp_seconds",
+            "When the session was established.",
+            session.established_at,
+        )
+        yield from _gauge(
+            "session_last_rekey_timestamp_seconds",
+            "When the session's keys were last renewed.",
+            session.last_rekey_at,
+        )
+        yield from _gauge("session_rekeys", "Rekeys of the session.", session.rekeys)
+    yield _counter("reconnects", "Sessions re-established by itself.", snapshot.reconnects)
+    yield _labelled(
+        CounterMetricFamily,
+        "handshakes",
+        "Handshakes by result.",
+        "result",
+        sorted(snapshot.handshakes.items()),
+    )
+
+
+def _path_families(snapshot: Snapshot) -> Iterator[Metric]:
+    yield _labelled(
+        GaugeMetricFamily,
+        "path",
+        "1 for the path that carries data.",
+        "path",
+        [(path, float(path == snapshot.path)) for path in PATHS],
+    )
+    yield _counter("path_switches", "Moves between WSS and UDP.", snapshot.path_switches)
+    yield from _gauge(
+        "round_trip_seconds",
+        "Smoothed round trip to the peer, on the path that carries data.",
+        None if snapshot.rtt_ms is None else snapshot.rtt_ms / 1000,
+    )
+    yield _labelled(
+        GaugeMetricFamily,
+        "path_loss_ratio",
+        "Share of the last probes that were not answered, on the path that carries data.",
+        "path",
+        [
+            (path.path, path.loss)
+            for path in snapshot.paths
+            if path.active and path.loss is not None
+        ],
+    )
+    yield from _gauge("path_mtu_bytes", "MTU of the path that carries data.", snapshot.mtu)
+    yield from _gauge(
+        "paths_proven",
+        "Addresses of the peer that have answered a probe.",
+        sum(path.proven for path in snapshot.paths),
+    )
+    tap = snapshot.tap or Tap()
+    yield from _gauge("tap_mtu_bytes", "MTU of the TAP device.", tap.mtu)
+    if tap.queues:
+        yield _queue_frames(tap.queues)
+    if snapshot.nat is not None:
+        yield from _info("nat", "The NAT in front of us; always 1.", {"type": snapshot.nat.type})
+
+
+def _queue_frames(queues: Sequence[Queue]) -> Metric:
+    family = CounterMetricFamily(
+        "shadowmesh_tap_queue_frames",
+        "Ethernet frames by queue of the TAP device; in is from the peer to the TAP.",
+        labels=["queue", "direction"],
+    )
+    for number, queue in enumerate(queues):
+        family.add_metric([str(number), "in"], queue.frames_in)
+        family.add_metric([str(number), "out"], queue.frames_out)
+    return family
+
+
+def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:
+    counters = snapshot.counters
+    yield _labelled(
+        CounterMetricFamily,
+        "frames",
+        "Ethernet frames; in is from the peer to the TAP.",
+        "direction",
+        [("in", counters.frames_in), ("out", counters.frames_out)],
+    )
+    yield _labelled(
+        CounterMetricFamily,
+        "bytes",
+        "Bytes of Ethernet frames; in is from the peer to the TAP.",
+        "direction",
+        [("in", counters.bytes_in), ("out", counters.bytes_out)],
+    )
+    yield _labelled(
+        CounterMetricFamily,
+        "frames_dropped",
+        "Frames and records dropped, by reason.",
+        "reason",
+        sorted(counters.dropped.items()),
+    )
+    yield _labelled(
+        CounterMetricFamily,
+        "udp_refused",
+        "UDP datagrams that were no record of the session, by reason.",
+        "reason",
+        sorted(counters.udp_refused.items()),
+    )
+    yield _labelled(
+        CounterMetricFamily,
+        "udp_errors",
+        "What the UDP socket refused, by errno.",
+        "errno",
+        sorted(counters.udp_errors.items()),
+    )
+    yield from _gauge(
+        "queue_bytes", "Bytes that wait for the WebSocket link.", snapshot.queue_bytes
+    )
+
+
+def _resource_families(snapshot: Snapshot) -> Iterator[Metric]:
+    resources = snapshot.resources
+    if resources is None:
+        return
+    yield _counter("process_cpu_seconds", "Processor time used.", resources.cpu_seconds)
+    yield from _gauge("process_resident_memory_bytes", "Resident memory.", resources.rss_bytes)
+    yield from _gauge("process_threads", "Threads of the process.", resources.threads)
+    yield from _gauge("process_open_fds", "Open file descriptors.", resources.open_fds)
+
+
+def _feed_families(sources: Sources) -> Iterator[Metric]:
+    yield _labelled(
+        CounterMetricFamily,
+        "events",
+        "Events in the flight recorder, by kind.",
+        "kind",
+        sorted(sources.events.items()),
+    )
+    listening, ended = sources.listeners()
+    yield from _gauge("listeners", "Who listens to GET /events now.", listening)
+    yield _labelled(
+        CounterMetricFamily,
+        "listeners_ended",
+        "Listeners of GET /events that have ended, by how.",
+        "reason",
+        sorted(ended.items()),
+    )

@@ -1,0 +1,119 @@
+"""What is noticed by looking once a second: drops, full queues, a wall clock that was set.
+
+Owns: comparing each look with the one before, and telling the flight recorder. Does not know: who
+looks, where the numbers come from, gevent. A look costs some 10 us and no wakeup of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from shadowmesh.insight.events import Recorder
+
+#: new drops are told at once, further ones not before
+DROPS_SPACING_S: Final = 10.0
+#: the wall clock and the time since boot may drift apart by so much between two looks; the rate
+#: of a clock that is being corrected changes by 0.05 % at most
+CLOCK_STEP_S: Final = 2.0
+#: how long a step of the clock stays worth a warning
+CLOCK_MEMORY_S: Final = 600.0
+#: drops that mean that a queue had no room: the WebSocket's, the TAP's, the UDP socket's
+FULL_REASONS: Final = ("link_stalled", "tap_full", "udp_send")
+#: looks that `lately` goes back: a minute of them
+LOOKS: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class ClockStep:
+    """The wall clock was set: by how many seconds, and when (boot-time seconds)."""
+
+    by_s: float
+    at: float
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Vitals:
+    """Looks and remembers."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        wall: Callable[[], float] = time.time,
+        boot: Callable[[], float] = _boottime,
+    ) -> None:
+        self._recorder = recorder
+        self._wall = wall
+        self._boot = boot
+        self._offset = wall() - boot()
+        self._step: ClockStep | None = None
+        self._looks: deque[dict[str, int]] = deque(maxlen=LOOKS + 1)
+        self._told: dict[str, int] = {}
+        self._told_at = -DROPS_SPACING_S
+
+    @property
+    def clock_step(self) -> ClockStep | None:
+        """The last step of the wall clock, while it is worth a warning."""
+        step = self._step
+        return step if step is not None and self._boot() < step.at + CLOCK_MEMORY_S else None
+
+    @property
+    def full_drops(self) -> int:
+        """Frames that found no room in a queue, in the last minute of looks."""
+        if not self._looks:
+            return 0
+        lately = self.lately(self._looks[-1])
+        return sum(lately.get(reason, 0) for reason in FULL_REASONS)
+
+    def lately(self, dropped: Mapping[str, int]) -> dict[str, int]:
+        """Return what was dropped since the oldest look of the last minute, by reason.
+
+        Args:
+            dropped: totals of now.
+        """
+        if not self._looks:
+            return {}
+        before = self._looks[0]
+        return {
+            reason: count - before.get(reason, 0)
+            for reason, count in dropped.items()
+            if count > before.get(reason, 0)
+        }
+
+    def look(self, dropped: Mapping[str, int]) -> None:
+        """Take one look.
+
+        Args:
+            dropped: totals by reason.
+        """
+        now = self._boot()
+        self._look_at_clock(now)
+        self._look_at_drops(dropped, now)
+        self._looks.append(dict(dropped))
+
+    def _look_at_clock(self, now: float) -> None:
+        before, self._offset = self._offset, self._wall() - now
+        by_s = self._offset - before
+        if abs(by_s) > CLOCK_STEP_S:
+            self._step = ClockStep(by_s, now)
+            self._recorder.record("state", "the wall clock was set", by_s=round(by_s, 1))
+
+    def _look_at_drops(self, dropped: Mapping[str, int], now: float) -> None:
+        if now < self._told_at + DROPS_SPACING_S or dropped == self._told:
+            return
+        grown = {
+            reason: count - self._told.get(reason, 0)
+            for reason, count in dropped.items()
+            if count > self._told.get(reason, 0)
+        }
+        self._told = dict(dropped)
+        if grown:
+            self._told_at = now
+            self._recorder.record("drops", "frames dropped", **grown)

@@ -1,0 +1,8 @@
+"""One WebSocket link on TLS to a peer: dialled or accepted, carried, ended.
+
+Owns: TCP, TLS, the upgrade, who may connect before proving anything, the two greenlets of a link.
+Does not know: handshakes, sessions, whether a link is wanted.
+"""
+
+#: what the rest of the program may import; all else is private
+__all__ = ["dial", "link", "peer_port", "tls"]

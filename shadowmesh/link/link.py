@@ -1,0 +1,509 @@
+"""One WebSocket link after its upgrade: the socket, its two greenlets, its end.
+
+Owns: the TLS socket of an `Upgraded`, the reader and the writer greenlet, the write deadline, the
+close sequence. Does not know: what records and messages contain, who the peer is, why the link is
+wanted. Frames of the data path pass by inside the pipe and are never seen here.
+
+::
+
+    TLS --recv_into--> pipe.recv_buffer() --ingest--> events --> on_events     reader greenlet
+    pipe.outgoing() <--wakeup_fd-- (hub, TAP thread);  --write--> TLS          writer greenlet
+
+The socket is non-blocking and each greenlet waits with watchers of its own: gevent's SSLSocket
+takes one waiter per direction, but TLS may want either direction in either call (key update). A
+write that TLS could not finish is repeated with the same bytes before anything else is written,
+because OpenSSL has then already sealed a part of them. What OpenSSL 3.0 cannot do is answer a key
+update while a write is unfinished: the link then ends with BAD_LENGTH (tried with s_client; key
+updates that ask for no answer pass, 1,400 of them under load), and is dialled again. No TLS stack
+that we met asks. Both ways around it cost more than they give: not to read while a write is stuck
+lets two full links wait for each other, and what asks cannot be told from data before OpenSSL has
+read it; TLS over memory BIOs, where no write is ever unfinished, copies every byte once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import ssl
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv6Address
+from typing import Any, Final, Protocol
+
+import gevent
+from gevent.event import Event
+from gevent.socket import IPPROTO_TCP, SHUT_WR, TCP_INFO, TCP_NODELAY
+from gevent.socket import socket as gevent_socket
+from gevent.ssl import SSLSocket
+
+from shadowmesh.base import log
+from shadowmesh.base.constants import WS_ABNORMAL, WS_NORMAL
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.wire.websocket import decode_close, encode_close
+
+#: Unsent bytes that the kernel may hold per link; above that the socket is not writable. Keeps
+#: the queue in the pipe, where plaintext is dropped by name, and the latency under load short. On
+#: a slow link the pipe asks for less.
+NOTSENT_LOWAT_BYTES: Final = 128 * 1024
+#: linux/tcp.h; Python 3.11 does not name it
+TCP_NOTSENT_LOWAT: Final = 25
+#: A greenlet whose socket never makes it wait steps aside after so many calls. One call takes
+#: 20 to 100 us, so the hub waits about half a millisecond.
+READ_TURNS: Final = 8
+#: One read brings at most one TLS record.
+RECORD_BYTES: Final = 16384
+#: A record this short was sent alone: the peer had no more to say, and asking again would mostly
+#: cost a call for nothing. Proxies that cut a bulk transfer into records make them longer.
+SHORT_READ_BYTES: Final = 2048
+WRITE_TURNS: Final = 2
+#: close(): what is queued, and the close frame, get this long to leave ...
+FLUSH_TIMEOUT_S: Final = 1.0
+#: ... and the peer this long to close too.
+LINGER_TIMEOUT_S: Final = 0.5
+#: How long a call-back of the owner may go on after the link ended before it is cut off.
+CALLBACK_TIMEOUT_S: Final = 1.0
+#: While a write is stuck, progress is looked for so many times per write timeout.
+PROGRESS_CHECKS: Final = 4
+
+#: RFC 6455 section 7.4.1: our own failure, not the peer's
+WS_INTERNAL_ERROR: Final = 1011
+
+#: decode_close() of a close frame without a code; may not be sent
+_NO_CODE: Final = 1005
+
+OP_CLOSE: Final = 0x8
+OP_PING: Final = 0x9
+OP_PONG: Final = 0xA
+
+#: offset of tcpi_bytes_acked (u64) in struct tcp_info, linux/tcp.h since 4.1
+_BYTES_ACKED_OFFSET: Final = 120
+_WAIT_READ: Final = 1
+_WAIT_WRITE: Final = 2
+
+#: ("message", bytes) or ("record", key_id, inner_type, body), as the pipe's ingest() returns it
+LinkEvent = tuple[Any, ...]
+
+_log = log.get("link")
+
+
+class Pipe(Protocol):
+    """What a link needs of `_fastpath.Pipe`; the owner of the pipe keeps the rest."""
+
+    @property
+    def wakeup_fd(self) -> int:
+        """An eventfd, readable when outgoing() has something; outgoing() clears it."""
+
+    def recv_buffer(self) -> memoryview:
+        """At least one byte of writable space, valid until the next call of ingest()."""
+
+    def ingest(self, count: int) -> Sequence[LinkEvent]:
+        """Take `count` bytes of recv_buffer(); with 0 go on until there are no more events.
+
+        Raises RemoteProtocolError.
+        """
+
+    @property
+    def piece_bytes(self) -> int:
+        """What outgoing() returns at most; the kernel should hold no more than two unsent.
+
+        Long enough to make a TLS write cheap per frame, short enough (about 0.1 ms of sealing and
+        copying) to let other greenlets run in between; on a slow link some milliseconds of it.
+        """
+
+    def outgoing(self) -> memoryview | None:
+        """Bytes to send, unchanged until sent(); None when there is nothing."""
+
+    def sent(self, count: int) -> None:
+        """`count` bytes of the last outgoing() have left."""
+
+    def send_ws_control(self, opcode: int, payload: bytes) -> None:
+        """Queue a control frame of at most 125 bytes. LocalProtocolError: there is no room."""
+
+    def close(self) -> None:
+        """Free everything; no other call follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """A connection that has become a WebSocket; made by the listener and by `dial`.
+
+    Attributes:
+        sock: TLS socket; whoever holds this object owns it.
+        remote_address: (IP address, port) of the other end of the TCP connection; an IPv4
+            address is never written as an IPv4-mapped IPv6 address.
+        leftover: bytes that came after the HTTP head: the beginning of the first frame.
+        server: we accepted; the peer's frames are masked, ours are not.
+        certificate_sha256: of the server's certificate: served (server) or seen (client).
+        authenticate_by: time.monotonic() at which an unauthenticated connection is to be
+            closed by its owner.
+        release: tells the listener that this connection is authenticated or closed and no
+            longer counts against its limits. May be called any number of times.
+    """
+
+    sock: SSLSocket
+    remote_address: tuple[str, int]
+    leftover: bytes
+    server: bool
+    certificate_sha256: bytes
+    authenticate_by: float
+    release: Callable[[], None]
+
+
+def set_socket_options(sock: gevent_socket) -> None:
+    """Set what every connection of ours wants: no Nagle delay, a short unsent queue."""
+    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+
+
+def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
+    """Return (IP address, port) of a socket address, an IPv4-mapped address as plain IPv4.
+
+    A dual-stack listener sees IPv4 peers as ::ffff:192.0.2.1; people and limits should not.
+    """
+    host, port = sockaddr[0], sockaddr[1]
+    if ":" in host:
+        mapped = IPv6Address(host).ipv4_mapped
+        if mapped is not None:
+            return str(mapped), port
+    return host, port
+
+
+def say_goodbye(sock: SSLSocket) -> None:
+    """End TLS and TCP in order: close_notify, FIN, then read until the peer has closed too.
+
+    Takes at most LINGER_TIMEOUT_S; the caller closes the socket. Closed with unread bytes in it a
+    socket sends RST, which would take away from the peer what we sent last.
+    """
+    try:
+        with gevent.Timeout(LINGER_TIMEOUT_S, False):
+            sock.settimeout(0.0)
+            with contextlib.suppress(OSError, ValueError):
+                # Sends close_notify; that the peer's has not come yet is not of interest.
+                sock.unwrap()
+            sock.settimeout(None)
+            sock.shutdown(SHUT_WR)  # gevent drops its TLS layer here: what follows is ciphertext
+            while sock.recv(65536):
+                pass
+    except OSError:
+        return  # the connection is broken: nothing left to end
+
+
+class Link:
+    """Moves bytes between one upgraded connection and its pipe until either ends.
+
+    All methods belong to the hub's thread.
+    """
+
+    def __init__(
+        self,
+        upgraded: Upgraded,
+        pipe: Pipe,
+        *,
+        on_events: Callable[[Sequence[LinkEvent]], None],
+        on_closed: Callable[[str, int], None],
+        write_timeout_s: float,
+    ) -> None:
+        """Take over the socket and the pipe; nothing moves before start().
+
+        Args:
+            on_events: called in the reader greenlet with each batch of events, in order, pings,
+                pongs and closes taken out. RemoteProtocolError raised by it ends the link as if
+                the pipe had raised it; any other exception is logged and ends the link with
+                1011. Not called any more once the link is ending.
+            on_closed: called exactly once, after the socket is closed, with a reason for the
+                log and for people, and the close code: the peer's, ours, or 1006.
+            write_timeout_s: the link ends when the peer takes no byte for so long.
+        """
+        self._upgraded = upgraded
+        self._sock = upgraded.sock
+        # The TLS object itself: what gevent puts around it is for waiting, which we do ourselves
+        # (see above), and costs two Python frames per record.
+        self._tls = upgraded.sock._sslobj  # noqa: SLF001
+        self._pipe = pipe
+        self._on_events = on_events
+        self._on_closed = on_closed
+        self._write_timeout_s = write_timeout_s
+        self._ending: tuple[str, int] | None = None
+        self._flushing = False
+        self._in_callback = False
+        self._ended = Event()
+        self._finisher: gevent.Greenlet | None = None
+        self._reader = gevent.Greenlet(self._run, self._read, "reading")
+        self._writer = gevent.Greenlet(self._run, self._write, "sending")
+        self._sock.settimeout(0.0)
+        loop = gevent.get_hub().loop
+        descriptor = self._sock.fileno()
+        self._reader_waits = {w: loop.io(descriptor, w) for w in (_WAIT_READ, _WAIT_WRITE)}
+        self._writer_waits = {w: loop.io(descriptor, w) for w in (_WAIT_READ, _WAIT_WRITE)}
+        self._wakeup_wait = loop.io(pipe.wakeup_fd, _WAIT_READ)
+
+    @property
+    def remote_address(self) -> tuple[str, int]:
+        """(IP address, port) of the other end."""
+        return self._upgraded.remote_address
+
+    @property
+    def certificate_sha256(self) -> bytes:
+        """Hash of the certificate served or seen, 32 bytes."""
+        return self._upgraded.certificate_sha256
+
+    @property
+    def closed(self) -> bool:
+        """The link is ending or has ended; on_closed was or will be called."""
+        return self._ending is not None
+
+    def start(self) -> None:
+        """Start both greenlets. They end with the link."""
+        self._reader.start()
+        self._writer.start()
+
+    def close(self, code: int = WS_NORMAL, reason: str = "closed by this side") -> None:
+        """End the link: send what is queued and a close frame, then close the socket.
+
+        Returns when on_closed has returned, at most about 3 s later; at once when called from
+        on_events, from on_closed or for a link that has already ended. Only the first reason
+        counts.
+
+        Args:
+            code: goes into the close frame; the reason does not go on the wire.
+        """
+        self._end(reason, code, farewell=code)
+        if gevent.getcurrent() not in (self._reader, self._writer, self._finisher):
+            self._ended.wait()
+
+    def wait_closed(self, timeout_s: float | None = None) -> bool:
+        """Wait until on_closed has returned; False when timeout_s passed first."""
+        return bool(self._ended.wait(timeout_s))
+
+    # --- The two greenlets --------------------------------------------------------------------
+
+    def _run(self, work: Callable[[], None], doing: str) -> None:
+        """Body of both greenlets; ends when work() ends, and turns every failure into an end."""
+        try:
+            work()
+        except gevent.GreenletExit:
+            return  # as the greenlet's value it would hold this stack, and with it the pipe
+        except RemoteProtocolError as error:
+            self._end(
+                f"the peer broke the protocol: {error}", error.close_code, farewell=error.close_code
+            )
+        except OSError as error:
+            why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+            self._end(f"connection lost while {doing}: {why or error}", WS_ABNORMAL)
+        except Exception as error:  # noqa: BLE001 - every failure reaches the owner
+            self._end_by_bug(f"while {doing}", error)
+
+    def _read(self) -> None:
+        """Feed the pipe until the connection or the link ends."""
+        self._ingest_leftover()
+        pipe, read, turns = self._pipe, self._tls.read, 0
+        while self._ending is None:
+            try:
+                count = read(RECORD_BYTES, pipe.recv_buffer())
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
+                gevent.get_hub().wait(self._reader_waits[_wanted(want)])
+                turns = 0
+                continue
+            except ssl.SSLEOFError:  # FIN or RST; a TLS close_notify gives 0
+                count = 0
+            if count == 0:
+                self._end("the connection ended without a close frame", WS_ABNORMAL)
+                return
+            self._take(count)
+            turns += 1
+            if count < SHORT_READ_BYTES:
+                gevent.get_hub().wait(self._reader_waits[_WAIT_READ])
+                turns = 0
+            elif turns == READ_TURNS:
+                turns = 0
+                gevent.sleep(0)
+
+    def _write(self) -> None:
+        """Send what the pipe holds until the link ends; when flushing, until the pipe is empty."""
+        pipe, turns = self._pipe, 0
+        hub = gevent.get_hub()
+        piece_bytes = NOTSENT_LOWAT_BYTES
+        while True:
+            pending = pipe.outgoing()
+            if pending is None:
+                if self._flushing:
+                    return
+                hub.wait(self._wakeup_wait)
+                turns = 0
+                continue
+            if piece_bytes < NOTSENT_LOWAT_BYTES:
+                # A write would be taken: the kernel fills its last buffer, up to 64 KiB, whatever
+                # TCP_NOTSENT_LOWAT says. Only whether it calls the socket writable goes by that.
+                self._wait_for_progress(self._writer_waits[_WAIT_WRITE])
+            pipe.sent(self._send(pending))
+            if pipe.piece_bytes != piece_bytes:
+                piece_bytes = pipe.piece_bytes
+                # Enough for two pieces, so that the kernel has one while we prepare the next. It
+                # calls the socket writable at half of it.
+                unsent = min(4 * piece_bytes, NOTSENT_LOWAT_BYTES)
+                self._sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, unsent)
+            turns += 1
+            if turns == WRITE_TURNS:
+                turns = 0
+                gevent.sleep(0)
+
+    def _ingest_leftover(self) -> None:
+        rest = memoryview(self._upgraded.leftover)
+        while rest and self._ending is None:
+            space = self._pipe.recv_buffer()
+            count = min(len(rest), len(space))
+            space[:count] = rest[:count]
+            rest = rest[count:]
+            self._take(count)
+
+    def _take(self, count: int) -> None:
+        """Let the pipe parse; it stops after events whose handling decides how it goes on."""
+        events = self._pipe.ingest(count)
+        while events and self._ending is None:
+            self._handle(events)
+            events = self._pipe.ingest(0)
+
+    def _handle(self, events: Sequence[LinkEvent]) -> None:
+        """Answer WebSocket control frames; hand everything else to the owner, in order."""
+        if all(event[0] in ("message", "record") for event in events):
+            self._deliver(events)
+            return
+        for event in events:
+            if self._ending is not None:
+                return
+            if event[0] == "ping":
+                self._send_control(OP_PONG, event[1])
+            elif event[0] == "close":
+                self._end_by_peer(event[1])
+            elif event[0] != "pong":  # we send no pings; RFC 6455 allows unasked pongs
+                self._deliver([event])
+
+    def _send_control(self, opcode: int, payload: bytes) -> None:
+        # The pipe is full only when the peer takes nothing; the write timeout deals with that.
+        with contextlib.suppress(LocalProtocolError):
+            self._pipe.send_ws_control(opcode, payload)
+
+    def _deliver(self, events: Sequence[LinkEvent]) -> None:
+        self._in_callback = True
+        try:
+            self._on_events(events)
+        except RemoteProtocolError:
+            raise
+        except Exception as error:  # noqa: BLE001 - in _run() an OSError means the connection
+            self._end_by_bug("in on_events", error)
+        finally:
+            self._in_callback = False
+
+    def _send(self, data: memoryview) -> int:
+        """Write data and return its length; raises TimeoutError when the peer stops taking."""
+        while True:
+            try:
+                return int(self._tls.write(data))
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
+                self._wait_for_progress(self._writer_waits[_wanted(want)])
+
+    def _wait_for_progress(self, watcher: Any) -> None:
+        """Wait until the socket is ready; TimeoutError when the peer acknowledges nothing.
+
+        One write may be a dozen TLS records, and a slow path may need longer than the timeout
+        for them: so what counts is whether the peer's kernel takes bytes at all.
+        """
+        step_s = self._write_timeout_s / PROGRESS_CHECKS
+        acked, idle_steps = self._bytes_acked(), 0
+        while idle_steps < PROGRESS_CHECKS:
+            with gevent.Timeout(step_s, False):
+                gevent.get_hub().wait(watcher)
+                return
+            before, acked = acked, self._bytes_acked()
+            idle_steps = idle_steps + 1 if acked == before else 0
+        raise TimeoutError(
+            errno.ETIMEDOUT, f"the peer took nothing for {self._write_timeout_s:g} s"
+        )
+
+    def _bytes_acked(self) -> int:
+        """Bytes that the peer's kernel has acknowledged since the connection began."""
+        info = self._sock.getsockopt(IPPROTO_TCP, TCP_INFO, _BYTES_ACKED_OFFSET + 8)
+        (acked,) = struct.unpack_from("=Q", info, _BYTES_ACKED_OFFSET)
+        return int(acked)
+
+    # --- The end ------------------------------------------------------------------------------
+
+    def _end_by_peer(self, payload: bytes) -> None:
+        """The peer's close frame is answered with its own code. Raises RemoteProtocolError."""
+        code, text = decode_close(payload)
+        why = f"the peer closed the link with code {code}"
+        farewell = WS_NORMAL if code == _NO_CODE else code
+        self._end(f"{why}: {text}" if text else why, code, farewell=farewell)
+
+    def _end_by_bug(self, where: str, error: Exception) -> None:
+        """An exception that nobody expected: keep its stack, and let the owner go on."""
+        _log.exception("link ended by a bug", where=where, peer=self.remote_address[0])
+        self._end(
+            f"internal error {where}: {error!r}", WS_INTERNAL_ERROR, farewell=WS_INTERNAL_ERROR
+        )
+
+    def _end(self, reason: str, code: int, *, farewell: int | None = None) -> None:
+        """Start the end, once. `farewell` is the code of the close frame to send, if any."""
+        if self._ending is None:
+            self._ending = (reason, code)
+            self._finisher = gevent.spawn(self._finish, reason, code, farewell)
+
+    def _finish(self, reason: str, code: int, farewell: int | None) -> None:
+        """The end, in its own greenlet: stop, flush, close, tell. Ends by itself within 3 s."""
+        for step in (
+            self._stop_reader,
+            partial(self._flush, farewell),
+            self._writer.kill,
+            partial(self._close_socket, linger=farewell is not None),
+            self._free,
+            partial(self._on_closed, reason, code),
+            # Last: the next connection may come only when the owner has given back its seat.
+            self._upgraded.release,
+        ):
+            try:
+                step()
+            except Exception:  # noqa: BLE001 - the other steps free the socket, tell the owner
+                _log.exception("closing a link failed by a bug", peer=self.remote_address[0])
+        # The owner holds us and we its call-backs: in a cycle the pipe's descriptor and its
+        # megabyte would wait for the garbage collector.
+        self._on_events = self._on_closed = _ignore
+        self._ended.set()
+
+    def _stop_reader(self) -> None:
+        if self._in_callback:
+            # The reader is in the owner's code, which may have ended the link: let it return.
+            self._reader.join(CALLBACK_TIMEOUT_S)
+        self._reader.kill()
+
+    def _flush(self, farewell: int | None) -> None:
+        """Give the queue and a close frame FLUSH_TIMEOUT_S to leave."""
+        if farewell is None or not self._writer.started:
+            return
+        self._send_control(OP_CLOSE, encode_close(farewell))
+        self._flushing = True
+        os.eventfd_write(self._pipe.wakeup_fd, 1)
+        self._writer.join(FLUSH_TIMEOUT_S)
+
+    def _close_socket(self, *, linger: bool) -> None:
+        if linger:
+            say_goodbye(self._sock)
+        self._sock.close()
+
+    def _free(self) -> None:
+        for waits in (self._reader_waits, self._writer_waits):
+            for wait in waits.values():
+                wait.close()
+        self._wakeup_wait.close()
+        self._pipe.close()
+
+
+def _wanted(want: ssl.SSLError) -> int:
+    """Which readiness of the socket TLS waits for."""
+    return _WAIT_READ if isinstance(want, ssl.SSLWantReadError) else _WAIT_WRITE
+
+
+def _ignore(*what: object) -> None:
+    """The call-back of an owner who has been told all."""

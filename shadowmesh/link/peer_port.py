@@ -1,0 +1,96 @@
+"""Whether the peer port is open: as long as there is a key by which somebody could be accepted.
+
+Owns: the listener, from the first key of the configuration to the last, and its socket's place in
+the descriptor store. Does not know: what the listener does with connections, who reads the
+configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from shadowmesh.base import log
+from shadowmesh.device.fdstore import NO_STORE, PEER
+from shadowmesh.link.listener import Listener, misfit
+from shadowmesh.link.tls import server_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shadowmesh.config import Config, HostPort
+    from shadowmesh.device.fdstore import FdStore
+    from shadowmesh.link.link import Upgraded
+    from shadowmesh.link.tls import Certificate
+
+_log = log.get("listener")
+
+
+class PeerPort:
+    """The peer port of this daemon, open or not.
+
+    Attributes:
+        listener: None while closed.
+    """
+
+    def __init__(
+        self,
+        certificate: Certificate,
+        on_upgraded: Callable[[Upgraded], None],
+        store: FdStore = NO_STORE,
+    ) -> None:
+        """Args: on_upgraded: as for `Listener`."""
+        self.listener: Listener | None = None
+        self._certificate = certificate
+        self._on_upgraded = on_upgraded
+        self._store = store
+
+    def follow(self, config: Config) -> None:
+        """Open or close the port as this configuration wants it; nothing when it is so already.
+
+        The address and the path of an open port stay what they are.
+
+        Raises:
+            ShadowMeshError: it cannot be opened.
+        """
+        address = config.websocket.listen_address
+        if config.mode == 0:
+            _log.warning(
+                "nobody is accepted: neither peer.public_key nor encryption.key is set;"
+                " set one of them and `shadowmesh reload`"
+            )
+            self.stop()
+        elif address is not None and self.listener is None:
+            listener = Listener(
+                address,
+                config.websocket.path,
+                server_context(self._certificate),
+                self._certificate.sha256,
+                self._on_upgraded,
+            )
+            held = self._of_the_last_run(address)
+            listener.start(held)
+            self._store.keep(PEER, listener.fd)
+            self.listener = listener
+            _log.info("peer port is open", address=address, taken_over=held is not None)
+
+    def stop(self) -> None:
+        """Close the port and what is not upgraded yet; idempotent."""
+        listener, self.listener = self.listener, None
+        if listener is not None:
+            listener.stop()
+            self._store.forget(PEER)
+            _log.info("peer port is closed")
+
+    def _of_the_last_run(self, address: HostPort) -> int | None:
+        """Return the socket of the last run if it listens there still."""
+        fd = self._store.take(PEER)
+        if fd is None:
+            return None
+        why = misfit(fd, address)
+        if why is None:
+            return fd
+        _log.info("the peer port of the last run does not fit, opening another", cause=why)
+        os.close(fd)
+        self._store.forget(PEER)
+        return None

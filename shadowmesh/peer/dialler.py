@@ -1,0 +1,130 @@
+"""One dial at a time, and one pause before the next.
+
+Owns: the greenlet of a dial and the timer of a pause, and that what arrives after it was given up
+goes nowhere. Does not know: states, when to dial and how long to wait.
+
+::
+
+    start(target) --> greenlet: dial --post--> on_upgraded / on_failed, unless aborted
+    plan(delay)   --> timer       --post--> the action, unless cancelled
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import gevent
+
+from shadowmesh.base import log
+from shadowmesh.base.errors import ControlError, PeerUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shadowmesh.config import HostPort
+    from shadowmesh.link.link import Upgraded
+
+_log = log.get("connection")
+
+
+class Dialler:
+    """Dials once per start(), and hands over one outcome or none.
+
+    Args:
+        post: carries out a call later, in its owner's greenlet, one after the other.
+        dial: blocks, and returns the connection or raises ControlError.
+        on_upgraded, on_failed: called through `post`.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[Callable[[], None]], None],
+        dial: Callable[[HostPort], Upgraded],
+        on_upgraded: Callable[[Upgraded], None],
+        on_failed: Callable[[ControlError], None],
+    ) -> None:
+        self._post = post
+        self._dial = dial
+        self._on_upgraded = on_upgraded
+        self._on_failed = on_failed
+        self._greenlet: gevent.Greenlet | None = None
+
+    @property
+    def running(self) -> bool:
+        """A dial has neither had its outcome nor been aborted."""
+        return self._greenlet is not None
+
+    def start(self, target: HostPort) -> None:
+        """Dial once."""
+        self._greenlet = gevent.spawn(self._run, target)
+
+    def abort(self) -> None:
+        """Forget the dial; harmless without one."""
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.kill(block=False)
+
+    def _run(self, target: HostPort) -> None:
+        """Dial and post the outcome; ends with it or when killed by abort()."""
+        this = gevent.getcurrent()
+        try:
+            upgraded = self._dial(target)
+        except ControlError as error:
+            self._post(partial(self._failed, this, error))
+        except Exception as error:  # noqa: BLE001 - the owner must hear of every end
+            _log.exception("a dial failed by a bug")
+            failure = PeerUnreachable(f"internal error while dialling {target}: {error!r}")
+            self._post(partial(self._failed, this, failure))
+        else:
+            self._post(partial(self._upgraded, this, upgraded))
+
+    def _upgraded(self, greenlet: gevent.Greenlet, upgraded: Upgraded) -> None:
+        if greenlet is not self._greenlet:
+            upgraded.sock.close()
+            return
+        self._greenlet = None
+        self._on_upgraded(upgraded)
+
+    def _failed(self, greenlet: gevent.Greenlet, error: ControlError) -> None:
+        if greenlet is self._greenlet:
+            self._greenlet = None
+            self._on_failed(error)
+
+
+class Pause:
+    """At most one thing that happens in a while.
+
+    Attributes:
+        ends_at: wall-clock seconds, None without one.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[Callable[[], None]], None],
+        later: Callable[[float, Callable[[], None]], gevent.Greenlet],
+    ) -> None:
+        """Args: post: as in `Dialler`. later: calls a function in so many seconds."""
+        self.ends_at: float | None = None
+        self._post = post
+        self._later = later
+        self._timer: gevent.Greenlet | None = None
+
+    def plan(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Carry out `action` in a while, instead of what was planned before."""
+        self.cancel()
+        mark = self.ends_at = time.time() + delay_s
+        self._timer = self._later(delay_s, lambda: self._post(partial(self._due, mark, action)))
+
+    def cancel(self) -> None:
+        """Forget what was planned; harmless without."""
+        timer, self._timer = self._timer, None
+        self.ends_at = None
+        if timer is not None:
+            timer.kill(block=False)
+
+    def _due(self, mark: float, action: Callable[[], None]) -> None:
+        if mark == self.ends_at:  # else it was cancelled while this message waited
+            self.cancel()
+            action()

@@ -1,0 +1,74 @@
+"""What the configuration means for one session.
+
+Owns: how configuration keys become the policy and the offer of a handshake and the times of a
+session. Does not know: handshakes, links, states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shadowmesh._fastpath import build_info
+from shadowmesh.base.constants import Caps
+from shadowmesh.wire.handshake.agreement import AEGIS_256, CHACHA20_POLY1305, Offer, Policy
+
+if TYPE_CHECKING:
+    from shadowmesh.config import Config
+    from shadowmesh.keys.identity import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms of one session; `*_s` are seconds."""
+
+    policy: Policy
+    offer: Offer
+    rotation_interval_s: float
+    keepalive_interval_s: float
+    read_timeout_s: float
+    write_timeout_s: float
+    hole_punch_timeout_s: float
+
+
+def terms_of(
+    config: Config,
+    identity: Identity,
+    certificate_sha256: bytes,
+    *,
+    udp: bool,
+    udp_super_frames: bool,
+) -> Terms:
+    """Return the terms for a session over a link with this TLS certificate, served or seen.
+
+    Args:
+        config: whose `mode` is not 0.
+        udp: there is a UDP socket.
+        udp_super_frames: our kernel takes super-frames of datagrams, not only of streams.
+    """
+    key = config.encryption.key
+    cipher = config.encryption.cipher
+    caps = Caps(0)
+    if build_info()["aegis256"] and cipher != CHACHA20_POLY1305:
+        caps |= Caps.AEGIS256
+    if config.network.offload:
+        caps |= Caps.OFFLOAD
+        if udp_super_frames:
+            caps |= Caps.UDP_GSO
+    if udp:
+        caps |= Caps.UDP
+    return Terms(
+        policy=Policy(
+            identity=identity,
+            psk=None if key is None else key.reveal(),
+            peer_public_key=config.peer.public_key,
+            require_cipher=AEGIS_256 if cipher == AEGIS_256 else None,
+        ),
+        # The session chooses a fresh key id for each handshake.
+        offer=Offer(int(caps), config.network.mtu, certificate_sha256, key_id=0),
+        rotation_interval_s=config.encryption.rotation_interval,
+        keepalive_interval_s=config.websocket.keepalive_interval,
+        read_timeout_s=config.websocket.read_timeout,
+        write_timeout_s=config.websocket.write_timeout,
+        hole_punch_timeout_s=config.nat.hole_punch_timeout,
+    )

@@ -1,0 +1,504 @@
+"""The daemon: puts the parts together, listens to signals, leaves nothing behind.
+
+Owns: the command line of shadowmesh-daemon, the order of start and stop, the pid file, what the
+process forbids itself. Does not know: HTTP routes, states, frames.
+
+::
+
+    configuration -> log -> keys, certificate -> data plane -> connection manager
+                  -> peer port -> control API, metrics -> signals; stopping goes the other way
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import fcntl
+import os
+import resource
+import signal
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import gevent
+import gevent.socket
+from gevent.event import Event
+
+from shadowmesh import __version__
+from shadowmesh._fastpath import DataPlane, build_info
+from shadowmesh.base import log
+from shadowmesh.base.errors import ConfigError, KeyFileError, NotPermitted, ShadowMeshError
+from shadowmesh.config import HostPort, diff, flag_names, load, redacted, reloaded
+from shadowmesh.control.app import create_app
+from shadowmesh.control.feed import Feed
+from shadowmesh.control.metrics_port import make_metrics_app
+from shadowmesh.control.server import LimitedServer
+from shadowmesh.device.device import Device
+from shadowmesh.device.facts import parse_target
+from shadowmesh.device.fdstore import NO_STORE, FdStore
+from shadowmesh.device.tap import check_permission, stable_mac
+from shadowmesh.insight.capture import Captures
+from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.insight.metrics import Sources, make_registry
+from shadowmesh.insight.vitals import Vitals
+from shadowmesh.keys.identity import (
+    format_public_key,
+    load_or_create_identity,
+    load_or_create_token,
+)
+from shadowmesh.link.peer_port import PeerPort
+from shadowmesh.link.tls import client_context, load_or_create_certificate
+from shadowmesh.path.traversal import Traversal
+from shadowmesh.peer.manager import ConnectionManager
+from shadowmesh.service import switches
+from shadowmesh.service.heartbeat import Heartbeat
+from shadowmesh.service.notify import Notifier
+from shadowmesh.service.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from wsgiref.types import WSGIApplication
+
+    from gevent.pywsgi import WSGIServer
+
+    from shadowmesh.config import LoadedConfig
+    from shadowmesh.insight.explain import Explanation
+    from shadowmesh.insight.status import Health, Pong, Snapshot
+
+EXIT_USAGE: Final = 2
+#: our own control API has to answer within this, or the start has failed
+API_START_TIMEOUT_S: Final = 10.0
+#: running API requests get this long when the daemon stops
+API_STOP_TIMEOUT_S: Final = 0.5
+#: who watches the daemon each second need not make it read /proc each second
+RESOURCES_AGE_S: Final = 5.0
+#: linux/prctl.h
+_PR_SET_DUMPABLE: Final = 4
+
+USAGE: Final = """\
+usage: shadowmesh-daemon [--config FILE] [--section.key VALUE ...] [--check]
+
+  --config FILE        configuration; otherwise the first of /etc/shadowmesh/daemon.yaml
+                       and ~/.shadowmesh/config.yaml that exists
+  --section.key VALUE  any key of the configuration, such as --network.mtu 1400; stronger than
+                       the environment (SHADOWMESH_NETWORK_MTU), which is stronger than the file
+  --check              load the configuration, print it with the source of each value, exit
+  --version, --help
+
+conf/daemon.yaml describes every key. The command line `shadowmesh` controls a running daemon.
+"""
+
+_log = log.get("daemon")
+
+
+class UsageError(ShadowMeshError):
+    """The command line is wrong."""
+
+    exit_code = EXIT_USAGE
+
+
+def main() -> None:
+    """Entry point of shadowmesh-daemon."""
+    sys.exit(run(sys.argv[1:], os.environ))
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the daemon until a signal ends it; return the exit code."""
+    try:
+        options, flags = parse_command_line(argv)
+        if "help" in options:
+            print(USAGE, end="")
+            return 0
+        if "version" in options:
+            print(f"shadowmesh-daemon {__version__}, libsodium {build_info()['libsodium']}")
+            return 0
+        path = Path(options["config"]) if "config" in options else None
+        loaded = load(path, flags, environ)
+        if "check" in options:
+            print(redacted(loaded), end="")
+            for warning in loaded.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            return 0
+        without = switches.read(environ)
+        notifier = Notifier(environ)
+        store = FdStore(environ, notifier)
+        Daemon(loaded, lambda: load(path, flags, environ), notifier, store, without).run()
+    except ConfigError as error:
+        print(error.report(), file=sys.stderr)
+        return error.exit_code
+    except ShadowMeshError as error:
+        print(f"shadowmesh-daemon: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def parse_command_line(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Split arguments into options and configuration flags; both `--x V` and `--x=V` are taken.
+
+    Raises:
+        UsageError: unknown, repeated or without its value.
+    """
+    options: dict[str, str] = {}
+    flags: dict[str, str] = {}
+    known = set(flag_names())
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word in ("--help", "--version", "--check"):
+            options[word.removeprefix("--")] = ""
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or (name != "config" and name not in known):
+            raise UsageError(f"unknown argument {word!r}; see shadowmesh-daemon --help")
+        if not equals:
+            if not rest:
+                raise UsageError(f"--{name} needs a value; see shadowmesh-daemon --help")
+            value = rest.pop(0)
+        target = options if name == "config" else flags
+        if name in target:
+            raise UsageError(f"--{name} is given twice")
+        target[name] = value
+    return options, flags
+
+
+class Daemon:
+    """One daemon process. Satisfies `control.app.Control`."""
+
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        load_again: Callable[[], LoadedConfig],
+        notifier: Notifier,
+        store: FdStore = NO_STORE,
+        without: frozenset[str] = frozenset(),
+    ) -> None:
+        """Args: without: optimisations that are off, see `switches`."""
+        self._without = without
+        self._loaded = loaded
+        self._load_again = load_again
+        self._config = loaded.config
+        self._stopping = Event()
+        self._notifier = notifier
+        self._store = store
+        self._heartbeat = Heartbeat(self._beat)
+        self._recorder = FlightRecorder()
+
+    def run(self) -> None:
+        """Start everything, wait for SIGTERM or SIGINT, undo everything.
+
+        Raises:
+            ShadowMeshError: something cannot be started; what was started is undone.
+        """
+        config = self._config
+        log.configure(config.daemon.log_level, config.daemon.log_format)
+        for warning in self._loaded.warnings:
+            _log.warning(warning)
+        if self._without:
+            _log.warning(
+                "optimisations are off; unset the variable for full speed",
+                variable=switches.VARIABLE,
+                without=sorted(self._without),
+            )
+        forbid_core_dumps()
+        # The watchdog ends a stuck daemon by SIGABRT: then the log says where it was.
+        faulthandler.enable()
+        with ExitStack() as undo:
+            self._watch_signals(undo)
+            undo.enter_context(pid_file(config.daemon.pid_file))
+            udp_super_frames = check_permission(config.network.tap_device)
+            try:
+                self._start(undo, udp_super_frames)
+                self._store.drop_unclaimed()
+                _log.info("daemon is ready", version=__version__, pid=os.getpid())
+                self._notifier.ready(self._view.summary())
+                self._stopping.wait()
+            finally:
+                # Whoever ends us decides whether we come back, and empties the store if not.
+                self._store.leave()
+            self._notifier.stopping()
+            _log.info("daemon stops")
+
+    # --- control.app.Control ------------------------------------------------------------------
+
+    def connect(self, peer: str | None) -> Snapshot:
+        """Connect to `peer` (host:port, checked by the API) or to the configured one."""
+        self._manager.connect(None if peer is None else _host_port(peer))
+        return self._view.snapshot()
+
+    def disconnect(self) -> Snapshot:
+        """End the tunnel."""
+        self._manager.disconnect()
+        return self._view.snapshot()
+
+    def ping(self, count: int) -> list[Pong]:
+        """Measure `count` round trips to the peer, one after the other."""
+        return [self._manager.ping() for _ in range(count)]
+
+    def status(self) -> Snapshot:
+        """What is known now."""
+        return self._view.snapshot()
+
+    def health(self) -> Health:
+        """Run the health checks."""
+        return self._view.health()
+
+    def explain(self, target: str | None) -> Explanation:
+        """Tell what would happen to a frame for a MAC or IP address, checked by the API."""
+        return self._view.explain(None if target is None else parse_target(target))
+
+    # --- start and stop -----------------------------------------------------------------------
+
+    def _start(self, undo: ExitStack, udp_super_frames: bool) -> None:
+        """Start the parts in order; each leaves its undoing in `undo`."""
+        config = self._config
+        identity = load_or_create_identity(config.daemon.state_dir)
+        token = load_or_create_token(config.daemon.state_dir)
+        certificate = load_or_create_certificate(
+            config.websocket.tls_cert, config.websocket.tls_key
+        )
+        built = build_info()
+        _log.info(
+            "identity loaded",
+            public_key=format_public_key(identity.public_key),
+            libsodium=built["libsodium"],
+            aegis256=built["aegis256"],
+        )
+        plane = DataPlane(self._without)
+        device = Device(
+            config.network,
+            stable_mac(identity.public_key),
+            plane,
+            store=self._store,
+            udp_super_frames=udp_super_frames,
+        )
+        device.adopt()
+        traversal = Traversal(plane, config.nat, self._store)
+        traversal.tunnel_device = lambda: (
+            config.network.tap_device if device.tap is None else device.tap.name
+        )
+        self._manager = ConnectionManager(
+            config,
+            identity,
+            plane,
+            device,
+            client_context(),
+            certificate.sha256,
+            traversal=traversal,
+            recorder=self._recorder,
+        )
+        traversal.recorder = self._recorder
+        self._captures = Captures(plane, traversal.tunnel_device, self._recorder)
+        self._view = View(
+            self._manager,
+            self._heartbeat,
+            Vitals(self._recorder),
+            certificate,
+            self._captures.report,
+        )
+        self._heartbeat.start()
+        undo.callback(self._heartbeat.stop)
+        undo.callback(traversal.stop)
+        undo.callback(self._manager.stop)
+        traversal.start()
+        self._peer_port = PeerPort(certificate, self._manager.take_incoming, self._store)
+        undo.callback(self._peer_port.stop)
+        self._peer_port.follow(config)
+        self._start_http(undo, token)
+        self._manager.start()
+
+    def _beat(self) -> None:
+        if not self._stopping.is_set():
+            self._view.beat()
+            self._notifier.beat(self._view.summary())
+
+    def _start_http(self, undo: ExitStack, token: str) -> None:
+        config = self._config
+        feed = Feed(
+            lambda: self._view.snapshot(resources_age_s=RESOURCES_AGE_S).to_dict(), self._recorder
+        )
+        registry = None
+        if config.monitoring.metrics_enabled:
+            registry = make_registry(
+                Sources(
+                    self.status,
+                    self._heartbeat.histogram,
+                    self._recorder.round_trips,
+                    self._recorder.counts,
+                    lambda: (feed.listening, feed.ended),
+                )
+            )
+        listen = config.daemon.listen_address
+        bound = serve(
+            undo,
+            listen,
+            "daemon.listen_address",
+            lambda bound: create_app(
+                self,
+                token,
+                bound,
+                registry,
+                recorder=self._recorder,
+                feed=feed,
+                captures=self._captures,
+            ),
+        )
+        undo.callback(feed.stop)
+        undo.callback(self._captures.stop)
+        check_answer(bound)
+        _log.info("control API is open", address=listen)
+        if registry is not None and config.monitoring.prometheus_port:
+            serve(
+                undo,
+                HostPort("127.0.0.1", config.monitoring.prometheus_port),
+                "monitoring.prometheus_port",
+                lambda bound: make_metrics_app(registry, bound),
+            )
+
+    def _watch_signals(self, undo: ExitStack) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            undo.callback(gevent.signal_handler(number, self._stopping.set).cancel)
+        undo.callback(gevent.signal_handler(signal.SIGHUP, self._reload).cancel)
+
+    def _reload(self) -> None:
+        """SIGHUP: apply what can be applied; a wrong file changes nothing."""
+        self._notifier.reloading()
+        try:
+            self._load_and_apply()
+        finally:
+            self._notifier.ready(self._view.summary())
+
+    def _load_and_apply(self) -> None:
+        try:
+            loaded = self._load_again()
+        except ConfigError as error:
+            for problem in error.problems:
+                _log.error("configuration not reloaded", problem=str(problem))
+            self._recorder.record(
+                "config", "configuration not reloaded", problems=len(error.problems)
+            )
+            return
+        applied, restart = diff(self._config, loaded.config)
+        _log.info("configuration reloaded", applied=applied)
+        self._recorder.record("config", "configuration reloaded", applied=applied, restart=restart)
+        if restart:
+            _log.warning(
+                "these keys change with a restart only",
+                keys=restart,
+                remedy="systemctl restart shadowmesh",
+            )
+        # What needs a restart stays what it is, and is named again by the next reload.
+        self._config = config = reloaded(self._config, loaded.config)
+        log.configure(config.daemon.log_level, config.daemon.log_format)
+        self._manager.reload(config)
+        try:
+            self._peer_port.follow(config)
+        except ShadowMeshError as error:
+            _log.error("the peer port stays closed; reload again when it is free", cause=str(error))
+
+
+def serve(
+    undo: ExitStack, address: HostPort, key: str, make_app: Callable[[HostPort], WSGIApplication]
+) -> HostPort:
+    """Serve an application on `address` until undone; return what was really bound.
+
+    Raises:
+        ShadowMeshError: the port is taken or the address is not this machine's.
+    """
+    family = gevent.socket.AF_INET6 if ":" in address.host else gevent.socket.AF_INET
+    sock = gevent.socket.socket(family, gevent.socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+        sock.listen(64)
+    except OSError as error:
+        sock.close()
+        raise ShadowMeshError(
+            f"cannot listen on {address}: {error.strerror}; stop what uses the port or change {key}"
+        ) from None
+    bound = HostPort(address.host, sock.getsockname()[1])
+    server: WSGIServer = LimitedServer(sock, make_app(bound))
+    server.start()
+    undo.callback(server.stop, API_STOP_TIMEOUT_S)
+    return bound
+
+
+def check_answer(api: HostPort) -> None:
+    """Ask our own control API for its health, as any client does; whatever it says is an answer.
+
+    Raises:
+        ShadowMeshError: it does not speak HTTP within `API_START_TIMEOUT_S`.
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)
+    request = f"GET /health HTTP/1.0\r\nHost: localhost:{api.port}\r\n\r\n".encode("ascii")
+    try:
+        with gevent.socket.create_connection((host, api.port), API_START_TIMEOUT_S) as sock:
+            sock.sendall(request)
+            answer = sock.recv(16)
+    except OSError as error:
+        answer, cause = b"", str(error)
+    else:
+        cause = f"it sent {answer!r}"
+    if not answer.startswith(b"HTTP/1."):
+        raise ShadowMeshError(
+            f"the control API on {api} does not answer: {cause}; is a firewall in the way of"
+            " this machine's own addresses? see daemon.listen_address"
+        )
+
+
+def forbid_core_dumps() -> None:
+    """No core file and no debugger of another user sees the keys. Source: protocol section 10."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        _log.warning(
+            "core dumps could not be forbidden",
+            errno=ctypes.get_errno(),
+            remedy="forbid them outside: LimitCORE=0 in the unit, or ulimit -c 0",
+        )
+
+
+@contextmanager
+def pid_file(path: Path | None) -> Iterator[None]:
+    """Hold the pid file, locked, and remove it at the end.
+
+    Raises:
+        ShadowMeshError: another daemon holds it, or it cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        kind = NotPermitted if isinstance(error, PermissionError) else KeyFileError
+        raise kind(
+            f"cannot write the pid file {path}: {error.strerror};"
+            ' set daemon.pid_file to another path, or to "" for none'
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            raise ShadowMeshError(
+                f"another daemon (pid {other}) holds {path}; stop it or set another daemon.pid_file"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _host_port(text: str) -> HostPort:
+    host, _, port = text.rpartition(":")
+    return HostPort(host.strip("[]"), int(port))
+
+
+if __name__ == "__main__":
+    main()

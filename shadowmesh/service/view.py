@@ -1,0 +1,393 @@
+"""The daemon as others see it: snapshots and health checks out of the live objects.
+
+Owns: how the connection manager, the data plane and the process become a `Snapshot`, and where the
+facts of the health checks are found (`insight.health` judges them). Does not know: HTTP, how things are
+changed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+from shadowmesh import __version__
+from shadowmesh.base.errors import DeviceError
+from shadowmesh.device import facts
+from shadowmesh.device.tap import CLONE_DEVICE
+from shadowmesh.insight import health
+from shadowmesh.insight.explain import explain
+from shadowmesh.insight.status import (
+    Certificate,
+    Check,
+    Counters,
+    Health,
+    Link,
+    Nat,
+    Path,
+    Peer,
+    Queue,
+    Resources,
+    Session,
+    Snapshot,
+    Tap,
+    read_resources,
+)
+from shadowmesh.keys.identity import format_public_key
+from shadowmesh.peer.tunnel import boottime
+from shadowmesh.wire.peer import Phase, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shadowmesh.config import Config
+    from shadowmesh.device.facts import Target
+    from shadowmesh.insight.explain import Explanation
+    from shadowmesh.insight.status import Capture
+    from shadowmesh.insight.vitals import Vitals
+    from shadowmesh.link.tls import Certificate as TlsCertificate
+    from shadowmesh.peer.manager import ConnectionManager
+    from shadowmesh.peer.tunnel import Tunnel
+    from shadowmesh.service.heartbeat import Heartbeat
+
+#: IP and UDP headers around a datagram
+_IPV4_HEADERS: Final = 28
+_IPV6_HEADERS: Final = 48
+
+
+class View:
+    """Builds snapshots of one daemon.
+
+    Args:
+        heartbeat: how late the hub runs.
+        certificate: of the peer port.
+        capture: returns what is known of the capture that is running.
+    """
+
+    def __init__(
+        self,
+        manager: ConnectionManager,
+        heartbeat: Heartbeat,
+        vitals: Vitals,
+        certificate: TlsCertificate,
+        capture: Callable[[], Capture | None],
+    ) -> None:
+        self._manager = manager
+        self._heartbeat = heartbeat
+        self._vitals = vitals
+        self._certificate = certificate
+        self._capture = capture
+        self._process = psutil.Process(os.getpid())
+        self._resources: Resources | None = None
+        self._resources_at = 0.0
+
+    def snapshot(self, *, resources_age_s: float = 0.0) -> Snapshot:
+        """Return everything that is known now.
+
+        Args:
+            resources_age_s: of what the process uses, which is half of the work, a reading of so
+                many seconds ago will do.
+        """
+        manager = self._manager
+        machine, tunnel = manager.machine, manager.current
+        result = None if tunnel is None else tunnel.result
+        direct = None if result is None else result.tls_matches
+        return Snapshot(
+            version=__version__,
+            pid=os.getpid(),
+            state=machine.state,
+            since=machine.since,
+            public_key=format_public_key(manager.identity.public_key),
+            phase=machine.phase,
+            last_error=manager.last_error,
+            last_error_at=manager.last_error_at,
+            next_retry_at=manager.next_retry_at,
+            refused=manager.refused,
+            peer=self._peer(tunnel),
+            path=None if tunnel is None else "udp" if tunnel.path == "udp" else "wss",
+            path_reason=None if tunnel is None else self._path_reason(tunnel),
+            paths=() if tunnel is None else _paths(tunnel),
+            cipher=None if result is None else result.cipher,
+            post_quantum=None if result is None else True,
+            tls_path=None if direct is None else "direct" if direct else "proxied-or-intercepted",
+            rtt_ms=None if tunnel is None else _rtt_ms(tunnel),
+            mtu=self._mtu(tunnel),
+            tap=self._tap(manager.config),
+            nat=self._nat(),
+            session=_session(tunnel),
+            link=_link(tunnel),
+            certificate=Certificate(self._certificate.not_after, self._certificate.sha256.hex()),
+            capture=self._capture(),
+            reconnects=manager.reconnects,
+            path_switches=manager.path_switches,
+            handshakes=dict(manager.handshakes),
+            queue_bytes=self._queue_bytes(),
+            counters=self._counters(),
+            resources=self._read_resources(resources_age_s),
+            health=self.health().checks,
+        )
+
+    def explain(self, target: Target | None) -> Explanation:
+        """Return what would happen to a frame for target now."""
+        tap = self._manager.tap
+        device = self._manager.config.network.tap_device if tap is None else tap.name
+        found = facts.look(device, target)
+        return explain(self.snapshot(), found, target, time.time())
+
+    def summary(self) -> str:
+        """Return in one sentence how the daemon is; cheap, and no different each second."""
+        manager = self._manager
+        machine, tunnel = manager.machine, manager.current
+        if machine.state is State.CONNECTED and tunnel is not None:
+            return f"connected to {tunnel.peer_name} over {tunnel.path}"
+        if machine.state is State.DISCONNECTED:
+            return "not connected"
+        trouble = f": {manager.last_error}" if manager.last_error else ""
+        if machine.phase is Phase.WAITING_FOR_PEER:
+            return f"waiting for the peer{trouble}"
+        if machine.state is State.ERROR or machine.phase is Phase.BACKOFF:
+            what = "trying again" if manager.next_retry_at is not None else "given up"
+            return f"no tunnel to {manager.target}, {what}{trouble}"
+        return f"connecting to {manager.target} ({machine.phase})"
+
+    def health(self) -> Health:
+        """Run the checks."""
+        now = time.time()
+        certificate, vitals = self._certificate, self._vitals
+        return Health(
+            (
+                self._check_tap(),
+                self._check_peer(),
+                self._check_path(),
+                self._check_refused(now),
+                health.hub_lag(self._heartbeat.worst_s),
+                health.clock(now, vitals.clock_step),
+                health.queue(vitals.full_drops, self._queue_bytes()),
+                health.certificate(
+                    certificate.cert_path, certificate.not_before, certificate.not_after, now
+                ),
+                self._check_disk(),
+            )
+        )
+
+    def beat(self) -> None:
+        """Take the look that some checks and events need; once a second."""
+        self._vitals.look(self._dropped())
+
+    # --- parts of a snapshot ------------------------------------------------------------------
+
+    def _peer(self, tunnel: Tunnel | None) -> Peer:
+        manager = self._manager
+        pin = manager.config.peer.public_key
+        key = pin if tunnel is None else tunnel.peer_public_key
+        address: str | None
+        if tunnel is not None and not tunnel.initiator:
+            address = tunnel.peer_name
+        else:
+            address = None if manager.target is None else str(manager.target)
+        return Peer(
+            address=address,
+            public_key=None if key is None else format_public_key(key),
+            name=address,
+            pinned=pin is not None,
+            tap_mtu=None if tunnel is None or tunnel.result is None else tunnel.result.peer.tap_mtu,
+        )
+
+    def _path_reason(self, tunnel: Tunnel) -> str:
+        manager = self._manager
+        if tunnel.link_error is not None:
+            ours = manager.next_retry_at is not None or manager.dialling
+            who = "it is being dialled again" if ours else "the peer has to dial again"
+            reason = "" if tunnel.paths is None else f"{tunnel.paths.reason}; "
+            return f"{reason}the WSS link is lost ({tunnel.link_error}), {who}"
+        if tunnel.paths is not None:
+            return tunnel.paths.reason
+        if not manager.config.nat.enabled:
+            return "UDP is switched off (nat.enabled: false)"
+        if manager.traversal is None or manager.traversal.port is None:
+            return "no UDP socket could be opened: see the log"
+        return "the peer does not want UDP"
+
+    def _mtu(self, tunnel: Tunnel | None) -> int | None:
+        active = None if tunnel is None or tunnel.paths is None else tunnel.paths.active
+        if active is not None and active.mtu is not None:
+            return active.mtu + (
+                _IPV4_HEADERS if active.endpoint.address.version == 4 else _IPV6_HEADERS
+            )
+        return None if self._manager.tap is None else self._manager.tap.mtu
+
+    def _nat(self) -> Nat | None:
+        traversal = self._manager.traversal
+        result = None if traversal is None else traversal.result
+        if traversal is None or result is None:
+            return None
+        public = result.public_address
+        return Nat(
+            type=str(result.type),
+            public_address=None if public is None else str(public),
+            detected_at=traversal.detected_at,
+            mapping=str(result.mapping),
+            filtering=str(result.filtering),
+            detail=result.detail,
+        )
+
+    def _tap(self, config: Config) -> Tap | None:
+        tap = self._manager.tap
+        if tap is None:
+            return None
+        address = config.network.local_ip
+        frames = self._manager.plane.counters()["queues"]
+        return Tap(
+            tap.name,
+            tap.mtu,
+            None if address is None else str(address),
+            tuple(Queue(written, read) for read, written in frames[: len(tap.fds)]),
+        )
+
+    def _read_resources(self, age_s: float) -> Resources:
+        now = time.monotonic()
+        if self._resources is None or now >= self._resources_at + age_s:
+            self._resources, self._resources_at = read_resources(self._process), now
+        return self._resources
+
+    def _queue_bytes(self) -> int:
+        tunnel = self._manager.current
+        return 0 if tunnel is None else tunnel.pipe.queued_bytes
+
+    def _dropped(self) -> dict[str, int]:
+        plane = self._manager.plane.counters()
+        return _both(plane["tx_dropped"], plane["rx_dropped"])
+
+    def _counters(self) -> Counters:
+        plane = self._manager.plane.counters()
+        dropped = _both(plane["tx_dropped"], plane["rx_dropped"])
+        return Counters(
+            frames_in=plane["frames_written"],
+            frames_out=plane["frames_sent"],
+            bytes_in=plane["bytes_written"],
+            bytes_out=plane["bytes_read"],
+            dropped=dropped,
+            dropped_lately=self._vitals.lately(dropped),
+            udp_refused=plane["udp_refused"],
+            udp_errors=self._manager.plane.udp_errors(),
+        )
+
+    # --- health -------------------------------------------------------------------------------
+
+    def _check_tap(self) -> Check:
+        manager = self._manager
+        tap = manager.tap
+        device = manager.config.network.tap_device if tap is None else tap.name
+        is_up, problem = None, None
+        try:
+            if tap is not None:
+                is_up = tap.is_up()
+            elif manager.device_problem is not None:
+                problem = manager.device_problem
+            elif not os.access(CLONE_DEVICE, os.R_OK | os.W_OK):
+                problem = f"{CLONE_DEVICE} may not be used, {device} cannot be made"
+        except DeviceError as error:
+            problem = str(error)
+        needed = manager.machine.state is State.CONNECTED
+        return health.tap(device, is_up=is_up, needed=needed, problem=problem)
+
+    def _check_peer(self) -> Check:
+        manager = self._manager
+        return health.peer(
+            manager.machine.state,
+            manager.machine.phase,
+            configured=manager.config.mode != 0,
+            last_error=manager.last_error,
+            retries=manager.next_retry_at is not None or manager.dialling,
+        )
+
+    def _check_path(self) -> Check:
+        manager, tunnel = self._manager, self._manager.current
+        if tunnel is None or tunnel.established_boottime is None:
+            return health.path(None, None, udp_wanted=False, connected_s=0.0, loss=None)
+        active = None if tunnel.paths is None else tunnel.paths.active
+        return health.path(
+            tunnel.path,
+            self._path_reason(tunnel),
+            udp_wanted=manager.config.nat.enabled,
+            connected_s=boottime() - tunnel.established_boottime,
+            loss=None if active is None else active.loss,
+            fallen=tunnel.paths is not None and tunnel.paths.switches > 0,
+        )
+
+    def _check_refused(self, now: float) -> Check:
+        refused = self._manager.refused
+        if self._manager.current is not None or refused is None or refused.failed_at is None:
+            return health.refused(None, None, 0.0)
+        return health.refused(refused.address, refused.cause, now - refused.failed_at)
+
+    def _check_disk(self) -> Check:
+        directory = self._manager.config.daemon.state_dir
+        try:
+            found = os.statvfs(directory)
+        except OSError:
+            return health.disk(directory, None)
+        return health.disk(directory, found.f_bavail * found.f_frsize)
+
+
+def _both(out: dict[str, int], into: dict[str, int]) -> dict[str, int]:
+    """Add up the drops of both directions."""
+    return {reason: count + into[reason] for reason, count in out.items()}
+
+
+def _session(tunnel: Tunnel | None) -> Session | None:
+    if tunnel is None:
+        return None
+    return Session(
+        established_at=tunnel.established_at,
+        rekeys=tunnel.rekeys,
+        last_rekey_at=tunnel.last_rekey_at,
+        initiator=tunnel.initiator,
+        next_rekey_at=_wall(tunnel.rekey_at),
+        keys_expire_at=_wall(tunnel.keys_expire_at),
+    )
+
+
+def _wall(boot_s: float | None) -> float | None:
+    """Return a moment of the sessions' clock as wall-clock seconds."""
+    return None if boot_s is None else time.time() + boot_s - boottime()
+
+
+def _link(tunnel: Tunnel | None) -> Link | None:
+    if tunnel is None or tunnel.link_error is not None:
+        return None
+    return Link(tunnel.peer_name, tunnel.established_at)
+
+
+def _rtt_ms(tunnel: Tunnel) -> float | None:
+    """Round trip of the path that carries the frames."""
+    active = None if tunnel.paths is None else tunnel.paths.active
+    if active is not None:
+        return active.rtt_ms
+    return None if tunnel.rtt_s is None else tunnel.rtt_s * 1000
+
+
+def _paths(tunnel: Tunnel) -> tuple[Path, ...]:
+    """Every way to the peer, the one that carries the frames first."""
+    found = [
+        Path(
+            "udp",
+            str(report.endpoint),
+            kind=str(report.kind),
+            active=report.active,
+            proven=report.proven,
+            rtt_ms=report.rtt_ms,
+            loss=report.loss,
+            payload_bytes=report.mtu,
+            seen_as=None if report.seen_as is None else str(report.seen_as),
+            unanswered=report.unanswered,
+        )
+        for report in (() if tunnel.paths is None else tunnel.paths.report())
+    ]
+    if tunnel.link_error is None:
+        rtt_ms = None if tunnel.rtt_s is None else tunnel.rtt_s * 1000
+        active = tunnel.path == "wss"
+        found.append(Path("wss", tunnel.peer_name, active=active, proven=True, rtt_ms=rtt_ms))
+    return tuple(sorted(found, key=lambda path: not path.active))
