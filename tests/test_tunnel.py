@@ -13,6 +13,7 @@ import gevent.socket as gsocket
 import pytest
 
 from shadowmesh._fastpath import DataPlane, build_info
+from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import Caps, CloseReason, Inner, RejectReason
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.device.tap import OFFLOAD_TCP
@@ -191,7 +192,7 @@ def test_the_round_trip_is_measured_and_smoothed(up):
     dialling, _ = up()
     first = wait_for(lambda: dialling.tunnel.rtt_s, "a round trip")
     assert 0 < first < 1
-    dialling.tunnel.probes.send(tunnel.boottime() - 8.0)
+    dialling.tunnel.probes.send(boottime() - 8.0)
     wait_for(lambda: dialling.tunnel.rtt_s > first, "another round trip")
     assert 1.0 < dialling.tunnel.rtt_s < 1.5, "one eighth of the new one"
 
@@ -314,7 +315,7 @@ def test_the_owner_may_decide_later_but_not_too_late(make, monkeypatch):
     for side in (dialling, listening):
         side.tunnel.start()
     wait_for(lambda: "authenticated" in listening.heard, "authenticated")
-    late = tunnel.boottime() + 60
+    late = boottime() + 60
     monkeypatch.setattr(tunnel, "boottime", lambda: late)
     assert listening.tunnel.accept() is False
     assert listening.ended().kind == "timeout"
@@ -438,7 +439,7 @@ def test_a_full_link_ends_the_session_when_a_record_has_to_go_out(up):
         with pytest.raises(LocalProtocolError):
             while True:
                 dialling.tunnel.session.send_record(Inner.PADDING, bytes(size))
-    dialling.tunnel._machine.handle_timeout(tunnel.boottime() + 130)  # a rekey is due
+    dialling.tunnel._machine.handle_timeout(boottime() + 130)  # a rekey is due
     dialling.tunnel._carry_out()
     assert "cannot send to the peer" in dialling.ended().detail
 
@@ -457,7 +458,7 @@ def test_probes_that_are_never_answered_are_forgotten(up):
     wait_for(lambda: dialling.tunnel.rtt_s, "the first answer")
     listening.tunnel.link._reader.kill()
     for _ in range(3 * probes.MAX_PROBES):
-        dialling.tunnel.probes.send(tunnel.boottime())
+        dialling.tunnel.probes.send(boottime())
     assert dialling.tunnel.probes.awaited == probes.MAX_PROBES
 
 

@@ -1,8 +1,8 @@
-"""What everybody may know: numbers, errors, the log, token buckets, amounts as text.
+"""What everybody may know: numbers, errors, the clock, the log, token buckets, amounts as text.
 
-Owns: the constants of the protocol, the tree of exceptions, how a line of the log looks.
-Does not know: anything else of this package.
+Owns: the constants of the protocol, the tree of exceptions, the clock of sessions, how a line of
+the log looks. Does not know: anything else of this package.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["constants", "errors", "log", "rate", "units"]
+__all__ = ["clock", "constants", "errors", "log", "rate", "units"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from shadowmesh.base.clock import boottime
 from shadowmesh.insight.events import Recorder
 
 #: new drops are told at once, further ones not before
@@ -35,10 +36,6 @@ class ClockStep:
     at: float
 
 
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class Vitals:
     """Looks and remembers."""
 
@@ -47,7 +44,7 @@ class Vitals:
         recorder: Recorder,
         *,
         wall: Callable[[], float] = time.time,
-        boot: Callable[[], float] = _boottime,
+        boot: Callable[[], float] = boottime,
     ) -> None:
         self._recorder = recorder
         self._wall = wall

@@ -29,6 +29,7 @@ from gevent.event import Event as Done
 from gevent.queue import SimpleQueue
 
 from shadowmesh.base import log
+from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import (
     BACKOFF_MIN_S,
     HANDSHAKE_TIMEOUT_S,
@@ -56,7 +57,7 @@ from shadowmesh.keys.identity import format_public_key
 from shadowmesh.link.dial import dial
 from shadowmesh.peer.dialler import Dialler, Pause
 from shadowmesh.peer.terms import terms_of
-from shadowmesh.peer.tunnel import Tunnel, boottime
+from shadowmesh.peer.tunnel import Tunnel
 from shadowmesh.peer.verdicts import DUPLICATE, INTERCEPTED, failed_dial, objection, trust_of
 from shadowmesh.wire.peer import Backoff, Event, PeerMachine, Phase, State
 

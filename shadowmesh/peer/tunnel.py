@@ -29,6 +29,7 @@ from gevent.event import Event as Wakeup
 
 from shadowmesh._fastpath import Pipe, Session
 from shadowmesh.base import log
+from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import (
     WS_ABNORMAL,
     WS_GOING_AWAY,
@@ -68,11 +69,6 @@ LINGER_S: Final = 2.0
 _LINK_ONLY: Final = (WS_ABNORMAL, WS_GOING_AWAY, WS_NORMAL)
 
 _log = log.get("tunnel")
-
-
-def boottime() -> float:
-    """Seconds since boot, suspended time included: the clock of sessions and keys."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True)

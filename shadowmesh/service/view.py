@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from shadowmesh import __version__
+from shadowmesh.base.clock import boottime
 from shadowmesh.base.errors import DeviceError
 from shadowmesh.device import facts
 from shadowmesh.device.tap import CLONE_DEVICE
@@ -36,7 +37,6 @@ from shadowmesh.insight.status import (
     read_resources,
 )
 from shadowmesh.keys.identity import format_public_key
-from shadowmesh.peer.tunnel import boottime
 from shadowmesh.wire.peer import Phase, State
 
 if TYPE_CHECKING:
