@@ -245,7 +245,7 @@ def test_a_token_that_may_not_be_read_is_not_permitted_for_root_either(token_fil
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("shadowmesh.keys.identity.os.open", refuse)
+    monkeypatch.setattr("shadowmesh.keys.api_token.os.open", refuse)
     assert_failed(invoke("--api", NOBODY, "--token-file", token_file, "status"), 4, "root")
 
 
@@ -766,7 +766,7 @@ def test_an_identity_that_is_missing_or_forbidden_is_told(tmp_path, monkeypatch)
 
 
 def test_genpsk_gives_a_key_that_the_configuration_takes():
-    from shadowmesh.keys.identity import parse_psk
+    from shadowmesh.keys.psk import parse_psk
 
     result = invoke("genpsk")
     assert re.fullmatch(r"[0-9a-f]{64}\n", result.stdout)

@@ -14,8 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowmesh.base.errors import KeyFileError, NotPermitted
-from shadowmesh.keys import identity as keys
-from shadowmesh.keys import sodium
+from shadowmesh.keys import private_file, sodium
+from shadowmesh.keys.api_token import load_or_create_token, read_token
+from shadowmesh.keys.identity import (
+    Identity,
+    format_public_key,
+    generate_seed,
+    load_or_create_identity,
+    parse_public_key,
+    parse_seed,
+)
+from shadowmesh.keys.private_file import write_private_file
+from shadowmesh.keys.psk import generate_psk, parse_psk
 
 SEED = bytes(range(1, 33))
 GOOD_PSK = "38aa9f4f4e267cab95bf6380d211807740623e3a50b4e4aed32703b79297c20a"
@@ -35,14 +45,14 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def test_a_good_psk_is_accepted_in_either_case() -> None:
-    assert keys.parse_psk(GOOD_PSK) == bytes.fromhex(GOOD_PSK)
-    assert keys.parse_psk(GOOD_PSK.upper()) == bytes.fromhex(GOOD_PSK)
+    assert parse_psk(GOOD_PSK) == bytes.fromhex(GOOD_PSK)
+    assert parse_psk(GOOD_PSK.upper()) == bytes.fromhex(GOOD_PSK)
 
 
 def test_a_psk_with_sixteen_distinct_bytes_is_the_weakest_accepted() -> None:
-    assert keys.parse_psk((bytes(range(16)) * 2).hex())
+    assert parse_psk((bytes(range(16)) * 2).hex())
     with pytest.raises(ValueError, match="distinct"):
-        keys.parse_psk((bytes(range(15)) * 2 + b"\0\1").hex())
+        parse_psk((bytes(range(15)) * 2 + b"\0\1").hex())
 
 
 @pytest.mark.parametrize(
@@ -64,7 +74,7 @@ def test_a_psk_with_sixteen_distinct_bytes_is_the_weakest_accepted() -> None:
 )
 def test_a_weak_or_malformed_psk_is_refused_without_quoting_it(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
-        keys.parse_psk(text)
+        parse_psk(text)
     message = str(caught.value)
     assert "genpsk" in message
     for start in range(len(text) - 7):
@@ -74,11 +84,11 @@ def test_a_weak_or_malformed_psk_is_refused_without_quoting_it(text: str, reason
 
 
 def test_generated_keys_are_accepted_by_their_parsers() -> None:
-    assert len(keys.parse_psk(keys.generate_psk())) == 32
-    seed = keys.parse_seed(keys.generate_seed())
-    public = keys.Identity.from_seed(seed).public_key
-    assert keys.parse_public_key(keys.format_public_key(public)) == public
-    assert keys.generate_seed() != keys.generate_seed()
+    assert len(parse_psk(generate_psk())) == 32
+    seed = parse_seed(generate_seed())
+    public = Identity.from_seed(seed).public_key
+    assert parse_public_key(format_public_key(public)) == public
+    assert generate_seed() != generate_seed()
 
 
 # --- base64 forms -----------------------------------------------------------------------------
@@ -87,9 +97,9 @@ def test_generated_keys_are_accepted_by_their_parsers() -> None:
 @given(seed=st.binary(min_size=32, max_size=32))
 def test_public_keys_survive_their_text_form(seed: bytes) -> None:
     public = sodium.public_key(seed)
-    text = keys.format_public_key(public)
+    text = format_public_key(public)
     assert len(text) == 44
-    assert keys.parse_public_key(text) == public
+    assert parse_public_key(text) == public
 
 
 @pytest.mark.parametrize(
@@ -98,9 +108,9 @@ def test_public_keys_survive_their_text_form(seed: bytes) -> None:
         "",
         "A" * 43,
         "A" * 45,
-        keys.format_public_key(sodium.public_key(SEED)) + "\n",
-        " " + keys.format_public_key(sodium.public_key(SEED)),
-        keys.format_public_key(sodium.public_key(SEED))[:-1],
+        format_public_key(sodium.public_key(SEED)) + "\n",
+        " " + format_public_key(sodium.public_key(SEED)),
+        format_public_key(sodium.public_key(SEED))[:-1],
         "A" * 41 + "A==",
         "A" * 20 + "*" + "A" * 22 + "=",
         "A" * 20 + "\N{LATIN SMALL LETTER E WITH ACUTE}" + "A" * 22 + "=",
@@ -109,40 +119,40 @@ def test_public_keys_survive_their_text_form(seed: bytes) -> None:
 )
 def test_a_public_key_that_is_not_canonical_base64_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="base64"):
-        keys.parse_public_key(text)
+        parse_public_key(text)
 
 
 @pytest.mark.parametrize("key", [bytes(32), b"\x01" + bytes(31), b"\xff" * 32])
 def test_a_public_key_that_is_no_good_point_is_refused(key: bytes) -> None:
     with pytest.raises(ValueError, match="not a valid Ed25519"):
-        keys.parse_public_key(base64.b64encode(key).decode())
+        parse_public_key(base64.b64encode(key).decode())
 
 
 @given(text=st.text(max_size=60))
 def test_parsers_raise_nothing_but_value_errors(text: str) -> None:
-    for parse in (keys.parse_psk, keys.parse_public_key, keys.parse_seed):
+    for parse in (parse_psk, parse_public_key, parse_seed):
         with pytest.raises(ValueError):
             parse(text)
 
 
 def test_a_seed_may_end_in_one_line_feed() -> None:
     text = base64.b64encode(SEED).decode()
-    assert keys.parse_seed(text) == keys.parse_seed(text + "\n") == SEED
+    assert parse_seed(text) == parse_seed(text + "\n") == SEED
     for other in (text + "\n\n", text + "\r\n", text + " "):
         with pytest.raises(ValueError, match="private key"):
-            keys.parse_seed(other)
+            parse_seed(other)
 
 
 def test_a_seed_of_zeros_is_refused() -> None:
     with pytest.raises(ValueError, match="zeros"):
-        keys.parse_seed(base64.b64encode(bytes(32)).decode())
+        parse_seed(base64.b64encode(bytes(32)).decode())
 
 
 def test_a_bad_seed_is_not_quoted() -> None:
     text = base64.b64encode(SEED).decode()
     for bad in (text[:-1], text[:-2] + "*=", text + "x"):
         with pytest.raises(ValueError) as caught:
-            keys.parse_seed(bad)
+            parse_seed(bad)
         assert text[:8] not in str(caught.value)
 
 
@@ -150,15 +160,15 @@ def test_a_bad_seed_is_not_quoted() -> None:
 
 
 def test_an_identity_signs_with_its_key() -> None:
-    identity = keys.Identity.from_seed(SEED)
+    identity = Identity.from_seed(SEED)
     assert identity.public_key == sodium.public_key(SEED)
     assert sodium.verify(identity.public_key, b"text", identity.sign(b"text"))
 
 
 def test_an_identity_does_not_show_its_seed() -> None:
-    identity = keys.Identity.from_seed(SEED)
+    identity = Identity.from_seed(SEED)
     for text in (repr(identity), str(identity), f"{identity}"):
-        assert keys.format_public_key(identity.public_key) in text
+        assert format_public_key(identity.public_key) in text
         assert SEED.hex() not in text
         assert base64.b64encode(SEED).decode() not in text
     with pytest.raises(TypeError):
@@ -170,7 +180,7 @@ def test_an_identity_does_not_show_its_seed() -> None:
 
 def test_the_first_start_makes_a_private_file_and_the_second_reads_it(tmp_path: Path) -> None:
     state_dir = tmp_path / "a" / "state"
-    first = keys.load_or_create_identity(state_dir)
+    first = load_or_create_identity(state_dir)
     path = state_dir / "identity.key"
     status = path.stat()
     assert stat.S_IMODE(status.st_mode) == 0o600
@@ -178,16 +188,16 @@ def test_the_first_start_makes_a_private_file_and_the_second_reads_it(tmp_path: 
     assert status.st_size == 32
     assert status.st_nlink == 1
     assert entries(state_dir) == ["identity.key"]
-    assert keys.load_or_create_identity(state_dir).public_key == first.public_key
-    assert keys.Identity.from_seed(path.read_bytes()).public_key == first.public_key
+    assert load_or_create_identity(state_dir).public_key == first.public_key
+    assert Identity.from_seed(path.read_bytes()).public_key == first.public_key
 
 
 def test_a_file_made_under_an_open_umask_is_private(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        keys.write_private_file(tmp_path / "open", b"x")
+        write_private_file(tmp_path / "open", b"x")
         os.umask(0o777)
-        keys.write_private_file(tmp_path / "closed", b"x")
+        write_private_file(tmp_path / "closed", b"x")
     finally:
         os.umask(before)
     for name in ("open", "closed"):
@@ -197,12 +207,12 @@ def test_a_file_made_under_an_open_umask_is_private(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tail", [b"", b"\n"])
 def test_the_output_of_genkey_can_be_installed(tmp_path: Path, tail: bytes) -> None:
     write(tmp_path / "identity.key", base64.b64encode(SEED) + tail)
-    assert keys.load_or_create_identity(tmp_path).public_key == sodium.public_key(SEED)
+    assert load_or_create_identity(tmp_path).public_key == sodium.public_key(SEED)
 
 
 def test_a_read_only_identity_is_accepted(tmp_path: Path) -> None:
     write(tmp_path / "identity.key", SEED, 0o400)
-    assert keys.load_or_create_identity(tmp_path).public_key == sodium.public_key(SEED)
+    assert load_or_create_identity(tmp_path).public_key == sodium.public_key(SEED)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +237,7 @@ def test_a_wrong_content_refuses_the_start_and_is_left_alone(
     path = tmp_path / "identity.key"
     write(path, content)
     with pytest.raises(KeyFileError, match=r"identity\.key.*restore it") as caught:
-        keys.load_or_create_identity(tmp_path)
+        load_or_create_identity(tmp_path)
     assert path.read_bytes() == content
     assert entries(tmp_path) == ["identity.key"]
     if content:
@@ -240,7 +250,7 @@ def test_a_wrong_mode_refuses_the_start_and_is_left_alone(tmp_path: Path, mode: 
     path = tmp_path / "identity.key"
     write(path, SEED, mode)
     with pytest.raises(KeyFileError, match=f"mode {mode:04o}.*chmod 600"):
-        keys.load_or_create_identity(tmp_path)
+        load_or_create_identity(tmp_path)
     assert stat.S_IMODE(path.stat().st_mode) == mode
     assert path.read_bytes() == SEED
 
@@ -250,42 +260,42 @@ def test_another_owner_refuses_the_start(tmp_path: Path, monkeypatch: pytest.Mon
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     with pytest.raises(KeyFileError, match=f"belongs to user {owner}.*chown {owner + 1}"):
-        keys.load_or_create_identity(tmp_path)
+        load_or_create_identity(tmp_path)
 
 
 def test_a_symbolic_link_refuses_the_start_even_to_a_good_file(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere", SEED)
     (tmp_path / "identity.key").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(KeyFileError, match="symbolic link"):
-        keys.load_or_create_identity(tmp_path)
+        load_or_create_identity(tmp_path)
 
 
 def test_a_dangling_symbolic_link_refuses_the_start_and_makes_nothing(tmp_path: Path) -> None:
     (tmp_path / "identity.key").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(KeyFileError, match="symbolic link"):
-        keys.load_or_create_identity(tmp_path)
+        load_or_create_identity(tmp_path)
     assert entries(tmp_path) == ["identity.key"]
 
 
 def test_a_directory_refuses_the_start(tmp_path: Path) -> None:
     (tmp_path / "identity.key").mkdir(mode=0o700)
     with pytest.raises(KeyFileError, match="not a regular file"):
-        keys.load_or_create_identity(tmp_path)
+        load_or_create_identity(tmp_path)
 
 
 def test_a_fifo_refuses_the_start_and_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "identity.key", 0o600)
     with pytest.raises(KeyFileError, match="not a regular file"):
-        keys.load_or_create_identity(tmp_path)
+        load_or_create_identity(tmp_path)
 
 
 def test_a_state_directory_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"")
     with pytest.raises(KeyFileError, match="state"):
-        keys.load_or_create_identity(tmp_path / "state")
+        load_or_create_identity(tmp_path / "state")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(KeyFileError, match=r"daemon\.state_dir"):
-        keys.load_or_create_identity(tmp_path / "link")
+        load_or_create_identity(tmp_path / "link")
 
 
 def test_descriptors_are_not_leaked(tmp_path: Path) -> None:
@@ -298,12 +308,12 @@ def test_descriptors_are_not_leaked(tmp_path: Path) -> None:
     before = count()
     for _ in range(3):
         with pytest.raises(KeyFileError):
-            keys.load_or_create_identity(tmp_path)
+            load_or_create_identity(tmp_path)
         with pytest.raises(KeyFileError):
-            keys.read_token(tmp_path / "api.token")
-        keys.load_or_create_identity(tmp_path / "good")
+            read_token(tmp_path / "api.token")
+        load_or_create_identity(tmp_path / "good")
         with pytest.raises(FileExistsError):
-            keys.write_private_file(tmp_path / "good" / "identity.key", b"x")
+            write_private_file(tmp_path / "good" / "identity.key", b"x")
     assert count() == before
 
 
@@ -312,11 +322,11 @@ def test_descriptors_are_not_leaked(tmp_path: Path) -> None:
 
 def test_an_existing_name_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    keys.write_private_file(path, b"first")
+    write_private_file(path, b"first")
     with pytest.raises(FileExistsError):
-        keys.write_private_file(path, b"second")
+        write_private_file(path, b"second")
     assert path.read_bytes() == b"first"
-    keys.write_private_file(path, b"third", replace=True)
+    write_private_file(path, b"third", replace=True)
     assert path.read_bytes() == b"third"
     assert entries(tmp_path) == ["file"]
 
@@ -324,7 +334,7 @@ def test_an_existing_name_is_not_overwritten_unless_asked(tmp_path: Path) -> Non
 def test_replacing_a_symbolic_link_leaves_its_target_alone(tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(b"target")
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    keys.write_private_file(tmp_path / "link", b"new", replace=True)
+    write_private_file(tmp_path / "link", b"new", replace=True)
     assert (tmp_path / "target").read_bytes() == b"target"
     assert (tmp_path / "link").read_bytes() == b"new"
     assert not (tmp_path / "link").is_symlink()
@@ -333,14 +343,14 @@ def test_replacing_a_symbolic_link_leaves_its_target_alone(tmp_path: Path) -> No
 def test_a_second_daemon_that_was_slower_uses_the_first_ones_identity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = keys.write_private_file
+    real = private_file.write_private_file
 
     def too_late(path: Path, data: bytes) -> None:
         real(path, SEED)  # the other daemon, between our look and our write
         real(path, data)
 
-    monkeypatch.setattr(keys, "write_private_file", too_late)
-    assert keys.load_or_create_identity(tmp_path).public_key == sodium.public_key(SEED)
+    monkeypatch.setattr(private_file, "write_private_file", too_late)
+    assert load_or_create_identity(tmp_path).public_key == sodium.public_key(SEED)
     assert entries(tmp_path) == ["identity.key"]
 
 
@@ -353,7 +363,7 @@ def test_a_full_disk_leaves_nothing_behind(
 
     monkeypatch.setattr(os, failing, refuse)
     with pytest.raises(KeyFileError, match=r"identity\.key.*No space left"):
-        keys.load_or_create_identity(tmp_path)
+        load_or_create_identity(tmp_path)
     assert entries(tmp_path) == []
 
 
@@ -371,7 +381,7 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_behind(
 
     monkeypatch.setattr(os, "write", short_then_full)
     with pytest.raises(KeyFileError, match="No space left"):
-        keys.load_or_create_identity(tmp_path)
+        load_or_create_identity(tmp_path)
     assert calls == [32, 22]
     assert entries(tmp_path) == []
 
@@ -379,7 +389,7 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_behind(
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:5]))
-    keys.write_private_file(tmp_path / "file", bytes(range(23)))
+    write_private_file(tmp_path / "file", bytes(range(23)))
     assert (tmp_path / "file").read_bytes() == bytes(range(23))
 
 
@@ -395,7 +405,7 @@ def test_data_and_name_are_synced_before_the_call_returns(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
-    keys.write_private_file(tmp_path / "file", b"x")
+    write_private_file(tmp_path / "file", b"x")
     assert synced == [(False, False), (True, True)]
 
 
@@ -403,15 +413,15 @@ def test_data_and_name_are_synced_before_the_call_returns(
 
 
 def test_a_token_is_made_once_and_read_by_a_client(tmp_path: Path) -> None:
-    token = keys.load_or_create_token(tmp_path)
+    token = load_or_create_token(tmp_path)
     path = tmp_path / "api.token"
     assert len(token) == 43
     assert len(base64.urlsafe_b64decode(token + "=")) == 32
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert keys.load_or_create_token(tmp_path) == token
-    assert keys.read_token(path) == keys.read_token(str(path)) == token
+    assert load_or_create_token(tmp_path) == token
+    assert read_token(path) == read_token(str(path)) == token
     path.write_bytes(token.encode() + b"\n")
-    assert keys.read_token(path) == keys.load_or_create_token(tmp_path) == token
+    assert read_token(path) == load_or_create_token(tmp_path) == token
 
 
 @pytest.mark.parametrize(
@@ -422,7 +432,7 @@ def test_a_file_that_holds_no_token_is_refused_and_left_alone(
 ) -> None:
     path = tmp_path / "api.token"
     write(path, content)
-    for load in (lambda: keys.load_or_create_token(tmp_path), lambda: keys.read_token(path)):
+    for load in (lambda: load_or_create_token(tmp_path), lambda: read_token(path)):
         with pytest.raises(KeyFileError, match=r"holds no API token.*delete it"):
             load()
     assert path.read_bytes() == content
@@ -431,15 +441,15 @@ def test_a_file_that_holds_no_token_is_refused_and_left_alone(
 def test_a_token_that_others_can_read_refuses_the_daemon(tmp_path: Path) -> None:
     write(tmp_path / "api.token", b"a" * 43, 0o644)
     with pytest.raises(KeyFileError, match=r"mode 0644.*new token"):
-        keys.load_or_create_token(tmp_path)
-    assert keys.read_token(tmp_path / "api.token") == "a" * 43
+        load_or_create_token(tmp_path)
+    assert read_token(tmp_path / "api.token") == "a" * 43
 
 
 def test_a_missing_token_file_tells_the_client_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="start shadowmesh-daemon"):
-        keys.read_token(tmp_path / "none")
+        read_token(tmp_path / "none")
     with pytest.raises(KeyFileError, match="cannot be read"):
-        keys.read_token(tmp_path)
+        read_token(tmp_path)
 
 
 def test_an_unreadable_token_file_is_a_matter_of_permission(
@@ -450,4 +460,4 @@ def test_an_unreadable_token_file_is_a_matter_of_permission(
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(NotPermitted, match="--token-file"):
-        keys.read_token(tmp_path / "api.token")
+        read_token(tmp_path / "api.token")

@@ -70,7 +70,7 @@ class Settings:
         return (Path(SYSTEM_CONFIG_FILE), *([Path(home) / USER_CONFIG_FILE] if home else ()))
 
     def _token(self, path: Path, client: ApiClient) -> str:
-        from shadowmesh.keys.identity import read_token
+        from shadowmesh.keys.api_token import read_token
 
         try:
             return read_token(path)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from shadowmesh.config.model import REDACTED, HostPort, Secret
-from shadowmesh.keys import identity
+from shadowmesh.keys import identity, psk
 
 _SHOWN_CHARS = 60
 _LOOKS_SECRET = re.compile(r"[0-9A-Fa-f]{32,}|[0-9A-Za-z+/]{43}=")
@@ -275,4 +275,4 @@ def public_key(text: str) -> bytes | None:
 
 def secret_key(text: str) -> Secret | None:
     """A pre-shared key in hex; empty for none. Source: protocol section 2."""
-    return Secret(identity.parse_psk(text)) if text else None
+    return Secret(psk.parse_psk(text)) if text else None

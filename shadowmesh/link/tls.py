@@ -28,7 +28,7 @@ from gevent.ssl import SSLContext, SSLSocket
 
 from shadowmesh.base.constants import TLS_ALPN
 from shadowmesh.base.errors import KeyFileError
-from shadowmesh.keys.identity import write_private_file
+from shadowmesh.keys.private_file import write_private_file
 
 #: What countless self-signed certificates say; the real host name would tell every scanner more
 #: about this machine than it needs to know.

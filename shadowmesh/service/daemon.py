@@ -43,11 +43,8 @@ from shadowmesh.insight.capture import Captures
 from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.metrics import Sources, make_registry
 from shadowmesh.insight.vitals import Vitals
-from shadowmesh.keys.identity import (
-    format_public_key,
-    load_or_create_identity,
-    load_or_create_token,
-)
+from shadowmesh.keys.api_token import load_or_create_token
+from shadowmesh.keys.identity import format_public_key, load_or_create_identity
 from shadowmesh.link.peer_port import PeerPort
 from shadowmesh.link.tls import client_context, load_or_create_certificate
 from shadowmesh.path.traversal import Traversal

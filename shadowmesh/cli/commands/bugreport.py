@@ -49,7 +49,7 @@ def bugreport(settings: Settings, output: Path | None) -> None:
     # Not at the top: no other command needs them.
     from shadowmesh.cli import evidence
     from shadowmesh.cli.redaction import Redactor
-    from shadowmesh.keys.identity import write_private_file
+    from shadowmesh.keys.private_file import write_private_file
 
     stem = f"shadowmesh-bugreport-{socket.gethostname()}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     path = output or Path(f"{stem}.tar.gz")

@@ -51,7 +51,7 @@ def init(
     path = file or settings.config or _default_file()
     values = {"peer.address": peer, "peer.public_key": public_key, "network.local_ip": local_ip}
     if psk:
-        from shadowmesh.keys.identity import generate_psk
+        from shadowmesh.keys.psk import generate_psk
 
         values["encryption.key"] = generate_psk()
     # Checked before it is written, in the way in which the daemon will read it.
@@ -170,7 +170,7 @@ def _filled(template: str, values: dict[str, str]) -> str:
 
 def _write(path: Path, text: str) -> None:
     from shadowmesh.config.yamlfile import is_for_the_group
-    from shadowmesh.keys.identity import write_private_file
+    from shadowmesh.keys.private_file import write_private_file
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def genkey(settings: Settings) -> None:
 @click.pass_obj
 def genpsk(settings: Settings) -> None:
     """Print a new pre-shared key for encryption.key (64 hexadecimal digits)."""
-    from shadowmesh.keys.identity import generate_psk
+    from shadowmesh.keys.psk import generate_psk
 
     _warn_when_others_can_read()
     _print_key(settings, "psk", generate_psk())
