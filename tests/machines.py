@@ -189,8 +189,7 @@ class Machine:
         if self._dial is not None:
             options["dial"] = self._dial
         self.manager = ConnectionManager(
-            self.config, self.identity, self.plane, self.device, tls.client_context(),
-            self._certificate.sha256, **options,
+            self.config, self.identity, self.plane, self.device, tls.client_context(), **options,
         )  # fmt: skip
         if self._listen:
             self.listener = Listener(
@@ -203,16 +202,21 @@ class Machine:
         return self
 
     @property
+    def peer(self):
+        """What this machine knows of the other one."""
+        return self.manager.peer
+
+    @property
     def address(self):
         return HostPort(LOCALHOST, self.listener._listening.getsockname()[1])
 
     @property
     def state(self):
-        return str(self.manager.machine.state)
+        return str(self.peer.machine.state)
 
     @property
     def phase(self):
-        phase = self.manager.machine.phase
+        phase = self.peer.machine.phase
         return None if phase is None else str(phase)
 
     @property
@@ -233,8 +237,8 @@ class Machine:
     def wait_for(self, state, phase=None):
         wait_for(
             lambda: self.state == state and phase in (None, self.phase),
-            f"{state} {phase or ''}, is {self.manager.machine.state} {self.phase}"
-            f" ({self.manager.last_error})",
+            f"{state} {phase or ''}, is {self.peer.machine.state} {self.phase}"
+            f" ({self.peer.last_error})",
         )
         return self
 

@@ -33,7 +33,7 @@ from shadowmesh.config import HostPort
 from shadowmesh.config.model import Secret
 from shadowmesh.device.tap import OFFLOAD_CHECKSUM, OFFLOAD_TCP, OFFLOAD_UDP
 from shadowmesh.link import tls
-from shadowmesh.peer.manager import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
+from shadowmesh.peer.peer import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
 from shadowmesh.peer.verdicts import objection
 from tests.machines import PATIENCE_S, Clock, Machine, cut, wait_for
 from tests.peerport import read_head, request
@@ -114,7 +114,7 @@ def outcome_of(call, *arguments):
 
 def break_link(machine):
     """End the TCP connection of the live tunnel, without a word."""
-    cut(machine.manager.current.link._sock)
+    cut(machine.peer.current.wss.link._sock)
 
 
 # --- Two machines -----------------------------------------------------------------------------
@@ -124,21 +124,22 @@ def test_a_dial_connects_two_machines_and_frames_cross_both_ways(connected):
     dialling, listening = connected
     exchange(dialling, listening)
     for machine in connected:
-        assert machine.manager.last_error is None
+        assert machine.peer.last_error is None
         assert machine.manager.handshakes == {"ok": 1}
-        assert machine.manager.reconnects == 0
-    assert dialling.manager.current.initiator
-    assert dialling.manager.current.peer_public_key == listening.identity.public_key
-    assert listening.manager.current.peer_public_key == dialling.identity.public_key
+        assert machine.peer.reconnects == 0
+    assert dialling.peer.current.initiator
+    assert dialling.peer.current.peer_public_key == listening.identity.public_key
+    assert listening.peer.current.peer_public_key == dialling.identity.public_key
 
 
 def test_a_disconnect_undoes_everything_in_reverse_order(connected):
     dialling, listening = connected
-    tunnel, log = dialling.manager.current, dialling.log
-    tunnel._on_ended = lambda *_: log.append("tunnel ended")
+    tunnel, log = dialling.peer.current, dialling.log
+    end = tunnel._keying.end
+    tunnel._keying.end = lambda *what: (log.append("keys erased"), end(*what))
     dialling.manager.disconnect()
     assert dialling.state == "disconnected"
-    assert log == ["tap opened", "tunnel ended", "tap closed"]
+    assert log == ["tap opened", "keys erased", "tap closed"]
     listening.wait_for("connecting", "waiting_for_peer")
     assert not listening.tap.closed
 
@@ -147,12 +148,12 @@ def test_a_peer_that_left_is_taken_in_again(connected):
     dialling, listening = connected
     dialling.manager.disconnect()
     listening.wait_for("connecting", "waiting_for_peer")
-    assert "disconnect" in listening.manager.last_error
+    assert "disconnect" in listening.peer.last_error
     dialling.manager.connect(None)
     listening.wait_for("connected")
     exchange(dialling, listening)
-    assert listening.manager.reconnects == 1
-    assert dialling.manager.reconnects == 0
+    assert listening.peer.reconnects == 1
+    assert dialling.peer.reconnects == 0
     assert len(listening.taps) == 1
 
 
@@ -197,15 +198,15 @@ def test_a_lost_link_is_dialled_again_by_the_side_that_dialled(connected):
     break_link(listening)
     listening.wait_for("connecting", "waiting_for_peer")
     dialling.wait_for("connecting", "backoff")
-    assert dialling.manager.last_error
-    assert dialling.manager.next_retry_at is not None
+    assert dialling.peer.last_error
+    assert dialling.peer.next_retry_at is not None
     assert 0.8 <= dialling.clock.fire() <= 1.2
     dialling.wait_for("connected")
     listening.wait_for("connected")
     exchange(dialling, listening)
     for machine in connected:
-        assert machine.manager.reconnects == 1
-        assert machine.manager.last_error is None
+        assert machine.peer.reconnects == 1
+        assert machine.peer.last_error is None
         assert len(machine.taps) == 1
 
 
@@ -234,7 +235,7 @@ def test_a_peer_whose_operator_disconnected_is_left_alone(make, automatic):
     else:
         dialling.wait_for("disconnected")
         assert dialling.tap is None
-        assert "disconnect" in dialling.manager.last_error
+        assert "disconnect" in dialling.peer.last_error
 
 
 def test_a_restarted_peer_replaces_its_old_session(make):
@@ -244,14 +245,14 @@ def test_a_restarted_peer_replaces_its_old_session(make):
                 for _ in range(2))  # fmt: skip
     old.manager.connect(None)
     listening.wait_for("connected")
-    first = listening.manager.current
+    first = listening.peer.current
     new.manager.connect(None)
-    wait_for(lambda: listening.manager.current is not first, "replaced")
+    wait_for(lambda: listening.peer.current is not first, "replaced")
     exchange(new, listening)
     assert listening.state == "connected"
     # The one that was thrown out is no restarted peer here, but a second one with the same key.
     old.wait_for("error")
-    assert "identity.key" in old.manager.last_error
+    assert "identity.key" in old.peer.last_error
     assert [entry.delay_s > 0.5 for entry in old.clock.pending] == [True]
 
 
@@ -294,11 +295,11 @@ def test_both_sides_may_dial_at_once_and_both_operators_succeed(make):
         for machine in (one, other):
             machine.wait_for("connected")
         # Exactly one session, and the same on both sides.
-        initiators = [machine.manager.current.initiator for machine in (one, other)]
+        initiators = [machine.peer.current.initiator for machine in (one, other)]
         assert sorted(initiators) == [False, True]
         exchange(one, other)
         for machine in (one, other):
-            assert machine.manager.reconnects == 0
+            assert machine.peer.reconnects == 0
             with contextlib.suppress(NotConnected):
                 machine.manager.disconnect()
         one.wait_for("disconnected")
@@ -331,7 +332,7 @@ def test_the_loser_of_a_collision_does_not_wait_for_ever(make, monkeypatch):
     listening = make().start()
     dialling = make(clock=Clock()).trust(address=listening.address).start()
     verdict = RejectReason.COLLISION
-    monkeypatch.setattr("shadowmesh.peer.manager.objection", lambda *_, **__: verdict)
+    monkeypatch.setattr("shadowmesh.peer.peer.objection", lambda *_, **__: verdict)
     call = outcome_of(dialling.manager.connect, None)
     wait_for(lambda: dialling.clock.pending, "waits for the peer's connection")
     assert dialling.state == "connecting"
@@ -345,14 +346,14 @@ def test_a_stop_tells_the_peer_and_is_quick(connected):
     dialling, listening = connected
     dialling.stop()
     listening.wait_for("connecting", "waiting_for_peer")
-    assert "shutdown" in listening.manager.last_error
+    assert "shutdown" in listening.peer.last_error
     assert dialling.tap is None
     dialling.stop()  # once more is harmless
 
 
 def test_a_connection_is_not_taken_in_while_stopping_or_without_keys(pair, make):
     dialling, listening = pair
-    listening.manager._stopped = True
+    listening.manager._common.stopping = True
     with pytest.raises(PeerUnreachable):
         dialling.manager.connect(None)
     keyless = make(psk=None).start()
@@ -385,7 +386,7 @@ def test_connecting_while_a_dial_runs_is_a_conflict_and_a_disconnect_ends_it(lon
     hanging.set()
     gevent.sleep(0.01)
     assert lonely.state == "disconnected"
-    assert lonely.manager.last_error is None
+    assert lonely.peer.last_error is None
 
 
 def test_a_dial_that_arrives_after_it_was_given_up_is_closed(make):
@@ -455,11 +456,11 @@ def test_a_failed_dial_is_undone(lonely):
         lonely.manager.connect(None)
     assert lonely.state == "error"
     assert lonely.log == ["tap opened", "tap closed"]
-    assert lonely.manager.last_error == f"nobody at {NOBODY}"
+    assert lonely.peer.last_error == f"nobody at {NOBODY}"
     assert lonely.clock.pending == []
     lonely.manager.disconnect()
     assert lonely.state == "disconnected"
-    assert lonely.manager.last_error is None
+    assert lonely.peer.last_error is None
 
 
 def test_an_automatic_dialler_waits_longer_each_time_and_keeps_the_device(lonely):
@@ -468,7 +469,7 @@ def test_an_automatic_dialler_waits_longer_each_time_and_keeps_the_device(lonely
     for _ in range(8):
         wait_for(lambda: lonely.clock.pending, "the next pause")
         assert lonely.state == "error"
-        assert lonely.manager.next_retry_at is not None
+        assert lonely.peer.next_retry_at is not None
         delays.append(lonely.clock.fire())
         wait_for(lambda: len(lonely.dialled) > len(delays), "dialled again")
     for delay, wanted in zip(delays, (1, 2, 4, 8, 16, 30, 30, 30), strict=True):
@@ -536,7 +537,7 @@ def test_a_session_that_cannot_be_made_is_a_failed_attempt(pair, monkeypatch, er
     def refuse(*_args, **_options):
         raise error
 
-    monkeypatch.setattr("shadowmesh.peer.manager.Tunnel", refuse)
+    monkeypatch.setattr("shadowmesh.peer.common.Tunnel", refuse)
     with pytest.raises(PeerUnreachable):
         dialling.manager.connect(None)
     assert dialling.state == "error"
@@ -564,7 +565,7 @@ def test_without_a_device_there_is_no_connection(pair, error):
     with pytest.raises(PeerRefused, match="busy"):
         dialling.manager.connect(None)
     assert listening.state == "disconnected"
-    assert listening.manager.last_error == str(error)
+    assert listening.peer.last_error == str(error)
 
 
 def test_a_lost_device_is_made_again_under_the_live_session(connected, monkeypatch):
@@ -582,9 +583,9 @@ def test_a_device_that_does_not_come_back_ends_the_session(connected, monkeypatc
     monkeypatch.setattr("shadowmesh.device.device.RENEW_PAUSE_S", 0.001)
     monkeypatch.setattr(type(dialling.device), "lost", True)
     dialling.tap_error = DeviceError("taken by somebody else")
-    dialling.manager._post(dialling.manager._device_lost)
+    dialling.manager._mailbox.post(dialling.manager._device_lost)
     dialling.wait_for("error")
-    assert "taken by somebody else" in dialling.manager.last_error
+    assert "taken by somebody else" in dialling.peer.last_error
     assert dialling.tap is None
     listening.wait_for("connecting", "waiting_for_peer")
 
@@ -640,7 +641,7 @@ def test_a_reload_without_the_peer_ends_its_session(connected):
 def test_a_reload_of_something_else_keeps_the_session(connected):
     dialling, _ = connected
     config = dialling.manager.config
-    tunnel = dialling.manager.current
+    tunnel = dialling.peer.current
     changed = replace(
         config,
         encryption=replace(config.encryption, rotation_interval=30.0),
@@ -650,7 +651,7 @@ def test_a_reload_of_something_else_keeps_the_session(connected):
     wait_for(lambda: dialling.manager.config is not config, "reloaded")
     assert dialling.manager.config.encryption.rotation_interval == 30.0
     assert dialling.manager.config.network.mtu == 1500, "this key needs a restart"
-    assert dialling.manager.current is tunnel
+    assert dialling.peer.current is tunnel
 
 
 def test_a_reload_may_bring_the_peer_to_dial(pair):
@@ -676,7 +677,7 @@ def _reload_key(machine, key):
 def test_a_reload_with_another_key_ends_the_session_and_an_automatic_dialler_comes_back(make):
     listening = make().start()
     dialling = make(clock=Clock()).trust(address=listening.address, auto_connect=True).start()
-    before = listening.wait_for("connected").manager.current
+    before = listening.wait_for("connected").peer.current
     for machine in (listening, dialling):
         _reload_key(machine, secrets.token_bytes(32))
     # Until then the state, and the TAP that is about to be closed, are those of the old session.
@@ -706,18 +707,19 @@ def test_another_key_does_not_dial_for_an_operator_who_has_disconnected(make):
     dialling.manager.reload(_with_key(config, secrets.token_bytes(32)))
     wait_for(lambda: dialling.manager.config is not config, "reloaded")
     assert dialling.state == "disconnected"
-    assert not dialling.manager.dialling
+    assert not dialling.peer.dialling
 
 
 def test_a_handshake_that_began_under_the_old_key_is_not_taken_in(pair, monkeypatch):
     dialling, listening = pair
-    authenticated, late = listening.manager._authenticated, []
-    monkeypatch.setattr(listening.manager, "_authenticated", lambda *what: late.append(what))
+    incoming_of = listening.manager._incoming
+    authenticated, late = incoming_of.authenticated, []
+    monkeypatch.setattr(incoming_of, "authenticated", lambda *what: late.append(what))
     call = outcome_of(dialling.manager.connect, None)
     [(incoming, result)] = wait_for(lambda: late, "message 3 has come")
     listening.manager.reload(_with_key(listening.manager.config, secrets.token_bytes(32)))
     wait_for(lambda: incoming.over, "the handshake has ended")
-    listening.manager._post(lambda: authenticated(incoming, result))
+    listening.manager._mailbox.post(lambda: authenticated(incoming, result))
     call.join()
     assert isinstance(call.exception, ControlError)
     wait_for(lambda: listening.manager.handshakes, "it is counted")

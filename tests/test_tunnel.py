@@ -58,6 +58,28 @@ def terms(seed, **options):
     return Terms(policy=policy, offer=offer, **{**times, **options})
 
 
+class Heard:
+    """The owner of a side's tunnel: at once, and only writing it down."""
+
+    def __init__(self, side):
+        self._side = side
+
+    def post(self, message):
+        message()
+
+    def authenticated(self, one, _result):
+        self._side.authenticated(one)
+
+    def established(self, _one):
+        self._side.heard.append("established")
+
+    def link_lost(self, _one):
+        self._side.heard.append("link lost")
+
+    def ended(self, _one, ended):
+        self._side.heard.append(ended)
+
+
 class Side:
     """One tunnel and what its owner hears."""
 
@@ -83,16 +105,13 @@ class Side:
             self.plane,
             upgraded,
             terms(secrets.token_bytes(32), **options),
-            on_authenticated=self._authenticated,
-            on_established=lambda _: self.heard.append("established"),
-            on_link_lost=lambda _: self.heard.append("link lost"),
-            on_ended=lambda _, ended: self.heard.append(ended),
+            Heard(self),
         )
 
     def _release(self):
         self.released += 1
 
-    def _authenticated(self, one, result):
+    def authenticated(self, one):
         assert one is self.tunnel
         self.heard.append("authenticated")
         if not one.initiator:
@@ -110,7 +129,7 @@ class Side:
         assert [one for one in self.heard if not isinstance(one, str)] == [ended]
         assert self.tunnel.over
         assert self.tunnel.session.number == -1, "the seat in the data plane is given back"
-        assert self.tunnel.pipe.closed
+        assert self.tunnel.wss.pipe.closed
         assert self.sock.fileno() == -1
         assert self.released >= 1
         assert self.tunnel._timers.dead
@@ -192,15 +211,15 @@ def test_the_round_trip_is_measured_and_smoothed(up):
     dialling, _ = up()
     first = wait_for(lambda: dialling.tunnel.rtt_s, "a round trip")
     assert 0 < first < 1
-    dialling.tunnel.probes.send(boottime() - 8.0)
+    dialling.tunnel.wss.probes.send(boottime() - 8.0)
     wait_for(lambda: dialling.tunnel.rtt_s > first, "another round trip")
     assert 1.0 < dialling.tunnel.rtt_s < 1.5, "one eighth of the new one"
 
 
 def test_keys_change_under_traffic_without_losing_a_frame(up):
     dialling, listening = up(dialling={"rotation_interval_s": 0.05}, listening={})
-    dialling.tunnel._machine._jitter = lambda: 0.0
-    dialling.tunnel._machine._schedule()
+    dialling.tunnel._keying._machine._jitter = lambda: 0.0
+    dialling.tunnel._keying._machine._schedule()
     dialling.tunnel._wakeup.set()
     rounds = 0
     while listening.tunnel.rekeys < 3:
@@ -245,7 +264,7 @@ def test_a_closed_tunnel_burns_no_time_while_its_link_lingers(up):
     dialling, listening = up()
     turns = []
     dialling.tunnel._next_deadline = lambda: turns.append(1) or 0.0
-    listening.tunnel.link._reader.kill()  # it does not answer our close
+    listening.tunnel.wss.link._reader.kill()  # it does not answer our close
     dialling.tunnel.close(CloseReason.SHUTDOWN, "bye")
     assert len(turns) <= 2
     dialling.ended()
@@ -259,7 +278,7 @@ def test_nothing_is_left_to_the_garbage_collector(make):
         dialling.tunnel.close(CloseReason.SHUTDOWN, "bye")
         for side in (dialling, listening):
             side.ended()
-            pipes.append(side.tunnel.pipe.wakeup_fd)
+            pipes.append(side.tunnel.wss.pipe.wakeup_fd)
             side.close()
             side.__dict__.clear()
             side.close = lambda: None
@@ -334,18 +353,18 @@ def test_who_does_not_authenticate_in_time_is_dropped(make):
 def test_garbage_instead_of_a_handshake_ends_the_link_alone(make, message):
     dialling, listening = make(start=False)
     listening.tunnel.start()
-    dialling.tunnel.link.start()
-    dialling.tunnel.pipe.send_message(message)
+    dialling.tunnel.wss.link.start()
+    dialling.tunnel.wss.pipe.send_message(message)
     assert listening.ended().kind == "refused"
-    wait_for(lambda: dialling.tunnel.link.closed, "the link is closed")
+    wait_for(lambda: dialling.tunnel.wss.link.closed, "the link is closed")
 
 
 def test_terms_that_cannot_be_kept_are_told_before_anything_is_sent(make):
     dialling, _ = make(start=False)
-    dialling.tunnel._machine._policy = replace(
+    dialling.tunnel._keying._machine._policy = replace(
         dialling.tunnel._terms.policy, require_cipher="aegis-256"
     )
-    dialling.tunnel._machine._offer = replace(dialling.tunnel._terms.offer, caps=0)
+    dialling.tunnel._keying._machine._offer = replace(dialling.tunnel._terms.offer, caps=0)
     with pytest.raises(LocalProtocolError):
         dialling.tunnel.start()
     assert dialling.tunnel.session.number == -1
@@ -366,12 +385,9 @@ def test_a_tunnel_without_a_descriptor_takes_no_seat(make, monkeypatch):
     made = []
     original = tunnel.Session
     monkeypatch.setattr(tunnel, "Session", lambda plane: made.append(original(plane)) or made[0])
-    upgraded = dialling.tunnel.link._upgraded
+    upgraded = dialling.tunnel.wss.link._upgraded
     with pytest.raises(OSError, match="Too many"):
-        Tunnel(
-            dialling.plane, upgraded, dialling.tunnel._terms, on_authenticated=None,
-            on_established=None, on_link_lost=None, on_ended=None,
-        )  # fmt: skip
+        Tunnel(dialling.plane, upgraded, dialling.tunnel._terms, Heard(dialling))
     assert made[0].number == -1
 
 
@@ -394,7 +410,7 @@ def test_a_broken_connection_is_a_lost_link(make, when):
 def test_a_forged_record_ends_the_session(up):
     dialling, listening = up()
     record = b"\x81\0\1\0" + secrets.token_bytes(60)
-    dialling.tunnel.pipe.send_message(record)
+    dialling.tunnel.wss.pipe.send_message(record)
     listening.ended()
     assert dialling.ended().kind in ("link_lost", "closed_by_peer")
 
@@ -414,8 +430,8 @@ def test_silence_is_noticed_and_ends_the_session(up, monkeypatch):
     monkeypatch.setattr(liveness, "WSS_DEAD_AFTER_PROBE_S", 0.1)
     monkeypatch.setattr(liveness, "CHECK_INTERVAL_S", 0.02)
     dialling, listening = up(dialling={"keepalive_interval_s": 0.05, "read_timeout_s": 0.3})
-    listening.tunnel.link._reader.kill()
-    listening.tunnel.link._writer.kill()
+    listening.tunnel.wss.link._reader.kill()
+    listening.tunnel.wss.link._writer.kill()
     ended = dialling.ended()
     assert ended.kind == "link_lost"
     assert "nothing heard" in ended.detail
@@ -433,14 +449,14 @@ def test_keepalives_keep_an_idle_session(up, monkeypatch):
 
 def test_a_full_link_ends_the_session_when_a_record_has_to_go_out(up):
     dialling, listening = up()
-    listening.tunnel.link._reader.kill()
-    dialling.tunnel.link._writer.kill()
+    listening.tunnel.wss.link._reader.kill()
+    dialling.tunnel.wss.link._writer.kill()
     for size in (2000, 10):
         with pytest.raises(LocalProtocolError):
             while True:
                 dialling.tunnel.session.send_record(Inner.PADDING, bytes(size))
-    dialling.tunnel._machine.handle_timeout(boottime() + 130)  # a rekey is due
-    dialling.tunnel._carry_out()
+    dialling.tunnel._keying._machine.handle_timeout(boottime() + 130)  # a rekey is due
+    dialling.tunnel._keying._carry_out()
     assert "cannot send to the peer" in dialling.ended().detail
 
 
@@ -456,10 +472,10 @@ def test_a_bug_in_a_timer_ends_the_session_and_is_told(up, caplog):
 def test_probes_that_are_never_answered_are_forgotten(up):
     dialling, listening = up()
     wait_for(lambda: dialling.tunnel.rtt_s, "the first answer")
-    listening.tunnel.link._reader.kill()
+    listening.tunnel.wss.link._reader.kill()
     for _ in range(3 * probes.MAX_PROBES):
-        dialling.tunnel.probes.send(boottime())
-    assert dialling.tunnel.probes.awaited == probes.MAX_PROBES
+        dialling.tunnel.wss.probes.send(boottime())
+    assert dialling.tunnel.wss.probes.awaited == probes.MAX_PROBES
 
 
 # --- Terms ------------------------------------------------------------------------------------

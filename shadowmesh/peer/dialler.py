@@ -1,17 +1,15 @@
-"""One dial at a time, and one pause before the next.
+"""One dial at a time.
 
-Owns: the greenlet of a dial and the timer of a pause, and that what arrives after it was given up
-goes nowhere. Does not know: states, when to dial and how long to wait.
+Owns: the greenlet of a dial, and that what arrives after it was given up goes nowhere. Does not know:
+states, when to dial, the handshake that follows.
 
 ::
 
     start(target) --> greenlet: dial --post--> on_upgraded / on_failed, unless aborted
-    plan(delay)   --> timer       --post--> the action, unless cancelled
 """
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -91,40 +89,3 @@ class Dialler:
         if greenlet is self._greenlet:
             self._greenlet = None
             self._on_failed(error)
-
-
-class Pause:
-    """At most one thing that happens in a while.
-
-    Attributes:
-        ends_at: wall-clock seconds, None without one.
-    """
-
-    def __init__(
-        self,
-        post: Callable[[Callable[[], None]], None],
-        later: Callable[[float, Callable[[], None]], gevent.Greenlet],
-    ) -> None:
-        """Args: post: as in `Dialler`. later: calls a function in so many seconds."""
-        self.ends_at: float | None = None
-        self._post = post
-        self._later = later
-        self._timer: gevent.Greenlet | None = None
-
-    def plan(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Carry out `action` in a while, instead of what was planned before."""
-        self.cancel()
-        mark = self.ends_at = time.time() + delay_s
-        self._timer = self._later(delay_s, lambda: self._post(partial(self._due, mark, action)))
-
-    def cancel(self) -> None:
-        """Forget what was planned; harmless without."""
-        timer, self._timer = self._timer, None
-        self.ends_at = None
-        if timer is not None:
-            timer.kill(block=False)
-
-    def _due(self, mark: float, action: Callable[[], None]) -> None:
-        if mark == self.ends_at:  # else it was cancelled while this message waited
-            self.cancel()
-            action()

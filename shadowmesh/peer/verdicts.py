@@ -12,11 +12,13 @@ from shadowmesh.base import log
 from shadowmesh.base.constants import RejectReason
 from shadowmesh.base.errors import ConnectTimeout, ControlError, PeerRefused, PeerUnreachable
 from shadowmesh.keys.identity import format_public_key
-from shadowmesh.wire.peer import resolve_collision
+from shadowmesh.wire.peer.collision import resolve_collision
 
 if TYPE_CHECKING:
     from shadowmesh.config import Config, HostPort
-    from shadowmesh.peer.tunnel import Ended, Tunnel
+    from shadowmesh.peer.endings import Ended
+    from shadowmesh.peer.tunnel import Tunnel
+    from shadowmesh.wire.handshake.agreement import HandshakeResult
 
 INTERCEPTED: Final = (
     "TLS is proxied or intercepted, and websocket.require_direct_tls is set; dial the peer itself,"
@@ -35,6 +37,11 @@ _REJECT_HINTS: Final[dict[int, str]] = {
 }
 
 _log = log.get("connection")
+
+
+def intercepted(config: Config, result: HandshakeResult) -> bool:
+    """Whether somebody on the way ends the TLS of a link, and the configuration forbids that."""
+    return config.websocket.require_direct_tls and not result.tls_matches
 
 
 def objection(

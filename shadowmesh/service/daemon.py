@@ -281,7 +281,6 @@ class Daemon:
             plane,
             device,
             client_context(),
-            certificate.sha256,
             traversal=traversal,
             recorder=self._recorder,
         )

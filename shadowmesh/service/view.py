@@ -37,7 +37,7 @@ from shadowmesh.insight.status import (
     read_resources,
 )
 from shadowmesh.keys.identity import format_public_key
-from shadowmesh.wire.peer import Phase, State
+from shadowmesh.wire.peer.machine import Phase, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +91,7 @@ class View:
                 many seconds ago will do.
         """
         manager = self._manager
-        machine, tunnel = manager.machine, manager.current
+        machine, tunnel = manager.peer.machine, manager.peer.current
         result = None if tunnel is None else tunnel.result
         direct = None if result is None else result.tls_matches
         return Snapshot(
@@ -101,9 +101,9 @@ class View:
             since=machine.since,
             public_key=format_public_key(manager.identity.public_key),
             phase=machine.phase,
-            last_error=manager.last_error,
-            last_error_at=manager.last_error_at,
-            next_retry_at=manager.next_retry_at,
+            last_error=manager.peer.last_error,
+            last_error_at=manager.peer.last_error_at,
+            next_retry_at=manager.peer.next_retry_at,
             refused=manager.refused,
             peer=self._peer(tunnel),
             path=None if tunnel is None else "udp" if tunnel.path == "udp" else "wss",
@@ -120,8 +120,8 @@ class View:
             link=_link(tunnel),
             certificate=Certificate(self._certificate.not_after, self._certificate.sha256.hex()),
             capture=self._capture(),
-            reconnects=manager.reconnects,
-            path_switches=manager.path_switches,
+            reconnects=manager.peer.reconnects,
+            path_switches=manager.peer.path_switches,
             handshakes=dict(manager.handshakes),
             queue_bytes=self._queue_bytes(),
             counters=self._counters(),
@@ -139,18 +139,18 @@ class View:
     def summary(self) -> str:
         """Return in one sentence how the daemon is; cheap, and no different each second."""
         manager = self._manager
-        machine, tunnel = manager.machine, manager.current
+        machine, tunnel = manager.peer.machine, manager.peer.current
         if machine.state is State.CONNECTED and tunnel is not None:
             return f"connected to {tunnel.peer_name} over {tunnel.path}"
         if machine.state is State.DISCONNECTED:
             return "not connected"
-        trouble = f": {manager.last_error}" if manager.last_error else ""
+        trouble = f": {manager.peer.last_error}" if manager.peer.last_error else ""
         if machine.phase is Phase.WAITING_FOR_PEER:
             return f"waiting for the peer{trouble}"
         if machine.state is State.ERROR or machine.phase is Phase.BACKOFF:
-            what = "trying again" if manager.next_retry_at is not None else "given up"
-            return f"no tunnel to {manager.target}, {what}{trouble}"
-        return f"connecting to {manager.target} ({machine.phase})"
+            what = "trying again" if manager.peer.next_retry_at is not None else "given up"
+            return f"no tunnel to {manager.peer.target}, {what}{trouble}"
+        return f"connecting to {manager.peer.target} ({machine.phase})"
 
     def health(self) -> Health:
         """Run the checks."""
@@ -186,7 +186,7 @@ class View:
         if tunnel is not None and not tunnel.initiator:
             address = tunnel.peer_name
         else:
-            address = None if manager.target is None else str(manager.target)
+            address = None if manager.peer.target is None else str(manager.peer.target)
         return Peer(
             address=address,
             public_key=None if key is None else format_public_key(key),
@@ -198,7 +198,7 @@ class View:
     def _path_reason(self, tunnel: Tunnel) -> str:
         manager = self._manager
         if tunnel.link_error is not None:
-            ours = manager.next_retry_at is not None or manager.dialling
+            ours = manager.peer.next_retry_at is not None or manager.peer.dialling
             who = "it is being dialled again" if ours else "the peer has to dial again"
             reason = "" if tunnel.paths is None else f"{tunnel.paths.reason}; "
             return f"{reason}the WSS link is lost ({tunnel.link_error}), {who}"
@@ -253,8 +253,8 @@ class View:
         return self._resources
 
     def _queue_bytes(self) -> int:
-        tunnel = self._manager.current
-        return 0 if tunnel is None else tunnel.pipe.queued_bytes
+        tunnel = self._manager.peer.current
+        return 0 if tunnel is None else tunnel.wss.pipe.queued_bytes
 
     def _dropped(self) -> dict[str, int]:
         plane = self._manager.plane.counters()
@@ -290,21 +290,21 @@ class View:
                 problem = f"{CLONE_DEVICE} may not be used, {device} cannot be made"
         except DeviceError as error:
             problem = str(error)
-        needed = manager.machine.state is State.CONNECTED
+        needed = manager.peer.machine.state is State.CONNECTED
         return health.tap(device, is_up=is_up, needed=needed, problem=problem)
 
     def _check_peer(self) -> Check:
         manager = self._manager
         return health.peer(
-            manager.machine.state,
-            manager.machine.phase,
+            manager.peer.machine.state,
+            manager.peer.machine.phase,
             configured=manager.config.mode != 0,
-            last_error=manager.last_error,
-            retries=manager.next_retry_at is not None or manager.dialling,
+            last_error=manager.peer.last_error,
+            retries=manager.peer.next_retry_at is not None or manager.peer.dialling,
         )
 
     def _check_path(self) -> Check:
-        manager, tunnel = self._manager, self._manager.current
+        manager, tunnel = self._manager, self._manager.peer.current
         if tunnel is None or tunnel.established_boottime is None:
             return health.path(None, None, udp_wanted=False, connected_s=0.0, loss=None)
         active = None if tunnel.paths is None else tunnel.paths.active
@@ -319,7 +319,7 @@ class View:
 
     def _check_refused(self, now: float) -> Check:
         refused = self._manager.refused
-        if self._manager.current is not None or refused is None or refused.failed_at is None:
+        if self._manager.peer.current is not None or refused is None or refused.failed_at is None:
             return health.refused(None, None, 0.0)
         return health.refused(refused.address, refused.cause, now - refused.failed_at)
 

@@ -6,10 +6,10 @@ runs in the daemon. Source: the protocol text of the documentation.
 
 ::
 
-    handshake/  three messages, two machines        session/  first handshake, rekeys, end of keys
-    path/       which UDP path, probes, punching    nat/      STUN, and what it tells of a NAT
-    control     small records                       peer      states of a peer, collision, back-off
-    liveness    is the WSS link alive               websocket the upgrade, close frames
+    handshake/  three messages, two machines        session/   first handshake, rekeys, end of keys
+    path/       which UDP path, probes, punching    nat/       STUN, and what it tells of a NAT
+    peer/       states, collision, back-off         control    small records
+    liveness    is the WSS link alive               websocket  the upgrade, close frames
 """
 
 #: what the rest of the program may import; all else is private

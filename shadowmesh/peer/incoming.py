@@ -1,0 +1,101 @@
+"""Connections that the listener has accepted, until it is known who came.
+
+Owns: their handshakes, and the count and the words of those that fail. Does not know: which sessions
+a peer has; whether somebody who has proved who it is may come in is for its peer to say.
+
+::
+
+    listener --take--> handshake --authenticated--> Peer.admit --yes--> the peer's from now on
+                           |                            |
+                           '------- failed -------------'--no--> ended, counted, told
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from shadowmesh.base import log
+from shadowmesh.base.constants import RejectReason
+from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.insight.status import Refused
+from shadowmesh.peer.verdicts import INTERCEPTED, intercepted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shadowmesh.base.constants import CloseReason
+    from shadowmesh.link.link import Upgraded
+    from shadowmesh.peer.common import Common
+    from shadowmesh.peer.endings import Ended
+    from shadowmesh.peer.peer import Peer
+    from shadowmesh.peer.tunnel import Tunnel
+    from shadowmesh.wire.handshake.agreement import HandshakeResult
+
+_log = log.get("connection")
+
+
+class Incoming:
+    """The sessions that no peer owns yet. Satisfies `tunnel.HandshakeOwner`."""
+
+    def __init__(self, common: Common, peer_of: Callable[[bytes], Peer]) -> None:
+        """Args: peer_of: who has this public key."""
+        self._common = common
+        self._peer_of = peer_of
+        self._tunnels: set[Tunnel] = set()
+
+    def __len__(self) -> int:
+        return len(self._tunnels)
+
+    def take(self, upgraded: Upgraded) -> None:
+        """Give an upgraded connection its handshake, or close it."""
+        if not self._common.stopping and self._common.config.mode:
+            try:
+                self._tunnels.add(self._common.start_tunnel(upgraded, self))
+                return
+            except (LocalProtocolError, OSError) as error:
+                _log.limited(10).warning(
+                    "incoming connection dropped",
+                    cause=str(error),
+                    remedy="let the daemon open more descriptors (LimitNOFILE=)",
+                )
+        upgraded.sock.close()
+        upgraded.release()
+
+    def close(self, reason: CloseReason, detail: str) -> None:
+        """End all of them; they are gone a little later."""
+        for tunnel in tuple(self._tunnels):
+            tunnel.close(reason, detail, wait=False)
+
+    # --- tunnel.HandshakeOwner ----------------------------------------------------------------
+
+    def post(self, message: Callable[[], None]) -> None:
+        """Carry out what a session has to tell, in turn."""
+        self._common.mailbox.post(message)
+
+    def authenticated(self, tunnel: Tunnel, result: HandshakeResult) -> None:
+        """Refuse it, or let its peer decide."""
+        if tunnel.over:
+            return
+        if self._common.stopping:
+            tunnel.reject(RejectReason.ADMIN_DOWN)
+        elif intercepted(self._common.config, result):
+            _log.limited(10).warning("peer refused", peer=tunnel.peer_name, cause=INTERCEPTED)
+            tunnel.reject(RejectReason.POLICY)
+        elif self._peer_of(result.peer_public_key).admit(tunnel, result):
+            self._tunnels.discard(tunnel)
+
+    def ended(self, tunnel: Tunnel, ended: Ended) -> None:
+        """It was not taken in."""
+        self._tunnels.discard(tunnel)
+        self._common.handshakes[ended.kind] += 1
+        say = _log.limited(10).warning if ended.kind == "refused" else _log.limited(10).info
+        if ended.kind in ("refused", "rejected"):
+            self._common.refused = Refused(tunnel.peer_name, ended.detail, time.time())
+        self._common.tell(
+            say,
+            "incoming handshake failed",
+            peer=tunnel.peer_name,
+            cause=ended.detail,
+            remedy="if that was the peer, compare encryption.key and peer.public_key on both sides",
+        )

@@ -1,0 +1,230 @@
+"""The keys of one session: drives `wire.session`, and does in the data plane what that asks for.
+
+Owns: the machine of the session, when its keys are installed, used and erased. Does not know: what
+brings the bytes, who the peer may be, when the session is to end.
+
+::
+
+    messages, records, clock --> SessionMachine --events--> data plane: keys, records
+                                                     '----> `do`: everything else
+
+All methods belong to the hub's thread.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.wire.session import events
+from shadowmesh.wire.session.machine import SessionMachine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shadowmesh._fastpath import Pipe, Session
+    from shadowmesh.base.constants import CloseReason, Inner, RejectReason
+    from shadowmesh.peer.terms import Terms
+    from shadowmesh.wire.handshake.agreement import HandshakeResult
+
+
+def _ignore(_what: object) -> None:
+    """The session is over: nobody is told any more."""
+
+
+class Keying:
+    """The machine and the keys of one session."""
+
+    def __init__(
+        self,
+        session: Session,
+        pipe: Pipe,
+        terms: Terms,
+        *,
+        initiator: bool,
+        do: Callable[[events.Event], None],
+        on_stuck: Callable[[LocalProtocolError], None],
+        on_turn: Callable[[], None],
+    ) -> None:
+        """Nothing happens before start().
+
+        Args:
+            session, pipe: the seat and the link in the data plane; stay the caller's.
+            do: carries out an event that is not about keys, messages or records; may call methods
+                of this object, which then take effect behind what is queued.
+            on_stuck: the link takes no more, or keys ran out meanwhile; what is left in the queue
+                goes with the session.
+            on_turn: something has happened, so next_timeout() may be another.
+        """
+        self._session = session
+        self._pipe = pipe
+        self._do_else = do
+        self._on_stuck = on_stuck
+        self._on_turn = on_turn
+        self._machine = SessionMachine(
+            initiator,
+            terms.policy,
+            terms.offer,
+            rotation_interval_s=terms.rotation_interval_s,
+            reserve_key_id=session.reserve_key_id,
+            release_key_id=session.retire,
+            jitter=random.SystemRandom().random,
+        )
+        #: keys that are used from the next record on, which may be one that the machine sends
+        self._switching: int | None = None
+        self._bound = False
+        self._carrying_out = False
+
+    @property
+    def keys_expire_at(self) -> float | None:
+        """When the keys that frames are sealed under end, boot-time seconds; None without any."""
+        return self._machine.keys_expire_at
+
+    @property
+    def rekey_at(self) -> float | None:
+        """When this side begins a rekey or asks for one, boot-time seconds; None: not planned."""
+        return self._machine.rekey_at
+
+    # --- what happens to a session; `now` is boot-time seconds --------------------------------
+
+    def start(self, now: float) -> None:
+        """Begin the handshake.
+
+        Raises:
+            LocalProtocolError: the terms cannot be kept; nothing was sent.
+        """
+        self._machine.start(now)
+        self._carry_out()
+
+    def accept(self, now: float) -> None:
+        """Take the authenticated peer in."""
+        self._machine.accept(now)
+        self._carry_out()
+
+    def reject(self, reason: RejectReason, now: float) -> None:
+        """Refuse the authenticated peer, telling it why."""
+        self._machine.reject(reason, now)
+        self._carry_out()
+
+    def close(self, reason: CloseReason, now: float) -> None:
+        """Tell the peer that the session ends."""
+        self._machine.close(reason, "", now)
+        self._carry_out()
+
+    def link_lost(self, now: float) -> None:
+        """There is no link any more, and so no rekey."""
+        self._machine.link_lost(now)
+        self._carry_out()
+
+    def receive_message(self, data: bytes, now: float) -> None:
+        """Take a message from before the keys.
+
+        Raises:
+            RemoteProtocolError: it breaks a rule; what the machine says to that has been sent.
+        """
+        try:
+            self._machine.receive_message(data, now)
+        finally:
+            self._carry_out()
+
+    def receive_record(self, key_id: int, inner_type: int, body: bytes, now: float) -> None:
+        """Take a record that is not a frame.
+
+        Raises:
+            RemoteProtocolError: it breaks a rule; what the machine says to that has been sent.
+        """
+        try:
+            self._machine.receive_record(key_id, inner_type, body, now)
+        finally:
+            self._carry_out()
+
+    def next_timeout(self) -> float | None:
+        """When handle_timeout() is to be called, boot-time seconds."""
+        return self._machine.next_timeout()
+
+    def handle_timeout(self, now: float) -> None:
+        """Rekey, give up or erase what is due."""
+        self._machine.records_sealed(self._session.records_sealed(), now)
+        self._machine.handle_timeout(now)
+        self._carry_out()
+
+    def end(self, reason: CloseReason, now: float) -> None:
+        """Erase all keys; whatever is called from now on does nothing."""
+        self._machine.close(reason, "", now)
+        while self._machine.next_event() is not None:
+            pass
+        self._session.close()
+        # They lead back here, and what is over must not wait for the collector.
+        self._do_else = self._on_stuck = _ignore
+
+    # --- what the machine wants done ----------------------------------------------------------
+
+    def _carry_out(self) -> None:
+        """Do what the machine has queued, in its order.
+
+        Who is told something from here may call accept() or close(), which lead back here: the
+        outer call then does what they queued, in turn.
+        """
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        try:
+            while (event := self._machine.next_event()) is not None:
+                self._do(event)
+            self._finish_switch()
+        except LocalProtocolError as error:
+            self._on_stuck(error)
+        finally:
+            self._carrying_out = False
+        self._on_turn()
+
+    def _do(self, event: events.Event) -> None:
+        if self._switching is not None and not isinstance(event, events.SendRecord):
+            self._finish_switch()
+        match event:
+            case events.SendMessage(data):
+                self._pipe.send_message(data)
+            case events.SendRecord(inner_type, body):
+                self._send(inner_type, body)
+            case events.InstallKeys(result):
+                self._install(result)
+            case events.SendUnder(key_id):
+                # The record that may follow has to be the first under the new keys.
+                self._switching = key_id
+            case events.RetireKeys(key_id):
+                self._session.retire(key_id)
+            case _:
+                self._do_else(event)
+
+    def _send(self, inner_type: Inner, body: bytes) -> None:
+        if self._switching is not None:
+            key_id, self._switching = self._switching, None
+            self._session.send_under(key_id, inner_type, body)
+        elif not self._pipe.closed:
+            self._session.send_record(inner_type, body)
+
+    def _finish_switch(self) -> None:
+        if self._switching is not None:
+            key_id, self._switching = self._switching, None
+            self._session.send_under(key_id)
+
+    def _install(self, result: HandshakeResult) -> None:
+        keys = result.keys
+        wss, udp = (keys.wss_i2r, keys.wss_r2i), (keys.udp_i2r, keys.udp_r2i)
+        wss_tx, wss_rx = wss if result.initiator else wss[::-1]
+        udp_tx, udp_rx = udp if result.initiator else udp[::-1]
+        self._session.install(
+            result.local_key_id,
+            result.remote_key_id,
+            result.cipher,
+            wss_tx=wss_tx,
+            wss_rx=wss_rx,
+            udp_tx=udp_tx,
+            udp_rx=udp_rx,
+            peer_mtu_bytes=result.peer.tap_mtu,
+            peer_caps=result.peer_caps,
+        )
+        if not self._bound:
+            self._bound = True
+            self._session.bind(self._pipe)

@@ -1,0 +1,119 @@
+"""Our own attempt to reach a peer: dial, then handshake.
+
+Owns: the dial and the session that comes of it, until the peer has accepted it; the count of those
+that fail. Does not know: when to try and what follows (`peer` does), who came to us (`incoming`).
+
+::
+
+    start --> dial --> handshake --authenticated--> --established--> on_established
+                '----------------------'--- failed ----------------> on_failed
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shadowmesh.base.constants import CloseReason, RejectReason
+from shadowmesh.base.errors import LocalProtocolError, PeerUnreachable
+from shadowmesh.peer.dialler import Dialler
+from shadowmesh.peer.verdicts import INTERCEPTED, failed_dial, intercepted
+from shadowmesh.wire.peer.machine import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shadowmesh.base.errors import ControlError
+    from shadowmesh.config import HostPort
+    from shadowmesh.link.link import Upgraded
+    from shadowmesh.peer.common import Common
+    from shadowmesh.peer.endings import Ended
+    from shadowmesh.peer.tunnel import Tunnel
+    from shadowmesh.wire.handshake.agreement import HandshakeResult
+
+
+class Outgoing:
+    """At most one attempt, with one outcome or none. Satisfies `tunnel.DiallingOwner`.
+
+    Attributes for reading only:
+        tunnel: the session whose handshake is on its way; None before, and without one.
+    """
+
+    def __init__(
+        self,
+        common: Common,
+        post: Callable[[Callable[[], None]], None],
+        *,
+        on_phase: Callable[[Phase], None],
+        on_established: Callable[[Tunnel], None],
+        on_failed: Callable[[ControlError, bool], None],
+    ) -> None:
+        """Nothing is tried yet.
+
+        Args:
+            post: carries out a call later, in the owner's greenlet, one after the other.
+            on_phase: how far the attempt is.
+            on_established: the session is the owner's from now on.
+            on_failed: why, and whether the peer says that its own connection is on its way.
+        """
+        self.tunnel: Tunnel | None = None
+        self.post = post
+        self._common = common
+        self._target: HostPort | None = None
+        self._on_phase = on_phase
+        self._on_established = on_established
+        self._on_failed = on_failed
+        self._dialler = Dialler(post, common.dial, self._upgraded, self._failed)
+
+    @property
+    def running(self) -> bool:
+        """An attempt has neither had its outcome nor been aborted."""
+        return self._dialler.running or self.tunnel is not None
+
+    def start(self, target: HostPort) -> None:
+        """Try once."""
+        self._target = target
+        self._on_phase(Phase.DIALLING)
+        self._dialler.start(target)
+
+    def abort(self, reason: CloseReason, detail: str) -> None:
+        """Forget the attempt; harmless without one."""
+        self._dialler.abort()
+        tunnel, self.tunnel = self.tunnel, None
+        if tunnel is not None:
+            tunnel.close(reason, detail, wait=False)
+
+    def _upgraded(self, upgraded: Upgraded) -> None:
+        self._on_phase(Phase.HANDSHAKE)
+        try:
+            self.tunnel = self._common.start_tunnel(upgraded, self)
+        except (LocalProtocolError, OSError) as error:
+            upgraded.sock.close()
+            self._failed(PeerUnreachable(f"cannot start a session: {error}"))
+
+    def _failed(self, error: ControlError) -> None:
+        self._on_failed(error, False)
+
+    # --- tunnel.DiallingOwner -----------------------------------------------------------------
+
+    def authenticated(self, tunnel: Tunnel, result: HandshakeResult) -> None:
+        """Somebody has proved who it is."""
+        if tunnel.over:
+            return
+        if intercepted(self._common.config, result):
+            tunnel.close(CloseReason.POLICY, INTERCEPTED, wait=False)
+        elif tunnel is self.tunnel:
+            self._on_phase(Phase.ACCEPT)
+
+    def established(self, tunnel: Tunnel) -> None:
+        """The peer has accepted us."""
+        if not tunnel.over and tunnel is self.tunnel:
+            self.tunnel = None
+            self._on_established(tunnel)
+
+    def ended(self, tunnel: Tunnel, ended: Ended) -> None:
+        """The handshake has failed, or the attempt was aborted."""
+        if tunnel is self.tunnel:
+            self.tunnel = None
+            self._common.handshakes[ended.kind] += 1
+            collision = ended.rejected == RejectReason.COLLISION
+            self._on_failed(failed_dial(self._target, ended), collision)

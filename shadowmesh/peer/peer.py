@@ -1,0 +1,527 @@
+"""One peer, from wanted to connected: carries out the state table of `wire.peer`.
+
+Owns: whether this peer is wanted, whom that means dialling and when, the live session and what follows
+when it ends. Does not know: other peers, how a session comes about (`outgoing`, `incoming`), HTTP, what
+a snapshot looks like, records, keys, how a device is opened.
+
+::
+
+    connect:     TAP, data plane, dial, handshake, ACCEPT, router on
+    disconnect:  router off, session, link, data plane, TAP
+
+             .--pause--> Outgoing: dial, handshake --.
+    wanted --+                                       +--> `current` --ended--> wanted
+             '--- Incoming --admit-------------------'
+
+All of it happens in the mailbox, one message after the other, but for what is said to be for
+reading. At most one of attempt and pause is at work, and while connecting one of them always is but in
+phase waiting_for_peer. Source: interface.md, "State machine"; protocol section 8.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import gevent
+
+from shadowmesh.base import log
+from shadowmesh.base.clock import boottime
+from shadowmesh.base.constants import (
+    BACKOFF_MIN_S,
+    HANDSHAKE_TIMEOUT_S,
+    Caps,
+    CloseReason,
+    RejectReason,
+)
+from shadowmesh.base.errors import (
+    AlreadyConnected,
+    AlreadyConnecting,
+    ControlError,
+    DeviceUnavailable,
+    NotConfigured,
+    NotConnected,
+    PeerRefused,
+    PeerUnreachable,
+)
+from shadowmesh.keys.identity import format_public_key
+from shadowmesh.peer.outgoing import Outgoing
+from shadowmesh.peer.pause import Pause
+from shadowmesh.peer.verdicts import DUPLICATE, objection
+from shadowmesh.wire.peer.backoff import Backoff
+from shadowmesh.wire.peer.machine import Event, PeerMachine, Phase, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from gevent.event import AsyncResult
+
+    from shadowmesh.config import Config, HostPort
+    from shadowmesh.peer.common import Common
+    from shadowmesh.peer.endings import Ended
+    from shadowmesh.peer.tunnel import Tunnel
+    from shadowmesh.wire.control import Address
+    from shadowmesh.wire.handshake.agreement import HandshakeResult
+
+#: the peer's operator disconnected: an automatic dialler comes back, but not at once
+PEER_DISCONNECT_PAUSE_S: Final = 30.0
+#: our dial lost against the peer's, whose own handshake is on its way
+COLLISION_WAIT_S: Final = HANDSHAKE_TIMEOUT_S
+#: the same failure again is said so often
+REPEAT_LOG_S: Final = 600.0
+
+_log = log.get("connection")
+
+
+class Peer:
+    """The life of one peer. Satisfies `tunnel.LiveOwner`.
+
+    Attributes for reading only:
+        machine: state and phase.
+        current: the live session, None without one.
+        target: whom we dial.
+        last_error, last_error_at: the last failure, cleared by success; wall-clock seconds.
+        reconnects: sessions and links that came back without being asked for.
+    """
+
+    def __init__(
+        self,
+        common: Common,
+        *,
+        later: Callable[[float, Callable[[], None]], gevent.Greenlet] = gevent.spawn_later,
+    ) -> None:
+        """Make a peer that is not wanted yet.
+
+        Args:
+            later: runs a function in a while.
+        """
+        self.machine = PeerMachine(time.time())
+        self.current: Tunnel | None = None
+        self.target: HostPort | None = common.config.peer.address
+        self.last_error: str | None = None
+        self.last_error_at: float | None = None
+        self.reconnects = 0
+        self._common = common
+        #: there was a session since the last disconnect: the next one is a reconnect
+        self._was_connected = False
+        self._backoff = Backoff(random.SystemRandom().random)
+        #: a failed attempt is followed by another
+        self._redial = False
+        self._outgoing = Outgoing(
+            common,
+            self.post,
+            on_phase=self._enter,
+            on_established=self._established,
+            on_failed=self._attempt_failed,
+        )
+        self._pause = Pause(self.post, later)
+        #: operators who wait for the outcome
+        self._waiters: list[AsyncResult] = []
+        self._logged = ("", 0.0)
+        #: moves between WSS and UDP of sessions that are over
+        self._switches = 0
+
+    @property
+    def path_switches(self) -> int:
+        """Moves between WSS and UDP."""
+        paths = None if self.current is None else self.current.paths
+        return self._switches + (0 if paths is None else paths.switches)
+
+    @property
+    def on_udp_alone(self) -> bool:
+        """The WSS link is lost and the session goes on without it."""
+        return self.current is not None and self.current.link_error is not None
+
+    @property
+    def dialling(self) -> bool:
+        """A dial or its handshake is on the way."""
+        return self._outgoing.running
+
+    @property
+    def next_retry_at(self) -> float | None:
+        """When the next automatic dial starts, wall-clock seconds."""
+        # In phase accept we wait for the peer's own connection, not for a dial of ours.
+        return None if self.machine.phase is Phase.ACCEPT else self._pause.ends_at
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a session, or shall be one."""
+        return self.machine.state is not State.DISCONNECTED
+
+    def post(self, message: Callable[[], None]) -> None:
+        """Carry out something about this peer, in its turn."""
+        self._common.mailbox.post(message, self._recover)
+
+    def _recover(self, error: Exception) -> None:
+        """A message failed by a bug: nobody may wait for its outcome for ever."""
+        failure = ControlError(f"internal error: {error!r}; see the log")
+        if not (self._idle or self.dialling or self._pause.ends_at):
+            self._attempt_failed(failure)
+        self._answer_waiters(failure)
+
+    # --- what operator and configuration want -------------------------------------------------
+
+    def auto_connect(self) -> None:
+        """Dial if the configuration says so."""
+        config = self._common.config
+        if config.peer.auto_connect and config.mode and not self.wanted:
+            self.target = config.peer.address
+            self._redial = True
+            self._begin()
+
+    def connect(self, target: HostPort | None, outcome: AsyncResult) -> None:
+        """Dial `target`, or whom the configuration names; `outcome` gets None or a ControlError."""
+        peer = self._common.config.peer
+        target = target or peer.address
+        try:
+            self._check_connect(target)
+        except ControlError as error:
+            outcome.set_exception(error)
+            return
+        self.target = target
+        self._redial = self._redial or peer.auto_connect
+        self._backoff.reset()
+        self._waiters.append(outcome)
+        self._begin()
+
+    def _check_connect(self, target: HostPort | None) -> None:
+        if self._common.stopping:
+            raise NotConnected("the daemon is shutting down")
+        if self._common.config.mode == 0:
+            raise NotConfigured(
+                "nobody can be trusted yet; set peer.public_key or encryption.key"
+                " (see `shadowmesh pubkey`, `shadowmesh genpsk`) and `shadowmesh reload`"
+            )
+        if self.machine.state is State.CONNECTED:
+            raise AlreadyConnected("already connected; `shadowmesh disconnect` ends the session")
+        if self.machine.state is State.CONNECTING and not self._idle:
+            raise AlreadyConnecting(
+                "already connecting; `shadowmesh status --watch` shows how far it is"
+            )
+        if target is None:
+            raise NotConfigured(
+                "no peer to connect to; set peer.address, or run `shadowmesh connect HOST:PORT`"
+            )
+
+    def disconnect(self, outcome: AsyncResult) -> None:
+        """End the session and want none; `outcome` gets None or NotConnected."""
+        if not self.wanted:
+            # One of the last run may have been taken over and not used yet.
+            self._common.release_device(self)
+            outcome.set_exception(NotConnected("not connected; there is nothing to disconnect"))
+            return
+        try:
+            self._undo(CloseReason.DISCONNECT, "disconnected by the operator")
+        finally:
+            outcome.set(None)
+
+    def end(self, reason: CloseReason, detail: str) -> None:
+        """The daemon stops, or this peer is not trusted any more: undo everything."""
+        if self.wanted:
+            self._undo(reason, detail)
+
+    def retarget(self, config: Config) -> None:
+        """Dial whom a new configuration names from now on."""
+        self.target = config.peer.address
+
+    # --- connecting ---------------------------------------------------------------------------
+
+    @property
+    def _idle(self) -> bool:
+        """No attempt runs although we are connecting: an operator may start one."""
+        return self.machine.phase in (Phase.BACKOFF, Phase.WAITING_FOR_PEER)
+
+    def _begin(self) -> None:
+        """Take the steps of connecting, from wherever nothing goes on."""
+        self._pause.cancel()
+        retry = not self._waiters and self.wanted
+        if self.machine.state not in (State.CONNECTING, State.CONNECTED):
+            self._fire(Event.RETRY if retry else Event.CONNECT)
+        (_log.debug if retry else _log.info)("connecting", peer=self.target)
+        assert self.target is not None
+        try:
+            self._enter(Phase.TAP)
+            self._common.hold_device(self)
+        except DeviceUnavailable as error:
+            self._attempt_failed(error)
+            return
+        self._outgoing.start(self.target)
+
+    def _attempt_failed(self, error: ControlError, collision: bool = False) -> None:
+        """An attempt to connect is over; plan the next or undo what was started.
+
+        Args:
+            collision: it lost against one of the peer's, which is to come.
+        """
+        if collision:
+            self._pause.plan(COLLISION_WAIT_S, partial(self._attempt_failed, error))
+        elif self.machine.state is State.CONNECTING:
+            self._fire(Event.FAILED)
+            self._give_up(error)
+        elif self.on_udp_alone and self._redial:
+            _log.limited(REPEAT_LOG_S).warning("the WSS link is not back yet", cause=str(error))
+            self._pause.plan(self._backoff.next_delay(), self._begin)
+
+    def _give_up(self, error: ControlError) -> None:
+        """In error: say why, and plan what comes next."""
+        peer = self._common.config.peer
+        if peer.auto_connect and not self._was_connected:
+            self.target = peer.address  # another one that was asked for did not work
+        delay_s = self._backoff.next_delay() if self._redial else None
+        text = str(error)
+        self._note_error(text)
+        repeated = self._logged[0] == text and boottime() < self._logged[1] + REPEAT_LOG_S
+        if not repeated:
+            self._logged = (text, boottime())
+        say = _log.debug if repeated else _log.warning
+        self._common.tell(
+            say, "cannot connect", cause=text, retry_in_s=delay_s and round(delay_s, 1)
+        )
+        self._answer_waiters(error)
+        if delay_s is None:
+            self._common.release_device(self)
+        else:
+            self._pause.plan(delay_s, self._begin)
+
+    def _undo(self, reason: CloseReason, detail: str) -> None:
+        """Everything that connecting started, in reverse: router, session, link, plane, TAP."""
+        self._redial = False
+        self._pause.cancel()
+        self._common.plane.activate(None)
+        self._switches = self.path_switches
+        tunnel, self.current = self.current, None
+        if tunnel is not None:
+            tunnel.close(reason, detail)
+        self._outgoing.abort(reason, detail)
+        self._common.release_device(self)
+        self._answer_waiters(NotConnected(detail))
+        self._fire(Event.DISCONNECT)
+        self._was_connected = False
+        self.last_error = self.last_error_at = None
+        self._common.tell(_log.info, "disconnected", cause=detail)
+
+    # --- a session begins ---------------------------------------------------------------------
+
+    def _established(self, tunnel: Tunnel) -> None:
+        """The peer has accepted our dial."""
+        tunnel.owner = self
+        try:
+            self._common.hold_device(self)
+        except DeviceUnavailable as error:
+            tunnel.close(CloseReason.SHUTDOWN, str(error), wait=False)
+            self._attempt_failed(error)
+        else:
+            self._take(tunnel, result=tunnel.result)
+
+    def admit(self, tunnel: Tunnel, result: HandshakeResult) -> bool:
+        """Decide about a session that this peer began: whether it is ours now.
+
+        When it is not it has been refused, or has ended; its owner hears of the end.
+        """
+        reason = objection(
+            tunnel,
+            result.peer_public_key,
+            self._common.identity.public_key,
+            current=self.current,
+            dialled=self._outgoing.tunnel,
+        )
+        if reason is None:
+            try:
+                self._common.hold_device(self)
+            except DeviceUnavailable as error:
+                _log.limited(10).warning("peer refused", peer=tunnel.peer_name, cause=str(error))
+                self._note_error(str(error))
+                reason = RejectReason.BUSY
+        if reason is not None:
+            tunnel.reject(reason)
+            return False
+        # Before accepting: from now on our own dial must not reach the peer's decision any more.
+        self._outgoing.abort(CloseReason.REPLACED, "the peer's own connection was taken")
+        if not tunnel.accept():
+            self._resume()
+            return False
+        tunnel.owner = self
+        self._take(tunnel, result=tunnel.result)
+        return True
+
+    def _take(self, tunnel: Tunnel, *, result: HandshakeResult | None) -> None:
+        """Router on: this session is the live one."""
+        assert result is not None
+        self._pause.cancel()
+        lost = self.current is None or self.on_udp_alone
+        unasked = self._was_connected and lost and not self._waiters
+        self._switches = self.path_switches
+        replaced, self.current = self.current, tunnel
+        self._enter(Phase.ROUTER)
+        # The kernel may hand us only what the peer takes.
+        self._common.device.offload(
+            bool(result.peer_caps & result.local_caps & Caps.OFFLOAD),
+            udp=bool(result.peer_caps & Caps.UDP_GSO),
+        )
+        self._common.plane.activate(tunnel.session)
+        if replaced is not None:
+            self._fire(Event.REPLACED)
+            replaced.replace()
+        else:
+            self._fire(Event.ESTABLISHED if tunnel.initiator else Event.ACCEPTED)
+        self._common.handshakes["ok"] += 1
+        self.reconnects += unasked
+        self._was_connected = True
+        self.last_error = self.last_error_at = self._common.refused = None
+        self._logged = ("", 0.0)
+        self._common.tell(
+            _log.info,
+            "connected",
+            peer=tunnel.peer_name,
+            public_key=format_public_key(result.peer_public_key),
+            dialled=tunnel.initiator,
+            cipher=result.cipher,
+            tls="direct" if result.tls_matches else "proxied-or-intercepted",
+            replaced=replaced is not None,
+        )
+        if self._common.config.peer.public_key is None:
+            _log.warning(
+                "the peer is not pinned: any holder of encryption.key can be it;"
+                " set peer.public_key",
+                public_key=format_public_key(result.peer_public_key),
+            )
+        self._answer_waiters(None)
+
+    def _resume(self) -> None:
+        """A peer that was to be accepted is gone: back to where nothing was tried."""
+        if (self.machine.state is State.CONNECTING and not self._idle) or self.on_udp_alone:
+            self._attempt_failed(PeerUnreachable("the peer's own connection ended too early"))
+        elif not self.wanted or (self.machine.state is State.ERROR and not self._redial):
+            self._common.release_device(self)
+
+    # --- a session ends -----------------------------------------------------------------------
+
+    def ended(self, tunnel: Tunnel, ended: Ended) -> None:
+        """A session of ours is over; of those that were replaced nothing follows."""
+        if tunnel is self.current:
+            self._switches = self.path_switches
+            self.current = None
+            self._lost(tunnel, ended)
+
+    def link_lost(self, tunnel: Tunnel) -> None:
+        """The live session goes on over UDP alone: get it a new link."""
+        if tunnel is not self.current or tunnel.over:
+            return
+        self._common.tell(
+            _log.warning,
+            "WSS link lost, UDP goes on",
+            peer=tunnel.peer_name,
+            cause=tunnel.link_error,
+            remedy="none is needed if it comes back; else something on the way cuts TCP",
+        )
+        if self._dials_again(tunnel):
+            self._redial = True
+            self._backoff.session_ended(tunnel.age_s)
+            self._pause.plan(self._backoff.next_delay(), self._begin)
+
+    def _dials_again(self, tunnel: Tunnel) -> bool:
+        """Whether a session that ended by itself is ours to bring back."""
+        return self.target is not None and (
+            tunnel.initiator or self._common.config.peer.auto_connect
+        )
+
+    def _lost(self, tunnel: Tunnel, ended: Ended) -> None:
+        """The live session ended by itself."""
+        self._common.plane.activate(None)
+        by_operator = ended.peer_reason == CloseReason.DISCONNECT
+        if tunnel.initiator and by_operator and not self._common.config.peer.auto_connect:
+            self._undo(CloseReason.DISCONNECT, ended.detail)
+            self._note_error(ended.detail)
+            return
+        self._common.tell(
+            _log.warning,
+            "connection lost",
+            peer=tunnel.peer_name,
+            cause=ended.detail,
+            remedy="none is needed: it is dialled again"
+            if self._dials_again(tunnel)
+            else "look after the peer, which has to dial again",
+        )
+        self._note_error(ended.detail)
+        self._fire(Event.LINK_LOST)
+        if self.dialling or self._pause.ends_at:
+            # The link was lost before, and its successor is on the way.
+            self.machine.enter(Phase.DIALLING if self.dialling else Phase.BACKOFF)
+            return
+        if not self._dials_again(tunnel):
+            self.machine.enter(Phase.WAITING_FOR_PEER)
+            return
+        self._redial = True
+        if ended.peer_reason == CloseReason.REPLACED:
+            # A success for neither, or the two would throw each other out every second.
+            self._attempt_failed(PeerRefused(f"{ended.detail}; {DUPLICATE}"))
+            return
+        self._backoff.session_ended(tunnel.age_s)
+        self.machine.enter(Phase.BACKOFF)
+        self._pause.plan(
+            PEER_DISCONNECT_PAUSE_S if by_operator else self._backoff.next_delay(), self._begin
+        )
+
+    # --- the ground moves ---------------------------------------------------------------------
+
+    def device_failed(self, error: DeviceUnavailable) -> None:
+        """The TAP device is gone and could not be made again."""
+        if not self.wanted:
+            return
+        redial = self._redial
+        self._undo(CloseReason.SHUTDOWN, str(error))
+        self._redial = redial
+        self._fire(Event.CONNECT)
+        self._fire(Event.DEVICE_FAILED)
+        self._give_up(error)
+
+    def candidates_changed(self) -> None:
+        """The addresses at which the peer may reach us are others now."""
+        if self.current is not None and self.current.paths is not None:
+            self.current.paths.candidates_changed()
+
+    def network_changed(self, held: Collection[Address]) -> None:
+        """Prove the paths anew, and dial soon if we were only waiting to.
+
+        Args:
+            held: the addresses that this host has now.
+        """
+        if self.current is not None:
+            self.current.network_changed(held)
+        if self.next_retry_at is not None and self.next_retry_at > time.time() + BACKOFF_MIN_S:
+            self._backoff.reset()
+            self._pause.plan(self._backoff.next_delay(), self._begin)
+
+    def udp_reopened(self) -> None:
+        """The UDP socket is another one: this session has to do without."""
+        if self.current is not None and self.current.paths is not None:
+            self.current.paths.disable("nat.* was changed: UDP again in the next session")
+
+    # --- small things -------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase) -> None:
+        """Name the step of connecting; a link that is brought back under a session has none."""
+        if self.machine.state is State.CONNECTING:
+            self.machine.enter(phase)
+
+    def _fire(self, event: Event) -> None:
+        before = self.machine.state
+        after = self.machine.fire(event, time.time())
+        if after is not before:
+            _log.debug("state changed", before=before, after=after, event=event.name)
+            self._common.recorder.record(
+                "state", "state changed", before=before, after=after, event=event
+            )
+
+    def _note_error(self, text: str) -> None:
+        self.last_error, self.last_error_at = text, time.time()
+
+    def _answer_waiters(self, error: ControlError | None) -> None:
+        waiters, self._waiters = self._waiters, []
+        for outcome in waiters:
+            if error is None:
+                outcome.set(None)
+            else:
+                outcome.set_exception(error)

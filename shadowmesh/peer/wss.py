@@ -1,0 +1,174 @@
+"""The WSS side of one session: its link, whether the peer is still behind it, its round trip.
+
+Owns: the link from the upgraded socket to its end, its probes and its liveness, and that a peer has to
+authenticate in time. Does not know: what messages and records mean (`keying`), what follows from the
+end of the link (`tunnel`).
+
+::
+
+    Link --messages, records--> Keying
+         --probes-------------> answered here
+         --end----------------> on_closed
+
+All methods belong to the hub's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import gevent
+
+from shadowmesh.base.clock import boottime
+from shadowmesh.base.constants import WS_GOING_AWAY, Inner
+from shadowmesh.link.link import Link, plain_address
+from shadowmesh.peer.endings import Ended
+from shadowmesh.peer.probes import Probes
+from shadowmesh.wire import control
+from shadowmesh.wire.liveness import Dead, Liveness, SendKeepalive, SendProbe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from shadowmesh._fastpath import Pipe, Session
+    from shadowmesh.insight.events import Recorder
+    from shadowmesh.link.link import LinkEvent, Upgraded
+    from shadowmesh.peer.keying import Keying
+    from shadowmesh.peer.terms import Terms
+    from shadowmesh.wire.control import Address
+
+
+class WssSide:
+    """One link under one session.
+
+    Attributes:
+        remote_address: host and port of the other end.
+        local_address: IP address of our end.
+        link: the link.
+        pipe: what it moves bytes through; closed by the link.
+        probes: with the round trip.
+        error: why the link ended although the session goes on without it; None while it is up.
+        ending: the session is ending, so the peer's probes get no answer any more.
+    """
+
+    def __init__(
+        self,
+        upgraded: Upgraded,
+        session: Session,
+        pipe: Pipe,
+        keying: Keying,
+        terms: Terms,
+        recorder: Recorder,
+        on_closed: Callable[[str, int], None],
+    ) -> None:
+        """Take over the socket; nothing happens before start().
+
+        Args:
+            keying: gets what the peer sends.
+            on_closed: the link has ended by itself or by close(): why, and its close code.
+        """
+        self.remote_address = upgraded.remote_address
+        self.local_address = plain_address(upgraded.sock.getsockname())[0]
+        self.pipe = pipe
+        self.probes = Probes(session, recorder)
+        self.error: str | None = None
+        self.ending = False
+        self._session = session
+        self._keying = keying
+        self._terms = terms
+        self._release = upgraded.release
+        #: boot-time seconds; None once the peer has authenticated
+        self._authenticate_by: float | None = (
+            boottime() + upgraded.authenticate_by - time.monotonic()
+        )
+        #: None before the session is established, and without the link
+        self._liveness: Liveness | None = None
+        self.link = Link(
+            upgraded,
+            pipe,
+            on_events=self._on_events,
+            on_closed=on_closed,
+            write_timeout_s=terms.write_timeout_s,
+        )
+
+    @property
+    def peer_name(self) -> str:
+        """Address and port of the other end, for people."""
+        host, port = self.remote_address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def start(self) -> None:
+        """Begin to move bytes."""
+        self.link.start()
+
+    def established(self, now: float) -> None:
+        """The session is: it does not count as a stranger's any more, and has to stay alive."""
+        self._release()
+        self._authenticate_by = None
+        self._liveness = Liveness(self._terms.keepalive_interval_s, self._terms.read_timeout_s, now)
+
+    def next_timeout(self) -> float | None:
+        """When check() is to be called, boot-time seconds; None: no need."""
+        return self._authenticate_by if self._liveness is None else self._liveness.next_timeout()
+
+    def check(self, now: float) -> Ended | None:
+        """Send the probes that are due; return why the link is dead or unwanted, None if it is not."""
+        if self._authenticate_by is not None and now >= self._authenticate_by:
+            return Ended("the peer did not authenticate in time", "timeout")
+        if self._liveness is None:
+            return None
+        data_sent_at, heard_at = self._session.activity()
+        for action in self._liveness.check(now, data_sent_at=data_sent_at, heard_at=heard_at):
+            match action:
+                case SendKeepalive() | SendProbe():
+                    # A probe keeps alive as well as padding does, and measures the round trip.
+                    self.probes.send(now)
+                case Dead(reason):
+                    return Ended(reason, "link_lost")
+        return None
+
+    def close(self, code: int, reason: str) -> gevent.Greenlet:
+        """Close the link; join the greenlet to wait for its end, at most about 3 s later.
+
+        In a greenlet of its own: closing waits, and the caller may be what it waits for.
+        """
+        return gevent.spawn(self.link.close, code, reason)
+
+    def cut(self, reason: str) -> None:
+        """Close a link that nothing comes through any more."""
+        self._liveness = None
+        self.close(WS_GOING_AWAY, reason)
+
+    def lost(self, reason: str) -> None:
+        """The link has ended, and the session goes on without it."""
+        self.error = reason
+        self._liveness = None
+
+    def network_changed(self, held: Collection[Address]) -> None:
+        """Close the link if our end of it is not an address of this host any more."""
+        if self.error is None and held and ip_address(self.local_address) not in held:
+            # TCP would take many minutes to notice that nothing can come to that address.
+            self.close(WS_GOING_AWAY, f"{self.local_address} is gone")
+
+    def _on_events(self, link_events: Sequence[LinkEvent]) -> None:
+        """Raises RemoteProtocolError: the peer broke a rule; the link ends with its code."""
+        now = boottime()
+        for event in link_events:
+            if event[0] == "message":
+                self._keying.receive_message(event[1], now)
+                continue
+            _, key_id, inner_type, body = event
+            if inner_type in (Inner.PROBE, Inner.PROBE_ANSWER):
+                self._take_probe(inner_type, body, now)
+                # For the keys only the fact counts: it may be the first record under new ones.
+                inner_type, body = Inner.PADDING, b""
+            self._keying.receive_record(key_id, inner_type, body, now)
+
+    def _take_probe(self, inner_type: int, body: bytes, now: float) -> None:
+        if inner_type == Inner.PROBE_ANSWER:
+            self.probes.answered(body, now)
+        elif not self.ending:
+            host, port = self.remote_address
+            self.probes.answer(body, control.Endpoint(ip_address(host.partition("%")[0]), port))
