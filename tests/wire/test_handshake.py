@@ -22,7 +22,7 @@ from shadowmesh.wire.handshake.agreement import HandshakeResult, Offer, Policy, 
 from shadowmesh.wire.handshake.machines import Initiator, Responder
 from shadowmesh.wire.handshake.messages import P1, P2, P3
 from shadowmesh.wire.handshake.symmetric import SymmetricState
-from tests.test_sodium import SMALL_ORDER
+from tests.keys.test_sodium import SMALL_ORDER
 
 VECTOR: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "handshake.json").read_text()

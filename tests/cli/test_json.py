@@ -1,0 +1,243 @@
+"""What the commands print with --json is what docs/json.md says, name by name and type by type."""
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from shadowmesh.cli import benchmark, evidence, process
+from shadowmesh.cli.commands import bench
+from shadowmesh.cli.program import program
+from shadowmesh.insight.capture import Captures
+from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.insight.pcapng import OUTBOUND
+from shadowmesh.path import netcheck
+from shadowmesh.wire.control import Endpoint
+from shadowmesh.wire.nat.result import Filtering, Mapping, NatResult, NatType, Server, ServerReport
+from tests.cli.test_program import (  # noqa: F401
+    NOBODY,
+    SEED,
+    control,
+    invoke,
+    run,
+    served,
+    token_file,
+)
+from tests.control.fake_control import CONNECTED, make_app, serving
+from tests.control.test_openapi import validate
+from tests.fakes import FakePlane
+
+PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+#: described by the OpenAPI document
+SNAPSHOTS = ("status", "connect", "disconnect", "wait")
+#: runs another program instead of printing
+FOREIGN = ("logs",)
+#: members whose names are data
+ANY_NAME = ("values", "paths")
+
+TYPES = {
+    "text": str, "integer": int, "number": (int, float), "boolean": bool, "any": object,
+}  # fmt: skip
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Types by name, by command; a heading may name several commands."""
+    found: dict[str, dict[str, str]] = {}
+    for heading, body in re.findall(
+        r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL
+    ):
+        rows = dict(re.findall(r"^\| `(.+?)` \| (\S+) \|", body, re.MULTILINE))
+        found |= dict.fromkeys(heading.split(", "), rows)
+    return found
+
+
+def leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Name and value of everything that holds no more names."""
+    if isinstance(value, dict):
+        wild = name in ANY_NAME or name.endswith(".paths")
+        for key, inner in value.items():
+            yield from leaves(inner, f"{name}.{'*' if wild else key}".lstrip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, f"{name}[]")
+    else:
+        yield name, value
+
+
+def disagreements(command: str, answer: dict) -> list[str]:
+    """Where an answer is not what the page says."""
+    known = documented()[command]
+    found = [] if answer.get("schema") == 1 else ["schema is not 1"]
+    for name, value in leaves({k: v for k, v in answer.items() if k != "schema"}):
+        kind = known.get(name)
+        if value is None and kind is None and any(each.startswith(f"{name}[") for each in known):
+            continue  # a list that is null
+        if kind is None:
+            found.append(f"{name} is not documented")
+        elif value is None:
+            found += [] if kind.endswith("?") or kind == "any" else [f"{name} is null"]
+        elif not isinstance(value, TYPES[kind.removesuffix("?")]) or (
+            isinstance(value, bool) and kind.removesuffix("?") not in ("boolean", "any")
+        ):
+            found.append(f"{name} is {value!r} and not {kind}")
+    return found
+
+
+def names_in(*answers: dict) -> set[str]:
+    return {name for answer in answers for name, _ in leaves(answer)} - {"schema"}
+
+
+def judge(command: str, *answers: dict) -> None:
+    """Every answer fits the page, and everything on the page was in one of them."""
+    for answer in answers:
+        assert disagreements(command, answer) == []
+    assert set(documented()[command]) - names_in(*answers) == set()
+
+
+# --- The page -----------------------------------------------------------------------------------
+
+
+def test_every_command_is_documented():
+    commands = {
+        f"{name} {inner}".strip()
+        for name, command in program.commands.items()
+        for inner in getattr(command, "commands", {"": None})
+    }
+    assert set(documented()) | {*SNAPSHOTS, *FOREIGN, "explain"} == commands
+    for name in (*SNAPSHOTS, *FOREIGN, "explain"):
+        assert f"`{name}`" in PAGE.partition("\n## ")[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"surprise": 1}, "summary.surprise is not documented"),
+        ({"sent": "3"}, "summary.sent is '3' and not integer"),
+        ({"sent": True}, "summary.sent is True and not integer"),
+        ({"answered": None}, "summary.answered is null"),
+    ],
+)
+def test_a_name_or_type_that_is_not_documented_would_be_found(change, words):
+    summary = {"sent": 1, "answered": 0, "min_ms": None, **change}
+    assert disagreements("ping", {"schema": 1, "summary": summary}) == [words]
+    assert disagreements("ping", {"summary": {}}) == ["schema is not 1"]
+
+
+# --- The commands -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["connect", "a:1"], ["wait", "--timeout", "1s"], ["disconnect"]]
+)
+def test_snapshots_are_those_of_the_api(run, control, arguments):
+    control.snapshot = CONNECTED
+    validate(json.loads(run("--json", *arguments).stdout), "Snapshot")
+
+
+def test_an_explanation_is_that_of_the_api(run):
+    for arguments in (["explain"], ["explain", "10.0.0.2"]):
+        validate(json.loads(run("--json", *arguments).stdout), "Explanation")
+
+
+def test_ping(run):
+    judge("ping", json.loads(run("--json", "ping", "-c", "1").stdout))
+
+
+def test_capture(control, token_file, tmp_path):
+    plane = FakePlane()
+    captures = Captures(plane, lambda: "tap0", FlightRecorder())
+    with serving(lambda address: make_app(control, address, captures=captures)) as address:
+        answers = []
+        for more in ([], ["-w", tmp_path / "file"]):
+            plane.add((1, OUTBOUND, 42, 0, bytes(42)))
+            result = invoke("--api", f"http://{address}", "--token-file", token_file, "--json",
+                            "capture", "-c", "1", *more)  # fmt: skip
+            answers += map(json.loads, result.stdout.splitlines())
+    judge("capture", *answers)
+
+
+NOBODY_ANSWERED = NatResult(
+    NatType.UDP_BLOCKED, Mapping.UNKNOWN, Filtering.UNKNOWN, None, None, (),
+    (ServerReport(Server("a", Endpoint(ip_address("192.0.2.1"), 1)), detail="silent"),), 1.0, "x",
+)  # fmt: skip
+SEEN = Endpoint(ip_address("198.51.100.4"), 9001)
+ONE_ANSWERED = NatResult(
+    NatType.FULL_CONE, Mapping.ENDPOINT_INDEPENDENT, Filtering.ENDPOINT_INDEPENDENT, SEEN,
+    Endpoint(ip_address("10.1.1.1"), 9001), (SEEN,),
+    (ServerReport(Server("a", Endpoint(ip_address("192.0.2.1"), 1)), SEEN, 1.5),), 1.0, "x",
+)  # fmt: skip
+
+
+def test_netcheck(monkeypatch):
+    answers = []
+    for result in (NOBODY_ANSWERED, ONE_ANSWERED):
+        report = netcheck.Report(result, 9001, 9001, (("b", "has no address"),), 0.5)
+        monkeypatch.setattr(netcheck, "check", lambda *_, report=report: report)
+        answers.append(json.loads(invoke("--json", "netcheck", "--server", "a:1").stdout))
+    judge("netcheck", *answers)
+
+
+def test_the_three_of_config(tmp_path):
+    made, broken = tmp_path / "made.yaml", tmp_path / "broken.yaml"
+    judge("config init", json.loads(invoke("--json", "config", "init", made).stdout))
+    broken.write_text("network: {mtu: 1}\nnonsense: 1\n")
+    judge(
+        "config check",
+        *(json.loads(invoke("--json", "config", "check", path).stdout) for path in (made, broken)),
+    )
+    judge("config show", json.loads(invoke("--json", "config", "show", made).stdout))
+
+
+def test_version(run, token_file):
+    without = invoke("--api", NOBODY, "--token-file", token_file, "--json", "version")
+    judge("version", json.loads(run("--json", "version").stdout), json.loads(without.stdout))
+
+
+def test_bugreport(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "run", lambda command: "")
+    done = run("--json", "bugreport", "-o", tmp_path / "report.tar.gz")
+    judge("bugreport", json.loads(done.stdout))
+
+
+TUNNEL = {
+    "path": "udp", "cipher": "aegis-256", "tcp_bits_per_second": 1000, "round_trip_ms": 0.1,
+    "detail": None,
+}  # fmt: skip
+
+
+def test_bench(monkeypatch):
+    monkeypatch.setattr(benchmark, "ROUND_S", 0.0005)
+    monkeypatch.setattr(bench, "_tunnel", lambda *_: [TUNNEL])
+    judge(
+        "bench",
+        json.loads(invoke("--json", "bench", "--quick").stdout),
+        json.loads(invoke("--json", "bench", "--quick", "--tunnel").stdout),
+    )
+
+
+def test_dashboard_completion_and_reload(run, control, tmp_path, monkeypatch):
+    judge("dashboard", json.loads(run("--json", "dashboard").stdout))
+    judge("completion", json.loads(run("--json", "completion", "zsh").stdout))
+    config = tmp_path / "daemon.yaml"
+    config.touch(0o600)
+    control.snapshot = dataclasses.replace(CONNECTED, pid=os.getpid())
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    monkeypatch.setattr(process.Path, "read_bytes", lambda _: b"shadowmesh-daemon")
+    judge("reload", json.loads(run("--config", config, "--json", "reload").stdout))
+
+
+def test_keys():
+    answers = [
+        json.loads(invoke("--json", name, input=base64.b64encode(SEED)).stdout)
+        for name in ("genkey", "pubkey", "genpsk")
+    ]
+    judge("genkey", *answers)

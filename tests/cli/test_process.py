@@ -1,0 +1,331 @@
+"""Commands around the running service: version, wait, reload, logs, completion."""
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from shadowmesh import __version__
+from shadowmesh.cli import process
+from shadowmesh.cli.commands import logs
+from shadowmesh.cli.commands.completion import SHELLS, script
+from shadowmesh.cli.program import program
+from tests.cli.test_program import (  # noqa: F401
+    NOBODY,
+    assert_failed,
+    control,
+    invoke,
+    run,
+    served,
+    token_file,
+)
+from tests.control.fake_control import CONNECTED, DISCONNECTED
+
+# --- version ----------------------------------------------------------------------------------
+
+
+def test_version_names_the_program_s_and_the_daemon_s(run, control):
+    control.snapshot = dataclasses.replace(CONNECTED, version=__version__)
+    result = run("version")
+    assert result.stdout == f"program  {__version__}\ndaemon   {__version__}\n"
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_version_warns_when_they_differ(run, control):
+    control.snapshot = dataclasses.replace(CONNECTED, version="0.0.9")
+    result = run("version")
+    assert result.exit_code == 0
+    assert "the daemon is 0.0.9" in result.stderr
+    assert "systemctl restart shadowmesh" in result.stderr
+    answer = json.loads(run("--json", "version").stdout)
+    assert answer == {
+        "schema": 1, "program": __version__, "daemon": "0.0.9", "same": False, "detail": None,
+    }  # fmt: skip
+
+
+def test_version_needs_no_daemon(token_file):
+    result = invoke("--api", NOBODY, "--token-file", token_file, "version")
+    assert result.exit_code == 0
+    assert result.stdout.endswith("daemon   not running\n")
+    answer = json.loads(
+        invoke("--api", NOBODY, "--token-file", token_file, "--json", "version").stdout
+    )
+    assert (answer["daemon"], answer["same"]) == (None, None)
+
+
+def test_version_says_why_a_daemon_could_not_be_asked(served, tmp_path):
+    result = invoke("--api", f"http://{served}", "--token-file", tmp_path / "none", "version")
+    assert result.exit_code == 0
+    assert "daemon   not known: no usable API token" in result.stdout
+
+
+# --- wait -------------------------------------------------------------------------------------
+
+
+def test_wait_returns_when_it_is_there_already(run, control):
+    control.snapshot = CONNECTED
+    result = run("wait")
+    assert (result.exit_code, result.stdout) == (0, "connected\n")
+
+
+@pytest.mark.parametrize(
+    ("goal", "snapshot", "said"),
+    [("running", DISCONNECTED, "disconnected"), ("disconnected", DISCONNECTED, "disconnected"),
+     ("udp", CONNECTED, "connected over udp"), ("connected", CONNECTED, "connected")],
+)  # fmt: skip
+def test_wait_knows_its_goals(run, control, goal, snapshot, said):
+    control.snapshot = snapshot
+    assert run("wait", "--for", goal).stdout == f"{said}\n"
+
+
+def test_wait_goes_on_until_it_comes(run, control):
+    seen = []
+
+    def third_time():
+        seen.append(1)
+        control.snapshot = CONNECTED if len(seen) == 3 else DISCONNECTED
+
+    control.before = third_time
+    assert json.loads(run("--json", "wait", "--timeout", "10s").stdout)["state"] == "connected"
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("goal", "snapshot"),
+    [("connected", dataclasses.replace(DISCONNECTED, state="error", last_error="no route to host")),
+     ("udp", dataclasses.replace(CONNECTED, path="wss", last_error="no route to host"))],
+)  # fmt: skip
+def test_wait_gives_up_with_exit_code_6_and_the_last_error(run, control, goal, snapshot):
+    control.snapshot = snapshot
+    assert_failed(run("wait", "--for", goal, "--timeout", "50ms"), 6, "0.05 s", "no route to host")
+
+
+def test_wait_outlives_a_daemon_that_is_not_there_yet(token_file):
+    arguments = ("--api", NOBODY, "--token-file", token_file, "wait", "--timeout", "50ms")
+    assert_failed(invoke(*arguments), 6, "refused")
+
+
+@pytest.mark.parametrize("timeout", ["30", "soon", "-1s", "2d", ""])
+def test_a_timeout_needs_a_number_and_a_unit(run, timeout):
+    assert_failed(run("wait", "--timeout", timeout), 2, "--timeout")
+
+
+# --- reload -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signalled(control):
+    """This process poses as the daemon; the event tells that SIGHUP came."""
+    control.snapshot = dataclasses.replace(CONNECTED, pid=os.getpid())
+    came = threading.Event()
+    before = signal.signal(signal.SIGHUP, lambda *_: came.set())
+    yield came
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def looks_like_the_daemon(monkeypatch):
+    monkeypatch.setattr(process.Path, "read_bytes", lambda _self: b"python\0shadowmesh-daemon\0")
+
+
+def test_reload_sends_the_signal(run, signalled, looks_like_the_daemon, tmp_path):
+    config = tmp_path / "daemon.yaml"
+    config.touch(0o600)
+    result = run("--config", config, "reload")
+    assert result.exit_code == 0, result.output
+    assert f"process {os.getpid()}" in result.stdout
+    assert signalled.wait(5)
+    assert json.loads(run("--config", config, "--json", "reload").stdout) == {
+        "schema": 1, "pid": os.getpid(),
+    }  # fmt: skip
+
+
+def test_reload_of_a_given_process_asks_nobody(control, signalled, tmp_path):
+    config = tmp_path / "daemon.yaml"
+    config.touch(0o600)
+    result = invoke("--config", config, "reload", "--pid", os.getpid())
+    assert result.exit_code == 0, result.output
+    assert signalled.wait(5)
+    assert control.calls == []
+    assert_failed(invoke("--config", config, "reload", "--pid", 2**22 + 1), 1, "no process")
+
+
+def test_reload_leaves_the_daemon_alone_when_the_file_is_wrong(run, control, signalled, tmp_path):
+    config = tmp_path / "daemon.yaml"
+    config.write_text("network:\n  mtu: 100\n")
+    assert_failed(run("--config", config, "reload"), 7, "network.mtu")
+    assert not signalled.is_set()
+    assert control.calls == []
+
+
+def test_reload_signals_no_stranger(run, control, signalled, monkeypatch, tmp_path):
+    monkeypatch.setattr(process.Path, "read_bytes", lambda _self: b"/usr/sbin/sshd\0")
+    config = tmp_path / "daemon.yaml"
+    config.touch(0o600)
+    assert_failed(run("--config", config, "reload"), 1, str(os.getpid()), "container")
+    assert not signalled.is_set()
+
+
+def test_reload_takes_the_pid_file_of_a_daemon_that_does_not_tell(
+    run, control, signalled, looks_like_the_daemon, tmp_path
+):
+    control.snapshot = dataclasses.replace(CONNECTED, pid=None)
+    config = tmp_path / "daemon.yaml"
+    config.write_text(f"daemon:\n  pid_file: {tmp_path}/pid\n")
+    assert_failed(run("--config", config, "reload"), 3, f"{tmp_path}/pid")
+    (tmp_path / "pid").write_text(f"{os.getpid()}\n")
+    assert run("--config", config, "reload").exit_code == 0
+    assert signalled.wait(5)
+
+
+def test_reload_of_another_user_s_daemon_is_not_permitted(
+    run, signalled, looks_like_the_daemon, monkeypatch, tmp_path
+):
+    def refuse(*_args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("shadowmesh.cli.commands.reload.os.kill", refuse)
+    config = tmp_path / "daemon.yaml"
+    config.touch(0o600)
+    assert_failed(run("--config", config, "reload"), 4, "root")
+
+
+# --- logs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        "shadowmesh.cli.commands.logs.os.execvp", lambda _name, command: commands.append(command)
+    )
+    return commands
+
+
+@pytest.fixture
+def child(control):
+    """A process with a log file that poses as the daemon."""
+
+    def start(log):
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()", "shadowmesh-daemon"],
+            stdin=subprocess.PIPE, stderr=log,
+        )  # fmt: skip
+        control.snapshot = dataclasses.replace(CONNECTED, pid=process.pid)
+        started.append(process)
+
+    started = []
+    yield start
+    for child in started:
+        child.communicate()
+
+
+def test_logs_shows_the_file_that_the_daemon_writes_to(run, child, executed, tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        child(log)
+    run("logs", "-n", "7")
+    run("logs", "-f")
+    path = str(tmp_path / "log")
+    assert executed == [
+        ["tail", "--lines=7", path], ["tail", "--lines=50", "--follow=name", path],
+    ]  # fmt: skip
+
+
+def test_logs_asks_the_journal_for_a_unit(run, child, executed, monkeypatch):
+    child(subprocess.DEVNULL)
+    monkeypatch.setattr(logs, "unit_of", lambda _pid: "shadowmesh@left.service")
+    monkeypatch.setattr(logs, "_has_journal", lambda: True)
+    run("logs", "-f", "-n", "9")
+    run("--json", "logs")
+    assert executed == [
+        ["journalctl", "--unit=shadowmesh@left.service", "--lines=9", "--output=short-iso",
+         "--follow"],
+        ["journalctl", "--unit=shadowmesh@left.service", "--lines=50", "--output=json",
+         "--no-pager"],
+    ]  # fmt: skip
+
+
+def test_logs_of_a_daemon_that_has_failed_come_from_the_journal(token_file, executed, monkeypatch):
+    monkeypatch.setattr(logs, "_has_journal", lambda: True)
+    invoke("--api", NOBODY, "--token-file", token_file, "logs")
+    assert executed[0][:2] == ["journalctl", "--unit=shadowmesh.service"]
+
+
+def test_logs_without_daemon_and_journal_say_so(token_file, monkeypatch):
+    monkeypatch.setattr(logs, "_has_journal", lambda: False)
+    assert_failed(invoke("--api", NOBODY, "--token-file", token_file, "logs"), 3, NOBODY)
+
+
+def test_a_log_that_goes_to_a_pipe_cannot_be_shown(run, child, monkeypatch):
+    monkeypatch.setattr(logs, "_has_journal", lambda: False)
+    child(subprocess.DEVNULL)
+    assert_failed(run("logs"), 1, "terminal")
+
+
+def test_a_missing_reader_of_the_log_is_one_line(run, child, monkeypatch, tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        child(log)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert_failed(run("logs"), 1, "tail cannot be started")
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [("0::/system.slice/shadowmesh.service\n", "shadowmesh.service"),
+     ("0::/user.slice/user-0.slice/session-1.scope\n", None), ("0::/\n", None), ("", None)],
+)  # fmt: skip
+def test_the_unit_of_a_process_is_in_its_cgroup(monkeypatch, cgroup, unit):
+    monkeypatch.setattr(process.Path, "read_text", lambda _self, **_: cgroup)
+    assert process.unit_of(1) == unit
+
+
+# --- completion -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_completion_is_printed_for_each_shell(shell):
+    result = invoke("completion", shell)
+    assert result.exit_code == 0
+    assert "_SHADOWMESH_COMPLETE" in result.stdout
+    assert json.loads(invoke("--json", "completion", shell).stdout)["script"] == result.stdout
+
+
+def test_another_shell_is_a_usage_error():
+    assert_failed(invoke("completion", "csh"), 2, "bash")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("shadowmesh wa", {"wait"}), ("shadowmesh config ", {"init", "check", "show"}),
+     ("shadowmesh wait --for u", {"udp"}), ("shadowmesh nonsense sta", {"status"})],
+)  # fmt: skip
+def test_bash_is_answered(words, offered):
+    environment = {
+        "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1),
+        "_SHADOWMESH_COMPLETE": "bash_complete", "PATH": os.environ["PATH"],
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "shadowmesh.cli"], env=environment, capture_output=True, text=True,
+        check=False, timeout=30,
+    )  # fmt: skip
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == offered
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_accepts_its_completion():
+    done = subprocess.run(
+        ["bash", "-c", f"{script(program, 'bash')}\ncomplete -p shadowmesh"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert "-F _shadowmesh_completion shadowmesh" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from shadowmesh.config import HostPort
+from shadowmesh.control.metrics_port import make_metrics_app
+from shadowmesh.insight import metrics, status
+from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.insight.histogram import LAG_BUCKETS_S, Histogram
+from tests.control.fake_control import CONNECTED, DISCONNECTED, NOW
+
+LISTEN = HostPort("127.0.0.1", 9091)
+
+
+def scrape(snapshot, **sources):
+    """Return {(name, labels): value} as a Prometheus server would read it."""
+    registry = metrics.make_registry(metrics.Sources(lambda: snapshot, **sources))
+    text = metrics.render(registry).decode()
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def full(snapshot=CONNECTED):
+    """Return sources with something in every metric."""
+    recorder = FlightRecorder()
+    recorder.record("path", "path changed")
+    recorder.round_trip("udp", 0.0008)
+    return metrics.Sources(
+        lambda: snapshot,
+        Histogram(LAG_BUCKETS_S),
+        recorder.round_trips,
+        recorder.counts,
+        lambda: (2, {"slow": 1}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("sample", "value"),
+    [
+        (("shadowmesh_build_info", ("version", "0.1.0")), 1),
+        (("shadowmesh_state", ("state", "connected")), 1),
+        (("shadowmesh_state", ("state", "error")), 0),
+        (("shadowmesh_state_since_timestamp_seconds",), NOW - 133),
+        (("shadowmesh_path", ("path", "udp")), 1),
+        (("shadowmesh_path", ("path", "wss")), 0),
+        (("shadowmesh_health", ("check", "tap")), 1),
+        (("shadowmesh_post_quantum",), 1),
+        (("shadowmesh_round_trip_seconds",), 0.0008412345),
+        (("shadowmesh_path_mtu_bytes",), 1420),
+        (("shadowmesh_session_established_timestamp_seconds",), NOW - 132),
+        (("shadowmesh_session_last_rekey_timestamp_seconds",), NOW - 12),
+        (("shadowmesh_session_rekeys",), 1),
+        (("shadowmesh_reconnects_total",), 2),
+        (("shadowmesh_path_switches_total",), 1),
+        (("shadowmesh_handshakes_total", ("result", "ok")), 3),
+        (("shadowmesh_handshakes_total", ("result", "refused")), 1),
+        (("shadowmesh_frames_total", ("direction", "in")), 12345),
+        (("shadowmesh_frames_total", ("direction", "out")), 12001),
+        (("shadowmesh_tap_queue_frames_total", ("direction", "in"), ("queue", "0")), 12000),
+        (("shadowmesh_tap_queue_frames_total", ("direction", "out"), ("queue", "1")), 1000),
+        (("shadowmesh_bytes_total", ("direction", "in")), 3 << 30),
+        (("shadowmesh_bytes_total", ("direction", "out")), 1 << 20),
+        (("shadowmesh_frames_dropped_total", ("reason", "queue_full")), 10),
+        (("shadowmesh_frames_dropped_total", ("reason", "replay")), 2),
+        (("shadowmesh_queue_bytes",), 4096),
+        (("shadowmesh_process_cpu_seconds_total",), 1.5),
+        (("shadowmesh_process_resident_memory_bytes",), 43 << 20),
+        (("shadowmesh_process_threads",), 5),
+        (("shadowmesh_process_open_fds",), 27),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_a_number_of_the_snapshot_is_told(sample, value):
+    assert scrape(CONNECTED)[sample] == pytest.approx(value)
+
+
+def test_what_is_not_known_is_left_out():
+    samples = {name for name, *_ in scrape(DISCONNECTED)}
+    for name in ("round_trip_seconds", "path_mtu_bytes", "post_quantum", "session_rekeys",
+                 "process_threads"):  # fmt: skip
+        assert f"shadowmesh_{name}" not in samples
+    assert "shadowmesh_frames_total" in samples
+
+
+def test_a_failed_check_is_zero():
+    snapshot = dataclasses.replace(CONNECTED, health=(status.Check("stun", ok=False),))
+    assert scrape(snapshot)["shadowmesh_health", ("check", "stun")] == 0
+
+
+def test_a_failed_check_says_its_code_and_severity_and_one_that_passes_nothing():
+    failed = status.Check("tap", False, "error", "tap0 is down", "set it up", "tap_down")
+    passed = status.Check("peer", True)
+    samples = scrape(dataclasses.replace(CONNECTED, health=(failed, passed)))
+    [problem] = [key for key in samples if key[0] == "shadowmesh_health_problem"]
+    assert dict(problem[1:]) == {"check": "tap", "code": "tap_down", "severity": "error"}
+    assert samples[problem] == 1
+
+
+def test_each_scrape_takes_one_snapshot_and_registering_none():
+    taken = []
+    registry = metrics.make_registry(metrics.Sources(lambda: taken.append(1) or CONNECTED))
+    assert taken == []
+    metrics.render(registry)
+    metrics.render(registry)
+    assert len(taken) == 2
+
+
+def test_every_metric_is_ours_has_a_help_text_and_no_address_in_a_label():
+    text = metrics.render(metrics.make_registry(full())).decode()
+    families = list(text_string_to_metric_families(text))
+    assert all(family.name.startswith("shadowmesh_") for family in families)
+    assert all(len(family.documentation) > 10 for family in families)
+    for secret in ("203.0.113.7", "198.51.100.4", CONNECTED.public_key, CONNECTED.peer.public_key):
+        assert secret not in text
+
+
+def test_the_lag_histogram_counts_each_value_once():
+    lag = Histogram(LAG_BUCKETS_S)
+    for value in (-1.0, 0.0, 0.0005, 0.0006, 0.3, 60.0):
+        lag.observe(value)
+    samples = scrape(CONNECTED, hub_lag=lag)
+    buckets = {
+        key[1][1]: value
+        for key, value in samples.items()
+        if key[0] == "shadowmesh_hub_lag_seconds_bucket"
+    }
+    assert buckets["0.0005"] == 3  # bounds are inclusive
+    assert buckets["0.001"] == 4
+    assert buckets["0.25"] == 4
+    assert buckets["0.5"] == 5
+    assert buckets["5.0"] == 5
+    assert buckets["+Inf"] == 6
+    assert samples[("shadowmesh_hub_lag_seconds_count",)] == 6
+    assert samples[("shadowmesh_hub_lag_seconds_sum",)] == pytest.approx(60.3011)
+
+
+# --- The metrics port -------------------------------------------------------------------------
+
+
+def ask(path="/metrics", method="GET", **environ):
+    registry = metrics.make_registry(metrics.Sources(lambda: CONNECTED))
+    app = make_metrics_app(registry, LISTEN)
+    seen = []
+    body = b"".join(
+        app(
+            {"PATH_INFO": path, "REQUEST_METHOD": method, "HTTP_HOST": "127.0.0.1:9091", **environ},
+            lambda line, headers: seen.append((int(line[:3]), dict(headers))),
+        )
+    )
+    return *seen[0], body
+
+
+def test_the_metrics_port_tells_metrics_without_a_token():
+    http_status, headers, body = ask()
+    assert http_status == 200
+    assert headers["Content-Type"] == metrics.CONTENT_TYPE
+    assert int(headers["Content-Length"]) == len(body)
+    assert body.startswith(b"# HELP shadowmesh_")
+
+
+def test_head_answers_without_a_body():
+    http_status, headers, body = ask(method="HEAD")
+    assert (http_status, body) == (200, b"")
+    assert int(headers["Content-Length"]) > 1000
+
+
+@pytest.mark.parametrize(
+    ("asked", "http_status", "code"),
+    [
+        ({"path": "/"}, 404, "not_found"),
+        ({"path": "/status"}, 404, "not_found"),
+        ({"method": "POST"}, 405, "method_not_allowed"),
+        ({"HTTP_ORIGIN": "http://evil"}, 403, "forbidden_origin"),
+        ({"HTTP_HOST": "evil:9091"}, 403, "forbidden_host"),
+        ({"HTTP_HOST": "127.0.0.1:9090"}, 403, "forbidden_host"),
+    ],
+)
+def test_the_metrics_port_refuses_everything_else(asked, http_status, code):
+    got, headers, body = ask(**asked)
+    assert got == http_status
+    assert json.loads(body)["error"]["code"] == code
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_library_does_not_measure_the_process_a_second_time():
+    # its collectors of the process and the garbage collector are in the global registry
+    text = metrics.render(metrics.make_registry(metrics.Sources(lambda: CONNECTED))).decode()
+    for name in ("python_gc", "python_info", "\nprocess_"):
+        assert name not in text
+
+
+def test_the_api_does_not_load_the_metrics_library():
+    code = "import sys, shadowmesh.control.app; sys.exit('prometheus_client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
