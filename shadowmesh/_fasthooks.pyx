@@ -14,13 +14,14 @@ from shadowmesh.fast.replay cimport *
 from shadowmesh.fast.ring cimport *
 from shadowmesh.fast.datagram cimport *
 from shadowmesh.fast.session cimport *
+from shadowmesh.fast.peers cimport *
+from shadowmesh.fast.tap cimport *
 from shadowmesh.fast.plane cimport *
 from shadowmesh.fast.backlog cimport *
 from shadowmesh.fast.inbound cimport (
     EVENT_NONE, HEADROOM, PARSER_BYTES, make_room, may_open, parse as parse_link, parser_t
 )
 from shadowmesh.fast.link_out cimport seal_message
-from shadowmesh.fast.outbound cimport sending_obstacle
 from shadowmesh.fast.udp_in cimport flush_train, open_datagram
 from shadowmesh.fast.flow cimport flow_hash as hash_flow
 from shadowmesh.fast.steer cimport (
@@ -248,24 +249,24 @@ def flow_hash(const uint8_t[::1] frame not None):
 cdef class Steering:
     """A device with so many queues."""
 
-    cdef plane_t *plane
+    cdef tap_t *tap
 
     def __cinit__(self, int queues):
-        self.plane = <plane_t *>calloc(1, sizeof(plane_t))
-        if self.plane == NULL:
+        self.tap = <tap_t *>calloc(1, sizeof(tap_t))
+        if self.tap == NULL:
             raise MemoryError
-        steer_reset(self.plane, queues)
+        steer_reset(self.tap, queues)
 
     def __dealloc__(self):
-        free(self.plane)
+        free(self.tap)
 
     def into(self, bytes frame not None):
         """The queue that a frame from the peer is written to."""
-        return steer_in(self.plane, frame, len(frame))
+        return steer_in(self.tap, frame, len(frame))
 
     def out(self, int queue, bytes frame not None, uint64_t later_ms=0):
         """A frame of the host came from that queue, so many milliseconds from now."""
-        steer_out(self.plane, queue, frame, len(frame), steer_now_ms() + later_ms)
+        steer_out(self.tap, queue, frame, len(frame), steer_now_ms() + later_ms)
 
 
 cdef class TxCounters:
@@ -297,30 +298,30 @@ cdef class Life:
         self.plane = <plane_t *>calloc(1, sizeof(plane_t))
         if self.plane == NULL:
             raise MemoryError
-        self.plane.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
-        if self.plane.epochs == NULL:
+        self.plane.peers.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
+        if self.plane.peers.epochs == NULL:
             raise MemoryError
-        self.plane.epochs.state = EPOCH_INSTALLED
-        self.plane.epochs.born_ns = 1000
-        self.plane.epochs.local_key_id = 0x100
-        self.plane.epochs.wss_tx_next = wss_next
-        self.plane.epochs.udp_tx_next = udp_next
-        self.plane.sessions[0].in_use = 1
-        self.plane.sessions[0].ring = &self.ring
-        self.now_ns = self.plane.epochs.born_ns + age_ns
+        self.plane.peers.epochs.state = EPOCH_INSTALLED
+        self.plane.peers.epochs.born_ns = 1000
+        self.plane.peers.epochs.local_key_id = 0x100
+        self.plane.peers.epochs.wss_tx_next = wss_next
+        self.plane.peers.epochs.udp_tx_next = udp_next
+        self.plane.peers.sessions[0].in_use = 1
+        self.plane.peers.sessions[0].ring = &self.ring
+        self.now_ns = self.plane.peers.epochs.born_ns + age_ns
 
     def __dealloc__(self):
         if self.plane != NULL:
-            free(self.plane.epochs)
+            free(self.plane.peers.epochs)
         free(self.plane)
 
     def obstacle(self):
         """KEEP (-1) when the session may seal, or the number of the DROP_ reason."""
-        return sending_obstacle(self.plane, 0, self.now_ns)
+        return sending_obstacle(&self.plane.peers, 0, self.now_ns)
 
     def opens(self):
         """Whether a message or a record of one may be opened."""
-        return bool(may_open(self.plane.epochs, 0x100, 0, self.now_ns))
+        return bool(may_open(self.plane.peers.epochs, 0x100, 0, self.now_ns))
 
     def refuses_datagram(self, uint64_t counter):
         """Give a datagram that is not authentic; return the number of the REFUSED_ reason."""
@@ -329,10 +330,10 @@ cdef class Life:
         memset(&source, 0, sizeof(address_t))
         memset(datagram, 0, sizeof(datagram))
         write_aad(datagram, KIND_UDP, 0x100, counter)
-        memset(self.plane.udp.refused, 0, sizeof(self.plane.udp.refused))
+        memset(self.plane.udp.received.refused, 0, sizeof(self.plane.udp.received.refused))
         open_datagram(self.plane, datagram, sizeof(datagram), &source, self.now_ns)
         for i in range(REFUSALS):
-            if self.plane.udp.refused[i]:
+            if self.plane.udp.received.refused[i]:
                 return i
 
 
@@ -837,18 +838,18 @@ cdef class Bench:
         self.outbox = Exact(RING_BYTES)
         self.inbox = Exact(HEADROOM + PARSER_BYTES)
         randombytes_buf(self.arena.bytes, ARENA_BYTES)
-        self.plane.epochs = self.epoch = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
+        self.plane.peers.epochs = self.epoch = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
         self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
         if self.epoch == NULL or self.ring.entries == NULL:
             raise MemoryError
         pthread_mutex_init(&self.plane.tx_lock, NULL)
-        self.plane.queues[0].tap_fd = -1
-        self.plane.queue_count = 1
-        self.plane.mtu_bytes = MAX_IP_BYTES
-        self.plane.mask_used = sizeof(self.plane.mask_pool)
-        self.plane.sessions[0].in_use = 1
-        self.plane.sessions[0].ring = &self.ring
-        self.plane.sessions[0].masked = masked
+        self.plane.tap.queues[0].tap_fd = -1
+        self.plane.tap.queue_count = 1
+        self.plane.tap.mtu_bytes = MAX_IP_BYTES
+        self.plane.wss.mask_used = sizeof(self.plane.wss.mask_pool)
+        self.plane.peers.sessions[0].in_use = 1
+        self.plane.peers.sessions[0].ring = &self.ring
+        self.plane.peers.sessions[0].masked = masked
         self.ring.bytes = self.outbox.bytes
         self.ring.limit = RING_BYTES
         self.parser.bytes = self.inbox.bytes
@@ -857,8 +858,8 @@ cdef class Bench:
         self.epoch.state = EPOCH_INSTALLED
         self.epoch.cipher = cipher
         self.epoch.born_ns = boottime_ns()
-        self.epoch.generation = self.plane.sessions[0].newest_generation = 1
-        join_reset(&self.plane.joiner, True)
+        self.epoch.generation = self.plane.peers.sessions[0].newest_generation = 1
+        join_reset(&self.plane.udp.joiner, True)
 
     def __dealloc__(self):
         free(self.epoch)
@@ -871,10 +872,10 @@ cdef class Bench:
         if not MIN_FRAME <= frame_bytes <= 2000:
             raise ValueError(f"frame of {frame_bytes} bytes is outside {MIN_FRAME}..2000")
         for i in range(BATCH_FRAMES):
-            self.plane.queues[0].slots[i].inner = self.arena.bytes + i * stride
-            self.plane.queues[0].slots[i].inner_bytes = <uint32_t>(1 + frame_bytes)
-            self.plane.queues[0].slots[i].inner[0] = INNER_FRAME
-            self.plane.queues[0].slots[i].inner[1 + 6] &= 0xFE
+            self.plane.tap.queues[0].slots[i].inner = self.arena.bytes + i * stride
+            self.plane.tap.queues[0].slots[i].inner_bytes = <uint32_t>(1 + frame_bytes)
+            self.plane.tap.queues[0].slots[i].inner[0] = INNER_FRAME
+            self.plane.tap.queues[0].slots[i].inner[1 + 6] &= 0xFE
         return 1 + frame_bytes
 
     def seal_wss(self, size_t frame_bytes, uint32_t batches) -> float:
@@ -885,7 +886,7 @@ cdef class Bench:
         self.fill(frame_bytes)
         began = spent_ns()
         for i in range(batches):
-            if seal_message(&self.plane, self.plane.sessions, self.plane.queues[0].slots,
+            if seal_message(&self.plane, self.plane.peers.sessions, self.plane.tap.queues[0].slots,
                             BATCH_FRAMES, BATCH_FRAMES) != BATCH_FRAMES:
                 raise AssertionError("a batch does not fit into the ring")
             ring_consume(&self.ring, ring_peek(&self.ring, &start), NO_TIME)
@@ -900,7 +901,7 @@ cdef class Bench:
         cdef uint32_t i
         self.fill(frame_bytes)
         for i in range(batches):
-            seal_message(&self.plane, self.plane.sessions, self.plane.queues[0].slots,
+            seal_message(&self.plane, self.plane.peers.sessions, self.plane.tap.queues[0].slots,
                          BATCH_FRAMES, BATCH_FRAMES)
             length = ring_peek(&self.ring, &start)
             make_room(&self.parser)
@@ -911,8 +912,8 @@ cdef class Bench:
             if parse_link(&self.plane, &self.parser, self.epoch.born_ns) != EVENT_NONE:
                 raise AssertionError("the parser refused the ring's bytes")
             spent += spent_ns() - began
-        self.check(self.plane.wss.dropped[DROP_TAP_GONE], batches)
-        self.plane.wss.dropped[DROP_TAP_GONE] = 0
+        self.check(self.plane.wss.received.dropped[DROP_TAP_GONE], batches)
+        self.plane.wss.received.dropped[DROP_TAP_GONE] = 0
         return self.each(spent, batches)
 
     def seal_udp(self, size_t frame_bytes, uint32_t batches) -> float:
@@ -928,8 +929,9 @@ cdef class Bench:
             out = self.outbox.bytes
             counter = take_counters(self.epoch, BATCH_FRAMES)
             for k in range(BATCH_FRAMES):
-                out += seal_datagram(self.epoch, counter + k, self.plane.queues[0].slots[k].inner,
-                                     self.plane.queues[0].slots[k].inner_bytes, out)
+                out += seal_datagram(self.epoch, counter + k,
+                                     self.plane.tap.queues[0].slots[k].inner,
+                                     self.plane.tap.queues[0].slots[k].inner_bytes, out)
         return self.each(spent_ns() - began, batches)
 
     def open_udp(self, size_t frame_bytes, uint32_t batches) -> float:
@@ -942,7 +944,7 @@ cdef class Bench:
         for i in range(batches):
             for k in range(BATCH_FRAMES):
                 seal_datagram(self.epoch, take_counters(self.epoch, 1),
-                              self.plane.queues[0].slots[k].inner, inner_bytes,
+                              self.plane.tap.queues[0].slots[k].inner, inner_bytes,
                               self.outbox.bytes + k * step)
             began = spent_ns()
             for k in range(BATCH_FRAMES):
@@ -950,8 +952,8 @@ cdef class Bench:
                               self.epoch.born_ns)
             flush_train(&self.plane)
             spent += spent_ns() - began
-        self.check(self.plane.udp.dropped[DROP_TAP_GONE], batches)
-        self.plane.udp.dropped[DROP_TAP_GONE] = 0
+        self.check(self.plane.udp.received.dropped[DROP_TAP_GONE], batches)
+        self.plane.udp.received.dropped[DROP_TAP_GONE] = 0
         return self.each(spent, batches)
 
     def seal_alone(self, size_t frame_bytes, uint32_t batches) -> float:
@@ -965,7 +967,7 @@ cdef class Bench:
             for k in range(BATCH_FRAMES):
                 self.counter += 1
                 aead_seal(self.epoch.cipher, self.epoch.udp_tx_key, self.counter,
-                          self.arena.bytes, AAD_BYTES, self.plane.queues[0].slots[k].inner,
+                          self.arena.bytes, AAD_BYTES, self.plane.tap.queues[0].slots[k].inner,
                           inner_bytes, self.outbox.bytes + k * step)
         return self.each(spent_ns() - began, batches)
 
@@ -980,7 +982,7 @@ cdef class Bench:
         for i in range(batches):
             for k in range(BATCH_FRAMES):
                 aead_seal(self.epoch.cipher, self.epoch.udp_tx_key, k, self.arena.bytes,
-                          AAD_BYTES, self.plane.queues[0].slots[k].inner, inner_bytes,
+                          AAD_BYTES, self.plane.tap.queues[0].slots[k].inner, inner_bytes,
                           self.outbox.bytes + k * step)
             began = spent_ns()
             for k in range(BATCH_FRAMES):

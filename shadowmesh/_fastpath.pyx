@@ -30,6 +30,8 @@ from .fast.replay cimport *
 from .fast.backlog cimport *
 from .fast.datagram cimport *
 from .fast.session cimport *
+from .fast.peers cimport *
+from .fast.tap cimport *
 from .fast.plane cimport *
 from .fast.link_out cimport *
 from .fast.outbound cimport *
@@ -120,12 +122,12 @@ def build_info() -> dict:
 
 
 cdef void *tap_thread(void *argument) noexcept nogil:
-    cdef queue_t *queue = <queue_t *>argument
+    cdef tap_thread_t *started = <tap_thread_t *>argument
     cdef char name[16]
     memcpy(name, <const char *>b"sm-tap-0", 9)
-    name[7] += <char>queue.index
+    name[7] += <char>started.queue.index
     pthread_setname_np(pthread_self(), name)
-    run_outbound(queue)
+    run_outbound(started.plane, started.queue)
     return NULL
 
 
@@ -189,11 +191,6 @@ cdef class DataPlane:
 
     cdef readonly object without
     cdef plane_t *plane
-    cdef pthread_t threads[MAX_QUEUES]
-    cdef pthread_t udp_thread
-    cdef int running            # TAP threads
-    cdef bint udp_running
-    cdef int udp_family
 
     def __cinit__(self, without=()):
         self.without = frozenset(without)
@@ -202,36 +199,37 @@ cdef class DataPlane:
         self.plane = <plane_t *>calloc(1, sizeof(plane_t))
         if self.plane == NULL:
             raise MemoryError
-        self.plane.batch_frames = 1 if "batch" in self.without else BATCH_FRAMES
-        self.plane.batch_messages = 1 if "batch" in self.without else INBOX_MESSAGES
-        self.plane.no_joining = "join" in self.without
-        self.plane.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
-        if self.plane.epochs == NULL:
+        self.plane.tap.batch_frames = 1 if "batch" in self.without else BATCH_FRAMES
+        self.plane.udp.batch_messages = 1 if "batch" in self.without else INBOX_MESSAGES
+        self.plane.udp.no_joining = "join" in self.without
+        self.plane.peers.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
+        if self.plane.peers.epochs == NULL:
             raise MemoryError
-        self.plane.active_session = -1
-        self.plane.queue_count = 1
-        self.plane.mtu_bytes = 65535
-        self.plane.udp_fd = -1
-        self.plane.mask_used = sizeof(self.plane.mask_pool)
+        self.plane.peers.active_session = -1
+        self.plane.tap.queue_count = 1
+        self.plane.tap.mtu_bytes = 65535
+        self.plane.udp.fd = -1
+        self.plane.wss.mask_used = sizeof(self.plane.wss.mask_pool)
         pthread_mutex_init(&self.plane.tx_lock, NULL)
         pthread_mutex_init(&self.plane.rx_lock, NULL)
-        self.plane.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.plane.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.plane.udp_stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.plane.udp_event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.plane.tap.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.plane.tap.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.plane.udp.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.plane.udp.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.plane.capture.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         for i in range(MAX_QUEUES):
-            self.plane.queues[i].plane = self.plane
-            self.plane.queues[i].index = i
-            self.plane.queues[i].tap_fd = -1
-            self.plane.queues[i].space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+            self.plane.threads.tap[i].plane = self.plane
+            self.plane.threads.tap[i].queue = &self.plane.tap.queues[i]
+            self.plane.tap.queues[i].index = i
+            self.plane.tap.queues[i].tap_fd = -1
+            self.plane.tap.queues[i].space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if min(self._descriptors()) < 0:
             raise OSError(errno, os.strerror(errno))
 
     cdef list _descriptors(self):
-        return [self.plane.event_fd, self.plane.stop_fd, self.plane.udp_stop_fd,
-                self.plane.udp_event_fd, self.plane.capture.wakeup_fd,
-                *[self.plane.queues[i].space_fd for i in range(MAX_QUEUES)]]
+        return [self.plane.tap.event_fd, self.plane.tap.stop_fd, self.plane.udp.stop_fd,
+                self.plane.udp.event_fd, self.plane.capture.wakeup_fd,
+                *[self.plane.tap.queues[i].space_fd for i in range(MAX_QUEUES)]]
 
     def __dealloc__(self):
         if self.plane == NULL:
@@ -240,11 +238,11 @@ cdef class DataPlane:
         self._stop_udp_thread()
         self._free_boxes()
         self._free_capture()
-        if self.plane.epochs != NULL:
-            sodium_memzero(self.plane.epochs, MAX_EPOCHS * sizeof(epoch_t))
-            free(self.plane.epochs)
+        if self.plane.peers.epochs != NULL:
+            sodium_memzero(self.plane.peers.epochs, MAX_EPOCHS * sizeof(epoch_t))
+            free(self.plane.peers.epochs)
         for i in range(MAX_QUEUES):
-            backlog_free(self.plane.queues[i].backlog)
+            backlog_free(self.plane.tap.queues[i].backlog)
         for fd in self._descriptors():
             if fd > 0:
                 close(fd)
@@ -255,52 +253,53 @@ cdef class DataPlane:
     cdef bint _provide_queues(self) noexcept:
         # What the threads of queue_count queues work in; False: no memory.
         cdef queue_t *queue
-        for i in range(self.plane.queue_count):
-            queue = &self.plane.queues[i]
+        for i in range(self.plane.tap.queue_count):
+            queue = &self.plane.tap.queues[i]
             if queue.backlog == NULL:
                 queue.backlog = backlog_new()
-            if queue.outbox == NULL and self.plane.inbox != NULL:
+            if queue.outbox == NULL and self.plane.udp.inbox != NULL:
                 queue.outbox = <outbox_t *>calloc(1, sizeof(outbox_t))
-            if queue.backlog == NULL or (queue.outbox == NULL and self.plane.inbox != NULL):
+            if queue.backlog == NULL or (queue.outbox == NULL and self.plane.udp.inbox != NULL):
                 return False
         return True
 
     cdef bint _start_tap_threads(self) noexcept:
         # All of them or none: False.
-        for i in range(self.plane.queue_count):
-            if pthread_create(&self.threads[i], NULL, tap_thread, &self.plane.queues[i]) != 0:
+        for i in range(self.plane.tap.queue_count):
+            if pthread_create(&self.plane.threads.tap[i].thread, NULL, tap_thread,
+                              &self.plane.threads.tap[i]) != 0:
                 self._stop_tap_threads()
                 return False
-            self.running += 1
+            self.plane.threads.tap_running += 1
         return True
 
     cdef void _stop_tap_threads(self) noexcept:
-        if self.running:
-            signal_fd(self.plane.stop_fd)
+        if self.plane.threads.tap_running:
+            signal_fd(self.plane.tap.stop_fd)
             with nogil:
-                for i in range(self.running):
-                    pthread_join(self.threads[i], NULL)
-            drain_fd(self.plane.stop_fd)
-            self.running = 0
+                for i in range(self.plane.threads.tap_running):
+                    pthread_join(self.plane.threads.tap[i].thread, NULL)
+            drain_fd(self.plane.tap.stop_fd)
+            self.plane.threads.tap_running = 0
 
     cdef void _stop_udp_thread(self) noexcept:
-        if self.udp_running:
-            signal_fd(self.plane.udp_stop_fd)
+        if self.plane.threads.udp_running:
+            signal_fd(self.plane.udp.stop_fd)
             with nogil:
-                pthread_join(self.udp_thread, NULL)
-            drain_fd(self.plane.udp_stop_fd)
-            self.udp_running = False
+                pthread_join(self.plane.threads.udp, NULL)
+            drain_fd(self.plane.udp.stop_fd)
+            self.plane.threads.udp_running = False
 
     cdef void _free_boxes(self) noexcept:
-        if self.plane.inbox != NULL:
+        if self.plane.udp.inbox != NULL:
             # Plaintext frames were opened in it.
-            sodium_memzero(self.plane.inbox.bytes, sizeof(self.plane.inbox.bytes))
-            free(self.plane.inbox.slices)
-            free(self.plane.inbox)
-            self.plane.inbox = NULL
+            sodium_memzero(self.plane.udp.inbox.bytes, sizeof(self.plane.udp.inbox.bytes))
+            free(self.plane.udp.inbox.slices)
+            free(self.plane.udp.inbox)
+            self.plane.udp.inbox = NULL
         for i in range(MAX_QUEUES):
-            free(self.plane.queues[i].outbox)
-            self.plane.queues[i].outbox = NULL
+            free(self.plane.tap.queues[i].outbox)
+            self.plane.tap.queues[i].outbox = NULL
 
     cdef void _free_capture(self) noexcept:
         cdef uint8_t *memory = capture_stop(&self.plane.capture)
@@ -315,19 +314,19 @@ cdef class DataPlane:
         cdef int count = len(fds)
         pthread_mutex_lock(&self.plane.rx_lock)
         for i in range(MAX_QUEUES):
-            self.plane.queues[i].tap_fd = fds[i] if i < count else -1
-        steer_reset(self.plane, count if count else 1)
-        join_reset(&self.plane.joiner, udp_super_frames)
+            self.plane.tap.queues[i].tap_fd = fds[i] if i < count else -1
+        steer_reset(&self.plane.tap, count if count else 1)
+        join_reset(&self.plane.udp.joiner, udp_super_frames)
         pthread_mutex_unlock(&self.plane.rx_lock)
 
     @property
     def event_fd(self) -> int:
-        return self.plane.event_fd
+        return self.plane.tap.event_fd
 
     @property
     def udp_event_fd(self) -> int:
         """An eventfd, readable when :meth:`udp_signals` has something."""
-        return self.plane.udp_event_fd
+        return self.plane.udp.event_fd
 
     def attach_tap(self, fds, uint32_t mtu_bytes, bint udp_super_frames=False) -> None:
         """Start one thread for each queue of a TAP.
@@ -338,7 +337,7 @@ cdef class DataPlane:
             udp_super_frames: the kernel takes joined datagrams (Linux 6.2), not only joined TCP.
         """
         cdef list wanted = list(fds)
-        if self.running:
+        if self.plane.threads.tap_running:
             raise LocalProtocolError("a TAP is attached already")
         if not 1 <= len(wanted) <= MAX_QUEUES:
             raise ValueError(f"{len(wanted)} queues are outside 1..{MAX_QUEUES}")
@@ -347,10 +346,10 @@ cdef class DataPlane:
         for fd in wanted:
             if os.get_blocking(fd):
                 raise ValueError(f"fd {fd} is not non-blocking: its thread could not be stopped")
-        self.plane.mtu_bytes = mtu_bytes
-        self.plane.tap_errno = 0
+        self.plane.tap.mtu_bytes = mtu_bytes
+        self.plane.tap.failure = 0
         self._set_tap(wanted, udp_super_frames)
-        drain_fd(self.plane.event_fd)
+        drain_fd(self.plane.tap.event_fd)
         if not self._provide_queues() or not self._start_tap_threads():
             self._set_tap([], False)
             raise DeviceError("the TAP threads could not be started: out of threads or memory")
@@ -361,9 +360,9 @@ cdef class DataPlane:
         So are those that still waited for the link.
         """
         self._stop_tap_threads()
-        for i in range(self.plane.queue_count):
-            if self.plane.queues[i].backlog != NULL:
-                drop_parked(&self.plane.queues[i], DROP_TAP_GONE)
+        for i in range(self.plane.tap.queue_count):
+            if self.plane.tap.queues[i].backlog != NULL:
+                drop_parked(&self.plane.tap.queues[i], DROP_TAP_GONE)
         self._set_tap([], False)
 
     def attach_udp(self, int fd, int family) -> None:
@@ -375,11 +374,11 @@ cdef class DataPlane:
         """
         cdef inbox_t *inbox
         cdef int i
-        if self.udp_running:
+        if self.plane.threads.udp_running:
             raise LocalProtocolError("a UDP socket is attached already")
         if family not in (socket.AF_INET, socket.AF_INET6):
             raise ValueError(f"family {family} is neither AF_INET nor AF_INET6")
-        self.plane.inbox = inbox = <inbox_t *>calloc(1, sizeof(inbox_t))
+        self.plane.udp.inbox = inbox = <inbox_t *>calloc(1, sizeof(inbox_t))
         if inbox != NULL:
             inbox.slices = <uint8_t *>calloc(MAX_PARTIALS, PARTIAL_BYTES)
         if inbox == NULL or inbox.slices == NULL or not self._provide_queues():
@@ -387,32 +386,32 @@ cdef class DataPlane:
             raise MemoryError
         for i in range(MAX_PARTIALS):
             inbox.partials[i].bytes = inbox.slices + i * PARTIAL_BYTES + PARTIAL_HEADROOM
-        self.udp_family = family
-        self.plane.udp_fd = fd
-        self.plane.no_segmentation = "gso" in self.without
-        drain_fd(self.plane.udp_event_fd)
-        if pthread_create(&self.udp_thread, NULL, udp_thread, self.plane) != 0:
-            self.plane.udp_fd = -1
+        self.plane.udp.family = family
+        self.plane.udp.fd = fd
+        self.plane.udp.no_segmentation = "gso" in self.without
+        drain_fd(self.plane.udp.event_fd)
+        if pthread_create(&self.plane.threads.udp, NULL, udp_thread, self.plane) != 0:
+            self.plane.udp.fd = -1
             self._free_boxes()
             raise DeviceError("the UDP thread could not be started: out of threads or memory")
-        self.udp_running = True
+        self.plane.threads.udp_running = True
 
     def detach_udp(self) -> None:
         """Stop and join the UDP thread; every session goes back to its WSS link. Idempotent."""
         self._stop_udp_thread()
         # The TAP threads send without the lock, from their outboxes: they have to stand still.
-        running = self.running
+        running = self.plane.threads.tap_running
         self._stop_tap_threads()
         pthread_mutex_lock(&self.plane.tx_lock)
         for i in range(MAX_SESSIONS):
-            self.plane.sessions[i].udp_active = 0
-        self.plane.udp_fd = -1
+            self.plane.peers.sessions[i].udp_active = 0
+        self.plane.udp.fd = -1
         pthread_mutex_unlock(&self.plane.tx_lock)
         self._free_boxes()
         if running and not self._start_tap_threads():
             # As if the device had failed: who hears of it attaches it anew.
-            sm_set_flag(&self.plane.tap_errno, EAGAIN)
-            signal_fd(self.plane.event_fd)
+            sm_set_flag(&self.plane.tap.failure, EAGAIN)
+            signal_fd(self.plane.tap.event_fd)
 
     def udp_signals(self) -> list:
         """Return what the UDP thread has for the hub, oldest first, at most 128 entries.
@@ -423,10 +422,10 @@ cdef class DataPlane:
             length. Inner type 0 with an empty body: a record came from another address than the
             one before.
         """
-        cdef inbox_t *inbox = self.plane.inbox
+        cdef inbox_t *inbox = self.plane.udp.inbox
         cdef signal_t *signal
         cdef list out = []
-        drain_fd(self.plane.udp_event_fd)
+        drain_fd(self.plane.udp.event_fd)
         if inbox == NULL:
             return out
         pthread_mutex_lock(&self.plane.rx_lock)
@@ -447,13 +446,13 @@ cdef class DataPlane:
     def send_datagram(self, bytes data not None, str host, int port) -> int:
         """Send `data` as it is (STUN); return 0 or the errno of the socket."""
         cdef address_t address
-        if self.plane.udp_fd < 0:
+        if self.plane.udp.fd < 0:
             raise LocalProtocolError("no UDP socket is attached")
-        store_address(&address, host, port, self.udp_family)
+        store_address(&address, host, port, self.plane.udp.family)
         return self._send(&address, <const uint8_t *>data, len(data))
 
     cdef int _send(self, const address_t *to, const uint8_t *data, size_t length) noexcept:
-        while sendto(self.plane.udp_fd, data, length, MSG_DONTWAIT,
+        while sendto(self.plane.udp.fd, data, length, MSG_DONTWAIT,
                      <const sockaddr *>&to.storage, to.length) < 0:
             if errno != EINTR:
                 return errno
@@ -464,14 +463,14 @@ cdef class DataPlane:
         cdef sent_t sent = self._sent()
         return {
             UDP_ERROR_NAMES[i]: sent.send_errors[i]
-            + sm_counted(&self.plane.udp.socket_errors[i])
+            + sm_counted(&self.plane.udp.received.socket_errors[i])
             for i in range(UDP_ERRORS)
         }
 
     def device_error(self) -> int:
         """Return the errno with which a TAP thread gave up, 0 while all are well."""
-        drain_fd(self.plane.event_fd)
-        return sm_flag(&self.plane.tap_errno)
+        drain_fd(self.plane.tap.event_fd)
+        return sm_flag(&self.plane.tap.failure)
 
     def activate(self, Session session) -> None:
         """Send the TAP's frames to `session` from now on.
@@ -482,10 +481,10 @@ cdef class DataPlane:
         if session is not None and (session.plane is not self or session.index < 0):
             raise LocalProtocolError("the session is closed or another plane's")
         pthread_mutex_lock(&self.plane.tx_lock)
-        sm_set_flag(&self.plane.active_session, -1 if session is None else session.index)
+        sm_set_flag(&self.plane.peers.active_session, -1 if session is None else session.index)
         pthread_mutex_unlock(&self.plane.tx_lock)
         # The TAP threads may be waiting for somebody to send to.
-        wake_tap_threads(self.plane)
+        wake_tap_threads(&self.plane.tap)
 
     cdef sent_t _sent(self) noexcept:
         # The counters of all TAP threads together. A sent_t is nothing but uint64_t.
@@ -494,7 +493,7 @@ cdef class DataPlane:
         cdef const uint64_t *counted
         memset(&total, 0, sizeof(sent_t))
         for i in range(MAX_QUEUES):
-            counted = <const uint64_t *>&self.plane.queues[i].sent
+            counted = <const uint64_t *>&self.plane.tap.queues[i].sent
             for k in range(sizeof(sent_t) // sizeof(uint64_t)):
                 sums[k] += sm_counted(&counted[k])
         return total
@@ -509,22 +508,22 @@ cdef class DataPlane:
         each queue that a device may have.
         """
         cdef sent_t sent
-        cdef received_t *wss = &self.plane.wss
-        cdef received_t *udp = &self.plane.udp
+        cdef received_t *wss = &self.plane.wss.received
+        cdef received_t *udp = &self.plane.udp.received
         cdef uint64_t done, queued = 0
         cdef ring_t *ring
         pthread_mutex_lock(&self.plane.tx_lock)
         sent = self._sent()
-        done = self.plane.frames_settled + sent.frames_udp
+        done = self.plane.wss.frames_settled + sent.frames_udp
         for i in range(MAX_SESSIONS):
-            ring = self.plane.sessions[i].ring
+            ring = self.plane.peers.sessions[i].ring
             if ring != NULL:
                 done += ring_sent(ring)
                 queued += ring_queued(ring)
         for i in range(MAX_QUEUES):
-            if self.plane.queues[i].backlog != NULL:
-                queued += sm_counted(&self.plane.queues[i].backlog.waiting)
-        sent.dropped[DROP_LINK_LOST] += self.plane.frames_lost
+            if self.plane.tap.queues[i].backlog != NULL:
+                queued += sm_counted(&self.plane.tap.queues[i].backlog.waiting)
+        sent.dropped[DROP_LINK_LOST] += self.plane.wss.frames_lost
         pthread_mutex_unlock(&self.plane.tx_lock)
         written = [
             sm_counted(&wss.frames_written[i]) + sm_counted(&udp.frames_written[i])
@@ -537,7 +536,7 @@ cdef class DataPlane:
             "frames_queued": queued,
             "tx_dropped": {DROP_NAMES[i]: sent.dropped[i] for i in range(DROP_REASONS)},
             "queues": [
-                (sm_counted(&self.plane.queues[i].sent.frames_read), written[i])
+                (sm_counted(&self.plane.tap.queues[i].sent.frames_read), written[i])
                 for i in range(MAX_QUEUES)
             ],
             "records_opened": sm_counted(&wss.records) + sm_counted(&udp.records),
@@ -632,15 +631,15 @@ cdef class Session:
         self.plane = plane
         self.index = -1
         for i in range(MAX_SESSIONS):
-            if not plane.plane.sessions[i].in_use:
+            if not plane.plane.peers.sessions[i].in_use:
                 self.index = i
                 break
         if self.index < 0:
             raise LocalProtocolError(f"all {MAX_SESSIONS} sessions are in use")
         pthread_mutex_lock(&plane.plane.tx_lock)
-        memset(&plane.plane.sessions[self.index], 0, sizeof(session_t))
-        plane.plane.sessions[self.index].in_use = 1
-        plane.plane.sessions[self.index].tx_epoch = -1
+        memset(&plane.plane.peers.sessions[self.index], 0, sizeof(session_t))
+        plane.plane.peers.sessions[self.index].in_use = 1
+        plane.plane.peers.sessions[self.index].tx_epoch = -1
         pthread_mutex_unlock(&plane.plane.tx_lock)
 
     def __dealloc__(self):
@@ -651,10 +650,10 @@ cdef class Session:
     cdef session_t *_state(self) except NULL:
         if self.index < 0:
             raise LocalProtocolError("the session is closed")
-        return &self.plane.plane.sessions[self.index]
+        return &self.plane.plane.peers.sessions[self.index]
 
     cdef epoch_t *_epoch(self, uint32_t key_id) except NULL:
-        cdef epoch_t *epoch = &self.plane.plane.epochs[key_id & 0xFF]
+        cdef epoch_t *epoch = &self.plane.plane.peers.epochs[key_id & 0xFF]
         if (epoch.state == EPOCH_FREE or epoch.session != self.index
                 or epoch.local_key_id != key_id):
             raise LocalProtocolError(f"key id {key_id:#010x} is not one of this session's")
@@ -685,17 +684,17 @@ cdef class Session:
         cdef uint32_t key_id = wanted
         self._state()
         for i in range(wanted & 0xFF if wanted else 0, MAX_EPOCHS):
-            if plane.epochs[i].state != EPOCH_FREE:
+            if plane.peers.epochs[i].state != EPOCH_FREE:
                 if wanted:
                     break
                 continue
             while not wanted and key_id >> 8 == 0:
                 randombytes_buf(&key_id, sizeof(key_id))
             key_id = (key_id & 0xFFFFFF00) | <uint32_t>i
-            memset(&plane.epochs[i], 0, sizeof(epoch_t))
-            plane.epochs[i].session = self.index
-            plane.epochs[i].local_key_id = key_id
-            plane.epochs[i].state = EPOCH_RESERVED
+            memset(&plane.peers.epochs[i], 0, sizeof(epoch_t))
+            plane.peers.epochs[i].session = self.index
+            plane.peers.epochs[i].local_key_id = key_id
+            plane.peers.epochs[i].state = EPOCH_RESERVED
             return key_id
         raise LocalProtocolError("no key epoch is free")
 
@@ -722,8 +721,8 @@ cdef class Session:
         if code == CIPHER_AEGIS256 and not SM_HAVE_AEGIS256:
             raise LocalProtocolError("aegis-256 was agreed on, but this libsodium lacks it")
         self._lock_both()
-        self.plane.plane.generation += 1
-        epoch.generation = self.plane.plane.generation
+        self.plane.plane.peers.generation += 1
+        epoch.generation = self.plane.plane.peers.generation
         epoch.cipher = code
         epoch.remote_key_id = remote_key_id
         epoch.born_ns = boottime_ns()
@@ -780,10 +779,10 @@ cdef class Session:
         cdef plane_t *plane = self.plane.plane
         cdef uint8_t inner[1 + MAX_SIGNAL_BYTES]
         cdef slot_t slot
-        cdef int obstacle = sending_obstacle(plane, self.index, boottime_ns())
+        cdef int obstacle = sending_obstacle(&plane.peers, self.index, boottime_ns())
         if len(body) > MAX_SIGNAL_BYTES or not 0 <= inner_type <= 255:
             return f"a record of type {inner_type} with {len(body)} bytes is not allowed"
-        if obstacle == KEEP and plane.sessions[self.index].ring == NULL:
+        if obstacle == KEEP and plane.peers.sessions[self.index].ring == NULL:
             obstacle = DROP_LINK_LOST
         if obstacle != KEEP:
             return f"nothing can be sealed: {DROP_NAMES[obstacle]}"
@@ -791,7 +790,7 @@ cdef class Session:
         memcpy(inner + 1, <const uint8_t *>body, len(body))
         slot.inner = inner
         slot.inner_bytes = <uint32_t>(1 + len(body))
-        if not seal_message(plane, &plane.sessions[self.index], &slot, 1, 0):
+        if not seal_message(plane, &plane.peers.sessions[self.index], &slot, 1, 0):
             return "the link takes no more bytes"
         return None
 
@@ -802,7 +801,7 @@ cdef class Session:
         self._lock_both()
         if session.tx_epoch == <int>(key_id & 0xFF):
             session.tx_epoch = -1
-        erase_epoch(self.plane.plane, key_id & 0xFF)
+        erase_epoch(&self.plane.plane.peers, key_id & 0xFF)
         self._unlock_both()
 
     def bind(self, Pipe pipe) -> None:
@@ -828,7 +827,7 @@ cdef class Session:
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
         self.pipe = pipe
         # The TAP threads may be waiting for room in the old ring.
-        wake_tap_threads(self.plane.plane)
+        wake_tap_threads(&self.plane.plane.tap)
 
     def activity(self) -> tuple:
         """Return when the last frame was sealed and the last record of any type opened.
@@ -846,19 +845,19 @@ cdef class Session:
         """
         cdef session_t *session = self._state()
         cdef address_t address
-        if self.plane.plane.udp_fd < 0:
+        if self.plane.plane.udp.fd < 0:
             raise LocalProtocolError("no UDP socket is attached")
         if not MIN_UDP_PAYLOAD <= payload_bytes <= 65507:
             raise ValueError(f"payload of {payload_bytes} bytes is outside"
                              f" {MIN_UDP_PAYLOAD}..65507")
-        store_address(&address, host, port, self.plane.udp_family)
+        store_address(&address, host, port, self.plane.plane.udp.family)
         pthread_mutex_lock(&self.plane.plane.tx_lock)
         session.udp_address = address
         session.udp_payload_bytes = payload_bytes
         session.udp_active = 1
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
         # The TAP threads may be waiting for room in the ring.
-        wake_tap_threads(self.plane.plane)
+        wake_tap_threads(&self.plane.plane.tap)
 
     def use_wss(self) -> None:
         """Send frames over the link from now on."""
@@ -883,16 +882,16 @@ cdef class Session:
         cdef uint8_t datagram[AAD_BYTES + 1 + MAX_UDP_SIGNAL_BYTES + MAX_TAG_BYTES]
         cdef size_t length = 0
         cdef epoch_t *epoch
-        if plane.udp_fd < 0:
+        if plane.udp.fd < 0:
             raise LocalProtocolError("no UDP socket is attached")
         if len(body) > MAX_UDP_SIGNAL_BYTES or not 0 <= inner_type <= 255:
             raise ValueError(f"record of type {inner_type} with {len(body)} bytes")
-        store_address(&address, host, port, self.plane.udp_family)
+        store_address(&address, host, port, self.plane.plane.udp.family)
         inner[0] = <uint8_t>inner_type
         memcpy(inner + 1, <const uint8_t *>body, len(body))
         pthread_mutex_lock(&plane.tx_lock)
         if session.tx_epoch >= 0:
-            epoch = &plane.epochs[session.tx_epoch]
+            epoch = &plane.peers.epochs[session.tx_epoch]
             if (not epoch_expired(epoch, boottime_ns())
                     and sm_counted(&epoch.udp_tx_next) < SM_SEAL_LIMIT - SEAL_MARGIN):
                 length = seal_datagram(epoch, take_counters(epoch, 1), inner, 1 + len(body),
@@ -916,7 +915,7 @@ cdef class Session:
         cdef epoch_t *epoch
         if session.tx_epoch < 0:
             return 0
-        epoch = &self.plane.plane.epochs[session.tx_epoch]
+        epoch = &self.plane.plane.peers.epochs[session.tx_epoch]
         return max(epoch.wss_tx_next, sm_counted(&epoch.udp_tx_next))
 
     def open_failures(self) -> int:
@@ -924,7 +923,7 @@ cdef class Session:
         cdef uint64_t most = 0
         cdef epoch_t *epoch
         for i in range(MAX_EPOCHS):
-            epoch = &self.plane.plane.epochs[i]
+            epoch = &self.plane.plane.peers.epochs[i]
             if epoch.state == EPOCH_INSTALLED and epoch.session == self.index:
                 most = max(most, epoch.udp_failed_opens)
         return most
@@ -936,14 +935,15 @@ cdef class Session:
             return
         self.bind(None)
         self._lock_both()
-        if plane.active_session == self.index:
-            sm_set_flag(&plane.active_session, -1)
-        plane.sessions[self.index].tx_epoch = -1
-        plane.sessions[self.index].udp_active = 0
+        if plane.peers.active_session == self.index:
+            sm_set_flag(&plane.peers.active_session, -1)
+        plane.peers.sessions[self.index].tx_epoch = -1
+        plane.peers.sessions[self.index].udp_active = 0
         for i in range(MAX_EPOCHS):
-            if plane.epochs[i].state != EPOCH_FREE and plane.epochs[i].session == self.index:
-                erase_epoch(plane, i)
-        plane.sessions[self.index].in_use = 0
+            if (plane.peers.epochs[i].state != EPOCH_FREE
+                    and plane.peers.epochs[i].session == self.index):
+                erase_epoch(&plane.peers, i)
+        plane.peers.sessions[self.index].in_use = 0
         self._unlock_both()
         self.index = -1
 
@@ -983,7 +983,7 @@ cdef class Pipe:
         self.parser.bytes = self.memory + RING_BYTES + RING_MESSAGES * sizeof(ring_entry_t)
         ring_init(&self.ring)
         for i in range(MAX_QUEUES):
-            self.ring.space_fds[i] = plane.plane.queues[i].space_fd
+            self.ring.space_fds[i] = plane.plane.tap.queues[i].space_fd
         self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.ring.wakeup_fd < 0:
             raise OSError(errno, os.strerror(errno))
@@ -998,8 +998,8 @@ cdef class Pipe:
 
     cdef void _settle(self) noexcept:
         # Under tx_lock: books the frames of this ring, sent or lost, into the plane's counters.
-        self.plane.plane.frames_settled += ring_sent(&self.ring)
-        self.plane.plane.frames_lost += ring_queued(&self.ring)
+        self.plane.plane.wss.frames_settled += ring_sent(&self.ring)
+        self.plane.plane.wss.frames_lost += ring_queued(&self.ring)
         ring_book(&self.ring)
 
     @property
@@ -1011,10 +1011,11 @@ cdef class Pipe:
     def queued_bytes(self) -> int:
         """Bytes that wait for the link: sealed, at most 512 KiB, and what waits to be sealed."""
         cdef uint64_t waiting = ring_waiting(&self.ring)
-        if self.parser.session != -1 and self.parser.session == self.plane.plane.active_session:
+        if (self.parser.session != -1
+                and self.parser.session == self.plane.plane.peers.active_session):
             for i in range(MAX_QUEUES):
-                if self.plane.plane.queues[i].backlog != NULL:
-                    waiting += sm_counted(&self.plane.plane.queues[i].backlog.waiting_bytes)
+                if self.plane.plane.tap.queues[i].backlog != NULL:
+                    waiting += sm_counted(&self.plane.plane.tap.queues[i].backlog.waiting_bytes)
         return waiting
 
     @property
@@ -1124,7 +1125,7 @@ cdef class Pipe:
             message = ring_reserve(&self.ring, header + length)
         if message != NULL:
             if self.client:
-                next_mask(self.plane.plane, mask)
+                next_mask(&self.plane.plane.wss, mask)
             ws_write_header(message, opcode, length, mask if self.client else NULL)
             memcpy(message + header, <const uint8_t *>payload, length)
             if self.client:
@@ -1141,9 +1142,9 @@ cdef class Pipe:
         self.closed = True
         pthread_mutex_lock(&self.plane.plane.tx_lock)
         for i in range(MAX_SESSIONS):
-            if self.plane.plane.sessions[i].ring == &self.ring:
+            if self.plane.plane.peers.sessions[i].ring == &self.ring:
                 self._settle()
-                self.plane.plane.sessions[i].ring = NULL
+                self.plane.plane.peers.sessions[i].ring = NULL
         self.parser.session = -1
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
-        wake_tap_threads(self.plane.plane)
+        wake_tap_threads(&self.plane.plane.tap)

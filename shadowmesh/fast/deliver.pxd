@@ -7,6 +7,7 @@ from libc.string cimport memset
 from .base cimport *
 from .frame cimport *
 from .session cimport *
+from .tap cimport *
 from .plane cimport *
 from .datagram cimport iovec
 from .capture cimport *
@@ -26,10 +27,10 @@ cdef inline int tap_verdict(ssize_t written) noexcept nogil:
     return DROP_TAP_REFUSED
 
 
-cdef inline int write_tap(plane_t *plane, int queue, const uint8_t *vnet,
+cdef inline int write_tap(const tap_t *tap, int queue, const uint8_t *vnet,
                           size_t length) noexcept nogil:
     # `vnet` points at the virtio header, the frame follows. KEEP or a DROP_ reason.
-    cdef int tap_fd = plane.queues[queue].tap_fd
+    cdef int tap_fd = tap.queues[queue].tap_fd
     cdef ssize_t written
     if tap_fd < 0:
         return DROP_TAP_GONE
@@ -39,7 +40,7 @@ cdef inline int write_tap(plane_t *plane, int queue, const uint8_t *vnet,
             return tap_verdict(written)
 
 
-cdef inline int judge_inner(plane_t *plane, uint8_t *inner, size_t inner_bytes, uint8_t **vnet,
+cdef inline int judge_inner(const tap_t *tap, uint8_t *inner, size_t inner_bytes, uint8_t **vnet,
                             size_t *frame_bytes) noexcept nogil:
     # For a record of type frame or offload frame: finds the virtio header (writing an empty one
     # into the 9 bytes in front of `inner` for a plain frame) and judges. KEEP or a DROP_ reason.
@@ -47,13 +48,13 @@ cdef inline int judge_inner(plane_t *plane, uint8_t *inner, size_t inner_bytes, 
         frame_bytes[0] = inner_bytes - 1
         vnet[0] = inner + 1 - VNET_HEADER_BYTES
         memset(vnet[0], 0, VNET_HEADER_BYTES)
-        return check_frame(inner + 1, inner_bytes - 1, plane.mtu_bytes)
+        return check_frame(inner + 1, inner_bytes - 1, tap.mtu_bytes)
     vnet[0] = inner + 1
     frame_bytes[0] = 0
     if inner_bytes < 1 + VNET_HEADER_BYTES + MIN_FRAME:
         return DROP_RUNT
     frame_bytes[0] = inner_bytes - 1 - VNET_HEADER_BYTES
-    return check_offload(vnet[0], vnet[0] + VNET_HEADER_BYTES, frame_bytes[0], plane.mtu_bytes)
+    return check_offload(vnet[0], vnet[0] + VNET_HEADER_BYTES, frame_bytes[0], tap.mtu_bytes)
 
 
 cdef inline void count_delivery(received_t *counters, int queue, int verdict, uint64_t frames,
@@ -71,12 +72,12 @@ cdef inline void deliver_frame(plane_t *plane, received_t *counters, uint8_t *in
     cdef uint8_t *vnet
     cdef size_t frame_bytes
     cdef int queue = 0
-    cdef int verdict = judge_inner(plane, inner, inner_bytes, &vnet, &frame_bytes)
+    cdef int verdict = judge_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes)
     cdef iovec whole
     sm_count(&counters.frames_opened, 1)
     if verdict == KEEP:
-        queue = steer_in(plane, vnet + VNET_HEADER_BYTES, frame_bytes)
-        verdict = write_tap(plane, queue, vnet, VNET_HEADER_BYTES + frame_bytes)
+        queue = steer_in(&plane.tap, vnet + VNET_HEADER_BYTES, frame_bytes)
+        verdict = write_tap(&plane.tap, queue, vnet, VNET_HEADER_BYTES + frame_bytes)
     if verdict == KEEP and capture_on(&plane.capture):
         whole.iov_base = vnet
         whole.iov_len = VNET_HEADER_BYTES + frame_bytes

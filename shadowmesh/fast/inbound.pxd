@@ -17,6 +17,7 @@ from .base cimport *
 from .frame cimport *
 from .wsframe cimport *
 from .session cimport *
+from .peers cimport *
 from .plane cimport *
 from .deliver cimport *
 
@@ -75,16 +76,16 @@ cdef inline bint may_open(const epoch_t *epoch, uint32_t key_id, int session,
             and not epoch_expired(epoch, now_ns))
 
 
-cdef inline int read_message_header(plane_t *plane, parser_t *parser,
+cdef inline int read_message_header(const peers_t *peers, parser_t *parser,
                                     uint64_t now_ns) noexcept nogil:
     # 0, or E_RECORD: whatever is wrong ends the link the same way (protocol section 6).
     cdef uint8_t *p = parser.bytes + parser.begin
     cdef uint32_t key_id = sm_load32(p + 4)
     cdef int index = key_id & 0xFF
-    cdef epoch_t *epoch
+    cdef const epoch_t *epoch
     if p[0] != KIND_WSS or p[1] != 0 or sm_load16(p + 2) == 0:
         return E_RECORD
-    epoch = &plane.epochs[index]
+    epoch = &peers.epochs[index]
     if (not may_open(epoch, key_id, parser.session, now_ns)
             or sm_load64(p + 8) != epoch.wss_rx_next):
         return E_RECORD
@@ -96,13 +97,13 @@ cdef inline int read_message_header(plane_t *plane, parser_t *parser,
     return 0
 
 
-cdef inline void retire_older(plane_t *plane, session_t *session,
+cdef inline void retire_older(peers_t *peers, session_t *session,
                               const epoch_t *newest) noexcept nogil:
     # "On WSS the old receive key goes with the first new record" (protocol section 7).
     cdef epoch_t *epoch
     session.newest_generation = newest.generation
     for i in range(MAX_EPOCHS):
-        epoch = &plane.epochs[i]
+        epoch = &peers.epochs[i]
         if (epoch.state == EPOCH_INSTALLED and epoch.session == newest.session
                 and epoch.generation < newest.generation):
             epoch.wss_rx_closed = 1
@@ -114,8 +115,8 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     # with begin where it was: more bytes are needed; EVENT_RECORD; below zero a close code.
     cdef uint8_t *p = parser.bytes + parser.begin
     cdef size_t available = parser.end - parser.begin
-    cdef epoch_t *epoch = &plane.epochs[parser.epoch]
-    cdef session_t *session = &plane.sessions[parser.session]
+    cdef epoch_t *epoch = &plane.peers.epochs[parser.epoch]
+    cdef session_t *session = &plane.peers.sessions[parser.session]
     cdef uint8_t aad[AAD_BYTES]
     cdef size_t sealed_bytes, inner_bytes
     cdef uint8_t *inner = p + LENGTH_BYTES
@@ -136,13 +137,13 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     inner_bytes = sealed_bytes - tag_bytes(epoch.cipher)
     epoch.wss_rx_next += 1
     session.last_opened_ns = now_ns
-    sm_count(&plane.wss.records, 1)
+    sm_count(&plane.wss.received.records, 1)
     if epoch.generation > session.newest_generation:
-        retire_older(plane, session, epoch)
+        retire_older(&plane.peers, session, epoch)
     parser.begin += LENGTH_BYTES + sealed_bytes
     parser.records_left -= 1
     if inner[0] == INNER_FRAME or inner[0] == INNER_OFFLOAD_FRAME:
-        deliver_frame(plane, &plane.wss, inner, inner_bytes)
+        deliver_frame(plane, &plane.wss.received, inner, inner_bytes)
         return EVENT_NONE
     if inner[0] == INNER_PADDING:
         # Of padding only the fact counts: it may be the first record under new keys.
@@ -165,7 +166,7 @@ cdef inline int take_decoded(plane_t *plane, parser_t *parser, uint64_t now_ns) 
         if not parser.header_read:
             if parser.end - parser.begin < MESSAGE_HEADER_BYTES:
                 return EVENT_NONE
-            outcome = read_message_header(plane, parser, now_ns)
+            outcome = read_message_header(&plane.peers, parser, now_ns)
             if outcome < 0:
                 return outcome
         if parser.records_left == 0:

@@ -12,6 +12,8 @@ from .base cimport *
 from .frame cimport *
 from .wsframe cimport *
 from .session cimport *
+from .peers cimport *
+from .tap cimport *
 from .plane cimport *
 from .offload cimport segment_begin, segment_next, segmenter_t
 from .capture cimport *
@@ -62,7 +64,7 @@ cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *s
     # Seals up to `count` records into one WebSocket message and commits it. How many were taken:
     # less than `count` when the ring or the message is full, 0 when not even one fits.
     # Under tx_lock; the session has a ring and sending keys.
-    cdef epoch_t *epoch = &plane.epochs[session.tx_epoch]
+    cdef epoch_t *epoch = &plane.peers.epochs[session.tx_epoch]
     cdef message_room_t room = message_room(session, frames)
     cdef size_t tag = tag_bytes(epoch.cipher)
     cdef size_t header
@@ -77,7 +79,7 @@ cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *s
     header = ws_header_bytes(room.bytes, session.masked)
     message = ring_reserve(session.ring, header + room.bytes)
     if session.masked:
-        next_mask(plane, mask)
+        next_mask(&plane.wss, mask)
         ws_write_header(message, OP_BINARY, room.bytes, mask)
     else:
         ws_write_header(message, OP_BINARY, room.bytes, NULL)
@@ -92,7 +94,7 @@ cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *s
     return taken
 
 
-cdef inline void capture_slots(plane_t *plane, const slot_t *slots, int count) noexcept nogil:
+cdef inline void capture_slots(capture_t *capture, const slot_t *slots, int count) noexcept nogil:
     # Frames that are sealed next. Before that, because cutting a super-frame writes into it.
     cdef iovec whole
     cdef size_t skip
@@ -100,7 +102,7 @@ cdef inline void capture_slots(plane_t *plane, const slot_t *slots, int count) n
         skip = 0 if slots[i].inner[0] == INNER_FRAME else VNET_HEADER_BYTES
         whole.iov_base = slots[i].inner + 1
         whole.iov_len = slots[i].inner_bytes - 1
-        capture_frame(&plane.capture, CAPTURE_OUTBOUND, &whole, 1, skip)
+        capture_frame(capture, CAPTURE_OUTBOUND, &whole, 1, skip)
 
 
 cdef inline void park_copy(queue_t *queue, const uint8_t *inner, size_t inner_bytes,
@@ -187,15 +189,15 @@ cdef inline int seal_slots_for_link(plane_t *plane, queue_t *queue, session_t *s
         queue.stalled = 0
         session.last_frame_ns = now_ns
         if capture_on(&plane.capture):
-            capture_slots(plane, &queue.slots[first], taken)
+            capture_slots(&plane.capture, &queue.slots[first], taken)
     return taken
 
 
-cdef inline int choose_parked(plane_t *plane, queue_t *queue, session_t *session,
+cdef inline int choose_parked(const peers_t *peers, queue_t *queue, session_t *session,
                               uint64_t now_ns) noexcept nogil:
     # Fills the slots with those whose turn it is, as many as one message takes.
     cdef message_room_t room = message_room(session, 1)
-    cdef size_t tag = tag_bytes(plane.epochs[session.tx_epoch].cipher)
+    cdef size_t tag = tag_bytes(peers.epochs[session.tx_epoch].cipher)
     cdef const slot_t *slot
     cdef int dropped = 0
     cdef int index
@@ -243,7 +245,7 @@ cdef inline void send_over_link(plane_t *plane, queue_t *queue, session_t *sessi
             first += taken
     park_slots(queue, first, now_ns)
     while queue.backlog.waiting:
-        if choose_parked(plane, queue, session, now_ns):
+        if choose_parked(&plane.peers, queue, session, now_ns):
             seal_slots_for_link(plane, queue, session, 0, now_ns)
         elif ring_starve(session.ring, queue.index):
             watch_link(queue, session, now_ns)

@@ -13,25 +13,22 @@ from .base cimport *
 from .frame cimport *
 from .checksum cimport complete_checksum
 from .session cimport *
+from .peers cimport *
+from .tap cimport *
 from .plane cimport *
 from .link_out cimport *
 from .udp_out cimport *
 from .capture cimport *
 from .steer cimport *
 
-cdef enum:
-    # Sealing stops so far below SM_SEAL_LIMIT. Of the threads that looked before the counter came
-    # there each may seal one more outbox full, and the hub a record.
-    SEAL_MARGIN = (MAX_QUEUES + 1) * OUTBOX_TRAINS * TRAIN_DATAGRAMS
 
-
-cdef inline int wait_for_work(const plane_t *plane, queue_t *queue) noexcept nogil:
+cdef inline int wait_for_work(const tap_t *tap, queue_t *queue) noexcept nogil:
     # 1: the TAP may be read, or the link looked at for what waits; 0: stop. A device error is left
     # to read() to name.
     cdef pollfd fds[3]
     cdef int waiting = queue.backlog.waiting != 0
     fds[0].fd = queue.tap_fd
-    fds[1].fd = plane.stop_fd
+    fds[1].fd = tap.stop_fd
     fds[2].fd = queue.space_fd
     fds[0].events = fds[1].events = fds[2].events = POLLIN
     if not queue.slow and not room_for_frames(queue):
@@ -54,11 +51,11 @@ cdef inline void wait_for_session(const plane_t *plane, const queue_t *queue) no
     cdef uint64_t until_ns = boottime_ns() + <uint64_t>HOLD_MS * 1000000
     cdef uint64_t now_ns = until_ns - 1
     fds[0].fd = queue.space_fd
-    fds[1].fd = plane.stop_fd
+    fds[1].fd = plane.tap.stop_fd
     fds[2].fd = queue.tap_fd
     fds[0].events = fds[1].events = POLLIN
     fds[2].events = 0
-    while sm_flag(&plane.active_session) < 0 and now_ns < until_ns:
+    while sm_flag(&plane.peers.active_session) < 0 and now_ns < until_ns:
         if poll(fds, 3, HOLD_MS) > 0:
             if fds[1].revents or fds[2].revents:
                 return
@@ -66,7 +63,7 @@ cdef inline void wait_for_session(const plane_t *plane, const queue_t *queue) no
         now_ns = boottime_ns()
 
 
-cdef inline int read_batch(queue_t *queue) noexcept nogil:
+cdef inline int read_batch(const tap_t *tap, queue_t *queue) noexcept nogil:
     # Fills slots until the device is empty, the slots or the arena are full. The number of frames,
     # or -errno when the device is gone.
     # Not through io_uring: its reads cost as much or more, its writes to a local socket a tenth less:
@@ -82,7 +79,7 @@ cdef inline int read_batch(queue_t *queue) noexcept nogil:
     end = arena_room(queue.backlog, room_wanted(queue), &used)
     queue.backlog.spare_end = used + end
     end = used + min(end, <size_t>(2 * SLOT_BYTES if queue.very_slow else BATCH_BYTES + SLOT_BYTES))
-    while queue.batch < queue.plane.batch_frames and used + SLOT_BYTES <= end:
+    while queue.batch < tap.batch_frames and used + SLOT_BYTES <= end:
         base = queue.backlog.arena + used
         got = read(queue.tap_fd, base + 1, SLOT_BYTES - 1)
         if got < 0:
@@ -112,7 +109,7 @@ cdef inline int read_batch(queue_t *queue) noexcept nogil:
     return queue.batch
 
 
-cdef inline void note_queue(plane_t *plane, const queue_t *queue) noexcept nogil:
+cdef inline void note_queue(tap_t *tap, const queue_t *queue) noexcept nogil:
     # That the flows of these frames come from this queue.
     cdef uint64_t now_ms = steer_now_ms()
     cdef const slot_t *slot
@@ -120,7 +117,7 @@ cdef inline void note_queue(plane_t *plane, const queue_t *queue) noexcept nogil
     for i in range(queue.batch):
         slot = &queue.slots[i]
         frame = slot_frame(slot)
-        steer_out(plane, queue.index, frame, slot.inner_bytes - (frame - slot.inner), now_ms)
+        steer_out(tap, queue.index, frame, slot.inner_bytes - (frame - slot.inner), now_ms)
 
 
 cdef inline bint finish_slot(slot_t *slot) noexcept nogil:
@@ -168,36 +165,6 @@ cdef inline void judge_batch(queue_t *queue, const route_t *route) noexcept nogi
     queue.batch = kept
 
 
-cdef inline int sending_obstacle(const plane_t *plane, int index, uint64_t now_ns) noexcept nogil:
-    # Why a session cannot send at all: KEEP when it can, or a DROP_ reason. Under tx_lock.
-    cdef const session_t *session
-    cdef const epoch_t *epoch
-    if index < 0 or plane.sessions[index].tx_epoch < 0:
-        return DROP_NOT_CONNECTED
-    session = &plane.sessions[index]
-    if session.ring == NULL and not session.udp_active:
-        return DROP_LINK_LOST
-    epoch = &plane.epochs[session.tx_epoch]
-    if epoch_expired(epoch, now_ns):
-        return DROP_KEY_EXPIRED
-    if (epoch.wss_tx_next >= SM_SEAL_LIMIT - SEAL_MARGIN
-            or sm_counted(&epoch.udp_tx_next) >= SM_SEAL_LIMIT - SEAL_MARGIN):
-        return DROP_SEAL_REFUSED
-    return KEEP
-
-
-cdef inline void copy_route(plane_t *plane, const session_t *session,
-                            route_t *route) noexcept nogil:
-    # Under tx_lock; the session has sending keys.
-    route.epoch = &plane.epochs[session.tx_epoch]
-    route.peer_mtu_bytes = session.peer_mtu_bytes
-    route.peer_caps = session.peer_caps
-    route.udp_active = session.udp_active
-    if session.udp_active:
-        route.payload_bytes = session.udp_payload_bytes
-        route.to = session.udp_address
-
-
 cdef inline const uint8_t *next_frame(const queue_t *queue, int first) noexcept nogil:
     # Of the batch, or of what waits.
     if first < queue.batch:
@@ -216,17 +183,17 @@ cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
     cdef bint judged = False
     while first < queue.batch or queue.backlog.waiting:
         pthread_mutex_lock(&plane.tx_lock)
-        index = session_for(plane, next_frame(queue, first))
-        obstacle = sending_obstacle(plane, index, now_ns)
+        index = session_for(&plane.peers, next_frame(queue, first))
+        obstacle = sending_obstacle(&plane.peers, index, now_ns)
         if obstacle != KEEP:
             pthread_mutex_unlock(&plane.tx_lock)
             drop_outgoing(queue, obstacle, queue.batch - first)
             drop_parked(queue, obstacle)
             return
-        session = &plane.sessions[index]
-        copy_route(plane, session, &route)
+        session = &plane.peers.sessions[index]
+        copy_route(&plane.peers, session, &route)
         if route.udp_active:
-            pin_epoch(queue, session.tx_epoch)
+            pin_epoch(&plane.peers, queue.index, session.tx_epoch)
             session.udp_last_frame_ns = now_ns
             pthread_mutex_unlock(&plane.tx_lock)
         if not judged:
@@ -242,25 +209,25 @@ cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
             unpark_slots(queue)
             first = captured = 0
         if capture_on(&plane.capture):
-            capture_slots(plane, &queue.slots[captured], queue.batch - captured)
+            capture_slots(&plane.capture, &queue.slots[captured], queue.batch - captured)
             captured = queue.batch
         first += seal_slots(queue, &route, first)
-        unpin_epoch(queue)
+        unpin_epoch(&plane.peers, queue.index)
         send_outbox(plane, queue, &route.to)
 
 
-cdef inline void run_outbound(queue_t *queue) noexcept nogil:
+cdef inline void run_outbound(plane_t *plane, queue_t *queue) noexcept nogil:
     # A TAP thread, until it is stopped or the device is gone.
-    cdef plane_t *plane = queue.plane
+    cdef tap_t *tap = &plane.tap
     cdef int got
-    while wait_for_work(plane, queue):
+    while wait_for_work(tap, queue):
         wait_for_session(plane, queue)
         shed_for_room(queue)
-        got = read_batch(queue)
+        got = read_batch(tap, queue)
         if got < 0:
-            sm_set_flag(&plane.tap_errno, -got)
-            signal_fd(plane.event_fd)
+            sm_set_flag(&tap.failure, -got)
+            signal_fd(tap.event_fd)
             return
-        if got > 0 and plane.queue_count > 1:
-            note_queue(plane, queue)
+        if got > 0 and tap.queue_count > 1:
+            note_queue(tap, queue)
         send_batch(plane, queue)

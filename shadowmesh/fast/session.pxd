@@ -6,7 +6,7 @@
 # Who may touch what:
 #   *_tx_*, session fields   TAP threads and hub, under plane.tx_lock
 #   udp_tx_key, udp_tx_next, fragment_next
-#                            also without it by a TAP thread that has the epoch pinned (plane.pxd):
+#                            also without it by a TAP thread that has the epoch pinned (peers.pxd):
 #                            numbers are taken by an atomic add, so none is used twice
 #   wss_rx_*                 the hub alone (ingest runs on it)
 #   udp_rx_*, udp_last_opened_ns, udp_source   the UDP thread, under plane.rx_lock

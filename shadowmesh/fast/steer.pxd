@@ -25,7 +25,7 @@ from libc.stddef cimport size_t
 from .base cimport *
 from .frame cimport *
 from .flow cimport *
-from .plane cimport *
+from .tap cimport *
 
 cdef enum:
     # Below the 3 s of TUN_FLOW_EXPIRE: until then the kernel has not forgotten, and a frame out on
@@ -39,21 +39,21 @@ cdef inline uint64_t steer_now_ms() noexcept nogil:
     return <uint64_t>ts.tv_sec * 1000 + <uint64_t>ts.tv_nsec // 1000000
 
 
-cdef inline void steer_reset(plane_t *plane, int queue_count) noexcept nogil:
+cdef inline void steer_reset(tap_t *tap, int queue_count) noexcept nogil:
     # For a device that is about to be attached: the flows are dealt out to its queues.
     cdef int i
     for i in range(STEER_BUCKETS):
-        plane.steering[i] = <uint64_t>(i % queue_count)
-    plane.queue_count = queue_count
+        tap.steering[i] = <uint64_t>(i % queue_count)
+    tap.queue_count = queue_count
 
 
-cdef inline int steer_in(plane_t *plane, const uint8_t *frame, size_t frame_bytes) noexcept nogil:
+cdef inline int steer_in(tap_t *tap, const uint8_t *frame, size_t frame_bytes) noexcept nogil:
     # The queue to write a frame to.
     cdef uint64_t *bucket
     cdef uint64_t held, holding
-    if plane.queue_count == 1:
+    if tap.queue_count == 1:
         return 0
-    bucket = &plane.steering[flow_hash(frame, frame_bytes) % STEER_BUCKETS]
+    bucket = &tap.steering[flow_hash(frame, frame_bytes) % STEER_BUCKETS]
     held = sm_counted(bucket)
     holding = steer_now_ms() << 8 | (held & 0xFF)
     while held != holding and not sm_claim(bucket, &held, holding):
@@ -62,10 +62,10 @@ cdef inline int steer_in(plane_t *plane, const uint8_t *frame, size_t frame_byte
     return <int>(holding & 0xFF)
 
 
-cdef inline void steer_out(plane_t *plane, int queue, const uint8_t *frame,
+cdef inline void steer_out(tap_t *tap, int queue, const uint8_t *frame,
                            size_t frame_bytes, uint64_t now_ms) noexcept nogil:
     # A frame was read from that queue of several: where the kernel puts its flow.
-    cdef uint64_t *bucket = &plane.steering[flow_hash(frame, frame_bytes) % STEER_BUCKETS]
+    cdef uint64_t *bucket = &tap.steering[flow_hash(frame, frame_bytes) % STEER_BUCKETS]
     cdef uint64_t held = sm_counted(bucket)
     if <int>(held & 0xFF) != queue and now_ms > (held >> 8) + STEER_HOLD_MS:
         # Another's word is as good as ours, so once is enough.

@@ -12,6 +12,7 @@ from .base cimport *
 from .frame cimport *
 from .session cimport *
 from .datagram cimport *
+from .peers cimport *
 from .plane cimport *
 from .deliver cimport *
 from .steer cimport *
@@ -26,19 +27,19 @@ cdef extern from "compat.h" nogil:
     const uint64_t SM_PARTIAL_LIFETIME_NS
 
 
-cdef inline void refuse(plane_t *plane, int reason) noexcept nogil:
-    sm_count(&plane.udp.refused[reason], 1)
+cdef inline void refuse(udp_t *udp, int reason) noexcept nogil:
+    sm_count(&udp.received.refused[reason], 1)
 
 
-cdef inline void signal_hub(plane_t *plane, int session, uint32_t key_id, uint8_t inner_type,
+cdef inline void signal_hub(udp_t *udp, int session, uint32_t key_id, uint8_t inner_type,
                             const address_t *source, const uint8_t *body,
                             size_t body_bytes) noexcept nogil:
     # Queues something for the hub; what does not fit is dropped and counted. Half of the queue is
     # kept for what is authentic: anybody can send datagrams that look like STUN.
-    cdef inbox_t *inbox = plane.inbox
+    cdef inbox_t *inbox = udp.inbox
     cdef signal_t *signal
     if inbox.signal_count >= <uint32_t>(MAX_SIGNALS // 2 if session < 0 else MAX_SIGNALS):
-        refuse(plane, REFUSED_SIGNALS_FULL)
+        refuse(udp, REFUSED_SIGNALS_FULL)
         return
     signal = &inbox.signals[(inbox.signal_first + inbox.signal_count) % MAX_SIGNALS]
     inbox.signal_count += 1
@@ -49,7 +50,7 @@ cdef inline void signal_hub(plane_t *plane, int session, uint32_t key_id, uint8_
     signal.source = source[0]
     memcpy(signal.bytes, body, body_bytes if body_bytes < SIGNAL_BYTES else SIGNAL_BYTES)
     if inbox.signal_count == 1:
-        signal_fd(plane.udp_event_fd)
+        signal_fd(udp.event_fd)
 
 
 cdef inline void flush_train(plane_t *plane) noexcept nogil:
@@ -59,12 +60,12 @@ cdef inline void flush_train(plane_t *plane) noexcept nogil:
     cdef ssize_t written
     cdef int queue, tap_fd
     cdef int verdict = DROP_TAP_GONE
-    cdef int frames = join_finish(&plane.joiner, &pieces, &frame_bytes)
+    cdef int frames = join_finish(&plane.udp.joiner, &pieces, &frame_bytes)
     if frames == 0:
         return
-    queue = steer_in(plane, <const uint8_t *>pieces[0].iov_base + VNET_HEADER_BYTES,
+    queue = steer_in(&plane.tap, <const uint8_t *>pieces[0].iov_base + VNET_HEADER_BYTES,
                      pieces[0].iov_len - VNET_HEADER_BYTES)
-    tap_fd = plane.queues[queue].tap_fd
+    tap_fd = plane.tap.queues[queue].tap_fd
     if tap_fd >= 0:
         written = writev(tap_fd, pieces, frames)
         while written < 0 and errno == EINTR:
@@ -72,7 +73,7 @@ cdef inline void flush_train(plane_t *plane) noexcept nogil:
         verdict = tap_verdict(written)
     if verdict == KEEP and capture_on(&plane.capture):
         capture_frame(&plane.capture, CAPTURE_INBOUND, pieces, frames, VNET_HEADER_BYTES)
-    count_delivery(&plane.udp, queue, verdict, frames, frame_bytes)
+    count_delivery(&plane.udp.received, queue, verdict, frames, frame_bytes)
 
 
 cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) noexcept nogil:
@@ -80,29 +81,29 @@ cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) 
     # Never reorders: what cannot be joined goes out behind what came before.
     cdef uint8_t *vnet
     cdef size_t frame_bytes
-    cdef int verdict = judge_inner(plane, inner, inner_bytes, &vnet, &frame_bytes)
-    sm_count(&plane.udp.frames_opened, 1)
+    cdef int verdict = judge_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes)
+    sm_count(&plane.udp.received.frames_opened, 1)
     if verdict != KEEP:
-        count_delivery(&plane.udp, 0, verdict, 1, 0)
+        count_delivery(&plane.udp.received, 0, verdict, 1, 0)
         return
-    if not join_add(&plane.joiner, vnet, frame_bytes):
+    if not join_add(&plane.udp.joiner, vnet, frame_bytes):
         flush_train(plane)
-        join_add(&plane.joiner, vnet, frame_bytes)
-    if plane.no_joining:
+        join_add(&plane.udp.joiner, vnet, frame_bytes)
+    if plane.udp.no_joining:
         flush_train(plane)
 
 
-cdef inline partial_t *find_partial(plane_t *plane, uint32_t key_id, uint16_t id, uint8_t total,
+cdef inline partial_t *find_partial(udp_t *udp, uint32_t key_id, uint16_t id, uint8_t total,
                                     uint64_t first_counter, uint64_t now_ns) noexcept nogil:
     # The partial frame of a fragment; a new one in a free or the oldest seat when there is none.
     cdef partial_t *partial
     cdef partial_t *seat = NULL
     cdef int i
     for i in range(MAX_PARTIALS):
-        partial = &plane.inbox.partials[i]
+        partial = &udp.inbox.partials[i]
         if partial.key_id and now_ns - partial.born_ns > SM_PARTIAL_LIFETIME_NS:
             partial.key_id = 0
-            refuse(plane, REFUSED_FRAGMENT)
+            refuse(udp, REFUSED_FRAGMENT)
         if (partial.key_id == key_id and partial.id == id and partial.total == total
                 and partial.first_counter == first_counter):
             return partial
@@ -112,7 +113,7 @@ cdef inline partial_t *find_partial(plane_t *plane, uint32_t key_id, uint16_t id
         elif seat == NULL or (seat.key_id and partial.born_ns < seat.born_ns):
             seat = partial
     if seat.key_id:
-        refuse(plane, REFUSED_FRAGMENT)
+        refuse(udp, REFUSED_FRAGMENT)
     seat.key_id = key_id
     seat.id = id
     seat.total = total
@@ -134,16 +135,16 @@ cdef inline void take_fragment(plane_t *plane, uint32_t key_id, uint64_t counter
     cdef size_t length = 0
     cdef int i
     if inner_bytes <= FRAGMENT_HEADER_BYTES:
-        refuse(plane, REFUSED_FRAGMENT)
+        refuse(&plane.udp, REFUSED_FRAGMENT)
         return
     index = inner[3]
     total = inner[4]
     if (total < 2 or total > MAX_FRAGMENTS_PER_FRAME or index >= total
             or slice_bytes > MAX_SLICE_BYTES or counter < index):
-        refuse(plane, REFUSED_FRAGMENT)
+        refuse(&plane.udp, REFUSED_FRAGMENT)
         return
     # The replay window let this counter through once, so no slice comes twice.
-    partial = find_partial(plane, key_id, sm_load16(inner + 1), total, counter - index, now_ns)
+    partial = find_partial(&plane.udp, key_id, sm_load16(inner + 1), total, counter - index, now_ns)
     memcpy(partial.bytes + MAX_SLICE_BYTES * index, inner + FRAGMENT_HEADER_BYTES, slice_bytes)
     partial.lengths[index] = <uint16_t>slice_bytes
     partial.held += 1
@@ -156,11 +157,11 @@ cdef inline void take_fragment(plane_t *plane, uint32_t key_id, uint64_t counter
             memmove(whole + length, whole + MAX_SLICE_BYTES * i, partial.lengths[i])
         length += partial.lengths[i]
     if whole[0] != INNER_FRAME and whole[0] != INNER_OFFLOAD_FRAME:
-        refuse(plane, REFUSED_FRAGMENT)
+        refuse(&plane.udp, REFUSED_FRAGMENT)
         return
     # The slices are reused at once, so the frame cannot wait for others.
     flush_train(plane)
-    deliver_frame(plane, &plane.udp, whole, length)
+    deliver_frame(plane, &plane.udp.received, whole, length)
 
 
 cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t counter,
@@ -172,10 +173,10 @@ cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t coun
     elif inner[0] == INNER_FRAGMENT:
         take_fragment(plane, epoch.local_key_id, counter, inner, inner_bytes, now_ns)
     elif inner[0] in (INNER_PROBE, INNER_PROBE_ANSWER, INNER_CLOSE):
-        signal_hub(plane, epoch.session, epoch.local_key_id, inner[0], source,
+        signal_hub(&plane.udp, epoch.session, epoch.local_key_id, inner[0], source,
                    inner + 1, inner_bytes - 1)
     elif inner[0] != INNER_PADDING:
-        refuse(plane, REFUSED_TYPE)
+        refuse(&plane.udp, REFUSED_TYPE)
 
 
 cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
@@ -186,44 +187,44 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
     cdef epoch_t *epoch
     cdef session_t *session
     if length and p[0] <= STUN_FIRST_BYTE_MAX:
-        signal_hub(plane, -1, 0, 0, source, p, length)
+        signal_hub(&plane.udp, -1, 0, 0, source, p, length)
         return
     if length < AAD_BYTES + 1 + CHACHA_TAG_BYTES or sm_load32(p) != KIND_UDP:
-        refuse(plane, REFUSED_UNKNOWN)
+        refuse(&plane.udp, REFUSED_UNKNOWN)
         return
     key_id = sm_load32(p + 4)
     counter = sm_load64(p + 8)
-    epoch = &plane.epochs[key_id & 0xFF]
+    epoch = &plane.peers.epochs[key_id & 0xFF]
     if epoch.state != EPOCH_INSTALLED or epoch.local_key_id != key_id:
-        refuse(plane, REFUSED_KEY_ID)
+        refuse(&plane.udp, REFUSED_KEY_ID)
         return
     if epoch_expired(epoch, now_ns):
-        refuse(plane, REFUSED_EXPIRED)
+        refuse(&plane.udp, REFUSED_EXPIRED)
         return
     if counter > SM_SEAL_LIMIT or not window_check(&epoch.udp_rx_window, counter):
-        refuse(plane, REFUSED_REPLAY)
+        refuse(&plane.udp, REFUSED_REPLAY)
         return
     if (length < AAD_BYTES + 1 + tag_bytes(epoch.cipher)
             or aead_open(epoch.cipher, epoch.udp_rx_key, counter, p, AAD_BYTES, p + AAD_BYTES,
                          length - AAD_BYTES, p + AAD_BYTES) != 0):
         epoch.udp_failed_opens += 1
-        refuse(plane, REFUSED_FORGED)
+        refuse(&plane.udp, REFUSED_FORGED)
         return
     window_mark(&epoch.udp_rx_window, counter)
-    sm_count(&plane.udp.records, 1)
-    session = &plane.sessions[epoch.session]
+    sm_count(&plane.udp.received.records, 1)
+    session = &plane.peers.sessions[epoch.session]
     session.udp_last_opened_ns = now_ns
     if not same_address(&session.udp_source, source):
         # Authentic from a new address: the hub proves the address before anything goes there.
         session.udp_source = source[0]
-        signal_hub(plane, epoch.session, key_id, INNER_PADDING, source, p, 0)
+        signal_hub(&plane.udp, epoch.session, key_id, INNER_PADDING, source, p, 0)
     take_record(plane, epoch, counter, source, p + AAD_BYTES,
                 length - AAD_BYTES - tag_bytes(epoch.cipher), now_ns)
 
 
 cdef inline int receive_batch(plane_t *plane) noexcept nogil:
     # One recvmmsg and everything in it. How many messages came, or -errno.
-    cdef inbox_t *inbox = plane.inbox
+    cdef inbox_t *inbox = plane.udp.inbox
     cdef msghdr *message
     cdef size_t at, step, length
     cdef uint64_t now_ns
@@ -240,7 +241,7 @@ cdef inline int receive_batch(plane_t *plane) noexcept nogil:
         message.msg_control = inbox.controls[i]
         message.msg_controllen = 64
         message.msg_flags = 0
-    got = recvmmsg(plane.udp_fd, inbox.messages, plane.batch_messages, MSG_DONTWAIT, NULL)
+    got = recvmmsg(plane.udp.fd, inbox.messages, plane.udp.batch_messages, MSG_DONTWAIT, NULL)
     if got < 0:
         return -errno
     now_ns = boottime_ns()
@@ -267,8 +268,8 @@ cdef inline void run_inbound_udp(plane_t *plane) noexcept nogil:
     # The UDP thread, until it is stopped. No error of the socket ends it.
     cdef pollfd fds[2]
     cdef int got
-    fds[0].fd = plane.udp_fd
-    fds[1].fd = plane.udp_stop_fd
+    fds[0].fd = plane.udp.fd
+    fds[1].fd = plane.udp.stop_fd
     fds[0].events = fds[1].events = POLLIN
     while True:
         if poll(fds, 2, -1) < 0 and errno != EINTR:
@@ -278,5 +279,5 @@ cdef inline void run_inbound_udp(plane_t *plane) noexcept nogil:
         got = receive_batch(plane)
         if got < 0 and got != -EAGAIN and got != -EINTR:
             # What ICMP reported for datagrams that we sent, or a network that went away.
-            sm_count(&plane.udp.socket_errors[udp_error_index(-got)], 1)
+            sm_count(&plane.udp.received.socket_errors[udp_error_index(-got)], 1)
             poll(NULL, 0, IDLE_WAIT_MS)

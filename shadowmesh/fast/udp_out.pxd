@@ -16,6 +16,8 @@ from .base cimport *
 from .frame cimport *
 from .session cimport *
 from .datagram cimport *
+from .peers cimport *
+from .tap cimport *
 from .plane cimport *
 from .offload cimport *
 
@@ -229,7 +231,7 @@ cdef inline void count_send(queue_t *queue, const train_t *train, int number) no
     sm_count(&queue.sent.dropped[DROP_UDP_SEND], train.frames)
 
 
-cdef inline int send_train_singly(const plane_t *plane, const train_t *train,
+cdef inline int send_train_singly(const udp_t *udp, const train_t *train,
                                   const address_t *to) noexcept nogil:
     # Without UDP_SEGMENT, datagram by datagram. 0, or the errno of the last one.
     cdef size_t done = 0
@@ -239,7 +241,7 @@ cdef inline int send_train_singly(const plane_t *plane, const train_t *train,
         length = train.length - done
         if length > train.segment_bytes:
             length = train.segment_bytes
-        if sendto(plane.udp_fd, train.bytes + done, length, MSG_DONTWAIT,
+        if sendto(udp.fd, train.bytes + done, length, MSG_DONTWAIT,
                   <const sockaddr *>&to.storage, to.length) < 0:
             if errno == EINTR:
                 continue
@@ -266,9 +268,9 @@ cdef inline void prepare_messages(outbox_t *outbox, const address_t *to) noexcep
 
 cdef inline void wait_for_socket(const plane_t *plane) noexcept nogil:
     cdef pollfd fds[2]
-    fds[0].fd = plane.udp_fd
+    fds[0].fd = plane.udp.fd
     fds[0].events = POLLOUT
-    fds[1].fd = plane.stop_fd
+    fds[1].fd = plane.tap.stop_fd
     fds[1].events = POLLIN
     poll(fds, 2, SEND_WAIT_MS)
 
@@ -281,14 +283,16 @@ cdef inline void send_outbox(plane_t *plane, queue_t *queue,
     cdef int first = 0
     cdef int waited = 0
     cdef int sent, number, i
-    if sm_flag(&plane.no_segmentation):
+    if sm_flag(&plane.udp.no_segmentation):
         for i in range(outbox.count):
-            count_send(queue, &outbox.trains[i], send_train_singly(plane, &outbox.trains[i], to))
+            number = send_train_singly(&plane.udp, &outbox.trains[i], to)
+            count_send(queue, &outbox.trains[i], number)
         first = outbox.count
     else:
         prepare_messages(outbox, to)
     while first < outbox.count:
-        sent = sendmmsg(plane.udp_fd, &outbox.messages[first], outbox.count - first, MSG_DONTWAIT)
+        sent = sendmmsg(plane.udp.fd, &outbox.messages[first], outbox.count - first,
+                        MSG_DONTWAIT)
         if sent > 0:
             for i in range(first, first + sent):
                 count_send(queue, &outbox.trains[i], 0)
@@ -303,8 +307,8 @@ cdef inline void send_outbox(plane_t *plane, queue_t *queue,
             continue
         if number == EIO and outbox.trains[first].datagrams > 1:
             # No checksum offload on the way out: the kernel will not cut trains. For good.
-            sm_set_flag(&plane.no_segmentation, 1)
-            number = send_train_singly(plane, &outbox.trains[first], to)
+            sm_set_flag(&plane.udp.no_segmentation, 1)
+            number = send_train_singly(&plane.udp, &outbox.trains[first], to)
         count_send(queue, &outbox.trains[first], number)
         first += 1
     outbox.used = 0

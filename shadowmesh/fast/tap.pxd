@@ -1,0 +1,60 @@
+# The TAP's side: the queues of the device, each with the thread that reads it.
+#
+#   queues[i]    written by its thread; tap_fd by the hub, under rx_lock, while no TAP thread runs
+#   steering[]   any thread, by atomic operations (steer.pxd)
+#   the rest     written by the hub while no TAP thread runs; failure by the TAP threads
+#
+# One TAP thread for each queue of the device (IFF_MULTI_QUEUE). The kernel gives all frames of a
+# flow to one queue and a thread sends in the order in which it read, so a flow keeps its order.
+
+from .base cimport *
+from .backlog cimport *
+from .datagram cimport *
+from .frame cimport *
+from .ring cimport *
+
+cdef enum:
+    STEER_BUCKETS = 4096
+
+ctypedef struct sent_t:         # one for each TAP thread, which alone writes it
+    uint64_t frames_read        # from the TAP
+    uint64_t bytes_read
+    uint64_t dropped[DROP_REASONS]
+    uint64_t frames_udp         # handed to the UDP socket
+    uint64_t send_errors[UDP_ERRORS]
+
+ctypedef struct queue_t:        # a queue of the TAP and its thread
+    int index
+    int tap_fd                  # -1: detached
+    int space_fd                # wakes a thread that waits for a session or for space in a ring
+    int stalled                 # the link took nothing of this thread's frames for STALL_MS
+    outbox_t *outbox            # NULL without a UDP socket
+    slot_t slots[BATCH_FRAMES]
+    int batch
+    backlog_t *backlog          # the batch lies in its arena, too
+    int slow                    # the link was when it was last looked at: frames are shed for room
+    int very_slow               # and super-frames are cut
+    uint64_t taken_until        # how far the link had come when it was last seen to move ...
+    uint64_t taken_ns           # ... and when that was
+    sent_t sent
+    uint8_t unshared[64]        # keeps the next thread's first fields out of our cache line
+
+ctypedef struct tap_t:
+    queue_t queues[MAX_QUEUES]
+    int queue_count             # of the device; at least 1, attached or not
+    uint64_t steering[STEER_BUCKETS]        # steer.pxd
+    uint32_t mtu_bytes
+    int failure                 # the errno with which a thread gave up; 0 while all are well
+    int event_fd                # tells the hub to look at `failure`
+    int stop_fd                 # of all TAP threads
+    int batch_frames            # read from a queue at once: BATCH_FRAMES, 1 without batches
+
+
+cdef inline void wake_tap_threads(const tap_t *tap) noexcept nogil:
+    # To look again at what they wait for: a session, space in a ring.
+    for i in range(tap.queue_count):
+        signal_fd(tap.queues[i].space_fd)
+
+
+cdef inline void drop_outgoing(queue_t *queue, int reason, uint64_t frames) noexcept nogil:
+    sm_count(&queue.sent.dropped[reason], frames)
