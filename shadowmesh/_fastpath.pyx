@@ -1,4 +1,4 @@
-"""The Python face of the data plane: the classes that own its memory, thread and keys.
+"""The Python face of the data plane: the classes that own its memory, threads and keys.
 
     TAP --read--> slots                                             fast/outbound.pxd
     slots --seal--> ring --outgoing()--> TLS                        fast/link_out.pxd
@@ -8,8 +8,9 @@
 
 The work is done by the ``nogil`` functions of ``fast/*.pxd``; here arguments are checked, memory is
 owned and codes become exceptions. Everything in this module is called from the hub's thread; the
-TAP and UDP threads are bare POSIX threads that never take the GIL. `top -H` shows them as sm-tap-0
-(one for each queue of the device) and sm-udp.
+TAP and UDP threads (``fast/lifecycle.pxd``) never take the GIL. The three classes stand in one file
+because they share C state and name one another: in several modules they would import in a circle,
+and the frame path would be compiled once for each.
 
 Knows nothing of configuration, HTTP, sockets or logging. The state is drawn in ``fast/plane.pxd``.
 """
@@ -18,15 +19,14 @@ cimport cython
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from .fast.base cimport *
+from .fast.address cimport *
 from .fast.aead cimport *
 from .fast.frame cimport *
 from .fast.wsframe cimport *
 from .fast.ring cimport *
-from .fast.replay cimport *
 from .fast.backlog cimport *
 from .fast.datagram cimport *
 from .fast.session cimport *
@@ -34,17 +34,15 @@ from .fast.peers cimport *
 from .fast.tap cimport *
 from .fast.plane cimport *
 from .fast.link_out cimport *
-from .fast.outbound cimport *
 from .fast.inbound cimport *
-from .fast.deliver cimport *
-from .fast.offload cimport join_reset
 from .fast.udp_out cimport *
 from .fast.udp_in cimport *
 from .fast.capture cimport *
-from .fast.steer cimport *
+from .fast.link cimport *
+from .fast.lifecycle cimport *
+from .fast.totals cimport *
 
 import os
-import socket
 
 from shadowmesh.base.errors import DeviceError, LocalProtocolError, RemoteProtocolError
 
@@ -90,8 +88,6 @@ UDP_ERROR_NAMES = (
     "ENOBUFS",
     "other",
 )
-cdef size_t PIPE_BYTES = (
-    RING_BYTES + RING_MESSAGES * sizeof(ring_entry_t) + HEADROOM + PARSER_BYTES)
 #: The smallest datagram that a path must carry: what every IPv6 link does, less its headers.
 MIN_UDP_PAYLOAD = 1280 - 48
 #: Optimisations that a developer can do without, to see what each of them brings; what they mean
@@ -121,62 +117,26 @@ def build_info() -> dict:
     }
 
 
-cdef void *tap_thread(void *argument) noexcept nogil:
-    cdef tap_thread_t *started = <tap_thread_t *>argument
-    cdef char name[16]
-    memcpy(name, <const char *>b"sm-tap-0", 9)
-    name[7] += <char>started.queue.index
-    pthread_setname_np(pthread_self(), name)
-    run_outbound(started.plane, started.queue)
-    return NULL
-
-
-cdef void *udp_thread(void *argument) noexcept nogil:
-    pthread_setname_np(pthread_self(), <const char *>b"sm-udp")
-    run_inbound_udp(<plane_t *>argument)
-    return NULL
-
-
 cdef int store_address(address_t *address, str host, int port, int family) except -1:
-    # `family` is the socket's: a dual-stack one takes IPv4 addresses in their mapped form.
-    cdef sockaddr_in *v4 = <sockaddr_in *>&address.storage
-    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>&address.storage
-    cdef bytes raw
-    memset(address, 0, sizeof(address_t))
+    # `family` is the socket's.
+    cdef int code
+    cdef bytes text = os.fsencode(host)
     if not 0 < port <= 65535:
         raise ValueError(f"port {port} is outside 1..65535")
-    plain, _, zone = host.partition("%")
-    if family == socket.AF_INET:
-        raw = socket.inet_pton(socket.AF_INET, plain)
-        v4.sin_family = AF_INET
-        sm_store16be(<uint8_t *>&v4.sin_port, <uint16_t>port)
-        memcpy(&v4.sin_addr, <const uint8_t *>raw, 4)
-        address.length = sizeof(sockaddr_in)
-        return 0
-    raw = socket.inet_pton(socket.AF_INET6, plain if ":" in plain else f"::ffff:{plain}")
-    v6.sin6_family = AF_INET6
-    sm_store16be(<uint8_t *>&v6.sin6_port, <uint16_t>port)
-    memcpy(&v6.sin6_addr, <const uint8_t *>raw, 16)
-    if zone:
-        v6.sin6_scope_id = socket.if_nametoindex(zone)
-    address.length = sizeof(sockaddr_in6)
+    if b"\0" in text:
+        raise ValueError(f"{host!r} has a null character")
+    code = parse_address(address, text, <uint16_t>port, family)
+    if code == E_ZONE:
+        raise OSError(f"{host}: there is no interface with this name")
+    if code < 0:
+        raise OSError(f"{host} is no IP address for this socket")
     return 0
 
 
 cdef tuple load_address(const address_t *address):
-    # (host, port); an IPv4-mapped address as plain IPv4.
-    cdef const sockaddr_in *v4 = <const sockaddr_in *>&address.storage
-    cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>&address.storage
-    cdef bytes raw
-    if v4.sin_family == AF_INET:
-        raw = (<const uint8_t *>&v4.sin_addr)[:4]
-        return socket.inet_ntop(socket.AF_INET, raw), sm_load16be(<const uint8_t *>&v4.sin_port)
-    raw = (<const uint8_t *>&v6.sin6_addr)[:16]
-    port = sm_load16be(<const uint8_t *>&v6.sin6_port)
-    if raw[:12] == b"\0" * 10 + b"\xff\xff":
-        return socket.inet_ntop(socket.AF_INET, raw[12:]), port
-    host = socket.inet_ntop(socket.AF_INET6, raw)
-    return (f"{host}%{v6.sin6_scope_id}" if v6.sin6_scope_id else host), port
+    cdef char text[ADDRESS_TEXT_BYTES]
+    cdef uint16_t port = write_address(address, text)
+    return (<bytes>text).decode("ascii"), port
 
 
 cdef class DataPlane:
@@ -196,128 +156,18 @@ cdef class DataPlane:
         self.without = frozenset(without)
         if not self.without <= set(SWITCHES):
             raise ValueError(f"{sorted(self.without)} are not all of {SWITCHES}")
-        self.plane = <plane_t *>calloc(1, sizeof(plane_t))
+        self.plane = plane_new()
         if self.plane == NULL:
             raise MemoryError
-        self.plane.tap.batch_frames = 1 if "batch" in self.without else BATCH_FRAMES
-        self.plane.udp.batch_messages = 1 if "batch" in self.without else INBOX_MESSAGES
+        if "batch" in self.without:
+            self.plane.tap.batch_frames = self.plane.udp.batch_messages = 1
         self.plane.udp.no_joining = "join" in self.without
-        self.plane.peers.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
-        if self.plane.peers.epochs == NULL:
-            raise MemoryError
-        self.plane.peers.active_session = -1
-        self.plane.tap.queue_count = 1
-        self.plane.tap.mtu_bytes = 65535
-        self.plane.udp.fd = -1
-        self.plane.wss.mask_used = sizeof(self.plane.wss.mask_pool)
-        pthread_mutex_init(&self.plane.tx_lock, NULL)
-        pthread_mutex_init(&self.plane.rx_lock, NULL)
-        self.plane.tap.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.plane.tap.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.plane.udp.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.plane.udp.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.plane.capture.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        for i in range(MAX_QUEUES):
-            self.plane.threads.tap[i].plane = self.plane
-            self.plane.threads.tap[i].queue = &self.plane.tap.queues[i]
-            self.plane.tap.queues[i].index = i
-            self.plane.tap.queues[i].tap_fd = -1
-            self.plane.tap.queues[i].space_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if min(self._descriptors()) < 0:
+        if not open_descriptors(self.plane):
             raise OSError(errno, os.strerror(errno))
 
-    cdef list _descriptors(self):
-        return [self.plane.tap.event_fd, self.plane.tap.stop_fd, self.plane.udp.stop_fd,
-                self.plane.udp.event_fd, self.plane.capture.wakeup_fd,
-                *[self.plane.tap.queues[i].space_fd for i in range(MAX_QUEUES)]]
-
     def __dealloc__(self):
-        if self.plane == NULL:
-            return
-        self._stop_tap_threads()
-        self._stop_udp_thread()
-        self._free_boxes()
-        self._free_capture()
-        if self.plane.peers.epochs != NULL:
-            sodium_memzero(self.plane.peers.epochs, MAX_EPOCHS * sizeof(epoch_t))
-            free(self.plane.peers.epochs)
-        for i in range(MAX_QUEUES):
-            backlog_free(self.plane.tap.queues[i].backlog)
-        for fd in self._descriptors():
-            if fd > 0:
-                close(fd)
-        pthread_mutex_destroy(&self.plane.tx_lock)
-        pthread_mutex_destroy(&self.plane.rx_lock)
-        free(self.plane)
-
-    cdef bint _provide_queues(self) noexcept:
-        # What the threads of queue_count queues work in; False: no memory.
-        cdef queue_t *queue
-        for i in range(self.plane.tap.queue_count):
-            queue = &self.plane.tap.queues[i]
-            if queue.backlog == NULL:
-                queue.backlog = backlog_new()
-            if queue.outbox == NULL and self.plane.udp.inbox != NULL:
-                queue.outbox = <outbox_t *>calloc(1, sizeof(outbox_t))
-            if queue.backlog == NULL or (queue.outbox == NULL and self.plane.udp.inbox != NULL):
-                return False
-        return True
-
-    cdef bint _start_tap_threads(self) noexcept:
-        # All of them or none: False.
-        for i in range(self.plane.tap.queue_count):
-            if pthread_create(&self.plane.threads.tap[i].thread, NULL, tap_thread,
-                              &self.plane.threads.tap[i]) != 0:
-                self._stop_tap_threads()
-                return False
-            self.plane.threads.tap_running += 1
-        return True
-
-    cdef void _stop_tap_threads(self) noexcept:
-        if self.plane.threads.tap_running:
-            signal_fd(self.plane.tap.stop_fd)
-            with nogil:
-                for i in range(self.plane.threads.tap_running):
-                    pthread_join(self.plane.threads.tap[i].thread, NULL)
-            drain_fd(self.plane.tap.stop_fd)
-            self.plane.threads.tap_running = 0
-
-    cdef void _stop_udp_thread(self) noexcept:
-        if self.plane.threads.udp_running:
-            signal_fd(self.plane.udp.stop_fd)
-            with nogil:
-                pthread_join(self.plane.threads.udp, NULL)
-            drain_fd(self.plane.udp.stop_fd)
-            self.plane.threads.udp_running = False
-
-    cdef void _free_boxes(self) noexcept:
-        if self.plane.udp.inbox != NULL:
-            # Plaintext frames were opened in it.
-            sodium_memzero(self.plane.udp.inbox.bytes, sizeof(self.plane.udp.inbox.bytes))
-            free(self.plane.udp.inbox.slices)
-            free(self.plane.udp.inbox)
-            self.plane.udp.inbox = NULL
-        for i in range(MAX_QUEUES):
-            free(self.plane.tap.queues[i].outbox)
-            self.plane.tap.queues[i].outbox = NULL
-
-    cdef void _free_capture(self) noexcept:
-        cdef uint8_t *memory = capture_stop(&self.plane.capture)
-        if memory != NULL:
-            # Plaintext frames.
-            sodium_memzero(memory, CAPTURE_BYTES)
-            free(memory)
-
-    cdef void _set_tap(self, list fds, bint udp_super_frames):
-        # The UDP thread may be writing to the old ones. No TAP thread runs.
-        cdef int i
-        cdef int count = len(fds)
-        pthread_mutex_lock(&self.plane.rx_lock)
-        for i in range(MAX_QUEUES):
-            self.plane.tap.queues[i].tap_fd = fds[i] if i < count else -1
-        steer_reset(&self.plane.tap, count if count else 1)
-        join_reset(&self.plane.udp.joiner, udp_super_frames)
-        pthread_mutex_unlock(&self.plane.rx_lock)
+        with nogil:
+            plane_free(self.plane)
 
     @property
     def event_fd(self) -> int:
@@ -337,21 +187,22 @@ cdef class DataPlane:
             udp_super_frames: the kernel takes joined datagrams (Linux 6.2), not only joined TCP.
         """
         cdef list wanted = list(fds)
+        cdef int queues[MAX_QUEUES]
+        cdef int count = len(wanted)
+        cdef int code
         if self.plane.threads.tap_running:
             raise LocalProtocolError("a TAP is attached already")
-        if not 1 <= len(wanted) <= MAX_QUEUES:
-            raise ValueError(f"{len(wanted)} queues are outside 1..{MAX_QUEUES}")
+        if not 1 <= count <= MAX_QUEUES:
+            raise ValueError(f"{count} queues are outside 1..{MAX_QUEUES}")
         if min(wanted) < 0 or not 68 <= mtu_bytes <= 65535:
             raise ValueError(f"fds {wanted} or MTU {mtu_bytes} is out of range")
-        for fd in wanted:
+        for i, fd in enumerate(wanted):
             if os.get_blocking(fd):
                 raise ValueError(f"fd {fd} is not non-blocking: its thread could not be stopped")
-        self.plane.tap.mtu_bytes = mtu_bytes
-        self.plane.tap.failure = 0
-        self._set_tap(wanted, udp_super_frames)
-        drain_fd(self.plane.tap.event_fd)
-        if not self._provide_queues() or not self._start_tap_threads():
-            self._set_tap([], False)
+            queues[i] = fd
+        with nogil:
+            code = attach_device(self.plane, queues, count, mtu_bytes, udp_super_frames)
+        if code < 0:
             raise DeviceError("the TAP threads could not be started: out of threads or memory")
 
     def detach_tap(self) -> None:
@@ -359,11 +210,8 @@ cdef class DataPlane:
 
         So are those that still waited for the link.
         """
-        self._stop_tap_threads()
-        for i in range(self.plane.tap.queue_count):
-            if self.plane.tap.queues[i].backlog != NULL:
-                drop_parked(&self.plane.tap.queues[i], DROP_TAP_GONE)
-        self._set_tap([], False)
+        with nogil:
+            detach_device(self.plane)
 
     def attach_udp(self, int fd, int family) -> None:
         """Start the UDP thread on a non-blocking socket, and let sessions send over it.
@@ -372,46 +220,23 @@ cdef class DataPlane:
             fd: bound; stays the caller's, who closes it after :meth:`detach_udp`.
             family: AF_INET6 for a dual-stack socket, or AF_INET.
         """
-        cdef inbox_t *inbox
-        cdef int i
+        cdef int code
+        cdef bint no_segmentation = "gso" in self.without
         if self.plane.threads.udp_running:
             raise LocalProtocolError("a UDP socket is attached already")
-        if family not in (socket.AF_INET, socket.AF_INET6):
+        if family != AF_INET and family != AF_INET6:
             raise ValueError(f"family {family} is neither AF_INET nor AF_INET6")
-        self.plane.udp.inbox = inbox = <inbox_t *>calloc(1, sizeof(inbox_t))
-        if inbox != NULL:
-            inbox.slices = <uint8_t *>calloc(MAX_PARTIALS, PARTIAL_BYTES)
-        if inbox == NULL or inbox.slices == NULL or not self._provide_queues():
-            self._free_boxes()
+        with nogil:
+            code = attach_socket(self.plane, fd, family, no_segmentation)
+        if code == E_NO_MEMORY:
             raise MemoryError
-        for i in range(MAX_PARTIALS):
-            inbox.partials[i].bytes = inbox.slices + i * PARTIAL_BYTES + PARTIAL_HEADROOM
-        self.plane.udp.family = family
-        self.plane.udp.fd = fd
-        self.plane.udp.no_segmentation = "gso" in self.without
-        drain_fd(self.plane.udp.event_fd)
-        if pthread_create(&self.plane.threads.udp, NULL, udp_thread, self.plane) != 0:
-            self.plane.udp.fd = -1
-            self._free_boxes()
+        if code < 0:
             raise DeviceError("the UDP thread could not be started: out of threads or memory")
-        self.plane.threads.udp_running = True
 
     def detach_udp(self) -> None:
         """Stop and join the UDP thread; every session goes back to its WSS link. Idempotent."""
-        self._stop_udp_thread()
-        # The TAP threads send without the lock, from their outboxes: they have to stand still.
-        running = self.plane.threads.tap_running
-        self._stop_tap_threads()
-        pthread_mutex_lock(&self.plane.tx_lock)
-        for i in range(MAX_SESSIONS):
-            self.plane.peers.sessions[i].udp_active = 0
-        self.plane.udp.fd = -1
-        pthread_mutex_unlock(&self.plane.tx_lock)
-        self._free_boxes()
-        if running and not self._start_tap_threads():
-            # As if the device had failed: who hears of it attaches it anew.
-            sm_set_flag(&self.plane.tap.failure, EAGAIN)
-            signal_fd(self.plane.tap.event_fd)
+        with nogil:
+            detach_socket(self.plane)
 
     def udp_signals(self) -> list:
         """Return what the UDP thread has for the hub, oldest first, at most 128 entries.
@@ -429,10 +254,10 @@ cdef class DataPlane:
         if inbox == NULL:
             return out
         pthread_mutex_lock(&self.plane.rx_lock)
-        while inbox.signal_count:
-            signal = &inbox.signals[inbox.signal_first]
-            inbox.signal_first = (inbox.signal_first + 1) % MAX_SIGNALS
-            inbox.signal_count -= 1
+        while True:
+            signal = next_signal(inbox)
+            if signal == NULL:
+                break
             held = signal.size if signal.size < <uint32_t>SIGNAL_BYTES else <uint32_t>SIGNAL_BYTES
             out.append((
                 None if signal.session < 0 else signal.session,
@@ -449,21 +274,14 @@ cdef class DataPlane:
         if self.plane.udp.fd < 0:
             raise LocalProtocolError("no UDP socket is attached")
         store_address(&address, host, port, self.plane.udp.family)
-        return self._send(&address, <const uint8_t *>data, len(data))
-
-    cdef int _send(self, const address_t *to, const uint8_t *data, size_t length) noexcept:
-        while sendto(self.plane.udp.fd, data, length, MSG_DONTWAIT,
-                     <const sockaddr *>&to.storage, to.length) < 0:
-            if errno != EINTR:
-                return errno
-        return 0
+        return send_single(&self.plane.udp, &address, data, len(data))
 
     def udp_errors(self) -> dict:
         """Return errors of the UDP socket by errno, from frames sent and from the UDP thread."""
-        cdef sent_t sent = self._sent()
+        cdef totals_t totals
+        sum_counters(self.plane, &totals)
         return {
-            UDP_ERROR_NAMES[i]: sent.send_errors[i]
-            + sm_counted(&self.plane.udp.received.socket_errors[i])
+            UDP_ERROR_NAMES[i]: totals.sent.send_errors[i] + totals.received.socket_errors[i]
             for i in range(UDP_ERRORS)
         }
 
@@ -486,18 +304,6 @@ cdef class DataPlane:
         # The TAP threads may be waiting for somebody to send to.
         wake_tap_threads(&self.plane.tap)
 
-    cdef sent_t _sent(self) noexcept:
-        # The counters of all TAP threads together. A sent_t is nothing but uint64_t.
-        cdef sent_t total
-        cdef uint64_t *sums = <uint64_t *>&total
-        cdef const uint64_t *counted
-        memset(&total, 0, sizeof(sent_t))
-        for i in range(MAX_QUEUES):
-            counted = <const uint64_t *>&self.plane.tap.queues[i].sent
-            for k in range(sizeof(sent_t) // sizeof(uint64_t)):
-                sums[k] += sm_counted(&counted[k])
-        return total
-
     def counters(self) -> dict:
         """Return frames, bytes and drops since the start of the daemon.
 
@@ -507,51 +313,26 @@ cdef class DataPlane:
         that were no record of ours, by reason. ``queues`` has (frames read, frames written) of
         each queue that a device may have.
         """
-        cdef sent_t sent
-        cdef received_t *wss = &self.plane.wss.received
-        cdef received_t *udp = &self.plane.udp.received
-        cdef uint64_t done, queued = 0
-        cdef ring_t *ring
-        pthread_mutex_lock(&self.plane.tx_lock)
-        sent = self._sent()
-        done = self.plane.wss.frames_settled + sent.frames_udp
-        for i in range(MAX_SESSIONS):
-            ring = self.plane.peers.sessions[i].ring
-            if ring != NULL:
-                done += ring_sent(ring)
-                queued += ring_queued(ring)
-        for i in range(MAX_QUEUES):
-            if self.plane.tap.queues[i].backlog != NULL:
-                queued += sm_counted(&self.plane.tap.queues[i].backlog.waiting)
-        sent.dropped[DROP_LINK_LOST] += self.plane.wss.frames_lost
-        pthread_mutex_unlock(&self.plane.tx_lock)
-        written = [
-            sm_counted(&wss.frames_written[i]) + sm_counted(&udp.frames_written[i])
-            for i in range(MAX_QUEUES)
-        ]
+        cdef totals_t totals
+        sum_counters(self.plane, &totals)
+        written = [totals.received.frames_written[i] for i in range(MAX_QUEUES)]
         return {
-            "frames_read": sent.frames_read,
-            "bytes_read": sent.bytes_read,
-            "frames_sent": done,
-            "frames_queued": queued,
-            "tx_dropped": {DROP_NAMES[i]: sent.dropped[i] for i in range(DROP_REASONS)},
+            "frames_read": totals.sent.frames_read,
+            "bytes_read": totals.sent.bytes_read,
+            "frames_sent": totals.frames_sent,
+            "frames_queued": totals.frames_queued,
+            "tx_dropped": {DROP_NAMES[i]: totals.sent.dropped[i] for i in range(DROP_REASONS)},
             "queues": [
                 (sm_counted(&self.plane.tap.queues[i].sent.frames_read), written[i])
                 for i in range(MAX_QUEUES)
             ],
-            "records_opened": sm_counted(&wss.records) + sm_counted(&udp.records),
-            "frames_opened": sm_counted(&wss.frames_opened) + sm_counted(&udp.frames_opened),
+            "records_opened": totals.received.records,
+            "frames_opened": totals.received.frames_opened,
             "frames_written": sum(written),
-            "bytes_written": sm_counted(&wss.bytes_written) + sm_counted(&udp.bytes_written),
-            "rx_dropped": {
-                DROP_NAMES[i]: sm_counted(&wss.dropped[i]) + sm_counted(&udp.dropped[i])
-                for i in range(DROP_REASONS)
-            },
-            "udp_refused": {
-                REFUSAL_NAMES[i]: sm_counted(&udp.refused[i]) for i in range(REFUSALS)
-            },
+            "bytes_written": totals.received.bytes_written,
+            "rx_dropped": {DROP_NAMES[i]: totals.received.dropped[i] for i in range(DROP_REASONS)},
+            "udp_refused": {REFUSAL_NAMES[i]: totals.received.refused[i] for i in range(REFUSALS)},
         }
-
 
     @property
     def capture_fd(self) -> int:
@@ -569,13 +350,10 @@ cdef class DataPlane:
         Raises:
             LocalProtocolError: a capture is running.
         """
-        cdef uint8_t *memory
         if self.plane.capture.bytes != NULL:
             raise LocalProtocolError("a capture is running already")
-        memory = <uint8_t *>calloc(1, CAPTURE_BYTES)
-        if memory == NULL:
+        if not begin_capture(&self.plane.capture, snap_bytes):
             raise MemoryError
-        capture_start(&self.plane.capture, memory, snap_bytes)
 
     def read_capture(self, int frames, size_t total_bytes) -> list:
         """Return the oldest copies and forget them; [] when there are none.
@@ -610,7 +388,23 @@ cdef class DataPlane:
 
     def stop_capture(self) -> None:
         """End the capture and wipe what was not read. Idempotent."""
-        self._free_capture()
+        end_capture(&self.plane.capture)
+
+
+cdef int check_record(int inner_type, bytes body) except -1:
+    if len(body) > MAX_SIGNAL_BYTES or not 0 <= inner_type <= 255:
+        raise LocalProtocolError(
+            f"a record of type {inner_type} with {len(body)} bytes is not allowed")
+    return 0
+
+
+cdef int check_sealed(int verdict) except -1:
+    # What seal_signal returned.
+    if verdict == NO_ROOM:
+        raise LocalProtocolError("the link takes no more bytes")
+    if verdict != KEEP:
+        raise LocalProtocolError(f"nothing can be sealed: {DROP_NAMES[verdict]}")
+    return 0
 
 
 # The collector must not take their plane and pipe from objects that wait for __dealloc__: the TAP
@@ -629,18 +423,11 @@ cdef class Session:
 
     def __cinit__(self, DataPlane plane not None):
         self.plane = plane
-        self.index = -1
-        for i in range(MAX_SESSIONS):
-            if not plane.plane.peers.sessions[i].in_use:
-                self.index = i
-                break
+        pthread_mutex_lock(&plane.plane.tx_lock)
+        self.index = seat_session(&plane.plane.peers)
+        pthread_mutex_unlock(&plane.plane.tx_lock)
         if self.index < 0:
             raise LocalProtocolError(f"all {MAX_SESSIONS} sessions are in use")
-        pthread_mutex_lock(&plane.plane.tx_lock)
-        memset(&plane.plane.peers.sessions[self.index], 0, sizeof(session_t))
-        plane.plane.peers.sessions[self.index].in_use = 1
-        plane.plane.peers.sessions[self.index].tx_epoch = -1
-        pthread_mutex_unlock(&plane.plane.tx_lock)
 
     def __dealloc__(self):
         # Without a plane the constructor has refused its arguments.
@@ -659,14 +446,6 @@ cdef class Session:
             raise LocalProtocolError(f"key id {key_id:#010x} is not one of this session's")
         return epoch
 
-    cdef void _lock_both(self) noexcept:
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
-        pthread_mutex_lock(&self.plane.plane.rx_lock)
-
-    cdef void _unlock_both(self) noexcept:
-        pthread_mutex_unlock(&self.plane.plane.rx_lock)
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
-
     @property
     def number(self) -> int:
         """The seat, as :meth:`DataPlane.udp_signals` names it; -1 when closed."""
@@ -680,23 +459,12 @@ cdef class Session:
         Raises:
             LocalProtocolError: all epochs, or the wanted one, are in use.
         """
-        cdef plane_t *plane = self.plane.plane
-        cdef uint32_t key_id = wanted
+        cdef uint32_t key_id
         self._state()
-        for i in range(wanted & 0xFF if wanted else 0, MAX_EPOCHS):
-            if plane.peers.epochs[i].state != EPOCH_FREE:
-                if wanted:
-                    break
-                continue
-            while not wanted and key_id >> 8 == 0:
-                randombytes_buf(&key_id, sizeof(key_id))
-            key_id = (key_id & 0xFFFFFF00) | <uint32_t>i
-            memset(&plane.peers.epochs[i], 0, sizeof(epoch_t))
-            plane.peers.epochs[i].session = self.index
-            plane.peers.epochs[i].local_key_id = key_id
-            plane.peers.epochs[i].state = EPOCH_RESERVED
-            return key_id
-        raise LocalProtocolError("no key epoch is free")
+        key_id = reserve_epoch(&self.plane.plane.peers, self.index, wanted)
+        if key_id == 0:
+            raise LocalProtocolError("no key epoch is free")
+        return key_id
 
     def install(self, uint32_t key_id, uint32_t remote_key_id, str cipher, *,
                 bytes wss_tx not None, bytes wss_rx not None, bytes udp_tx not None,
@@ -720,7 +488,7 @@ cdef class Session:
         code = CIPHER_NAMES[cipher]
         if code == CIPHER_AEGIS256 and not SM_HAVE_AEGIS256:
             raise LocalProtocolError("aegis-256 was agreed on, but this libsodium lacks it")
-        self._lock_both()
+        lock_both(self.plane.plane)
         self.plane.plane.peers.generation += 1
         epoch.generation = self.plane.plane.peers.generation
         epoch.cipher = code
@@ -733,7 +501,7 @@ cdef class Session:
         epoch.state = EPOCH_INSTALLED
         session.peer_mtu_bytes = peer_mtu_bytes
         session.peer_caps = peer_caps
-        self._unlock_both()
+        unlock_both(self.plane.plane)
 
     def send_under(self, uint32_t key_id, int inner_type=0, bytes body=None) -> None:
         """Seal everything from now on under the keys of `key_id`.
@@ -745,17 +513,21 @@ cdef class Session:
         """
         cdef session_t *session = self._state()
         cdef int before
+        cdef int verdict = KEEP
         if self._epoch(key_id).state != EPOCH_INSTALLED:
             raise LocalProtocolError(f"key id {key_id:#010x} has no keys yet")
+        if body is not None:
+            check_record(inner_type, body)
         pthread_mutex_lock(&self.plane.plane.tx_lock)
         before = session.tx_epoch
         session.tx_epoch = key_id & 0xFF
-        failure = None if body is None else self._seal(inner_type, body)
-        if failure is not None:
+        if body is not None:
+            verdict = seal_signal(self.plane.plane, self.index, <uint8_t>inner_type, body,
+                                  len(body))
+        if verdict != KEEP:
             session.tx_epoch = before
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
-        if failure is not None:
-            raise LocalProtocolError(failure)
+        check_sealed(verdict)
 
     def send_record(self, int inner_type, bytes body not None) -> None:
         """Seal one record that is not a frame and queue it as a message of its own.
@@ -767,67 +539,36 @@ cdef class Session:
             LocalProtocolError: there are no sending keys, they have expired, or the link takes
                 no more bytes.
         """
+        cdef int verdict
         self._state()
+        check_record(inner_type, body)
         pthread_mutex_lock(&self.plane.plane.tx_lock)
-        failure = self._seal(inner_type, body)
+        verdict = seal_signal(self.plane.plane, self.index, <uint8_t>inner_type, body, len(body))
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
-        if failure is not None:
-            raise LocalProtocolError(failure)
-
-    cdef str _seal(self, int inner_type, bytes body):
-        # Under tx_lock, so it must not raise: why it failed, None when it did not.
-        cdef plane_t *plane = self.plane.plane
-        cdef uint8_t inner[1 + MAX_SIGNAL_BYTES]
-        cdef slot_t slot
-        cdef int obstacle = sending_obstacle(&plane.peers, self.index, boottime_ns())
-        if len(body) > MAX_SIGNAL_BYTES or not 0 <= inner_type <= 255:
-            return f"a record of type {inner_type} with {len(body)} bytes is not allowed"
-        if obstacle == KEEP and plane.peers.sessions[self.index].ring == NULL:
-            obstacle = DROP_LINK_LOST
-        if obstacle != KEEP:
-            return f"nothing can be sealed: {DROP_NAMES[obstacle]}"
-        inner[0] = <uint8_t>inner_type
-        memcpy(inner + 1, <const uint8_t *>body, len(body))
-        slot.inner = inner
-        slot.inner_bytes = <uint32_t>(1 + len(body))
-        if not seal_message(plane, &plane.peers.sessions[self.index], &slot, 1, 0):
-            return "the link takes no more bytes"
-        return None
+        check_sealed(verdict)
 
     def retire(self, uint32_t key_id) -> None:
         """Erase the keys of `key_id`, or give back a key id that was never used."""
-        cdef session_t *session = self._state()
+        self._state()
         self._epoch(key_id)
-        self._lock_both()
-        if session.tx_epoch == <int>(key_id & 0xFF):
-            session.tx_epoch = -1
-        erase_epoch(&self.plane.plane.peers, key_id & 0xFF)
-        self._unlock_both()
+        lock_both(self.plane.plane)
+        retire_epoch(&self.plane.plane.peers, key_id & 0xFF)
+        unlock_both(self.plane.plane)
 
     def bind(self, Pipe pipe) -> None:
         """Carry this session's records over `pipe`; None: over nothing.
 
         From now on the pipe takes messages as records of this session.
         """
-        cdef session_t *session = self._state()
+        self._state()
         if pipe is not None and (pipe.closed or pipe.plane is not self.plane
-                                 or pipe.parser.session not in (-1, self.index)):
+                                 or pipe.link.parser.session not in (-1, self.index)):
             raise LocalProtocolError("the pipe is closed, or another plane's or session's")
         if pipe is self.pipe:
             return
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
-        if self.pipe is not None:
-            self.pipe._settle()
-            self.pipe.parser.session = -1
-        session.ring = NULL
-        if pipe is not None:
-            session.ring = &pipe.ring
-            session.masked = pipe.client
-            pipe.parser.session = self.index
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        bind_link(self.plane.plane, self.index, NULL if self.pipe is None else &self.pipe.link,
+                  NULL if pipe is None else &pipe.link)
         self.pipe = pipe
-        # The TAP threads may be waiting for room in the old ring.
-        wake_tap_threads(&self.plane.plane.tap)
 
     def activity(self) -> tuple:
         """Return when the last frame was sealed and the last record of any type opened.
@@ -876,30 +617,22 @@ cdef class Session:
             LocalProtocolError: no socket, no sending keys, or they have expired.
         """
         cdef plane_t *plane = self.plane.plane
-        cdef session_t *session = self._state()
         cdef address_t address
-        cdef uint8_t inner[1 + MAX_UDP_SIGNAL_BYTES]
         cdef uint8_t datagram[AAD_BYTES + 1 + MAX_UDP_SIGNAL_BYTES + MAX_TAG_BYTES]
-        cdef size_t length = 0
-        cdef epoch_t *epoch
+        cdef size_t length
+        self._state()
         if plane.udp.fd < 0:
             raise LocalProtocolError("no UDP socket is attached")
         if len(body) > MAX_UDP_SIGNAL_BYTES or not 0 <= inner_type <= 255:
             raise ValueError(f"record of type {inner_type} with {len(body)} bytes")
-        store_address(&address, host, port, self.plane.plane.udp.family)
-        inner[0] = <uint8_t>inner_type
-        memcpy(inner + 1, <const uint8_t *>body, len(body))
+        store_address(&address, host, port, plane.udp.family)
         pthread_mutex_lock(&plane.tx_lock)
-        if session.tx_epoch >= 0:
-            epoch = &plane.peers.epochs[session.tx_epoch]
-            if (not epoch_expired(epoch, boottime_ns())
-                    and sm_counted(&epoch.udp_tx_next) < SM_SEAL_LIMIT - SEAL_MARGIN):
-                length = seal_datagram(epoch, take_counters(epoch, 1), inner, 1 + len(body),
-                                       datagram)
+        length = seal_single(&plane.peers, self.index, <uint8_t>inner_type, body, len(body),
+                             datagram)
         pthread_mutex_unlock(&plane.tx_lock)
         if length == 0:
             raise LocalProtocolError("nothing can be sealed: no keys, or they have expired")
-        return self.plane._send(&address, datagram, length)
+        return send_single(&plane.udp, &address, datagram, length)
 
     def udp_activity(self) -> tuple:
         """Return when the last frame went to UDP and the last record came from it.
@@ -911,40 +644,21 @@ cdef class Session:
 
     def records_sealed(self) -> int:
         """Return how many records the sending keys have sealed on the busier path."""
-        cdef session_t *session = self._state()
-        cdef epoch_t *epoch
-        if session.tx_epoch < 0:
-            return 0
-        epoch = &self.plane.plane.peers.epochs[session.tx_epoch]
-        return max(epoch.wss_tx_next, sm_counted(&epoch.udp_tx_next))
+        self._state()
+        return count_sealed(&self.plane.plane.peers, self.index)
 
     def open_failures(self) -> int:
         """Return the most datagrams that failed to open under one of the keys."""
-        cdef uint64_t most = 0
-        cdef epoch_t *epoch
-        for i in range(MAX_EPOCHS):
-            epoch = &self.plane.plane.peers.epochs[i]
-            if epoch.state == EPOCH_INSTALLED and epoch.session == self.index:
-                most = max(most, epoch.udp_failed_opens)
-        return most
+        return count_failures(&self.plane.plane.peers, self.index)
 
     def close(self) -> None:
         """Erase all keys and give up the seat. Idempotent."""
-        cdef plane_t *plane = self.plane.plane
         if self.index < 0:
             return
         self.bind(None)
-        self._lock_both()
-        if plane.peers.active_session == self.index:
-            sm_set_flag(&plane.peers.active_session, -1)
-        plane.peers.sessions[self.index].tx_epoch = -1
-        plane.peers.sessions[self.index].udp_active = 0
-        for i in range(MAX_EPOCHS):
-            if (plane.peers.epochs[i].state != EPOCH_FREE
-                    and plane.peers.epochs[i].session == self.index):
-                erase_epoch(&plane.peers, i)
-        plane.peers.sessions[self.index].in_use = 0
-        self._unlock_both()
+        lock_both(self.plane.plane)
+        unseat_session(&self.plane.plane.peers, self.index)
+        unlock_both(self.plane.plane)
         self.index = -1
 
 
@@ -960,68 +674,38 @@ cdef class Pipe:
     cdef readonly bint client
     cdef readonly bint closed
     cdef int offence            # the close code, below zero, of what the peer did; 0: nothing
-    cdef uint8_t *memory        # PIPE_BYTES: the ring, its entries, the parser's buffer
-    cdef ring_t ring
-    cdef parser_t parser
+    cdef link_t link
 
     def __cinit__(self, DataPlane plane not None, bint client):
-        cdef void *memory
         self.plane = plane
         self.client = client
-        self.parser.session = -1
-        self.parser.from_client = not client
-        self.parser.begin = self.parser.end = HEADROOM
-        self.parser.raw = self.parser.raw_end = HEADROOM
-        # Not from the heap: it hands out the used pages of pipes that are gone, and then each of
-        # the strangers at the peer port would cost a megabyte instead of the pages it touches.
-        memory = mmap(NULL, PIPE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if memory == MAP_FAILED:
-            raise MemoryError
-        self.memory = <uint8_t *>memory
-        self.ring.bytes = self.memory
-        self.ring.entries = <ring_entry_t *>(self.memory + RING_BYTES)
-        self.parser.bytes = self.memory + RING_BYTES + RING_MESSAGES * sizeof(ring_entry_t)
-        ring_init(&self.ring)
-        for i in range(MAX_QUEUES):
-            self.ring.space_fds[i] = plane.plane.tap.queues[i].space_fd
-        self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if self.ring.wakeup_fd < 0:
+        if not link_open(&self.link, &plane.plane.tap, client):
+            if self.link.memory == NULL:
+                raise MemoryError
             raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
-        if self.memory != NULL:
-            # Plaintext frames were opened in this buffer.
-            sodium_memzero(self.parser.bytes, HEADROOM + PARSER_BYTES)
-            munmap(self.memory, PIPE_BYTES)
-        if self.ring.wakeup_fd > 0:
-            close(self.ring.wakeup_fd)
-
-    cdef void _settle(self) noexcept:
-        # Under tx_lock: books the frames of this ring, sent or lost, into the plane's counters.
-        self.plane.plane.wss.frames_settled += ring_sent(&self.ring)
-        self.plane.plane.wss.frames_lost += ring_queued(&self.ring)
-        ring_book(&self.ring)
+        link_close(&self.link)
 
     @property
     def wakeup_fd(self) -> int:
         """An eventfd, readable when :meth:`outgoing` has something after it returned None."""
-        return self.ring.wakeup_fd
+        return self.link.ring.wakeup_fd
 
     @property
     def queued_bytes(self) -> int:
         """Bytes that wait for the link: sealed, at most 512 KiB, and what waits to be sealed."""
-        cdef uint64_t waiting = ring_waiting(&self.ring)
-        if (self.parser.session != -1
-                and self.parser.session == self.plane.plane.peers.active_session):
-            for i in range(MAX_QUEUES):
-                if self.plane.plane.tap.queues[i].backlog != NULL:
-                    waiting += sm_counted(&self.plane.plane.tap.queues[i].backlog.waiting_bytes)
+        cdef plane_t *plane = self.plane.plane
+        cdef uint64_t waiting = ring_waiting(&self.link.ring)
+        if (self.link.parser.session != -1
+                and self.link.parser.session == plane.peers.active_session):
+            waiting += bytes_waiting(&plane.tap)
         return waiting
 
     @property
     def piece_bytes(self) -> int:
         """What :meth:`outgoing` returns at most: 128 KiB, down to 4 KiB on a slow link."""
-        return ring_piece(&self.ring)
+        return ring_piece(&self.link.ring)
 
     def outgoing(self) -> memoryview | None:
         """Return bytes to send, or None when there are none.
@@ -1029,10 +713,10 @@ cdef class Pipe:
         The view is valid until :meth:`sent`; it is the ring's own memory, not a copy.
         """
         cdef uint8_t *start = NULL
-        cdef size_t length = 0 if self.closed else ring_peek(&self.ring, &start)
+        cdef size_t length = 0 if self.closed else ring_peek(&self.link.ring, &start)
         if length == 0:
             return None
-        length = min(length, ring_piece(&self.ring))
+        length = min(length, ring_piece(&self.link.ring))
         return PyMemoryView_FromMemory(<char *>start, length, PyBUF_READ)
 
     def sent(self, size_t n) -> None:
@@ -1040,18 +724,18 @@ cdef class Pipe:
         cdef uint8_t *start = NULL
         if self.closed:
             return
-        if n > ring_peek(&self.ring, &start):
+        if n > ring_peek(&self.link.ring, &start):
             raise LocalProtocolError(f"{n} bytes sent, but fewer were outgoing")
-        ring_consume(&self.ring, n, boottime_ns())
+        ring_consume(&self.link.ring, n, boottime_ns())
 
     def recv_buffer(self) -> memoryview:
         """Return where the next bytes from the socket go: at least 16 KiB.
 
         Valid until the next :meth:`ingest`; the parser's own memory, not a copy.
         """
-        cdef size_t room = make_room(&self.parser)
+        cdef size_t room = make_room(&self.link.parser)
         return PyMemoryView_FromMemory(
-            <char *>self.parser.bytes + self.parser.raw_end, room, PyBUF_WRITE)
+            <char *>self.link.parser.bytes + self.link.parser.raw_end, room, PyBUF_WRITE)
 
     def ingest(self, size_t n) -> list:
         """Take `n` bytes that were written into :meth:`recv_buffer`; frames go to the TAP.
@@ -1066,7 +750,7 @@ cdef class Pipe:
         Raises:
             RemoteProtocolError: the peer broke a rule; its ``close_code`` is for the close frame.
         """
-        cdef parser_t *parser = &self.parser
+        cdef parser_t *parser = &self.link.parser
         cdef uint64_t now_ns = boottime_ns()
         cdef int outcome
         cdef list events = []
@@ -1116,23 +800,13 @@ cdef class Pipe:
         self._send_frame(opcode, payload)
 
     cdef _send_frame(self, int opcode, bytes payload):
-        cdef size_t length = len(payload)
-        cdef size_t header = ws_header_bytes(length, self.client)
-        cdef uint8_t mask[4]
-        cdef uint8_t *message = NULL
+        cdef bint queued = False
         pthread_mutex_lock(&self.plane.plane.tx_lock)
         if not self.closed:
-            message = ring_reserve(&self.ring, header + length)
-        if message != NULL:
-            if self.client:
-                next_mask(&self.plane.plane.wss, mask)
-            ws_write_header(message, opcode, length, mask if self.client else NULL)
-            memcpy(message + header, <const uint8_t *>payload, length)
-            if self.client:
-                sm_mask(message + header, length, mask, 0)
-            ring_commit(&self.ring, message, header + length, 0)
+            queued = queue_ws_frame(&self.plane.plane.wss, &self.link.ring, self.client, opcode,
+                                    payload, len(payload))
         pthread_mutex_unlock(&self.plane.plane.tx_lock)
-        if message == NULL:
+        if not queued:
             raise LocalProtocolError("the link takes no more bytes")
 
     def close(self) -> None:
@@ -1140,11 +814,4 @@ cdef class Pipe:
         if self.closed:
             return
         self.closed = True
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
-        for i in range(MAX_SESSIONS):
-            if self.plane.plane.peers.sessions[i].ring == &self.ring:
-                self._settle()
-                self.plane.plane.peers.sessions[i].ring = NULL
-        self.parser.session = -1
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
-        wake_tap_threads(&self.plane.plane.tap)
+        unbind_link(self.plane.plane, &self.link)

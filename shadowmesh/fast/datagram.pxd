@@ -1,17 +1,12 @@
-# What the UDP path moves: addresses, trains of datagrams, partial frames, signals to the hub.
+# What the UDP path moves: trains of datagrams, partial frames, signals to the hub.
 #
 # Only the shapes and what touches nothing else; udp_out.pxd and udp_in.pxd do the work.
 
 from libc.stddef cimport size_t
-from libc.string cimport memcmp, memcpy, memset
 from .base cimport *
+from .address cimport *
 
 cdef extern from "<sys/socket.h>" nogil:
-    ctypedef unsigned int socklen_t
-    struct sockaddr:
-        unsigned short sa_family
-    struct sockaddr_storage:
-        unsigned short ss_family
     struct iovec:
         void *iov_base
         size_t iov_len
@@ -26,7 +21,7 @@ cdef extern from "<sys/socket.h>" nogil:
     struct mmsghdr:
         msghdr msg_hdr
         unsigned int msg_len
-    int AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC
+    int MSG_DONTWAIT, MSG_TRUNC
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
     ssize_t sendto(int fd, const void *data, size_t length, int flags,
@@ -34,21 +29,6 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<sys/uio.h>" nogil:
     ssize_t writev(int fd, const iovec *pieces, int count)
-
-cdef extern from "<netinet/in.h>" nogil:
-    struct in_addr:
-        uint32_t s_addr
-    struct sockaddr_in:
-        unsigned short sin_family
-        uint16_t sin_port
-        in_addr sin_addr
-    struct in6_addr:
-        uint8_t s6_addr[16]
-    struct sockaddr_in6:
-        unsigned short sin6_family
-        uint16_t sin6_port
-        in6_addr sin6_addr
-        uint32_t sin6_scope_id
 
 cdef extern from "compat.h" nogil:
     size_t SM_SEGMENT_CONTROL_BYTES
@@ -94,10 +74,6 @@ cdef enum:
     REFUSED_FRAGMENT
     REFUSED_SIGNALS_FULL
     REFUSALS
-
-ctypedef struct address_t:
-    socklen_t length            # 0: none
-    sockaddr_storage storage
 
 ctypedef struct train_t:        # datagrams of one size, the last may be shorter: one sendmsg
     uint8_t *bytes
@@ -146,19 +122,6 @@ ctypedef struct inbox_t:        # the UDP thread's, signals shared with the hub 
     signal_t signals[MAX_SIGNALS]
     uint32_t signal_first
     uint32_t signal_count
-
-
-cdef inline bint same_address(const address_t *a, const address_t *b) noexcept nogil:
-    cdef const sockaddr_in *a4 = <const sockaddr_in *>&a.storage
-    cdef const sockaddr_in *b4 = <const sockaddr_in *>&b.storage
-    cdef const sockaddr_in6 *a6 = <const sockaddr_in6 *>&a.storage
-    cdef const sockaddr_in6 *b6 = <const sockaddr_in6 *>&b.storage
-    if a.length != b.length or a4.sin_family != b4.sin_family:
-        return False
-    if a4.sin_family == AF_INET:
-        return a4.sin_port == b4.sin_port and a4.sin_addr.s_addr == b4.sin_addr.s_addr
-    return (a6.sin6_port == b6.sin6_port and a6.sin6_scope_id == b6.sin6_scope_id
-            and memcmp(&a6.sin6_addr, &b6.sin6_addr, 16) == 0)
 
 
 cdef inline int udp_error_index(int number) noexcept nogil:

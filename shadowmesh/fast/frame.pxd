@@ -38,8 +38,10 @@ cdef enum:
     DROP_QUEUE_FULL
     DROP_REASONS
 
+# Beside them, of whoever judges or seals.
 cdef enum:
     KEEP = -1
+    NO_ROOM = -2                # now: in the ring or the outbox
 
 
 cdef inline int check_frame(const uint8_t *frame, size_t frame_bytes,

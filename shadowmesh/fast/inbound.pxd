@@ -27,7 +27,6 @@ cdef enum:
     MAX_UNAUTHENTICATED = 2048
     MAX_FRAGMENTS = 64
     MAX_CONTROLS_PER_SECOND = 10
-    MAX_SIGNAL_BYTES = 2048     # body of a record that is not a frame
 
 # What parse() wants from its caller: nothing until more bytes come, or one event.
 cdef enum:

@@ -3,8 +3,11 @@
 #   send_over_link -> seal_message -> ring_commit        as long as the ring has room
 #     park_slots -> choose_parked -> seal_message        what has to wait, by turns (backlog.pxd)
 #
-# Under tx_lock, but for what says otherwise. All of it runs in the TAP threads, each on its own
-# queue; seal_message also serves the hub (send_record in _fastpath.pyx).
+#   seal_signal -> seal_message                          one record of the hub's
+#   queue_ws_frame                                       before there are keys; ping, pong, close
+#
+# Under tx_lock, but for what says otherwise. But for those of the hub it runs in the TAP threads,
+# each on its own queue.
 
 from libc.stddef cimport size_t
 from libc.string cimport memcpy
@@ -92,6 +95,43 @@ cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *s
         sm_mask(message + header, room.bytes, mask, 0)
     ring_commit(session.ring, message, header + room.bytes, taken if frames else 0)
     return taken
+
+
+cdef inline int seal_signal(plane_t *plane, int index, uint8_t inner_type, const uint8_t *body,
+                            size_t body_bytes) noexcept nogil:
+    # One record of the hub's as a message of its own: KEEP, NO_ROOM or a DROP_ reason. body_bytes
+    # is at most MAX_SIGNAL_BYTES. Under tx_lock.
+    cdef session_t *session = &plane.peers.sessions[index]
+    cdef uint8_t inner[1 + MAX_SIGNAL_BYTES]
+    cdef slot_t slot
+    cdef int obstacle = sending_obstacle(&plane.peers, index, boottime_ns())
+    if obstacle != KEEP:
+        return obstacle
+    if session.ring == NULL:
+        return DROP_LINK_LOST
+    inner[0] = inner_type
+    memcpy(inner + 1, body, body_bytes)
+    slot.inner = inner
+    slot.inner_bytes = <uint32_t>(1 + body_bytes)
+    return KEEP if seal_message(plane, session, &slot, 1, 0) else NO_ROOM
+
+
+cdef inline bint queue_ws_frame(wss_t *wss, ring_t *ring, bint masked, int opcode,
+                                const uint8_t *payload, size_t length) noexcept nogil:
+    # One WebSocket frame as it is; False: no room. Under tx_lock.
+    cdef size_t header = ws_header_bytes(length, masked)
+    cdef uint8_t mask[4]
+    cdef uint8_t *message = ring_reserve(ring, header + length)
+    if message == NULL:
+        return False
+    if masked:
+        next_mask(wss, mask)
+    ws_write_header(message, opcode, length, mask if masked else NULL)
+    memcpy(message + header, payload, length)
+    if masked:
+        sm_mask(message + header, length, mask, 0)
+    ring_commit(ring, message, header + length, 0)
+    return True
 
 
 cdef inline void capture_slots(capture_t *capture, const slot_t *slots, int count) noexcept nogil:

@@ -47,6 +47,38 @@ ctypedef struct route_t:        # what sealing needs of a session, copied under 
     address_t to
 
 
+cdef inline int seat_session(peers_t *peers) noexcept nogil:
+    # An empty session, -1: all seats are taken. Under tx_lock.
+    cdef int i
+    for i in range(MAX_SESSIONS):
+        if not peers.sessions[i].in_use:
+            memset(&peers.sessions[i], 0, sizeof(session_t))
+            peers.sessions[i].in_use = 1
+            peers.sessions[i].tx_epoch = -1
+            return i
+    return -1
+
+
+cdef inline uint32_t reserve_epoch(peers_t *peers, int session, uint32_t wanted) noexcept nogil:
+    # A key id for keys to come: `wanted` or, when that is 0, one that nobody can guess. 0: the
+    # epoch wanted, or every one, is in use. The hub alone makes epochs, so it needs no lock here.
+    cdef uint32_t key_id = wanted
+    cdef int index = wanted & 0xFF
+    if not wanted:
+        while index < MAX_EPOCHS and peers.epochs[index].state != EPOCH_FREE:
+            index += 1
+    if index == MAX_EPOCHS or peers.epochs[index].state != EPOCH_FREE:
+        return 0
+    while key_id >> 8 == 0 and not wanted:
+        randombytes_buf(&key_id, sizeof(key_id))
+    key_id = (key_id & ~<uint32_t>0xFF) | <uint32_t>index
+    memset(&peers.epochs[index], 0, sizeof(epoch_t))
+    peers.epochs[index].session = session
+    peers.epochs[index].local_key_id = key_id
+    peers.epochs[index].state = EPOCH_RESERVED
+    return key_id
+
+
 cdef inline int session_for(const peers_t *peers, const uint8_t *frame) noexcept nogil:
     # Which session a frame from the TAP goes to: the seat of the MAC table. With one peer the
     # answer does not depend on the frame.
@@ -99,3 +131,48 @@ cdef inline void erase_epoch(peers_t *peers, int index) noexcept nogil:
         while sm_acquire(&peers.pins[i].epoch) == <uint64_t>index + 1:
             sched_yield()
     sodium_memzero(&peers.epochs[index], sizeof(epoch_t))
+
+
+cdef inline void retire_epoch(peers_t *peers, int index) noexcept nogil:
+    # Under both locks; the session that sends under it sends nothing any more.
+    cdef session_t *session = &peers.sessions[peers.epochs[index].session]
+    if session.tx_epoch == index:
+        session.tx_epoch = -1
+    erase_epoch(peers, index)
+
+
+cdef inline void unseat_session(peers_t *peers, int index) noexcept nogil:
+    # Under both locks: it sends nothing any more, its keys are gone, its seat is free.
+    cdef int i
+    if peers.active_session == index:
+        sm_set_flag(&peers.active_session, -1)
+    peers.sessions[index].tx_epoch = -1
+    peers.sessions[index].udp_active = 0
+    for i in range(MAX_EPOCHS):
+        if peers.epochs[i].state != EPOCH_FREE and peers.epochs[i].session == index:
+            erase_epoch(peers, i)
+    peers.sessions[index].in_use = 0
+
+
+cdef inline uint64_t count_sealed(const peers_t *peers, int index) noexcept nogil:
+    # Records under the sending keys, on the busier path.
+    cdef const epoch_t *epoch
+    cdef uint64_t over_udp
+    if peers.sessions[index].tx_epoch < 0:
+        return 0
+    epoch = &peers.epochs[peers.sessions[index].tx_epoch]
+    over_udp = sm_counted(&epoch.udp_tx_next)
+    return over_udp if over_udp > epoch.wss_tx_next else epoch.wss_tx_next
+
+
+cdef inline uint64_t count_failures(const peers_t *peers, int index) noexcept nogil:
+    # Datagrams that did not open, under the keys of the session under which most did not.
+    cdef const epoch_t *epoch
+    cdef uint64_t most = 0
+    cdef int i
+    for i in range(MAX_EPOCHS):
+        epoch = &peers.epochs[i]
+        if (epoch.state == EPOCH_INSTALLED and epoch.session == index
+                and epoch.udp_failed_opens > most):
+            most = epoch.udp_failed_opens
+    return most

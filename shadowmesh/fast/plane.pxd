@@ -13,7 +13,7 @@
 #   tap       the device's queues                                 TAP threads   (tap.pxd)
 #   udp       the socket                                          UDP thread    (below)
 #   wss       what all links have together                        hub           (below)
-#   threads   which of them run                                   hub           (below)
+#   threads   which of them run                                   hub           (lifecycle.pxd)
 #   capture   copies of frames                                    any           (capture.pxd)
 #
 # A function takes the group that it works on; what crosses from one to another takes the plane.
@@ -100,6 +100,16 @@ cdef struct plane_t:
     wss_t wss
     threads_t threads
     capture_t capture           # asks nobody for a lock
+
+
+cdef inline void lock_both(plane_t *plane) noexcept nogil:
+    pthread_mutex_lock(&plane.tx_lock)
+    pthread_mutex_lock(&plane.rx_lock)
+
+
+cdef inline void unlock_both(plane_t *plane) noexcept nogil:
+    pthread_mutex_unlock(&plane.rx_lock)
+    pthread_mutex_unlock(&plane.tx_lock)
 
 
 cdef inline void next_mask(wss_t *wss, uint8_t *mask) noexcept nogil:

@@ -15,7 +15,7 @@
 from libc.stddef cimport size_t
 from .base cimport *
 from .aead cimport *
-from .datagram cimport address_t
+from .address cimport address_t
 from .replay cimport *
 from .ring cimport *
 
@@ -35,6 +35,7 @@ cdef enum:
     KIND_UDP = 0x80
     KIND_WSS = 0x81
     MAX_MESSAGE = 256 * 1024
+    MAX_SIGNAL_BYTES = 2048     # body of a record that is not a frame, over WSS
 
 cdef enum:
     INNER_PADDING = 0

@@ -4,7 +4,7 @@
 #                 -> join, writev | fragments | signal
 #
 # Nothing here makes state, costs a public-key operation or gets an answer before the tag was
-# right. All of it runs in the UDP thread.
+# right. All of it runs in the UDP thread, but for next_signal.
 
 from libc.stddef cimport size_t
 from libc.string cimport memcpy, memmove, memset
@@ -51,6 +51,16 @@ cdef inline void signal_hub(udp_t *udp, int session, uint32_t key_id, uint8_t in
     memcpy(signal.bytes, body, body_bytes if body_bytes < SIGNAL_BYTES else SIGNAL_BYTES)
     if inbox.signal_count == 1:
         signal_fd(udp.event_fd)
+
+
+cdef inline signal_t *next_signal(inbox_t *inbox) noexcept nogil:
+    # Takes the oldest one, NULL: none. It stays valid as long as the caller, the hub, has rx_lock.
+    cdef signal_t *signal = &inbox.signals[inbox.signal_first]
+    if inbox.signal_count == 0:
+        return NULL
+    inbox.signal_first = (inbox.signal_first + 1) % MAX_SIGNALS
+    inbox.signal_count -= 1
+    return signal
 
 
 cdef inline void flush_train(plane_t *plane) noexcept nogil:

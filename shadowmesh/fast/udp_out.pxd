@@ -3,15 +3,18 @@
 #   seal_slots (keys pinned): frame, its segments or its fragments -> outbox
 #    send_outbox (unpinned): trains -> socket
 #
-# Neither holds a lock; the outbox is the thread's own. Counters are taken in one add for what is
-# sealed together: a run of small frames, the segments of a super-frame, the fragments of a frame.
+#   seal_single -> send_single                     one datagram of the hub's
+#
+# The TAP threads hold no lock; the outbox is the thread's own. Counters are taken in one add for
+# what is sealed together: a run of small frames, the segments of a super-frame, the fragments of a
+# frame.
 #
 # Datagrams of one size that follow each other are one train: one system call entry, cut by the
 # kernel or the network card (UDP_SEGMENT). Counters may have gaps on UDP, so a datagram that the
 # socket does not take is dropped, sealed as it is.
 
 from libc.stddef cimport size_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from .base cimport *
 from .frame cimport *
 from .session cimport *
@@ -24,7 +27,6 @@ from .offload cimport *
 cdef enum:
     # The socket's buffer is full: a moment for the card to take some of it, then the train goes.
     SEND_WAIT_MS = 20
-    NO_ROOM = -2                # beside KEEP and the DROP_ reasons
 
 
 cdef inline bint outbox_has_room(const outbox_t *outbox, size_t trains,
@@ -313,3 +315,31 @@ cdef inline void send_outbox(plane_t *plane, queue_t *queue,
         first += 1
     outbox.used = 0
     outbox.count = 0
+
+
+cdef inline size_t seal_single(const peers_t *peers, int session, uint8_t inner_type,
+                               const uint8_t *body, size_t body_bytes,
+                               uint8_t *out) noexcept nogil:
+    # One record of the hub's as a datagram at `out`, which has room for it; body_bytes is at most
+    # MAX_UDP_SIGNAL_BYTES. How many bytes it has; 0: no keys, or they have expired. Under tx_lock.
+    cdef uint8_t inner[1 + MAX_UDP_SIGNAL_BYTES]
+    cdef int index = peers.sessions[session].tx_epoch
+    cdef epoch_t *epoch
+    if index < 0:
+        return 0
+    epoch = &peers.epochs[index]
+    if (epoch_expired(epoch, boottime_ns())
+            or sm_counted(&epoch.udp_tx_next) >= SM_SEAL_LIMIT - SEAL_MARGIN):
+        return 0
+    inner[0] = inner_type
+    memcpy(inner + 1, body, body_bytes)
+    return seal_datagram(epoch, take_counters(epoch, 1), inner, 1 + body_bytes, out)
+
+
+cdef inline int send_single(const udp_t *udp, const address_t *to, const uint8_t *data,
+                            size_t length) noexcept nogil:
+    # One datagram of the hub's: 0 or the errno of the socket.
+    while sendto(udp.fd, data, length, MSG_DONTWAIT, <const sockaddr *>&to.storage, to.length) < 0:
+        if errno != EINTR:
+            return errno
+    return 0

@@ -1,0 +1,284 @@
+# The life of a plane: its memory, its descriptors and its threads.
+#
+#   plane_new -> open_descriptors -+-> attach_device -> detach_device --+-> plane_free
+#                                  '-> attach_socket -> detach_socket --'
+#
+# Called by the hub alone. The TAP and UDP threads are bare POSIX threads that never take the GIL;
+# `top -H` shows them as sm-tap-0 (one for each queue of the device) and sm-udp.
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+from .base cimport *
+from .backlog cimport *
+from .capture cimport *
+from .datagram cimport *
+from .link_out cimport drop_parked
+from .offload cimport join_reset
+from .outbound cimport run_outbound
+from .peers cimport *
+from .plane cimport *
+from .ring cimport *
+from .steer cimport *
+from .tap cimport *
+from .udp_in cimport run_inbound_udp
+
+cdef enum:
+    E_NO_MEMORY = -1
+    E_NO_THREAD = -2
+    DESCRIPTORS = 5 + MAX_QUEUES
+
+
+cdef inline void *tap_thread(void *argument) noexcept nogil:
+    cdef tap_thread_t *started = <tap_thread_t *>argument
+    cdef char name[16]
+    memcpy(name, <const char *>b"sm-tap-0", 9)
+    name[7] += <char>started.queue.index
+    pthread_setname_np(pthread_self(), name)
+    run_outbound(started.plane, started.queue)
+    return NULL
+
+
+cdef inline void *udp_thread(void *argument) noexcept nogil:
+    pthread_setname_np(pthread_self(), <const char *>b"sm-udp")
+    run_inbound_udp(<plane_t *>argument)
+    return NULL
+
+
+cdef inline plane_t *plane_new() noexcept nogil:
+    # NULL: no memory.
+    cdef plane_t *plane = <plane_t *>calloc(1, sizeof(plane_t))
+    cdef int i
+    if plane == NULL:
+        return NULL
+    plane.peers.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
+    if plane.peers.epochs == NULL:
+        free(plane)
+        return NULL
+    pthread_mutex_init(&plane.tx_lock, NULL)
+    pthread_mutex_init(&plane.rx_lock, NULL)
+    plane.peers.active_session = -1
+    plane.tap.queue_count = 1
+    plane.tap.mtu_bytes = 65535
+    plane.tap.batch_frames = BATCH_FRAMES
+    for i in range(MAX_QUEUES):
+        plane.tap.queues[i].index = i
+        plane.tap.queues[i].tap_fd = -1
+        plane.threads.tap[i].plane = plane
+        plane.threads.tap[i].queue = &plane.tap.queues[i]
+    plane.udp.fd = -1
+    plane.udp.batch_messages = INBOX_MESSAGES
+    plane.wss.mask_used = sizeof(plane.wss.mask_pool)
+    return plane
+
+
+cdef inline void list_descriptors(plane_t *plane, int **fds) noexcept nogil:
+    # The DESCRIPTORS that are the plane's own.
+    cdef int i
+    fds[0] = &plane.tap.event_fd
+    fds[1] = &plane.tap.stop_fd
+    fds[2] = &plane.udp.event_fd
+    fds[3] = &plane.udp.stop_fd
+    fds[4] = &plane.capture.wakeup_fd
+    for i in range(MAX_QUEUES):
+        fds[5 + i] = &plane.tap.queues[i].space_fd
+
+
+cdef inline bint open_descriptors(plane_t *plane) noexcept nogil:
+    # False, with the reason in errno.
+    cdef int *fds[DESCRIPTORS]
+    cdef int i
+    list_descriptors(plane, fds)
+    for i in range(DESCRIPTORS):
+        fds[i][0] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if fds[i][0] < 0:
+            return False
+    return True
+
+
+cdef inline bint provide_queues(plane_t *plane) noexcept nogil:
+    # What the threads of queue_count queues work in; False: no memory.
+    cdef queue_t *queue
+    cdef int i
+    for i in range(plane.tap.queue_count):
+        queue = &plane.tap.queues[i]
+        if queue.backlog == NULL:
+            queue.backlog = backlog_new()
+        if queue.outbox == NULL and plane.udp.inbox != NULL:
+            queue.outbox = <outbox_t *>calloc(1, sizeof(outbox_t))
+        if queue.backlog == NULL or (queue.outbox == NULL and plane.udp.inbox != NULL):
+            return False
+    return True
+
+
+cdef inline inbox_t *inbox_new() noexcept nogil:
+    # NULL: no memory.
+    cdef inbox_t *inbox = <inbox_t *>calloc(1, sizeof(inbox_t))
+    cdef int i
+    if inbox == NULL:
+        return NULL
+    inbox.slices = <uint8_t *>calloc(MAX_PARTIALS, PARTIAL_BYTES)
+    if inbox.slices == NULL:
+        free(inbox)
+        return NULL
+    for i in range(MAX_PARTIALS):
+        inbox.partials[i].bytes = inbox.slices + i * PARTIAL_BYTES + PARTIAL_HEADROOM
+    return inbox
+
+
+cdef inline void free_boxes(plane_t *plane) noexcept nogil:
+    cdef int i
+    if plane.udp.inbox != NULL:
+        # Plaintext frames were opened in it.
+        sodium_memzero(plane.udp.inbox.bytes, sizeof(plane.udp.inbox.bytes))
+        free(plane.udp.inbox.slices)
+        free(plane.udp.inbox)
+        plane.udp.inbox = NULL
+    for i in range(MAX_QUEUES):
+        free(plane.tap.queues[i].outbox)
+        plane.tap.queues[i].outbox = NULL
+
+
+cdef inline void stop_tap_threads(plane_t *plane) noexcept nogil:
+    cdef int i
+    if plane.threads.tap_running:
+        signal_fd(plane.tap.stop_fd)
+        for i in range(plane.threads.tap_running):
+            pthread_join(plane.threads.tap[i].thread, NULL)
+        drain_fd(plane.tap.stop_fd)
+        plane.threads.tap_running = 0
+
+
+cdef inline bint start_tap_threads(plane_t *plane) noexcept nogil:
+    # All of them or none: False.
+    cdef tap_thread_t *one
+    cdef int i
+    for i in range(plane.tap.queue_count):
+        one = &plane.threads.tap[i]
+        if pthread_create(&one.thread, NULL, tap_thread, one) != 0:
+            stop_tap_threads(plane)
+            return False
+        plane.threads.tap_running += 1
+    return True
+
+
+cdef inline void stop_udp_thread(plane_t *plane) noexcept nogil:
+    if plane.threads.udp_running:
+        signal_fd(plane.udp.stop_fd)
+        pthread_join(plane.threads.udp, NULL)
+        drain_fd(plane.udp.stop_fd)
+        plane.threads.udp_running = 0
+
+
+cdef inline void set_device(plane_t *plane, const int *fds, int count,
+                            bint udp_super_frames) noexcept nogil:
+    # The UDP thread may be writing to the old one. No TAP thread runs.
+    cdef int i
+    pthread_mutex_lock(&plane.rx_lock)
+    for i in range(MAX_QUEUES):
+        plane.tap.queues[i].tap_fd = fds[i] if i < count else -1
+    steer_reset(&plane.tap, count if count else 1)
+    join_reset(&plane.udp.joiner, udp_super_frames)
+    pthread_mutex_unlock(&plane.rx_lock)
+
+
+cdef inline int attach_device(plane_t *plane, const int *fds, int count, uint32_t mtu_bytes,
+                              bint udp_super_frames) noexcept nogil:
+    # 0 or an E_ code, and then nothing is attached.
+    cdef int code = 0
+    plane.tap.mtu_bytes = mtu_bytes
+    plane.tap.failure = 0
+    set_device(plane, fds, count, udp_super_frames)
+    drain_fd(plane.tap.event_fd)
+    if not provide_queues(plane):
+        code = E_NO_MEMORY
+    elif not start_tap_threads(plane):
+        code = E_NO_THREAD
+    if code:
+        set_device(plane, NULL, 0, False)
+    return code
+
+
+cdef inline void detach_device(plane_t *plane) noexcept nogil:
+    cdef int i
+    stop_tap_threads(plane)
+    for i in range(plane.tap.queue_count):
+        if plane.tap.queues[i].backlog != NULL:
+            drop_parked(&plane.tap.queues[i], DROP_TAP_GONE)
+    set_device(plane, NULL, 0, False)
+
+
+cdef inline int attach_socket(plane_t *plane, int fd, int family,
+                              bint no_segmentation) noexcept nogil:
+    # 0 or an E_ code, and then nothing is attached.
+    plane.udp.inbox = inbox_new()
+    if plane.udp.inbox == NULL or not provide_queues(plane):
+        free_boxes(plane)
+        return E_NO_MEMORY
+    plane.udp.family = family
+    plane.udp.fd = fd
+    plane.udp.no_segmentation = no_segmentation
+    drain_fd(plane.udp.event_fd)
+    if pthread_create(&plane.threads.udp, NULL, udp_thread, plane) != 0:
+        plane.udp.fd = -1
+        free_boxes(plane)
+        return E_NO_THREAD
+    plane.threads.udp_running = 1
+    return 0
+
+
+cdef inline void detach_socket(plane_t *plane) noexcept nogil:
+    cdef int running, i
+    stop_udp_thread(plane)
+    # The TAP threads send without the lock, from their outboxes: they have to stand still.
+    running = plane.threads.tap_running
+    stop_tap_threads(plane)
+    pthread_mutex_lock(&plane.tx_lock)
+    for i in range(MAX_SESSIONS):
+        plane.peers.sessions[i].udp_active = 0
+    plane.udp.fd = -1
+    pthread_mutex_unlock(&plane.tx_lock)
+    free_boxes(plane)
+    if running and not start_tap_threads(plane):
+        # As if the device had failed: who hears of it attaches it anew.
+        sm_set_flag(&plane.tap.failure, EAGAIN)
+        signal_fd(plane.tap.event_fd)
+
+
+cdef inline bint begin_capture(capture_t *capture, uint32_t snap_bytes) noexcept nogil:
+    # False: no memory.
+    cdef uint8_t *memory = <uint8_t *>calloc(1, CAPTURE_BYTES)
+    if memory == NULL:
+        return False
+    capture_start(capture, memory, snap_bytes)
+    return True
+
+
+cdef inline void end_capture(capture_t *capture) noexcept nogil:
+    cdef uint8_t *memory = capture_stop(capture)
+    if memory != NULL:
+        # Plaintext frames.
+        sodium_memzero(memory, CAPTURE_BYTES)
+        free(memory)
+
+
+cdef inline void plane_free(plane_t *plane) noexcept nogil:
+    # Whatever of it there is; no session or link uses it any more.
+    cdef int *fds[DESCRIPTORS]
+    cdef int i
+    if plane == NULL:
+        return
+    stop_tap_threads(plane)
+    stop_udp_thread(plane)
+    free_boxes(plane)
+    end_capture(&plane.capture)
+    sodium_memzero(plane.peers.epochs, MAX_EPOCHS * sizeof(epoch_t))
+    free(plane.peers.epochs)
+    for i in range(MAX_QUEUES):
+        backlog_free(plane.tap.queues[i].backlog)
+    list_descriptors(plane, fds)
+    for i in range(DESCRIPTORS):
+        if fds[i][0] > 0:
+            close(fds[i][0])
+    pthread_mutex_destroy(&plane.tx_lock)
+    pthread_mutex_destroy(&plane.rx_lock)
+    free(plane)

@@ -1,0 +1,90 @@
+# One WebSocket link after the upgrade: the ring of what goes out, the parser of what comes.
+#
+#   link_open -> bind_link: messages are records of a session -> unbind_link -> link_close
+#
+# The hub alone opens, binds and closes; the TAP threads fill the ring of the session they send to.
+
+from .base cimport *
+from .inbound cimport *
+from .peers cimport *
+from .plane cimport *
+from .ring cimport *
+from .tap cimport *
+
+cdef enum:
+    ENTRIES_BYTES = RING_MESSAGES * 8           # of a ring_entry_t
+    LINK_BYTES = RING_BYTES + ENTRIES_BYTES + HEADROOM + PARSER_BYTES
+
+ctypedef struct link_t:
+    uint8_t *memory             # LINK_BYTES: the ring, its entries, the parser's buffer
+    ring_t ring
+    parser_t parser
+
+
+cdef inline bint link_open(link_t *link, const tap_t *tap, bint client) noexcept nogil:
+    # False: no memory, or with `memory` no descriptor, for the reason in errno; link_close() is
+    # right all the same. `link` is zero before. `client`: we are the WebSocket client.
+    cdef void *memory
+    # Not from the heap: it hands out the used pages of links that are gone, and then each of the
+    # strangers at the peer port would cost a megabyte instead of the pages it touches.
+    memory = mmap(NULL, LINK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if memory == MAP_FAILED:
+        return False
+    link.memory = <uint8_t *>memory
+    link.ring.bytes = link.memory
+    link.ring.entries = <ring_entry_t *>(link.memory + RING_BYTES)
+    ring_init(&link.ring)
+    for i in range(MAX_QUEUES):
+        link.ring.space_fds[i] = tap.queues[i].space_fd
+    link.parser.bytes = link.memory + RING_BYTES + ENTRIES_BYTES
+    link.parser.session = -1
+    link.parser.from_client = not client
+    link.parser.begin = link.parser.end = HEADROOM
+    link.parser.raw = link.parser.raw_end = HEADROOM
+    link.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+    return link.ring.wakeup_fd >= 0
+
+
+cdef inline void link_close(link_t *link) noexcept nogil:
+    if link.memory != NULL:
+        # Plaintext frames were opened in this buffer.
+        sodium_memzero(link.parser.bytes, HEADROOM + PARSER_BYTES)
+        munmap(link.memory, LINK_BYTES)
+    if link.ring.wakeup_fd > 0:
+        close(link.ring.wakeup_fd)
+
+
+cdef inline void settle_ring(wss_t *wss, ring_t *ring) noexcept nogil:
+    # Under tx_lock: books the frames of a ring that a session lets go of, sent or lost.
+    wss.frames_settled += ring_sent(ring)
+    wss.frames_lost += ring_queued(ring)
+    ring_book(ring)
+
+
+cdef inline void bind_link(plane_t *plane, int session, link_t *before,
+                           link_t *link) noexcept nogil:
+    # The session's records go over `link` instead of `before` from now on; NULL: over none.
+    pthread_mutex_lock(&plane.tx_lock)
+    if before != NULL:
+        settle_ring(&plane.wss, &before.ring)
+        before.parser.session = -1
+    plane.peers.sessions[session].ring = NULL
+    if link != NULL:
+        plane.peers.sessions[session].ring = &link.ring
+        plane.peers.sessions[session].masked = not link.parser.from_client
+        link.parser.session = session
+    pthread_mutex_unlock(&plane.tx_lock)
+    # The TAP threads may be waiting for room in the old ring.
+    wake_tap_threads(&plane.tap)
+
+
+cdef inline void unbind_link(plane_t *plane, link_t *link) noexcept nogil:
+    # From whichever session has it.
+    pthread_mutex_lock(&plane.tx_lock)
+    for i in range(MAX_SESSIONS):
+        if plane.peers.sessions[i].ring == &link.ring:
+            settle_ring(&plane.wss, &link.ring)
+            plane.peers.sessions[i].ring = NULL
+    link.parser.session = -1
+    pthread_mutex_unlock(&plane.tx_lock)
+    wake_tap_threads(&plane.tap)
