@@ -1,11 +1,11 @@
-"""Build of the Cython data plane; everything else about the package is in pyproject.toml.
+"""Build of the Cython data plane, and which packages there are; all else is in pyproject.toml.
 
 Switches (environment):
     SHADOWMESH_DEBUG_BUILD=1  bounds and None checks on, assertions in C, no optimisation
     SHADOWMESH_SANITIZE=1     address and undefined-behaviour sanitizers (see `make sanitize`)
     SHADOWMESH_WERROR=1       C compiler warnings are errors (set by `make lint` and in CI)
     SHADOWMESH_LIBSODIUM      auto, system or source (scripts/libsodium.py)
-    SHADOWMESH_HOOKS=0        without the module for tests and measurements (set for wheels)
+    SHADOWMESH_HOOKS=0        without the modules for tests and measurements (set for wheels)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ def is_set(name: str) -> bool:
 
 
 class BuildFastpath(build_ext):
-    """Translate and compile shadowmesh._fastpath when a source or a switch has changed."""
+    """Translate and compile the data plane and its hooks when a source or a switch has changed."""
 
     def build_extensions(self) -> None:
         sodium = libsodium.choose()
@@ -74,7 +74,8 @@ class BuildFastpath(build_ext):
             extension.extra_compile_args = [*flags, f"-I{PACKAGE / 'fast'}", *sodium.cflags]
             extension.extra_link_args = [*(SANITIZERS if sanitize else []), *sodium.ldflags]
             extension.depends = [
-                *sorted(str(path) for path in PACKAGE.glob("fast/*.[ph]*")),
+                *sorted(str(path) for path in PACKAGE.glob("fast/**/*.pxd")),
+                *sorted(str(path) for path in PACKAGE.glob("fast/*.h")),
                 str(self._switches(variant, extension, directives)),
             ]
         translate(self.extensions, variant, directives)
@@ -134,16 +135,17 @@ def translate(extensions: list[Extension], variant: str, directives: dict[str, o
         extension.sources = c_extension.sources
 
 
-MODULES = ["_fastpath"]
+HOOKS = PACKAGE / "fast" / "hooks"
+SOURCES = [PACKAGE / "_fastpath.pyx"]
+WITHOUT = ["shadowmesh.fast.hooks"]
 if os.environ.get("SHADOWMESH_HOOKS") != "0":
-    MODULES.append("_fasthooks")
+    SOURCES += sorted(HOOKS.glob("*.pyx"))
+    WITHOUT = []
 
 setup(
+    packages=find_packages(include=["shadowmesh*"], exclude=WITHOUT),
     ext_modules=[
-        Extension(f"shadowmesh.{name}", [str(PACKAGE / f"{name}.pyx")]) for name in MODULES
+        Extension(".".join(source.with_suffix("").parts), [str(source)]) for source in SOURCES
     ],
-    exclude_package_data={
-        "shadowmesh": [] if "_fasthooks" in MODULES else ["_fasthooks.pyi"],
-    },
     cmdclass={"build_ext": BuildFastpath},
 )

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from shadowmesh import _fasthooks
 from shadowmesh.base.constants import Inner
 from shadowmesh.base.errors import RemoteProtocolError
 from shadowmesh.config import yamlfile
+from shadowmesh.fast.hooks import offload, records
 from shadowmesh.keys.identity import Identity
 from shadowmesh.wire import control
 from shadowmesh.wire.handshake.agreement import Offer, Policy
@@ -183,11 +183,11 @@ def try_offload(data: bytes) -> None:
     header, frame = data[:10], data[10:]
     if len(header) < 10:
         return
-    _fasthooks.judge(frame, 1500, header)
+    records.judge(frame, 1500, header)
     for finished in (False, True):
-        cut = _fasthooks.segment(header, frame, 1400, finished)
+        cut = offload.segment(header, frame, 1400, finished)
         if not isinstance(cut, int):
-            _fasthooks.join(cut)
+            offload.join(cut)
 
 
 def offload_seeds() -> Iterable[bytes]:

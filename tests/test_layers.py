@@ -35,8 +35,8 @@ FLOORS = (
     {"netlab"},
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
-#: the extension modules are the faces of fast/
-FACES = {"_fastpath": "fast", "_fasthooks": "fast"}
+#: the extension module is the face of fast/
+FACES = {"_fastpath": "fast"}
 
 #: what a package or one of its modules may not import although its floor would allow it; names
 #: with a dot are of the project
@@ -45,6 +45,7 @@ MUST_NOT_KNOW = {
     "base.rate": {"time"},
     "keys": {"gevent", "socket", "ssl"},
     "config": {"gevent", "socket", "ssl", "shadowmesh.base.log"},
+    "fast": {"gevent", "flask", "shadowmesh"},
     "wire": {
         "gevent", "geventwebsocket", "socket", "ssl", "select", "threading", "subprocess",
         "os", "io", "pathlib", "shutil", "tempfile", "time", "datetime", "random", "secrets",
@@ -117,7 +118,7 @@ GEVENT_TOP = {
 #: run on their own or in a process without a hub: waiting there harms nobody
 MAY_SLEEP = {"cli", "netlab"}
 #: how many names a newcomer sees in shadowmesh/
-MOST_NAMES = 16
+MOST_NAMES = 15
 
 
 @dataclass(frozen=True)

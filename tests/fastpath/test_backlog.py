@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from shadowmesh import _fasthooks as hooks
+from shadowmesh.fast.hooks import queues as hooks
 from tests.twins.flow_queue import INTERVAL_NS, QUANTUM, TARGET_NS, FlowQueues
 
 FLOWS = hooks.SIZES["FLOWS"]

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from shadowmesh import _fasthooks as hooks
+from shadowmesh.fast.hooks import queues as hooks
 from tests.fastpath.rig import vnet
 from tests.twins.capture import HEADER_BYTES, RING_BYTES, Captured, CaptureRing, place_bytes
 

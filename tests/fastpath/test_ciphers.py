@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadowmesh import _fasthooks as hooks
 from shadowmesh._fastpath import CIPHER_NAMES, build_info
 from shadowmesh.base import constants
+from shadowmesh.fast.hooks import records as hooks
 from tests.fastpath.rig import AEGIS, CIPHERS
 from tests.twins import records
 from tests.twins.replay import ReplayWindow

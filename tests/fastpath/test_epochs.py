@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from shadowmesh import _fasthooks as hooks
 from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES, Pipe, Session
 from shadowmesh.base import constants
 from shadowmesh.base.constants import ControlCode, Inner
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.fast.hooks import records as hooks
 from tests.fastpath.rig import (
     CIPHERS,
     KEYS,

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadowmesh import _fasthooks as hooks
 from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES, Pipe
 from shadowmesh.base.constants import Caps
 from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.fast.hooks import queues, records
 from tests.fastpath.rig import (
     FRAME_MAX,
     MTU,
@@ -136,7 +136,7 @@ def test_an_offload_record_without_a_whole_header_is_a_runt(make, size):
 @TABLE
 def test_the_judge_reads_nothing_outside_of_the_frame(header, data, reason):
     # the hook gives it memory of just that size, for the sanitizer to watch
-    verdict = hooks.judge(data, MTU, header)
+    verdict = records.judge(data, MTU, header)
     assert verdict == (-1 if reason is None else DROP_NAMES.index(reason))
 
 
@@ -148,7 +148,7 @@ def test_what_passes_keeps_to_the_protocol(header, size):
     header_bytes, segment, start, offset = (
         int.from_bytes(header[at : at + 2], "little") for at in (2, 4, 6, 8)
     )
-    if hooks.judge(data, MTU, header) == -1:
+    if records.judge(data, MTU, header) == -1:
         assert 14 <= size <= (FRAME_MAX if kind == 0 else 65_557)
         assert flags in (0, 1, 2, 3)
         assert flags & 1 == 0 or (start >= 14 and start + offset + 2 <= size)
@@ -281,7 +281,7 @@ def test_a_link_that_takes_nothing_costs_frames_but_no_control_record(make):
     fill(node)
     counters = node.settle()
     assert set(dropped(counters, "tx_dropped")) == {"link_stalled", "queue_full"}
-    assert node.pipe.queued_bytes >= hooks.SIZES["FIRST_LIMIT"]
+    assert node.pipe.queued_bytes >= queues.SIZES["FIRST_LIMIT"]
     for number in range(3):  # 3 * 2 KiB fit into what frames have to leave free
         node.session.send_record(6, bytes([number]) * 2000)
     node.pipe.send_ws_control(9, b"ping")
@@ -481,10 +481,10 @@ def test_frames_in_the_ring_are_counted_once_however_the_link_ends(make, end):
 
 
 def test_the_names_of_reasons_stand_in_the_order_of_their_numbers():
-    assert tuple(sorted(hooks.REASONS, key=hooks.REASONS.__getitem__)) == DROP_NAMES
-    assert len(DROP_NAMES) == hooks.SIZES["DROP_REASONS"]
-    assert tuple(sorted(hooks.REFUSED, key=hooks.REFUSED.__getitem__)) == REFUSAL_NAMES
-    assert len(REFUSAL_NAMES) == hooks.SIZES["REFUSALS"]
+    assert tuple(sorted(records.REASONS, key=records.REASONS.__getitem__)) == DROP_NAMES
+    assert len(DROP_NAMES) == records.SIZES["DROP_REASONS"]
+    assert tuple(sorted(records.REFUSED, key=records.REFUSED.__getitem__)) == REFUSAL_NAMES
+    assert len(REFUSAL_NAMES) == records.SIZES["REFUSALS"]
 
 
 def test_a_device_that_fails_is_reported_once(make):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from shadowmesh import _fasthooks as fast
+from shadowmesh.fast.hooks import offload as fast
 from tests.twins import offload as twin
 from tests.twins.offload import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG, Frame, Ipv4, Ipv6, Packet
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh import _fasthooks as hooks
 from shadowmesh._fastpath import DataPlane, Session
 from shadowmesh.base.constants import MAX_QUEUES, Inner
 from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.fast.hooks import queues as hooks
+from shadowmesh.fast.hooks.records import TxCounters
 from tests.fastpath.rig import (
     CHACHA,
     CIPHERS,
@@ -224,7 +225,7 @@ def test_over_udp_no_counter_is_taken_twice_and_each_queue_keeps_its_order(sink,
 
 
 def test_threads_that_take_counters_at_once_get_each_of_them_once():
-    counters, times, takers = hooks.TxCounters(), 500_000, 4
+    counters, times, takers = TxCounters(), 500_000, 4
     with ThreadPoolExecutor(takers) as pool:
         total = sum(pool.map(counters.take, [times] * takers))
     taken = times * takers

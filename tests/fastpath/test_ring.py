@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from shadowmesh import _fasthooks as hooks
+from shadowmesh.fast.hooks import queues as hooks
 
 RING_BYTES = hooks.SIZES["RING_BYTES"]
 RING_MESSAGES = hooks.SIZES["RING_MESSAGES"]

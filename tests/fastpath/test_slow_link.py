@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from shadowmesh import _fasthooks as hooks
 from shadowmesh.base.constants import Inner
+from shadowmesh.fast.hooks import queues as hooks
 from tests.fastpath.rig import CHACHA, KEYS, NO_OFFLOAD, Node, eventually, plain, unpack
 from tests.fastpath.test_backlog import frame_of
 from tests.twins import mix, records

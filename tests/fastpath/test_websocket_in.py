@@ -12,7 +12,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shadowmesh import _fasthooks as hooks
 from shadowmesh.base.constants import (
     MAX_MESSAGE,
     MAX_MESSAGE_UNAUTHENTICATED,
@@ -20,6 +19,7 @@ from shadowmesh.base.constants import (
     Inner,
 )
 from shadowmesh.base.errors import RemoteProtocolError
+from shadowmesh.fast.hooks import records as hooks
 from tests.fastpath.rig import NO_OFFLOAD, Node, Peer, frame, ingest, plain
 from tests.twins import websocket
 from tests.twins.websocket import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT

@@ -26,9 +26,9 @@ from typing import Self
 
 import pytest
 
-from shadowmesh import _fasthooks as fast
 from shadowmesh import netlab
 from shadowmesh.device.tap import OFFLOAD_TCP, OFFLOAD_UDP, Tap, open_tap
+from shadowmesh.fast.hooks import offload as fast
 from shadowmesh.netlab import Host
 from tests.twins import offload as twin
 

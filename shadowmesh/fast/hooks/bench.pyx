@@ -1,0 +1,228 @@
+"""How fast frames are sealed and opened: what `shadowmesh bench` times."""
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from shadowmesh.fast.base cimport *
+from shadowmesh.fast.aead cimport *
+from shadowmesh.fast.backlog cimport *
+from shadowmesh.fast.datagram cimport *
+from shadowmesh.fast.frame cimport *
+from shadowmesh.fast.headers cimport MAX_IP_BYTES
+from shadowmesh.fast.inbound cimport (
+    EVENT_NONE, HEADROOM, PARSER_BYTES, make_room, parse, parser_t
+)
+from shadowmesh.fast.link_out cimport seal_message
+from shadowmesh.fast.offload cimport join_reset
+from shadowmesh.fast.peers cimport *
+from shadowmesh.fast.plane cimport *
+from shadowmesh.fast.ring cimport *
+from shadowmesh.fast.session cimport *
+from shadowmesh.fast.udp_in cimport flush_train, open_datagram
+from shadowmesh.fast.hooks.memory cimport *
+
+if sodium_init() < 0:
+    raise ImportError("libsodium could not be initialised: the system gives no randomness")
+
+SIZES = {"BATCH_FRAMES": BATCH_FRAMES}
+
+cdef enum:
+    NO_TIME = 1                 # always the same moment: the limit of the ring stays what it is
+
+cdef extern from "<time.h>" nogil:
+    clockid_t CLOCK_THREAD_CPUTIME_ID
+
+
+cdef inline uint64_t spent_ns() noexcept nogil:
+    # Of this thread's CPU time, so that other programs on the core do not count.
+    cdef timespec ts
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts)
+    return <uint64_t>ts.tv_sec * 1000000000 + <uint64_t>ts.tv_nsec
+
+
+cdef class Bench:
+    """A session and its link as the daemon has them, without sockets and device.
+
+    All calls take whole batches of 64 frames and return the ns of CPU time that one frame took.
+    """
+
+    cdef plane_t plane
+    cdef ring_t ring
+    cdef parser_t parser
+    cdef epoch_t *epoch
+    cdef Exact arena            # the frames, as the TAP thread reads them
+    cdef Exact outbox           # the ring, then datagrams and what libsodium alone seals
+    cdef Exact inbox            # the parser's buffer
+    cdef address_t source
+    cdef uint64_t counter
+
+    def __cinit__(self, int cipher, bint masked):
+        memset(&self.plane, 0, sizeof(plane_t))
+        memset(&self.ring, 0, sizeof(ring_t))
+        memset(&self.parser, 0, sizeof(parser_t))
+        memset(&self.source, 0, sizeof(address_t))
+        self.arena = Exact(ARENA_BYTES)
+        self.outbox = Exact(RING_BYTES)
+        self.inbox = Exact(HEADROOM + PARSER_BYTES)
+        randombytes_buf(self.arena.bytes, ARENA_BYTES)
+        self.plane.peers.epochs = self.epoch = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
+        self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
+        if self.epoch == NULL or self.ring.entries == NULL:
+            raise MemoryError
+        pthread_mutex_init(&self.plane.tx_lock, NULL)
+        self.plane.tap.queues[0].tap_fd = -1
+        self.plane.tap.queue_count = 1
+        self.plane.tap.mtu_bytes = MAX_IP_BYTES
+        self.plane.wss.mask_used = sizeof(self.plane.wss.mask_pool)
+        self.plane.peers.sessions[0].in_use = 1
+        self.plane.peers.sessions[0].ring = &self.ring
+        self.plane.peers.sessions[0].masked = masked
+        self.ring.bytes = self.outbox.bytes
+        self.ring.limit = RING_BYTES
+        self.parser.bytes = self.inbox.bytes
+        self.parser.from_client = masked
+        self.parser.begin = self.parser.end = self.parser.raw = self.parser.raw_end = HEADROOM
+        self.epoch.state = EPOCH_INSTALLED
+        self.epoch.cipher = cipher
+        self.epoch.born_ns = boottime_ns()
+        self.epoch.generation = self.plane.peers.sessions[0].newest_generation = 1
+        join_reset(&self.plane.udp.joiner, True)
+
+    def __dealloc__(self):
+        free(self.epoch)
+        free(self.ring.entries)
+
+    cdef size_t fill(self, size_t frame_bytes) except 0:
+        # Cuts the arena into 64 slots of one size; the bytes of each with its inner type.
+        cdef size_t stride = (1 + frame_bytes + 63) // 64 * 64
+        cdef int i
+        if not MIN_FRAME <= frame_bytes <= 2000:
+            raise ValueError(f"frame of {frame_bytes} bytes is outside {MIN_FRAME}..2000")
+        for i in range(BATCH_FRAMES):
+            self.plane.tap.queues[0].slots[i].inner = self.arena.bytes + i * stride
+            self.plane.tap.queues[0].slots[i].inner_bytes = <uint32_t>(1 + frame_bytes)
+            self.plane.tap.queues[0].slots[i].inner[0] = INNER_FRAME
+            self.plane.tap.queues[0].slots[i].inner[1 + 6] &= 0xFE
+        return 1 + frame_bytes
+
+    def seal_wss(self, size_t frame_bytes, uint32_t batches) -> float:
+        """Records into one WebSocket message in the ring, masked when it is a client's."""
+        cdef uint64_t began
+        cdef uint8_t *start = NULL
+        cdef uint32_t i
+        self.fill(frame_bytes)
+        began = spent_ns()
+        for i in range(batches):
+            if seal_message(&self.plane, self.plane.peers.sessions, self.plane.tap.queues[0].slots,
+                            BATCH_FRAMES, BATCH_FRAMES) != BATCH_FRAMES:
+                raise AssertionError("a batch does not fit into the ring")
+            ring_consume(&self.ring, ring_peek(&self.ring, &start), NO_TIME)
+        self.epoch.wss_rx_next = self.epoch.wss_tx_next
+        return self.each(spent_ns() - began, batches)
+
+    def open_wss(self, size_t frame_bytes, uint32_t batches) -> float:
+        """The bytes of such a message to frames at the TAP, which refuses them."""
+        cdef uint64_t began, spent = 0
+        cdef uint8_t *start = NULL
+        cdef size_t length
+        cdef uint32_t i
+        self.fill(frame_bytes)
+        for i in range(batches):
+            seal_message(&self.plane, self.plane.peers.sessions, self.plane.tap.queues[0].slots,
+                         BATCH_FRAMES, BATCH_FRAMES)
+            length = ring_peek(&self.ring, &start)
+            make_room(&self.parser)
+            memcpy(self.parser.bytes + self.parser.raw_end, start, length)
+            ring_consume(&self.ring, length, NO_TIME)
+            began = spent_ns()
+            self.parser.raw_end += length
+            if parse(&self.plane, &self.parser, self.epoch.born_ns) != EVENT_NONE:
+                raise AssertionError("the parser refused the ring's bytes")
+            spent += spent_ns() - began
+        self.check(self.plane.wss.received.dropped[DROP_TAP_GONE], batches)
+        self.plane.wss.received.dropped[DROP_TAP_GONE] = 0
+        return self.each(spent, batches)
+
+    def seal_udp(self, size_t frame_bytes, uint32_t batches) -> float:
+        """Datagrams behind each other, as a train for UDP_SEGMENT."""
+        cdef uint64_t began
+        cdef uint64_t counter
+        cdef uint32_t i
+        cdef int k
+        cdef uint8_t *out
+        self.fill(frame_bytes)
+        began = spent_ns()
+        for i in range(batches):
+            out = self.outbox.bytes
+            counter = take_counters(self.epoch, BATCH_FRAMES)
+            for k in range(BATCH_FRAMES):
+                out += seal_datagram(self.epoch, counter + k,
+                                     self.plane.tap.queues[0].slots[k].inner,
+                                     self.plane.tap.queues[0].slots[k].inner_bytes, out)
+        return self.each(spent_ns() - began, batches)
+
+    def open_udp(self, size_t frame_bytes, uint32_t batches) -> float:
+        """Such datagrams to frames at the TAP, which refuses them."""
+        cdef size_t inner_bytes = self.fill(frame_bytes)
+        cdef size_t step = AAD_BYTES + inner_bytes + tag_bytes(self.epoch.cipher)
+        cdef uint64_t began, spent = 0
+        cdef uint32_t i
+        cdef int k
+        for i in range(batches):
+            for k in range(BATCH_FRAMES):
+                seal_datagram(self.epoch, take_counters(self.epoch, 1),
+                              self.plane.tap.queues[0].slots[k].inner, inner_bytes,
+                              self.outbox.bytes + k * step)
+            began = spent_ns()
+            for k in range(BATCH_FRAMES):
+                open_datagram(&self.plane, self.outbox.bytes + k * step, step, &self.source,
+                              self.epoch.born_ns)
+            flush_train(&self.plane)
+            spent += spent_ns() - began
+        self.check(self.plane.udp.received.dropped[DROP_TAP_GONE], batches)
+        self.plane.udp.received.dropped[DROP_TAP_GONE] = 0
+        return self.each(spent, batches)
+
+    def seal_alone(self, size_t frame_bytes, uint32_t batches) -> float:
+        """The same bytes by libsodium, with nothing around it."""
+        cdef size_t inner_bytes = self.fill(frame_bytes)
+        cdef size_t step = inner_bytes + tag_bytes(self.epoch.cipher)
+        cdef uint64_t began = spent_ns()
+        cdef uint32_t i
+        cdef int k
+        for i in range(batches):
+            for k in range(BATCH_FRAMES):
+                self.counter += 1
+                aead_seal(self.epoch.cipher, self.epoch.udp_tx_key, self.counter,
+                          self.arena.bytes, AAD_BYTES, self.plane.tap.queues[0].slots[k].inner,
+                          inner_bytes, self.outbox.bytes + k * step)
+        return self.each(spent_ns() - began, batches)
+
+    def open_alone(self, size_t frame_bytes, uint32_t batches) -> float:
+        """The same bytes opened by libsodium, with nothing around it."""
+        cdef size_t inner_bytes = self.fill(frame_bytes)
+        cdef size_t step = inner_bytes + tag_bytes(self.epoch.cipher)
+        cdef uint64_t began, spent = 0
+        cdef uint32_t i
+        cdef int k
+        cdef int failed = 0
+        for i in range(batches):
+            for k in range(BATCH_FRAMES):
+                aead_seal(self.epoch.cipher, self.epoch.udp_tx_key, k, self.arena.bytes,
+                          AAD_BYTES, self.plane.tap.queues[0].slots[k].inner, inner_bytes,
+                          self.outbox.bytes + k * step)
+            began = spent_ns()
+            for k in range(BATCH_FRAMES):
+                failed |= aead_open(self.epoch.cipher, self.epoch.udp_tx_key, k,
+                                    self.arena.bytes, AAD_BYTES, self.outbox.bytes + k * step,
+                                    step, self.outbox.bytes + k * step)
+            spent += spent_ns() - began
+        if failed:
+            raise AssertionError("libsodium does not open what it sealed")
+        return self.each(spent, batches)
+
+    cdef check(self, uint64_t delivered, uint32_t batches):
+        if delivered != <uint64_t>batches * BATCH_FRAMES:
+            raise AssertionError(f"{delivered} of {batches * BATCH_FRAMES} frames came through")
+
+    cdef double each(self, uint64_t spent_ns, uint32_t batches):
+        return <double>spent_ns / (<double>batches * BATCH_FRAMES)

@@ -1,0 +1,370 @@
+"""Where frames wait or are kept: the backlog of a slow link, the device's queues, rings, captures."""
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from shadowmesh.fast.base cimport *
+from shadowmesh.fast.backlog cimport *
+from shadowmesh.fast.capture cimport *
+from shadowmesh.fast.datagram cimport iovec
+from shadowmesh.fast.flow cimport flow_hash as hash_flow
+from shadowmesh.fast.frame cimport VNET_HEADER_BYTES
+from shadowmesh.fast.ring cimport *
+from shadowmesh.fast.session cimport INNER_FRAME
+from shadowmesh.fast.steer cimport steer_in, steer_now_ms, steer_out, steer_reset
+from shadowmesh.fast.tap cimport tap_t
+from shadowmesh.fast.hooks.memory cimport *
+
+SIZES = {
+    "RING_BYTES": RING_BYTES,
+    "RING_MESSAGES": RING_MESSAGES,
+    "CONTROL_RESERVE": CONTROL_RESERVE,
+    "FIRST_LIMIT": FIRST_LIMIT,
+    "MIN_LIMIT": MIN_LIMIT,
+    "FLOWS": FLOWS,
+    "PARKED_FRAMES": PARKED_FRAMES,
+    "BATCH_FRAMES": BATCH_FRAMES,
+    "CAPTURE_BYTES": CAPTURE_BYTES,
+}
+
+
+# --- Frames that wait for a slow link (fast/backlog.pxd) ------------------------------------------
+
+
+cdef class Backlog:
+    """Frames that wait, in an arena that is filled as the TAP thread does it."""
+
+    cdef backlog_t *backlog
+    cdef int chosen
+
+    def __cinit__(self):
+        self.backlog = backlog_new()
+        self.chosen = NOBODY
+        if self.backlog == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        backlog_free(self.backlog)
+
+    @property
+    def waiting(self):
+        """How many frames, and how many bytes with their inner type."""
+        return self.backlog.waiting, self.backlog.waiting_bytes
+
+    def park(self, list frames not None, uint64_t now_ns):
+        """Read a batch of plain frames and let all of it wait; False when there is no room."""
+        cdef size_t start
+        cdef size_t end = arena_room(self.backlog, SLOT_BYTES, &start)
+        cdef slot_t slot
+        cdef bytes frame
+        if backlog_full(self.backlog) or end < SLOT_BYTES:
+            return False
+        end += start
+        if len(frames) > BATCH_FRAMES or start + sum(map(len, frames)) + 64 * len(frames) > end:
+            raise ValueError("more than a batch, or than the room for it")
+        for frame in frames:
+            slot.inner = self.backlog.arena + start
+            slot.inner_bytes = <uint32_t>(1 + len(frame))
+            slot.inner[0] = INNER_FRAME
+            memcpy(slot.inner + 1, <const uint8_t *>frame, len(frame))
+            backlog_park(self.backlog, &slot, slot.inner + 1, now_ns)
+            start += (slot.inner_bytes + 63) // 64 * 64
+        self.backlog.spare = start
+        return True
+
+    def next(self, uint64_t now_ns, bint dropping):
+        """Return the frame whose turn it is, or None, and how many CoDel has dropped."""
+        cdef int dropped = 0
+        self.chosen = backlog_next(self.backlog, now_ns, dropping, &dropped)
+        return (None if self.chosen == NOBODY else self.frame(self.chosen)), dropped
+
+    def take(self):
+        """That frame is sealed."""
+        backlog_take(self.backlog, self.chosen)
+
+    def shed(self):
+        """Drop the frame that came first, and return it."""
+        cdef int oldest = backlog_oldest(self.backlog)
+        if oldest == NOBODY:
+            return None
+        dropped = self.frame(oldest)
+        backlog_remove(self.backlog, oldest)
+        return dropped
+
+    cdef bytes frame(self, int index):
+        cdef const slot_t *slot = &self.backlog.parked[index].slot
+        return view(slot.inner + 1, slot.inner_bytes - 1)
+
+
+# --- Queues of the device (fast/steer.pxd) ---------------------------------------------------------
+
+
+def flow_hash(frame not None):
+    """The number of the flow that a frame belongs to."""
+    cdef Exact copied = copy_of(frame)
+    return hash_flow(copied.bytes, copied.length)
+
+
+cdef class Steering:
+    """A device with so many queues."""
+
+    cdef tap_t *tap
+
+    def __cinit__(self, int queues):
+        self.tap = <tap_t *>calloc(1, sizeof(tap_t))
+        if self.tap == NULL:
+            raise MemoryError
+        steer_reset(self.tap, queues)
+
+    def __dealloc__(self):
+        free(self.tap)
+
+    def into(self, bytes frame not None):
+        """The queue that a frame from the peer is written to."""
+        return steer_in(self.tap, frame, len(frame))
+
+    def out(self, int queue, bytes frame not None, uint64_t later_ms=0):
+        """A frame of the host came from that queue, so many milliseconds from now."""
+        steer_out(self.tap, queue, frame, len(frame), steer_now_ms() + later_ms)
+
+
+# --- Ring (fast/ring.pxd) ------------------------------------------------------------------------
+
+cdef enum:
+    NO_TIME = 1                 # always the same moment: the limit of the ring stays what it is
+
+
+cdef class Ring:
+    """A ring with its eventfds. commit() and produce() belong to one thread, the rest to another.
+    """
+
+    cdef ring_t ring
+
+    def __cinit__(self, uint64_t limit=RING_BYTES):
+        self.ring.bytes = <uint8_t *>calloc(1, RING_BYTES)
+        self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
+        self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.ring.space_fds[0] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        ring_init(&self.ring)
+        self.ring.limit = limit
+        if (self.ring.bytes == NULL or self.ring.entries == NULL
+                or min(self.ring.wakeup_fd, self.ring.space_fds[0]) < 0):
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.ring.bytes)
+        free(self.ring.entries)
+        close(self.ring.wakeup_fd)
+        close(self.ring.space_fds[0])
+
+    @property
+    def wakeup_fd(self):
+        return self.ring.wakeup_fd
+
+    @property
+    def space_fd(self):
+        return self.ring.space_fds[0]
+
+    @property
+    def frames(self):
+        """(committed, consumed)"""
+        return self.ring.frames_in, self.ring.frames_out
+
+    def space(self):
+        return ring_space(&self.ring)
+
+    @property
+    def limit(self):
+        """Bytes of frames that may wait."""
+        return self.ring.limit
+
+    @property
+    def piece(self):
+        return ring_piece(&self.ring)
+
+    def allowance(self):
+        return ring_allowance(&self.ring)
+
+    def commit(self, message not None, uint32_t frames=0):
+        """Append one message; False when it does not fit."""
+        cdef Exact held = copy_of(message)
+        cdef uint8_t *place = ring_reserve(&self.ring, held.length)
+        if place == NULL:
+            return False
+        memcpy(place, held.bytes, held.length)
+        ring_commit(&self.ring, place, held.length, frames)
+        return True
+
+    def peek(self):
+        """Return a copy of the bytes that may be sent."""
+        cdef uint8_t *start = NULL
+        cdef size_t length = ring_peek(&self.ring, &start)
+        return view(start, length) if length else b""
+
+    def consume(self, size_t length, uint64_t now_ns=NO_TIME):
+        cdef uint8_t *start = NULL
+        if length > ring_peek(&self.ring, &start):
+            raise ValueError(f"{length} bytes are not there to consume")
+        ring_consume(&self.ring, length, now_ns)
+
+    def starve(self):
+        """What a producer does that has found no space: False when it need not wait after all."""
+        return bool(ring_starve(&self.ring, 0))
+
+    def produce(self, uint64_t messages, uint32_t seed, int timeout_ms):
+        """Commit `messages` of mixed sizes, each byte counting on from the last; waits for space.
+
+        Returns the number of messages for which space came within the time.
+        """
+        cdef uint64_t done = 0
+        cdef uint8_t value = 0
+        cdef uint8_t *place
+        cdef size_t length, i
+        cdef pollfd space
+        with nogil:
+            space.fd = self.ring.space_fds[0]
+            space.events = POLLIN
+            while done < messages:
+                seed = seed * 1664525 + 1013904223
+                length = 1 + (seed >> 8) % (70000 if seed >> 30 == 0 else 300)
+                place = ring_reserve(&self.ring, length)
+                while place == NULL:
+                    if ring_starve(&self.ring, 0):
+                        if poll(&space, 1, timeout_ms) <= 0:
+                            break
+                        drain_fd(self.ring.space_fds[0])
+                    place = ring_reserve(&self.ring, length)
+                if place == NULL:
+                    break
+                for i in range(length):
+                    place[i] = value
+                    value += 1
+                ring_commit(&self.ring, place, length, 1)
+                done += 1
+        return done
+
+    def drain(self, uint64_t messages, uint32_t seed, int timeout_ms):
+        """Consume until `messages` are through, in pieces of mixed sizes; waits on wakeup_fd.
+
+        Returns (messages, bytes, wrong bytes); fewer messages when nothing came within the time.
+        """
+        cdef uint64_t total = 0
+        cdef uint64_t wrong = 0
+        cdef uint8_t value = 0
+        cdef uint8_t *start = NULL
+        cdef size_t length, i
+        cdef pollfd wakeup
+        with nogil:
+            wakeup.fd = self.ring.wakeup_fd
+            wakeup.events = POLLIN
+            while self.ring.entry_read < messages:
+                length = ring_peek(&self.ring, &start)
+                if length == 0:
+                    if poll(&wakeup, 1, timeout_ms) <= 0:
+                        break
+                    continue
+                seed = seed * 1664525 + 1013904223
+                if seed >> 31:
+                    length = 1 + (seed >> 8) % length
+                for i in range(length):
+                    wrong += start[i] != value
+                    value += 1
+                total += length
+                ring_consume(&self.ring, length, boottime_ns())
+        return self.ring.entry_read, total, wrong
+
+
+# --- Copies of frames (fast/capture.pxd) ----------------------------------------------------------
+
+
+cdef class CaptureRing:
+    """A ring in memory of its own. put() and produce() may run in any thread."""
+
+    cdef capture_t capture
+    cdef uint8_t *memory
+
+    def __cinit__(self, uint32_t snap_bytes):
+        self.capture.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        self.memory = <uint8_t *>calloc(1, CAPTURE_BYTES)
+        if self.memory == NULL or self.capture.wakeup_fd < 0:
+            raise MemoryError
+        capture_start(&self.capture, self.memory, snap_bytes)
+
+    def __dealloc__(self):
+        self.stop()
+        free(self.memory)
+        close(self.capture.wakeup_fd)
+
+    @property
+    def wakeup_fd(self):
+        return self.capture.wakeup_fd
+
+    @property
+    def dropped(self):
+        return self.capture.dropped
+
+    @property
+    def used(self):
+        """Bytes that no frame can take."""
+        return self.capture.written - self.capture.read
+
+    def put(self, int direction, pieces not None, bint vnet=False):
+        """Offer one frame; with `vnet` the first piece begins with a virtio header."""
+        cdef iovec vectors[8]
+        cdef list held = []
+        cdef Exact piece
+        cdef int count = 0
+        for data in pieces:
+            piece = copy_of(data)
+            held.append(piece)
+            vectors[count].iov_base = piece.bytes
+            vectors[count].iov_len = piece.length
+            count += 1
+        capture_frame(&self.capture, direction, vectors, count, VNET_HEADER_BYTES if vnet else 0)
+
+    def take(self):
+        """Return (time_ns, direction, frame_bytes, segment_bytes, data); None: no frame."""
+        cdef const captured_t *header = capture_next(&self.capture)
+        cdef captured_t found
+        cdef Exact data
+        if header == NULL:
+            return None
+        found = header[0]
+        data = Exact(found.held_bytes)
+        capture_take(&self.capture, data.bytes)
+        return (found.time_ns, found.direction, found.frame_bytes, found.segment_bytes,
+                data.copy())
+
+    def claim(self, uint64_t length):
+        """Take a place as a writer does that is then stopped by the scheduler; None: no room."""
+        cdef uint64_t at
+        return at if capture_claim(&self.capture, length, &at) else None
+
+    def finish(self, uint64_t at, uint64_t length):
+        """What that writer does when it goes on; its frame is empty."""
+        cdef captured_t *header = <captured_t *>(self.memory + at % CAPTURE_BYTES)
+        sm_release(&header.ready, length)
+
+    def stop(self):
+        """End it; what is offered from now on goes nowhere."""
+        capture_stop(&self.capture)
+
+    def clean(self):
+        """Whether there is nothing but 0 in what no frame takes."""
+        cdef uint64_t at
+        for at in range(self.capture.written, self.capture.read + CAPTURE_BYTES):
+            if self.memory[at % CAPTURE_BYTES]:
+                return False
+        return True
+
+    def produce(self, uint32_t frames, uint8_t who):
+        """Offer `frames` frames of mixed sizes, all bytes `who` after a number that counts up."""
+        cdef uint8_t frame[2048]
+        cdef iovec whole
+        cdef uint32_t number
+        with nogil:
+            memset(frame, who, sizeof(frame))
+            whole.iov_base = frame
+            for number in range(frames):
+                sm_store32(frame, number)
+                whole.iov_len = 5 + number * 7919 % 2000
+                capture_frame(&self.capture, CAPTURE_INBOUND, &whole, 1, 0)

@@ -1,0 +1,223 @@
+"""What a record goes through: ciphers, replay window, WebSocket headers, verdicts, life of keys."""
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from shadowmesh.fast.base cimport *
+from shadowmesh.fast.aead cimport *
+from shadowmesh.fast.datagram cimport *
+from shadowmesh.fast.frame cimport *
+from shadowmesh.fast.inbound cimport PARSER_BYTES, may_open
+from shadowmesh.fast.peers cimport *
+from shadowmesh.fast.plane cimport *
+from shadowmesh.fast.replay cimport *
+from shadowmesh.fast.ring cimport ring_t
+from shadowmesh.fast.session cimport *
+from shadowmesh.fast.udp_in cimport open_datagram
+from shadowmesh.fast.wsframe cimport *
+from shadowmesh.fast.hooks.memory cimport *
+
+if sodium_init() < 0:
+    raise ImportError("libsodium could not be initialised: the system gives no randomness")
+
+#: Names of reasons in the order in which the data plane counts them.
+REASONS = {
+    "not_connected": DROP_NOT_CONNECTED,
+    "link_stalled": DROP_LINK_STALLED,
+    "link_lost": DROP_LINK_LOST,
+    "key_expired": DROP_KEY_EXPIRED,
+    "seal_refused": DROP_SEAL_REFUSED,
+    "runt": DROP_RUNT,
+    "too_long": DROP_TOO_LONG,
+    "bad_offload": DROP_BAD_OFFLOAD,
+    "multicast_source": DROP_MULTICAST_SOURCE,
+    "tap_down": DROP_TAP_DOWN,
+    "tap_full": DROP_TAP_FULL,
+    "tap_refused": DROP_TAP_REFUSED,
+    "tap_gone": DROP_TAP_GONE,
+    "udp_send": DROP_UDP_SEND,
+    "queue_full": DROP_QUEUE_FULL,
+}
+REFUSED = {
+    "unknown": REFUSED_UNKNOWN,
+    "key_id": REFUSED_KEY_ID,
+    "expired": REFUSED_EXPIRED,
+    "replay": REFUSED_REPLAY,
+    "forged": REFUSED_FORGED,
+    "inner_type": REFUSED_TYPE,
+    "fragment": REFUSED_FRAGMENT,
+    "signals_full": REFUSED_SIGNALS_FULL,
+}
+SIZES = {
+    "PARSER_BYTES": PARSER_BYTES,
+    "DROP_REASONS": DROP_REASONS,
+    "REFUSALS": REFUSALS,
+    "SM_KEY_LIFETIME_NS": SM_KEY_LIFETIME_NS,
+    "SM_SEAL_LIMIT": SM_SEAL_LIMIT,
+}
+
+
+# --- Ciphers (fast/aead.pxd) ---------------------------------------------------------------------
+
+
+def seal(int cipher, bytes key not None, uint64_t counter, bytes aad not None, plain not None):
+    """Return ciphertext and tag."""
+    cdef Exact held = copy_of(plain)
+    cdef Exact sealed = Exact(held.length + tag_bytes(cipher))
+    check_key(key)
+    memcpy(sealed.bytes, held.bytes, held.length)
+    if aead_seal(cipher, key, counter, aad, len(aad), sealed.bytes, held.length, sealed.bytes):
+        raise AssertionError("sealing failed")
+    return sealed.copy()
+
+
+def open_sealed(int cipher, bytes key not None, uint64_t counter, bytes aad not None,
+                sealed not None):
+    """Return the plaintext, None when forged."""
+    cdef Exact plain = copy_of(sealed)
+    check_key(key)
+    if aead_open(cipher, key, counter, aad, len(aad), plain.bytes, plain.length, plain.bytes):
+        return None
+    return view(plain.bytes, plain.length - tag_bytes(cipher))
+
+
+cdef int check_key(bytes key) except -1:
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key has {KEY_BYTES} bytes, not {len(key)}")
+    return 0
+
+
+# --- Replay window (fast/replay.pxd) -------------------------------------------------------------
+
+
+cdef class Window:
+    """One replay window."""
+
+    cdef window_t window
+
+    def __cinit__(self):
+        window_reset(&self.window)
+
+    def check(self, uint64_t counter):
+        return bool(window_check(&self.window, counter))
+
+    def mark(self, uint64_t counter):
+        window_mark(&self.window, counter)
+
+
+# --- WebSocket frames (fast/wsframe.pxd, compat.h) -----------------------------------------------
+
+
+def mask(data not None, bytes key not None, uint64_t phase=0, size_t alignment=0):
+    """Return `data` masked with a key of 4 bytes, at an address of that `alignment` modulo 16."""
+    cdef Exact plain = copy_of(data)
+    cdef Exact room = Exact(plain.length + alignment % 16)
+    cdef uint8_t *p = room.bytes + alignment % 16
+    if len(key) != 4:
+        raise ValueError(f"a mask has 4 bytes, not {len(key)}")
+    memcpy(p, plain.bytes, plain.length)
+    sm_mask(p, plain.length, key, phase)
+    return view(p, plain.length)
+
+
+def read_ws_header(data not None, bint from_client):
+    """Return (opcode, fin, length, mask or None, bytes of the header), 0 when it is not all
+    there, or the negative close code."""
+    cdef Exact room = copy_of(data)
+    cdef wsheader_t header
+    cdef int outcome = ws_read_header(room.bytes, room.length, from_client, &header)
+    if outcome <= 0:
+        return outcome
+    return (header.opcode, bool(header.fin), header.length,
+            view(header.mask, 4) if from_client else None, header.bytes)
+
+
+def write_ws_header(int opcode, size_t payload_bytes, bytes key=None):
+    """Return the header of a final frame; masked when there is a key of 4 bytes."""
+    cdef Exact room = Exact(ws_header_bytes(payload_bytes, key is not None))
+    cdef const uint8_t *mask_key = NULL
+    if key is not None:
+        if len(key) != 4:
+            raise ValueError(f"a mask has 4 bytes, not {len(key)}")
+        mask_key = key
+    if ws_write_header(room.bytes, opcode, payload_bytes, mask_key) != room.length:
+        raise AssertionError("the header has another length than announced")
+    return room.copy()
+
+
+# --- Frames (fast/frame.pxd) ---------------------------------------------------------------------
+
+
+def judge(frame, uint32_t mtu_bytes, vnet=None):
+    """Return KEEP (-1) or the number of the DROP_ reason; with `vnet`, of an offload frame."""
+    cdef Record record = Record(vnet or bytes(VNET_HEADER_BYTES), frame)
+    if vnet is None:
+        return check_frame(record.frame, record.frame_bytes, mtu_bytes)
+    return check_offload(record.vnet, record.frame, record.frame_bytes, mtu_bytes)
+
+
+# --- Life of keys (fast/peers.pxd, fast/inbound.pxd, fast/udp_in.pxd, fast/session.pxd) ----------
+
+
+cdef class Life:
+    """A session with one epoch of keys, of any age and at any counter."""
+
+    cdef plane_t *plane
+    cdef ring_t ring
+    cdef uint64_t now_ns
+
+    def __cinit__(self, uint64_t age_ns, uint64_t wss_next=0, uint64_t udp_next=0):
+        memset(&self.ring, 0, sizeof(ring_t))
+        self.plane = <plane_t *>calloc(1, sizeof(plane_t))
+        if self.plane == NULL:
+            raise MemoryError
+        self.plane.peers.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
+        if self.plane.peers.epochs == NULL:
+            raise MemoryError
+        self.plane.peers.epochs.state = EPOCH_INSTALLED
+        self.plane.peers.epochs.born_ns = 1000
+        self.plane.peers.epochs.local_key_id = 0x100
+        self.plane.peers.epochs.wss_tx_next = wss_next
+        self.plane.peers.epochs.udp_tx_next = udp_next
+        self.plane.peers.sessions[0].in_use = 1
+        self.plane.peers.sessions[0].ring = &self.ring
+        self.now_ns = self.plane.peers.epochs.born_ns + age_ns
+
+    def __dealloc__(self):
+        if self.plane != NULL:
+            free(self.plane.peers.epochs)
+        free(self.plane)
+
+    def obstacle(self):
+        """KEEP (-1) when the session may seal, or the number of the DROP_ reason."""
+        return sending_obstacle(&self.plane.peers, 0, self.now_ns)
+
+    def opens(self):
+        """Whether a message or a record of one may be opened."""
+        return bool(may_open(self.plane.peers.epochs, 0x100, 0, self.now_ns))
+
+    def refuses_datagram(self, uint64_t counter):
+        """Give a datagram that is not authentic; return the number of the REFUSED_ reason."""
+        cdef uint8_t datagram[64]
+        cdef address_t source
+        memset(&source, 0, sizeof(address_t))
+        memset(datagram, 0, sizeof(datagram))
+        write_aad(datagram, KIND_UDP, 0x100, counter)
+        memset(self.plane.udp.received.refused, 0, sizeof(self.plane.udp.received.refused))
+        open_datagram(self.plane, datagram, sizeof(datagram), &source, self.now_ns)
+        for i in range(REFUSALS):
+            if self.plane.udp.received.refused[i]:
+                return i
+
+
+cdef class TxCounters:
+    """The counters that an epoch's datagrams are sealed under."""
+
+    cdef epoch_t epoch
+
+    def take(self, uint32_t times) -> int:
+        """Take one so many times, without the GIL; their sum."""
+        cdef uint64_t total = 0
+        with nogil:
+            for _ in range(times):
+                total += take_counters(&self.epoch, 1)
+        return total
