@@ -5,4 +5,4 @@ who the peer is.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["addresses", "device", "facts", "fdstore", "tap"]
+__all__ = ["addresses", "device", "facts", "fdstore", "tap", "tun"]

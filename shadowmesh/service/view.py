@@ -17,7 +17,7 @@ from shadowmesh import __version__
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.errors import DeviceError
 from shadowmesh.device import facts
-from shadowmesh.device.tap import CLONE_DEVICE
+from shadowmesh.device.tun import CLONE_DEVICE
 from shadowmesh.insight import health
 from shadowmesh.insight.explain import explain
 from shadowmesh.insight.status import (

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 from shadowmesh.base.errors import DeviceError, NotPermitted
-from shadowmesh.device import tap
+from shadowmesh.device import tap, tun
 from shadowmesh.device.netlink import Link, Netlink
 
 ADDRESS4 = IPv4Interface("10.7.0.1/24")
@@ -33,7 +33,7 @@ def refusal(code: int) -> OSError:
 
 
 @dataclass
-class FakeKernel(tap.Kernel):
+class FakeKernel(tun.Kernel):
     """Interfaces and descriptors as data; `failures` maps the name of a step to an errno."""
 
     failures: dict[object, int] = field(default_factory=dict)
@@ -90,11 +90,11 @@ class FakeKernel(tap.Kernel):
 
     def ioctl(self, fd: int, request: int, argument: bytes | int) -> bytes | int:
         assert fd in self.held
-        self.step(request if request != tap.TUNSETOFFLOAD else (request, argument))
-        if request == tap.TUNSETIFF:
+        self.step(request if request != tun.TUNSETOFFLOAD else (request, argument))
+        if request == tun.TUNSETIFF:
             raw, flags = struct.unpack("=16sH22x", argument)
-            assert flags & ~tap.IFF_MULTI_QUEUE == tap.IFF_TAP | tap.IFF_NO_PI | tap.IFF_VNET_HDR
-            multi = bool(flags & tap.IFF_MULTI_QUEUE)
+            assert flags & ~tun.IFF_MULTI_QUEUE == tun.IFF_TAP | tun.IFF_NO_PI | tun.IFF_VNET_HDR
+            multi = bool(flags & tun.IFF_MULTI_QUEUE)
             name = raw.rstrip(b"\0").decode().replace("%d", "0")
             known = [link for link in self.links.values() if link.name == name]
             if (multi and not self.knows_queues) or (
@@ -104,17 +104,17 @@ class FakeKernel(tap.Kernel):
             self.attached[fd] = (known[0] if known else self.add(name, multi=multi)).index
             self.hold(self.attached[fd], 1)
             return struct.pack("=16sH22x", name.encode(), flags)
-        if request == tap.TUNGETIFF:
+        if request == tun.TUNGETIFF:
             link = self.links[self.attached[fd]]
-            flags = tap.IFF_TAP | tap.IFF_NO_PI | tap.IFF_VNET_HDR
-            flags |= tap.IFF_PERSIST if link.index in self.permanent else 0
-            flags |= tap.IFF_MULTI_QUEUE if link.tun_queues is not None else 0
+            flags = tun.IFF_TAP | tun.IFF_NO_PI | tun.IFF_VNET_HDR
+            flags |= tun.IFF_PERSIST if link.index in self.permanent else 0
+            flags |= tun.IFF_MULTI_QUEUE if link.tun_queues is not None else 0
             return struct.pack("=16sH22x", link.name.encode(), flags)
-        if request == tap.TUNSETVNETHDRSZ:
+        if request == tun.TUNSETVNETHDRSZ:
             [self.header_bytes] = struct.unpack("=i", argument)
-        elif request == tap.TUNSETOFFLOAD:
+        elif request == tun.TUNSETOFFLOAD:
             self.offload = argument
-        elif request == tap.TUNSETPERSIST:
+        elif request == tun.TUNSETPERSIST:
             self.permanent.add(self.attached[fd])
         return 0
 
@@ -170,7 +170,7 @@ class FakeNetlink(Netlink):
 ALL = tap.OFFLOAD_TCP | tap.OFFLOAD_UDP
 
 
-def open_tap(kernel: tap.Kernel | None = None, name: str = "tap0", **wanted: object) -> tap.Tap:
+def open_tap(kernel: tun.Kernel | None = None, name: str = "tap0", **wanted: object) -> tap.Tap:
     settings = {"mtu": 1400, "address": ADDRESS4, "persist": False, "offload": ALL, **wanted}
     return tap.open_tap(name, kernel=kernel, **settings)
 
@@ -222,7 +222,7 @@ def test_without_an_address_none_is_given():
 
 
 def test_udp_segmentation_is_left_out_where_the_kernel_has_none():
-    kernel = FakeKernel(failures={(tap.TUNSETOFFLOAD, ALL): errno.EINVAL})
+    kernel = FakeKernel(failures={(tun.TUNSETOFFLOAD, ALL): errno.EINVAL})
     assert not tap.check_permission("tap0", kernel)
     device = open_tap(kernel)
     assert not device.udp_super_frames
@@ -244,17 +244,17 @@ def test_offload_is_what_was_asked_for():
 
 
 STEPS = [
-    tap.TUNSETIFF,
-    tap.TUNSETVNETHDRSZ,
-    (tap.TUNSETOFFLOAD, ALL),
+    tun.TUNSETIFF,
+    tun.TUNSETVNETHDRSZ,
+    (tun.TUNSETOFFLOAD, ALL),
     "index",
     "netlink",
     "link",
     "addresses",
     "add_address",
     ("set_link", True),
-    tap.TUNGETIFF,
-    tap.TUNSETPERSIST,
+    tun.TUNGETIFF,
+    tun.TUNSETPERSIST,
 ]
 
 
@@ -292,13 +292,13 @@ def test_a_missing_driver_is_explained(code):
 
 def test_a_device_of_another_process_is_explained():
     with pytest.raises(DeviceError, match="another process has it") as caught:
-        open_tap(FakeKernel(failures={tap.TUNSETIFF: errno.EBUSY}))
+        open_tap(FakeKernel(failures={tun.TUNSETIFF: errno.EBUSY}))
     assert caught.value.errno == errno.EBUSY
 
 
 def test_an_interface_that_is_no_tap_is_explained():
     with pytest.raises(DeviceError, match="not a TAP device"):
-        open_tap(FakeKernel(failures={tap.TUNSETIFF: errno.EINVAL}), name="eth0")
+        open_tap(FakeKernel(failures={tun.TUNSETIFF: errno.EINVAL}), name="eth0")
 
 
 def test_switched_off_ipv6_is_explained():
@@ -432,8 +432,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 @pytest.fixture
 def namespace():
     """A network namespace of our own, for this thread, gone with the last reference to it."""
-    if not Path(tap.CLONE_DEVICE).exists():
-        pytest.skip(f"{tap.CLONE_DEVICE} is missing")
+    if not Path(tun.CLONE_DEVICE).exists():
+        pytest.skip(f"{tun.CLONE_DEVICE} is missing")
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if libc.unshare(CLONE_NEWNET) != 0:
