@@ -218,7 +218,7 @@ def test_the_round_trip_is_measured_and_smoothed(up):
 
 def test_keys_change_under_traffic_without_losing_a_frame(up):
     dialling, listening = up(dialling={"rotation_interval_s": 0.05}, listening={})
-    dialling.tunnel._keying._machine._jitter = lambda: 0.0
+    dialling.tunnel._keying._machine._rekey._jitter = lambda: 0.0
     dialling.tunnel._keying._machine._schedule()
     dialling.tunnel._wakeup.set()
     rounds = 0
@@ -361,10 +361,9 @@ def test_garbage_instead_of_a_handshake_ends_the_link_alone(make, message):
 
 def test_terms_that_cannot_be_kept_are_told_before_anything_is_sent(make):
     dialling, _ = make(start=False)
-    dialling.tunnel._keying._machine._policy = replace(
-        dialling.tunnel._terms.policy, require_cipher="aegis-256"
-    )
-    dialling.tunnel._keying._machine._offer = replace(dialling.tunnel._terms.offer, caps=0)
+    attempts, terms = dialling.tunnel._keying._machine._attempts, dialling.tunnel._terms
+    attempts._policy = replace(terms.policy, require_cipher="aegis-256")
+    attempts._offer = replace(terms.offer, caps=0)
     with pytest.raises(LocalProtocolError):
         dialling.tunnel.start()
     assert dialling.tunnel.session.number == -1

@@ -152,7 +152,7 @@ class Pair:
     @staticmethod
     def _bare(side: Side) -> bool:
         """Tell whether the handshake on its way holds no reserved key id: none yet, or installed."""
-        attempt = side.machine._attempt
+        attempt = side.machine._attempts.current
         return attempt is not None and attempt.key_id == 0
 
     def drain(self, name: str) -> None:
@@ -183,7 +183,9 @@ class Pair:
                     wire.append(EndOfLink())
         assert set(side.installed) == set(side.machine.key_ids)
         assert len(side.installed) <= 3
-        assert len(side.reserved) == (side.machine._attempt is not None and not self._bare(side))
+        assert len(side.reserved) == (
+            side.machine._attempts.current is not None and not self._bare(side)
+        )
         if side.machine.over:
             assert not side.installed
             assert not side.reserved

@@ -25,7 +25,7 @@ from shadowmesh.wire import control
 from shadowmesh.wire.handshake.agreement import Offer
 from shadowmesh.wire.handshake.machines import Initiator, Responder
 from shadowmesh.wire.session import events
-from shadowmesh.wire.session.machine import REKEY_RETRY_S
+from shadowmesh.wire.session.rekey_timer import REKEY_RETRY_S
 from tests.wire.pair import IDENTITIES, Message, Pair, Record, Side, policy_of
 
 ROTATION_S = 120.0
@@ -340,10 +340,10 @@ def test_failed_opens_rekey_at_2_to_20_and_end_the_session_at_2_to_36(name: str)
 
 def test_the_responder_asks_30_s_after_the_interval_and_is_heard() -> None:
     pair = connected(rotation_s=100)
-    pair.i.machine._rekey_at = None  # an initiator that forgot
+    pair.i.machine._rekey.due = None  # an initiator that forgot
     pair.advance(129.9, flowing=True)
     assert not pair.i.said(events.Rekeyed)
-    pair.i.machine._rekey_at = pair.now + 1000
+    pair.i.machine._rekey.due = pair.now + 1000
     pair.advance(0.2, flowing=True)
     assert len(pair.i.said(events.Rekeyed)) == len(pair.r.said(events.Rekeyed)) == 1
 
@@ -421,7 +421,7 @@ def test_another_identity_in_a_rekey_ends_the_session(name: str) -> None:
     pair = Pair(policies=policies)
     pair.connect()
     impostor = Identity.from_seed(b"x" * 32)
-    other = pair.sides["r" if name == "i" else "i"].machine
+    other = pair.sides["r" if name == "i" else "i"].machine._attempts
     other._policy = replace(other._policy, identity=impostor)
     with pytest.raises(RemoteProtocolError, match="identity"):
         pair.advance(REKEY_AT_S, flowing=True)
@@ -433,7 +433,7 @@ def test_another_identity_in_a_rekey_ends_the_session(name: str) -> None:
 def test_a_key_id_that_is_in_use_is_refused() -> None:
     pair = connected()
     taken = pair.r.current.result.remote_key_id
-    pair.i.machine._reserve_key_id = lambda: (pair.i.reserved.add(taken), taken)[1]
+    pair.i.machine._attempts._reserve_key_id = lambda: (pair.i.reserved.add(taken), taken)[1]
     with pytest.raises(RemoteProtocolError, match="in use"):
         pair.advance(REKEY_AT_S, flowing=True)
 
@@ -486,7 +486,7 @@ def test_a_link_that_stands_still_in_a_rekey_loses_no_frame_and_no_session(
         assert len(side.frames) == int(stall_s * 2)
         assert side.said(events.Rekeyed)
         assert not side.machine.over
-    assert not pair.i.machine._abandoned
+    assert not pair.i.machine._attempts._abandoned
     assert_agreement(pair)
 
 
@@ -509,7 +509,7 @@ def test_worn_keys_reported_again_and_again_do_not_shorten_the_pauses(
     name: str, wanted: int
 ) -> None:
     pair = connected()
-    pair.i.machine._rekey_at = pair.now + (0 if name == "i" else 1000)
+    pair.i.machine._rekey.due = pair.now + (0 if name == "i" else 1000)
     for _ in range(46):
         pair.sides[name].machine.records_sealed(REKEY_AFTER_RECORDS, pair.now)
         pair.advance(1)

@@ -1,8 +1,11 @@
 """One session: its first handshake, its rekeys, and how long each set of keys lives.
 
-Owns: which handshake message is due, every deadline of protocol sections 4 and 7, and the names
-(local key ids) of the keys of one session over one WSS link. Does not know: sockets, sealing,
-frames, paths, clocks (`now` is CLOCK_BOOTTIME in seconds) or whom to accept (its owner does).
+Owns: what follows from what, over one WSS link, and in which order: a message of the peer, a
+deadline, a wish of the owner. Its parts know one thing each: `attempts` the handshake on its way,
+`key_table` the keys that are installed, `rekey_timer` when the next rekey is due. Does not know:
+sockets, sealing, frames, paths, clocks (`now` is CLOCK_BOOTTIME in seconds) or whom to accept (its
+owner does). It is one module because every input may switch keys or end the session, and all of
+them say so in one queue. Source: protocol sections 4 and 7.
 
 ::
 
@@ -33,19 +36,12 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from enum import Enum, auto
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from shadowmesh.base.constants import (
     CLOSE_AFTER_FAILED,
-    HANDSHAKE_MESSAGE_TIMEOUT_S,
-    HANDSHAKE_TIMEOUT_S,
     KEY_LIFETIME_S,
-    REKEY_AFTER_FAILED,
-    REKEY_AFTER_RECORDS,
-    REKEY_JITTER_S,
-    REKEY_REQUEST_DELAY_S,
     UDP_OLD_KEY_S,
     WS_GOING_AWAY,
     WS_HANDSHAKE_FAILED,
@@ -57,7 +53,7 @@ from shadowmesh.base.constants import (
 )
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire import control
-from shadowmesh.wire.handshake.machines import Initiator, Responder
+from shadowmesh.wire.session.attempts import Attempts
 from shadowmesh.wire.session.events import (
     Authenticated,
     Control,
@@ -70,53 +66,18 @@ from shadowmesh.wire.session.events import (
     SendRecord,
 )
 from shadowmesh.wire.session.key_table import KeyTable, without_secrets
+from shadowmesh.wire.session.rekey_timer import RekeyTimer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shadowmesh.wire.handshake.agreement import Entropy, HandshakeResult, Offer, Policy
+    from shadowmesh.wire.session.attempts import Attempt
     from shadowmesh.wire.session.events import Event
     from shadowmesh.wire.session.key_table import Keys
 
-#: pause after an aborted rekey; three attempts of 5 s still fit between a rotation_interval of
-#: 120 s and the end of the keys at 180 s
-REKEY_RETRY_S: Final = 10.0
-#: a REKEY_REQUEST is ignored while the keys are younger, so that no peer keeps us rekeying
-REKEY_REQUEST_MIN_AGE_S: Final = 10.0
 #: place of the message number in a handshake header (protocol section 3)
 _NUMBER_OFFSET: Final = 6
-
-
-class _Due(Enum):
-    """What a handshake waits for."""
-
-    MSG1 = auto()
-    MSG2 = auto()
-    MSG3 = auto()
-    OWNER = auto()
-    ACCEPT = auto()
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One handshake on its way."""
-
-    due: _Due
-    started_at: float
-    step_at: float
-    machine: Initiator | Responder | None = None
-    #: reserved and not installed; 0 when there is none
-    key_id: int = 0
-    #: agreed, while the owner is asked
-    result: HandshakeResult | None = None
-
-    @property
-    def deadline(self) -> float:
-        """5 s per message, 10 s in all. Source: protocol section 4."""
-        whole = self.started_at + HANDSHAKE_TIMEOUT_S
-        if self.due is _Due.OWNER:
-            return whole
-        return min(whole, self.step_at + HANDSHAKE_MESSAGE_TIMEOUT_S)
 
 
 class SessionMachine:
@@ -162,29 +123,20 @@ class SessionMachine:
             return taken or policy.key_id_in_use(key_id)
 
         self.initiator = initiator
-        self._policy = replace(policy, key_id_in_use=in_use)
-        self._offer = offer
-        self._rotation_interval_s = rotation_interval_s
-        self._reserve_key_id = reserve_key_id
-        self._release_key_id = release_key_id
-        self._jitter = jitter
-        self._entropy = entropy
-
+        self._attempts = Attempts(
+            replace(policy, key_id_in_use=in_use),
+            offer,
+            reserve_key_id=reserve_key_id,
+            release_key_id=release_key_id,
+            entropy=entropy,
+        )
+        self._rekey = RekeyTimer(initiator, rotation_interval_s, jitter)
         self._events: deque[Event] = deque()
         self._started = False
         self._over = False
         self._link_up = True
-        self._attempt: _Attempt | None = None
         #: the next keys exist at the initiator only, and outlive the attempt that made them
         self._keys = KeyTable(self._emit)
-        #: initiator: handshakes given up before their message 2 came, oldest first
-        self._abandoned: deque[Initiator] = deque()
-        #: responder: a message 3 may still come for a rekey that was given up
-        self._late_msg3 = False
-        #: initiator: when to start a rekey; responder: when to ask for one
-        self._rekey_at: float | None = None
-        #: these keys already reached a limit that asks for a rekey
-        self._worn = False
 
     # --- what the owner sees ------------------------------------------------------------------
 
@@ -207,7 +159,7 @@ class SessionMachine:
     @property
     def rekey_at(self) -> float | None:
         """When we start a rekey or, as the responder, ask for one; None when none is planned."""
-        return self._rekey_at
+        return self._rekey.due
 
     @property
     def key_ids(self) -> tuple[int, ...]:
@@ -223,10 +175,10 @@ class SessionMachine:
         if self._over:
             return None
         due = self._keys.deadlines()
-        if self._attempt is not None:
-            due.append(self._attempt.deadline)
-        elif self._rekey_at is not None:
-            due.append(self._rekey_at)
+        if self._attempts.current is not None:
+            due.append(self._attempts.current.deadline)
+        elif self._rekey.due is not None:
+            due.append(self._rekey.due)
         return min(due, default=None)
 
     # --- the owner's wishes -------------------------------------------------------------------
@@ -239,19 +191,19 @@ class SessionMachine:
         if self.initiator:
             self._send_msg1(now)
         else:
-            self._attempt = _Attempt(_Due.MSG1, now, now)
+            self._attempts.wait_for_msg1(now)
 
     def accept(self, now: float) -> None:
         """Take the authenticated initiator in; the responder's answer to Authenticated."""
         if self._install_first(now):
-            self._emit(SendRecord(Inner.CONTROL, control.encode_control(control.Accept())))
+            self._send_control(control.Accept())
             self._emit_result(Established)
             self._schedule()
 
     def reject(self, reason: RejectReason, now: float) -> None:
         """Refuse the authenticated initiator, telling it why; the session is over."""
         if self._install_first(now):
-            self._emit(SendRecord(Inner.CONTROL, control.encode_control(control.Reject(reason))))
+            self._send_control(control.Reject(reason))
             self._fail(
                 f"peer rejected: {reason.name.lower()}",
                 WS_POLICY,
@@ -277,14 +229,12 @@ class SessionMachine:
         if self._keys.current is None:
             self._fail("link lost during the handshake", WS_GOING_AWAY, reason=CloseReason.TIMEOUT)
             return
-        self._drop_attempt()
-        self._abandoned.clear()
-        self._rekey_at = None
+        self._attempts.forget()
+        self._rekey.stop()
 
     def records_sealed(self, count: int, now: float) -> None:
         """Note how many records were sealed under the current keys; 2^60 ask for a rekey."""
-        if count >= REKEY_AFTER_RECORDS:
-            self._wear_out(now)
+        self._rekey.records_sealed(count, now)
 
     def note_open_failures(self, count: int, now: float) -> None:
         """Note how many AEADs failed under one key: 2^20 ask for a rekey, 2^36 end the session."""
@@ -297,8 +247,8 @@ class SessionMachine:
                     reason=CloseReason.POLICY,
                     tell=True,
                 )
-        elif count >= REKEY_AFTER_FAILED:
-            self._wear_out(now)
+        else:
+            self._rekey.opens_failed(count, now)
 
     # --- input from the peer and the clock ----------------------------------------------------
 
@@ -354,29 +304,20 @@ class SessionMachine:
         self._expire(now)
         if self._over:
             return
-        if self._attempt is not None:
-            if now >= self._attempt.deadline:
-                self._give_up(self._attempt, now)
-        elif self._rekey_at is not None and now >= self._rekey_at:
+        if (attempt := self._attempts.current) is not None:
+            if now >= attempt.deadline:
+                self._give_up(attempt, now)
+        elif self._rekey.due is not None and now >= self._rekey.due:
             if self.initiator:
                 self._send_msg1(now)
             else:
-                self._rekey_at = now + REKEY_REQUEST_DELAY_S
-                request = control.encode_control(control.RekeyRequest())
-                self._emit(SendRecord(Inner.CONTROL, request))
+                self._rekey.request_sent(now)
+                self._send_control(control.RekeyRequest())
 
     # --- handshake ----------------------------------------------------------------------------
 
     def _send_msg1(self, now: float) -> None:
-        key_id = self._reserve_key_id()
-        machine = Initiator(
-            self._policy,
-            replace(self._offer, key_id=key_id),
-            self._prev_h(),
-            entropy=self._entropy,
-        )
-        self._attempt = _Attempt(_Due.MSG2, now, now, machine, key_id)
-        self._send_handshake(machine.first_message())
+        self._send_handshake(self._attempts.first_message(self._base(), now))
 
     def _receive_handshake_record(self, keys: Keys, body: bytes, now: float) -> None:
         if keys is self._keys.current:
@@ -401,67 +342,30 @@ class SessionMachine:
             raise RemoteProtocolError(f"handshake message {number} to the {role}")
 
     def _receive_msg1(self, data: bytes, now: float) -> None:
-        attempt = self._attempt
-        if self._keys.current is None:
-            if attempt is None or attempt.due is not _Due.MSG1:
-                raise RemoteProtocolError("a second message 1 in one handshake")
-            started_at = attempt.started_at
-        else:
-            # A rekey that the initiator gave up on before our message 2 came is forgotten.
-            self._drop_attempt()
-            started_at = now
-        self._late_msg3 = False
-        key_id = self._reserve_key_id()
-        machine = Responder(
-            self._policy,
-            replace(self._offer, key_id=key_id),
-            self._prev_h(),
-            entropy=self._entropy,
-        )
-        self._attempt = _Attempt(_Due.MSG3, started_at, now, machine, key_id)
-        self._send_handshake(machine.receive_msg1(data))
+        self._send_handshake(self._attempts.receive_msg1(data, self._base(), now))
 
     def _receive_msg2(self, data: bytes, now: float) -> None:
-        # The link keeps order, so an answer to a handshake that was given up comes before the
-        # answer to a later one. Which of them an answer is for, only its AEAD can tell.
-        while self._abandoned:
-            try:
-                self._abandoned.popleft().receive_msg2(data)
-            except RemoteProtocolError:
-                continue  # that one was never answered
+        answer = self._attempts.receive_msg2(data, self._base(), now)
+        if answer is None:
             return
-        attempt = self._attempt
-        if attempt is None or not isinstance(attempt.machine, Initiator):
-            raise RemoteProtocolError("message 2 without a message 1")
-        reply = attempt.machine.receive_msg2(data)
-        result = attempt.machine.result
-        self._check_same_peer(result)
+        reply, result = answer
         self._send_handshake(reply)
         # The responder began anew from the current keys, so it has neither finished the rekey
         # that made older next keys, nor does it use the previous ones.
         self._keys.offer(result, now)
-        self._attempt = _Attempt(_Due.ACCEPT, attempt.started_at, now)
         if self._keys.current is None:
             self._emit(Authenticated(without_secrets(result)))
 
     def _receive_msg3(self, data: bytes, now: float) -> None:
-        attempt = self._attempt
-        if attempt is None or not isinstance(attempt.machine, Responder):
-            if self._late_msg3:
-                self._late_msg3 = False
-                return
-            raise RemoteProtocolError("message 3 without a message 2")
-        result = attempt.machine.receive_msg3(data)
-        self._check_same_peer(result)
+        result = self._attempts.receive_msg3(data, self._base(), now)
+        if result is None:
+            return
         if self._keys.current is None:
-            attempt.due, attempt.step_at = _Due.OWNER, now
-            attempt.machine, attempt.result = None, result
             self._emit(Authenticated(without_secrets(result)))
             return
-        self._attempt = None
         self._keys.offer(result, now)
         self._keys.confirm()
-        self._emit(SendRecord(Inner.CONTROL, control.encode_control(control.Accept())))
+        self._send_control(control.Accept())
         self._emit_result(Rekeyed)
         self._schedule()
 
@@ -469,8 +373,7 @@ class SessionMachine:
         """Move to the next keys: the responder uses them."""
         # Before it sent this, the responder had answered every older attempt that it ever will;
         # an attempt begun since, because this came late, it ignores.
-        self._drop_attempt()
-        self._abandoned.clear()
+        self._attempts.forget()
         first = self._keys.current is None
         self._keys.confirm()
         if first:
@@ -505,17 +408,12 @@ class SessionMachine:
             self._emit(Control(message))
         elif isinstance(message, control.RekeyRequest) and self.initiator:
             current = self._keys.current
-            if current is not None and now - current.created_at >= REKEY_REQUEST_MIN_AGE_S:
-                self._wear_out(now)
+            if current is not None:
+                self._rekey.peer_asked(current.created_at, now)
         else:
             raise RemoteProtocolError(f"unsolicited {type(message).__name__}")
 
-    def _check_same_peer(self, result: HandshakeResult) -> None:
-        current = self._keys.current
-        if current is not None and current.result.peer_public_key != result.peer_public_key:
-            raise RemoteProtocolError("a rekey came from another identity")
-
-    def _give_up(self, attempt: _Attempt, now: float) -> None:
+    def _give_up(self, attempt: Attempt, now: float) -> None:
         """End a handshake that is past its deadline; the keys in use stay."""
         wanted = attempt.due.name.lower()
         if self._keys.current is None:
@@ -525,40 +423,28 @@ class SessionMachine:
                 reason=CloseReason.TIMEOUT,
             )
             return
-        self._drop_attempt()
+        self._attempts.give_up()
         if self.initiator:
-            self._rekey_at = now + REKEY_RETRY_S
-        else:
-            self._late_msg3 = True
+            self._rekey.aborted(now)
         self._emit(RekeyAborted(f"rekey timed out, {wanted} did not come"))
-
-    def _drop_attempt(self) -> None:
-        attempt, self._attempt = self._attempt, None
-        if attempt is None:
-            return
-        if attempt.key_id:
-            self._release_key_id(attempt.key_id)
-        if isinstance(attempt.machine, Initiator):
-            self._abandoned.append(attempt.machine)
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def _prev_h(self) -> bytes:
-        return bytes(32) if self._keys.current is None else self._keys.current.result.h
+    def _base(self) -> HandshakeResult | None:
+        """What the current keys were made from; a handshake without them is the first."""
+        return None if self._keys.current is None else self._keys.current.result
 
     def _install_first(self, now: float) -> bool:
         """Install and use what the first handshake agreed; False when it is too late for that."""
         self._expire(now)
         if self._over:
             return False
-        attempt = self._attempt
-        if attempt is None or attempt.result is None:
-            raise LocalProtocolError("there is no authenticated peer to accept or reject")
+        attempt, result = self._attempts.agreed()
         if now >= attempt.deadline:
             self._give_up(attempt, now)
             return False
-        self._attempt = None
-        self._keys.offer(attempt.result, attempt.step_at)
+        self._attempts.settle()
+        self._keys.offer(result, attempt.step_at)
         self._keys.confirm()
         return True
 
@@ -568,21 +454,8 @@ class SessionMachine:
 
     def _schedule(self) -> None:
         """Plan the next rekey after a switch of keys."""
-        current = self._keys.current
-        if current is None:
-            return
-        self._worn = False
-        due = current.created_at + self._rotation_interval_s
-        if self.initiator:
-            self._rekey_at = due + REKEY_JITTER_S * self._jitter()
-        else:
-            self._rekey_at = due + REKEY_REQUEST_DELAY_S
-
-    def _wear_out(self, now: float) -> None:
-        """Make the next rekey, or the request for one, due at once; once for each set of keys."""
-        if self._rekey_at is not None and not self._worn:
-            self._worn = True
-            self._rekey_at = min(self._rekey_at, now)
+        if self._keys.current is not None:
+            self._rekey.keys_switched(self._keys.current.created_at)
 
     def _expire(self, now: float) -> None:
         """Retire what is 180 s old, before anything else looks at it."""
@@ -630,10 +503,9 @@ class SessionMachine:
 
     def _clear(self) -> None:
         """Retire everything; only events are left of the session."""
-        self._drop_attempt()
+        self._attempts.forget()
         self._keys.retire_all()
-        self._abandoned.clear()
-        self._rekey_at = None
+        self._rekey.stop()
         self._over = True
 
     def _send_handshake(self, data: bytes) -> None:
@@ -641,6 +513,9 @@ class SessionMachine:
             self._emit(SendMessage(data))
         else:
             self._emit(SendRecord(Inner.HANDSHAKE, data))
+
+    def _send_control(self, message: control.ControlMessage) -> None:
+        self._emit(SendRecord(Inner.CONTROL, control.encode_control(message)))
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)
