@@ -1,8 +1,9 @@
 """One WebSocket link after its upgrade: the socket, its two greenlets, its end.
 
 Owns: the TLS socket of an `Upgraded`, the reader and the writer greenlet, the write deadline, the
-close sequence. Does not know: what records and messages contain, who the peer is, why the link is
-wanted. Frames of the data path pass by inside the pipe and are never seen here.
+close sequence. Does not know: the options of TCP (`tcp`), what records and messages contain, who
+the peer is, why the link is wanted. Frames of the data path pass by inside the pipe and are never
+seen here.
 
 ::
 
@@ -26,7 +27,6 @@ import contextlib
 import errno
 import os
 import ssl
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,21 +35,14 @@ from typing import Any, Final, Protocol
 
 import gevent
 from gevent.event import Event
-from gevent.socket import IPPROTO_TCP, SHUT_WR, TCP_INFO, TCP_NODELAY
-from gevent.socket import socket as gevent_socket
 from gevent.ssl import SSLSocket
 
 from shadowmesh.base import log
 from shadowmesh.base.constants import WS_ABNORMAL, WS_NORMAL
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.link.tcp import NOTSENT_LOWAT_BYTES, bytes_acked, limit_unsent, say_goodbye
 from shadowmesh.wire.websocket import decode_close, encode_close
 
-#: Unsent bytes that the kernel may hold per link; above that the socket is not writable. Keeps
-#: the queue in the pipe, where plaintext is dropped by name, and the latency under load short. On
-#: a slow link the pipe asks for less.
-NOTSENT_LOWAT_BYTES: Final = 128 * 1024
-#: linux/tcp.h; Python 3.11 does not name it
-TCP_NOTSENT_LOWAT: Final = 25
 #: A greenlet whose socket never makes it wait steps aside after so many calls. One call takes
 #: 20 to 100 us, so the hub waits about half a millisecond.
 READ_TURNS: Final = 8
@@ -59,10 +52,8 @@ RECORD_BYTES: Final = 16384
 #: cost a call for nothing. Proxies that cut a bulk transfer into records make them longer.
 SHORT_READ_BYTES: Final = 2048
 WRITE_TURNS: Final = 2
-#: close(): what is queued, and the close frame, get this long to leave ...
+#: close(): what is queued, and the close frame, get this long to leave
 FLUSH_TIMEOUT_S: Final = 1.0
-#: ... and the peer this long to close too.
-LINGER_TIMEOUT_S: Final = 0.5
 #: How long a call-back of the owner may go on after the link ended before it is cut off.
 CALLBACK_TIMEOUT_S: Final = 1.0
 #: While a write is stuck, progress is looked for so many times per write timeout.
@@ -78,8 +69,6 @@ OP_CLOSE: Final = 0x8
 OP_PING: Final = 0x9
 OP_PONG: Final = 0xA
 
-#: offset of tcpi_bytes_acked (u64) in struct tcp_info, linux/tcp.h since 4.1
-_BYTES_ACKED_OFFSET: Final = 120
 _WAIT_READ: Final = 1
 _WAIT_WRITE: Final = 2
 
@@ -152,12 +141,6 @@ class Upgraded:
     release: Callable[[], None]
 
 
-def set_socket_options(sock: gevent_socket) -> None:
-    """Set what every connection of ours wants: no Nagle delay, a short unsent queue."""
-    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
-
-
 def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
     """Return (IP address, port) of a socket address, an IPv4-mapped address as plain IPv4.
 
@@ -169,26 +152,6 @@ def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
         if mapped is not None:
             return str(mapped), port
     return host, port
-
-
-def say_goodbye(sock: SSLSocket) -> None:
-    """End TLS and TCP in order: close_notify, FIN, then read until the peer has closed too.
-
-    Takes at most LINGER_TIMEOUT_S; the caller closes the socket. Closed with unread bytes in it a
-    socket sends RST, which would take away from the peer what we sent last.
-    """
-    try:
-        with gevent.Timeout(LINGER_TIMEOUT_S, False):
-            sock.settimeout(0.0)
-            with contextlib.suppress(OSError, ValueError):
-                # Sends close_notify; that the peer's has not come yet is not of interest.
-                sock.unwrap()
-            sock.settimeout(None)
-            sock.shutdown(SHUT_WR)  # gevent drops its TLS layer here: what follows is ciphertext
-            while sock.recv(65536):
-                pass
-    except OSError:
-        return  # the connection is broken: nothing left to end
 
 
 class Link:
@@ -343,8 +306,7 @@ class Link:
                 piece_bytes = pipe.piece_bytes
                 # Enough for two pieces, so that the kernel has one while we prepare the next. It
                 # calls the socket writable at half of it.
-                unsent = min(4 * piece_bytes, NOTSENT_LOWAT_BYTES)
-                self._sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, unsent)
+                limit_unsent(self._sock, min(4 * piece_bytes, NOTSENT_LOWAT_BYTES))
             turns += 1
             if turns == WRITE_TURNS:
                 turns = 0
@@ -412,22 +374,16 @@ class Link:
         for them: so what counts is whether the peer's kernel takes bytes at all.
         """
         step_s = self._write_timeout_s / PROGRESS_CHECKS
-        acked, idle_steps = self._bytes_acked(), 0
+        acked, idle_steps = bytes_acked(self._sock), 0
         while idle_steps < PROGRESS_CHECKS:
             with gevent.Timeout(step_s, False):
                 gevent.get_hub().wait(watcher)
                 return
-            before, acked = acked, self._bytes_acked()
+            before, acked = acked, bytes_acked(self._sock)
             idle_steps = idle_steps + 1 if acked == before else 0
         raise TimeoutError(
             errno.ETIMEDOUT, f"the peer took nothing for {self._write_timeout_s:g} s"
         )
-
-    def _bytes_acked(self) -> int:
-        """Bytes that the peer's kernel has acknowledged since the connection began."""
-        info = self._sock.getsockopt(IPPROTO_TCP, TCP_INFO, _BYTES_ACKED_OFFSET + 8)
-        (acked,) = struct.unpack_from("=Q", info, _BYTES_ACKED_OFFSET)
-        return int(acked)
 
     # --- The end ------------------------------------------------------------------------------
 

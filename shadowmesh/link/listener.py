@@ -31,7 +31,8 @@ from shadowmesh.base.constants import TLS_TIMEOUT_S, UNAUTHENTICATED_TIMEOUT_S, 
 from shadowmesh.base.errors import NotPermitted, ShadowMeshError
 from shadowmesh.config import HostPort
 from shadowmesh.link.admission import Admission, Limits, source_of
-from shadowmesh.link.link import Upgraded, plain_address, say_goodbye, set_socket_options
+from shadowmesh.link.link import Upgraded, plain_address
+from shadowmesh.link.tcp import say_goodbye, set_socket_options
 from shadowmesh.link.upgrade import upgrade
 from shadowmesh.wire.websocket import UpgradeRefused
 
