@@ -13,6 +13,7 @@ __all__ = [
     "histogram",
     "metrics",
     "pcapng",
+    "resources",
     "status",
     "vitals",
 ]

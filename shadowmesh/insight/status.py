@@ -1,7 +1,8 @@
 """What the daemon says about itself: frozen snapshots and health checks.
 
 Owns: the shape and the JSON form of a status snapshot, of a health report and of the process's
-resources. Does not know: who fills them in, HTTP, Prometheus, gevent.
+resources. Does not know: who fills them in, HTTP, Prometheus, gevent. It is one module because
+all of it is one document, which grows in one way.
 
 The names in the JSON form are relied upon by scripts: they are added to, never renamed or
 removed while `SCHEMA` stays the same. A snapshot holds no secret, so everything in it may be
@@ -13,10 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
-
-if TYPE_CHECKING:
-    import psutil
+from typing import Any, Final, Literal
 
 #: grows only when a name in the JSON form changes its meaning or goes away
 SCHEMA: Final = 1
@@ -523,21 +521,3 @@ class Snapshot:
             "resources": (self.resources or Resources()).to_dict(),
             "health": [check.to_dict() for check in self.health],
         }
-
-
-def read_resources(process: psutil.Process) -> Resources:
-    """Return what a process uses now.
-
-    Args:
-        process: kept by the caller between readings: `cpu_percent` is over the time since the
-            reading before on the same object, 0.0 at the first.
-    """
-    with process.oneshot():
-        times = process.cpu_times()
-        return Resources(
-            cpu_percent=process.cpu_percent(None),
-            cpu_seconds=times.user + times.system,
-            rss_bytes=process.memory_info().rss,
-            threads=process.num_threads(),
-            open_fds=process.num_fds(),
-        )

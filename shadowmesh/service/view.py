@@ -20,6 +20,7 @@ from shadowmesh.device import facts
 from shadowmesh.device.tun import CLONE_DEVICE
 from shadowmesh.insight import health
 from shadowmesh.insight.explain import explain
+from shadowmesh.insight.resources import read_resources
 from shadowmesh.insight.status import (
     Certificate,
     Check,
@@ -34,7 +35,6 @@ from shadowmesh.insight.status import (
     Session,
     Snapshot,
     Tap,
-    read_resources,
 )
 from shadowmesh.keys.identity import format_public_key
 from shadowmesh.wire.peer.machine import Phase, State

@@ -10,6 +10,7 @@ import pytest
 
 from shadowmesh.base.rate import TokenBucket
 from shadowmesh.insight import status
+from shadowmesh.insight.resources import read_resources
 from tests.control.fake_control import CONNECTED, DISCONNECTED, NOW
 
 #: the names of the interface text; scripts rely on them
@@ -101,14 +102,14 @@ def test_health_without_details_holds_no_texts():
 
 def test_resources_are_those_of_the_process():
     process = psutil.Process()
-    status.read_resources(process)
+    read_resources(process)
     read_end, write_end = os.pipe()
     try:
-        with_pipe = status.read_resources(process)
+        with_pipe = read_resources(process)
     finally:
         os.close(read_end)
         os.close(write_end)
-    without = status.read_resources(process)
+    without = read_resources(process)
     assert with_pipe.open_fds == without.open_fds + 2
     assert with_pipe.rss_bytes > 1 << 20
     assert with_pipe.threads >= 1
