@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowmesh.base import errors, units
-from shadowmesh.cli import client, render
+from shadowmesh.cli import client, http10, render
 from shadowmesh.cli.program import program
 from shadowmesh.insight import status
 from tests.control.fake_control import (
@@ -348,7 +348,7 @@ def test_what_is_not_a_daemon_is_told_in_one_line(token_file, answer, exit_code)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_an_answer_or_none(answer):
     try:
-        http_status, body = client.parse_answer(answer)
+        http_status, body = http10.parse_answer(answer)
     except ValueError:
         return
     assert 0 <= http_status <= 999
@@ -358,7 +358,7 @@ def test_any_bytes_are_an_answer_or_none(answer):
 @given(st.binary(max_size=100), st.binary(max_size=100))
 def test_an_answer_is_cut_at_its_length(body, behind):
     head = b"HTTP/1.1 409 Conflict\r\ncontent-length: %d\r\n\r\n" % len(body)
-    assert client.parse_answer(head + body + behind) == (409, body)
+    assert http10.parse_answer(head + body + behind) == (409, body)
 
 
 # --- Addresses --------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def test_an_answer_is_cut_at_its_length(body, behind):
     ],
 )
 def test_a_url_of_an_api_is_understood(url, address):
-    assert client.parse_url(url) == address
+    assert http10.parse_url(url) == address
 
 
 @pytest.mark.parametrize(

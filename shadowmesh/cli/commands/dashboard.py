@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from shadowmesh.cli.client import parse_url
+from shadowmesh.cli.http10 import parse_url
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings
 
