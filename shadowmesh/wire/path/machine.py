@@ -5,6 +5,9 @@ back to WSS and from there to UDP again, roaming, the path's MTU. Does not know:
 sealed and sent, sockets, clocks, what STUN found. Whatever it is told of came in a record that
 authenticated; the replay window makes sure that it is told once.
 
+It is one module because nearly every input may move the path, and the order in which it does is the
+protocol; what needs no such judgement stands beside it (`remote`, `punch`, `timers`, `pmtu`).
+
 ::
 
                punch, probes answered              silence, idle, a new source
