@@ -97,6 +97,7 @@ MUST_NOT_KNOW = {
     "control.metrics_port": {"gevent", "flask"},
     "control.openapi": {"gevent", "flask"},
     "control.routes": {"gevent", "flask"},
+    "control.ports": {"flask"},
     "control.server": {"flask"},
     "service": {"flask"},
     "service.heartbeat": {"shadowmesh.peer", "shadowmesh.link"},

@@ -5,4 +5,4 @@ satisfies `app.Control`.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["app", "feed", "metrics_port", "server"]
+__all__ = ["app", "feed", "metrics_port", "ports"]

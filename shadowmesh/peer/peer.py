@@ -14,8 +14,10 @@ a snapshot looks like, records, keys, how a device is opened.
              '--- Incoming --admit-------------------'
 
 All of it happens in the mailbox, one message after the other, but for what is said to be for
-reading. At most one of attempt and pause is at work, and while connecting one of them always is but in
-phase waiting_for_peer. Source: interface.md, "State machine"; protocol section 8.
+reading. At most one of attempt and pause is at work, and while connecting one of them always is but
+in phase waiting_for_peer. It is one module because every method moves the one state.
+
+Source: interface.md, "State machine"; protocol section 8.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The daemon: puts the parts together, listens to signals, leaves nothing behind.
 
-Owns: the command line of shadowmesh-daemon, the order of start and stop, the pid file, what the
-process forbids itself. Does not know: HTTP routes, states, frames.
+Owns: the command line of shadowmesh-daemon, the order of start and stop, what a signal does. Does not
+know: HTTP routes, states, frames.
 
 ::
 
@@ -11,30 +11,26 @@ process forbids itself. Does not know: HTTP routes, states, frames.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
-import fcntl
 import os
-import resource
 import signal
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import gevent
-import gevent.socket
 from gevent.event import Event
 
 from shadowmesh import __version__
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.base import log
-from shadowmesh.base.errors import ConfigError, KeyFileError, NotPermitted, ShadowMeshError
+from shadowmesh.base.errors import ConfigError, ShadowMeshError
 from shadowmesh.config import HostPort, diff, flag_names, load, redacted, reloaded
 from shadowmesh.control.app import create_app
 from shadowmesh.control.feed import Feed
 from shadowmesh.control.metrics_port import make_metrics_app
-from shadowmesh.control.server import LimitedServer
+from shadowmesh.control.ports import check_answer, serve
 from shadowmesh.device.device import Device
 from shadowmesh.device.facts import parse_target
 from shadowmesh.device.fdstore import NO_STORE, FdStore
@@ -52,27 +48,19 @@ from shadowmesh.peer.manager import ConnectionManager
 from shadowmesh.service import switches
 from shadowmesh.service.heartbeat import Heartbeat
 from shadowmesh.service.notify import Notifier
+from shadowmesh.service.process import forbid_core_dumps, pid_file
 from shadowmesh.service.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from wsgiref.types import WSGIApplication
-
-    from gevent.pywsgi import WSGIServer
+    from collections.abc import Callable, Mapping, Sequence
 
     from shadowmesh.config import LoadedConfig
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.status import Health, Pong, Snapshot
 
 EXIT_USAGE: Final = 2
-#: our own control API has to answer within this, or the start has failed
-API_START_TIMEOUT_S: Final = 10.0
-#: running API requests get this long when the daemon stops
-API_STOP_TIMEOUT_S: Final = 0.5
 #: who watches the daemon each second need not make it read /proc each second
 RESOURCES_AGE_S: Final = 5.0
-#: linux/prctl.h
-_PR_SET_DUMPABLE: Final = 4
 
 USAGE: Final = """\
 usage: shadowmesh-daemon [--config FILE] [--section.key VALUE ...] [--check]
@@ -392,103 +380,6 @@ class Daemon:
             self._peer_port.follow(config)
         except ShadowMeshError as error:
             _log.error("the peer port stays closed; reload again when it is free", cause=str(error))
-
-
-def serve(
-    undo: ExitStack, address: HostPort, key: str, make_app: Callable[[HostPort], WSGIApplication]
-) -> HostPort:
-    """Serve an application on `address` until undone; return what was really bound.
-
-    Raises:
-        ShadowMeshError: the port is taken or the address is not this machine's.
-    """
-    family = gevent.socket.AF_INET6 if ":" in address.host else gevent.socket.AF_INET
-    sock = gevent.socket.socket(family, gevent.socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)
-        sock.bind((address.host, address.port))
-        sock.listen(64)
-    except OSError as error:
-        sock.close()
-        raise ShadowMeshError(
-            f"cannot listen on {address}: {error.strerror}; stop what uses the port or change {key}"
-        ) from None
-    bound = HostPort(address.host, sock.getsockname()[1])
-    server: WSGIServer = LimitedServer(sock, make_app(bound))
-    server.start()
-    undo.callback(server.stop, API_STOP_TIMEOUT_S)
-    return bound
-
-
-def check_answer(api: HostPort) -> None:
-    """Ask our own control API for its health, as any client does; whatever it says is an answer.
-
-    Raises:
-        ShadowMeshError: it does not speak HTTP within `API_START_TIMEOUT_S`.
-    """
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)
-    request = f"GET /health HTTP/1.0\r\nHost: localhost:{api.port}\r\n\r\n".encode("ascii")
-    try:
-        with gevent.socket.create_connection((host, api.port), API_START_TIMEOUT_S) as sock:
-            sock.sendall(request)
-            answer = sock.recv(16)
-    except OSError as error:
-        answer, cause = b"", str(error)
-    else:
-        cause = f"it sent {answer!r}"
-    if not answer.startswith(b"HTTP/1."):
-        raise ShadowMeshError(
-            f"the control API on {api} does not answer: {cause}; is a firewall in the way of"
-            " this machine's own addresses? see daemon.listen_address"
-        )
-
-
-def forbid_core_dumps() -> None:
-    """No core file and no debugger of another user sees the keys. Source: protocol section 10."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        _log.warning(
-            "core dumps could not be forbidden",
-            errno=ctypes.get_errno(),
-            remedy="forbid them outside: LimitCORE=0 in the unit, or ulimit -c 0",
-        )
-
-
-@contextmanager
-def pid_file(path: Path | None) -> Iterator[None]:
-    """Hold the pid file, locked, and remove it at the end.
-
-    Raises:
-        ShadowMeshError: another daemon holds it, or it cannot be written.
-    """
-    if path is None:
-        yield
-        return
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        kind = NotPermitted if isinstance(error, PermissionError) else KeyFileError
-        raise kind(
-            f"cannot write the pid file {path}: {error.strerror};"
-            ' set daemon.pid_file to another path, or to "" for none'
-        ) from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            other = os.read(descriptor, 32).decode("ascii", "replace").strip()
-            raise ShadowMeshError(
-                f"another daemon (pid {other}) holds {path}; stop it or set another daemon.pid_file"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
 
 
 def _host_port(text: str) -> HostPort:

@@ -1,0 +1,76 @@
+"""The ports of HTTP: bound, served, and proved to answer.
+
+Owns: binding an address for a WSGI application, asking our own API once. Does not know: what the
+applications answer, the limits of a connection (`server`), when ports are opened.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import gevent.socket
+
+from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.config import HostPort
+from shadowmesh.control.server import LimitedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
+    from wsgiref.types import WSGIApplication
+
+    from gevent.pywsgi import WSGIServer
+
+#: our own control API has to answer within this, or the start has failed
+API_START_TIMEOUT_S: Final = 10.0
+#: running API requests get this long when the daemon stops
+API_STOP_TIMEOUT_S: Final = 0.5
+
+
+def serve(
+    undo: ExitStack, address: HostPort, key: str, make_app: Callable[[HostPort], WSGIApplication]
+) -> HostPort:
+    """Serve an application on `address` until undone; return what was really bound.
+
+    Raises:
+        ShadowMeshError: the port is taken or the address is not this machine's.
+    """
+    family = gevent.socket.AF_INET6 if ":" in address.host else gevent.socket.AF_INET
+    sock = gevent.socket.socket(family, gevent.socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+        sock.listen(64)
+    except OSError as error:
+        sock.close()
+        raise ShadowMeshError(
+            f"cannot listen on {address}: {error.strerror}; stop what uses the port or change {key}"
+        ) from None
+    bound = HostPort(address.host, sock.getsockname()[1])
+    server: WSGIServer = LimitedServer(sock, make_app(bound))
+    server.start()
+    undo.callback(server.stop, API_STOP_TIMEOUT_S)
+    return bound
+
+
+def check_answer(api: HostPort) -> None:
+    """Ask our own control API for its health, as any client does; whatever it says is an answer.
+
+    Raises:
+        ShadowMeshError: it does not speak HTTP within `API_START_TIMEOUT_S`.
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)
+    request = f"GET /health HTTP/1.0\r\nHost: localhost:{api.port}\r\n\r\n".encode("ascii")
+    try:
+        with gevent.socket.create_connection((host, api.port), API_START_TIMEOUT_S) as sock:
+            sock.sendall(request)
+            answer = sock.recv(16)
+    except OSError as error:
+        answer, cause = b"", str(error)
+    else:
+        cause = f"it sent {answer!r}"
+    if not answer.startswith(b"HTTP/1."):
+        raise ShadowMeshError(
+            f"the control API on {api} does not answer: {cause}; is a firewall in the way of"
+            " this machine's own addresses? see daemon.listen_address"
+        )
