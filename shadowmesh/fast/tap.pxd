@@ -1,8 +1,10 @@
 # The TAP's side: the queues of the device, each with the thread that reads it.
 #
-#   queues[i]    written by its thread; tap_fd by the hub, under rx_lock, while no TAP thread runs
+#   queues[i]    written by its thread; tap_fd by the hub, under rx_lock, while no TAP thread runs;
+#                outbox by the hub, before any session may use UDP and after none does
 #   steering[]   any thread, by atomic operations (steer.pxd)
-#   the rest     written by the hub while no TAP thread runs; failure by the TAP threads
+#   failure      a TAP thread that gives up, or the hub in its place
+#   the rest     written by the hub while no TAP thread runs
 #
 # One TAP thread for each queue of the device (IFF_MULTI_QUEUE). The kernel gives all frames of a
 # flow to one queue and a thread sends in the order in which it read, so a flow keeps its order.

@@ -1,4 +1,4 @@
-"""Where frames wait or are kept: the backlog of a slow link, the device's queues, rings, captures."""
+"""Where frames wait: the backlog of a slow link, the device's queues, rings, captures."""
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
