@@ -107,7 +107,7 @@ test-deb: build ## install, upgrade and purge that package in a Debian 12 with i
 
 .PHONY: clean
 clean: ## remove everything that was built, except .venv
-	rm -rf build dist *.egg-info shadowmesh/*.so shadowmesh/fast/hooks/*.so .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info shadowmesh/*.so shadowmesh/fast/*.so shadowmesh/fast/hooks/*.so .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 .PHONY: distclean

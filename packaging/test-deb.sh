@@ -151,6 +151,7 @@ expect "root:shadowmesh 2750" run stat -c '%U:%G %a' /etc/shadowmesh
 expect "api.token cert.pem identity.key key.pem" run sh -c 'echo $(ls /var/lib/shadowmesh)'
 run shadowmesh wait --for running >/dev/null
 run shadowmesh version
+run shadowmesh bench --quick >/dev/null
 expect "" run find /usr/lib/shadowmesh -path '*/fast/hooks*'
 
 step "reload: a wrong file changes nothing, a right one is applied"

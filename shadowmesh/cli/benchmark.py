@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from shadowmesh._fastpath import CIPHER_NAMES, build_info
-from shadowmesh.fast.hooks import bench as hooks
+from shadowmesh.fast.bench import FRAMES_PER_BATCH, Bench
 
 #: bytes of a frame: the smallest, a middling one, nearly a full one
 SIZES: Final = (64, 512, 1400)
@@ -27,7 +27,6 @@ ALONE: Final = ("seal_alone", "open_alone")
 #: of one reading: long against the clock, short against what else runs
 ROUND_S: Final = 0.04
 
-_BATCH_FRAMES: Final = hooks.SIZES["BATCH_FRAMES"]
 _WARM_UP_BATCHES: Final = 20
 
 
@@ -47,8 +46,8 @@ def ciphers() -> tuple[str, ...]:
 
 def read_rates(cipher: str, frame_bytes: int, rounds: int) -> Rates:
     """Time every call, all of them in each round, so that drift meets them alike."""
-    bench = hooks.Bench(CIPHER_NAMES[cipher], True)
-    ns = bench.seal_wss(frame_bytes, _WARM_UP_BATCHES) * _BATCH_FRAMES
+    bench = Bench(CIPHER_NAMES[cipher], True)
+    ns = bench.seal_wss(frame_bytes, _WARM_UP_BATCHES) * FRAMES_PER_BATCH
     batches = max(1, int(ROUND_S * 1e9 / ns))
     found: dict[str, list[float]] = {}
     for _ in range(rounds):

@@ -1,6 +1,6 @@
 """How fast frames are sealed and opened: what `shadowmesh bench` times."""
 
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from shadowmesh.fast.base cimport *
 from shadowmesh.fast.aead cimport *
@@ -18,12 +18,12 @@ from shadowmesh.fast.plane cimport *
 from shadowmesh.fast.ring cimport *
 from shadowmesh.fast.session cimport *
 from shadowmesh.fast.udp_in cimport flush_train, open_datagram
-from shadowmesh.fast.hooks.memory cimport *
 
 if sodium_init() < 0:
     raise ImportError("libsodium could not be initialised: the system gives no randomness")
 
-SIZES = {"BATCH_FRAMES": BATCH_FRAMES}
+#: All calls take so many frames at a time.
+FRAMES_PER_BATCH = BATCH_FRAMES
 
 cdef enum:
     NO_TIME = 1                 # always the same moment: the limit of the ring stays what it is
@@ -49,9 +49,9 @@ cdef class Bench:
     cdef ring_t ring
     cdef parser_t parser
     cdef epoch_t *epoch
-    cdef Exact arena            # the frames, as the TAP thread reads them
-    cdef Exact outbox           # the ring, then datagrams and what libsodium alone seals
-    cdef Exact inbox            # the parser's buffer
+    cdef uint8_t *arena         # the frames, as the TAP thread reads them
+    cdef uint8_t *outbox        # the ring, then datagrams and what libsodium alone seals
+    cdef uint8_t *inbox         # the parser's buffer
     cdef address_t source
     cdef uint64_t counter
 
@@ -60,14 +60,15 @@ cdef class Bench:
         memset(&self.ring, 0, sizeof(ring_t))
         memset(&self.parser, 0, sizeof(parser_t))
         memset(&self.source, 0, sizeof(address_t))
-        self.arena = Exact(ARENA_BYTES)
-        self.outbox = Exact(RING_BYTES)
-        self.inbox = Exact(HEADROOM + PARSER_BYTES)
-        randombytes_buf(self.arena.bytes, ARENA_BYTES)
+        self.arena = <uint8_t *>malloc(ARENA_BYTES)
+        self.outbox = <uint8_t *>malloc(RING_BYTES)
+        self.inbox = <uint8_t *>malloc(HEADROOM + PARSER_BYTES)
         self.plane.peers.epochs = self.epoch = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
         self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
-        if self.epoch == NULL or self.ring.entries == NULL:
+        if (self.arena == NULL or self.outbox == NULL or self.inbox == NULL or self.epoch == NULL
+                or self.ring.entries == NULL):
             raise MemoryError
+        randombytes_buf(self.arena, ARENA_BYTES)
         pthread_mutex_init(&self.plane.tx_lock, NULL)
         self.plane.tap.queues[0].tap_fd = -1
         self.plane.tap.queue_count = 1
@@ -76,9 +77,9 @@ cdef class Bench:
         self.plane.peers.sessions[0].in_use = 1
         self.plane.peers.sessions[0].ring = &self.ring
         self.plane.peers.sessions[0].masked = masked
-        self.ring.bytes = self.outbox.bytes
+        self.ring.bytes = self.outbox
         self.ring.limit = RING_BYTES
-        self.parser.bytes = self.inbox.bytes
+        self.parser.bytes = self.inbox
         self.parser.from_client = masked
         self.parser.begin = self.parser.end = self.parser.raw = self.parser.raw_end = HEADROOM
         self.epoch.state = EPOCH_INSTALLED
@@ -88,6 +89,9 @@ cdef class Bench:
         join_reset(&self.plane.udp.joiner, True)
 
     def __dealloc__(self):
+        free(self.arena)
+        free(self.outbox)
+        free(self.inbox)
         free(self.epoch)
         free(self.ring.entries)
 
@@ -98,7 +102,7 @@ cdef class Bench:
         if not MIN_FRAME <= frame_bytes <= 2000:
             raise ValueError(f"frame of {frame_bytes} bytes is outside {MIN_FRAME}..2000")
         for i in range(BATCH_FRAMES):
-            self.plane.tap.queues[0].slots[i].inner = self.arena.bytes + i * stride
+            self.plane.tap.queues[0].slots[i].inner = self.arena + i * stride
             self.plane.tap.queues[0].slots[i].inner_bytes = <uint32_t>(1 + frame_bytes)
             self.plane.tap.queues[0].slots[i].inner[0] = INNER_FRAME
             self.plane.tap.queues[0].slots[i].inner[1 + 6] &= 0xFE
@@ -152,7 +156,7 @@ cdef class Bench:
         self.fill(frame_bytes)
         began = spent_ns()
         for i in range(batches):
-            out = self.outbox.bytes
+            out = self.outbox
             counter = take_counters(self.epoch, BATCH_FRAMES)
             for k in range(BATCH_FRAMES):
                 out += seal_datagram(self.epoch, counter + k,
@@ -171,10 +175,10 @@ cdef class Bench:
             for k in range(BATCH_FRAMES):
                 seal_datagram(self.epoch, take_counters(self.epoch, 1),
                               self.plane.tap.queues[0].slots[k].inner, inner_bytes,
-                              self.outbox.bytes + k * step)
+                              self.outbox + k * step)
             began = spent_ns()
             for k in range(BATCH_FRAMES):
-                open_datagram(&self.plane, self.outbox.bytes + k * step, step, &self.source,
+                open_datagram(&self.plane, self.outbox + k * step, step, &self.source,
                               self.epoch.born_ns)
             flush_train(&self.plane)
             spent += spent_ns() - began
@@ -193,8 +197,8 @@ cdef class Bench:
             for k in range(BATCH_FRAMES):
                 self.counter += 1
                 aead_seal(self.epoch.cipher, self.epoch.udp_tx_key, self.counter,
-                          self.arena.bytes, AAD_BYTES, self.plane.tap.queues[0].slots[k].inner,
-                          inner_bytes, self.outbox.bytes + k * step)
+                          self.arena, AAD_BYTES, self.plane.tap.queues[0].slots[k].inner,
+                          inner_bytes, self.outbox + k * step)
         return self.each(spent_ns() - began, batches)
 
     def open_alone(self, size_t frame_bytes, uint32_t batches) -> float:
@@ -207,14 +211,14 @@ cdef class Bench:
         cdef int failed = 0
         for i in range(batches):
             for k in range(BATCH_FRAMES):
-                aead_seal(self.epoch.cipher, self.epoch.udp_tx_key, k, self.arena.bytes,
+                aead_seal(self.epoch.cipher, self.epoch.udp_tx_key, k, self.arena,
                           AAD_BYTES, self.plane.tap.queues[0].slots[k].inner, inner_bytes,
-                          self.outbox.bytes + k * step)
+                          self.outbox + k * step)
             began = spent_ns()
             for k in range(BATCH_FRAMES):
                 failed |= aead_open(self.epoch.cipher, self.epoch.udp_tx_key, k,
-                                    self.arena.bytes, AAD_BYTES, self.outbox.bytes + k * step,
-                                    step, self.outbox.bytes + k * step)
+                                    self.arena, AAD_BYTES, self.outbox + k * step,
+                                    step, self.outbox + k * step)
             spent += spent_ns() - began
         if failed:
             raise AssertionError("libsodium does not open what it sealed")

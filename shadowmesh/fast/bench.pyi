@@ -1,6 +1,6 @@
 from typing import Final
 
-SIZES: Final[dict[str, int]]
+FRAMES_PER_BATCH: Final[int]
 
 class Bench:
     def __init__(self, cipher: int, masked: bool) -> None: ...
