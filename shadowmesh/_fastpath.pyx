@@ -22,6 +22,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.string cimport memcpy
 
 from .fast.base cimport *
+from .fast.drop_reasons cimport *
 from .fast.address cimport *
 from .fast.aead cimport *
 from .fast.frame cimport *
@@ -49,7 +50,7 @@ from shadowmesh.base.errors import DeviceError, LocalProtocolError, RemoteProtoc
 if sodium_init() < 0:
     raise ImportError("libsodium could not be initialised: the system gives no randomness")
 
-#: In the order of the DROP_ reasons in fast/frame.pxd.
+#: In the order of the DROP_ reasons in fast/drop_reasons.pxd.
 DROP_NAMES = (
     "not_connected",
     "link_stalled",
@@ -67,7 +68,7 @@ DROP_NAMES = (
     "udp_send",
     "queue_full",
 )
-#: In the order of the REFUSED_ reasons in fast/datagram.pxd: datagrams that were dropped.
+#: In the order of the REFUSED_ reasons in fast/drop_reasons.pxd: datagrams that were dropped.
 REFUSAL_NAMES = (
     "unknown",
     "key_id",

@@ -63,18 +63,6 @@ cdef enum:
     UDP_OTHER
     UDP_ERRORS
 
-# Why a datagram is dropped, in the order of REFUSAL_NAMES in _fastpath.pyx.
-cdef enum:
-    REFUSED_UNKNOWN = 0         # neither a record nor STUN
-    REFUSED_KEY_ID
-    REFUSED_EXPIRED
-    REFUSED_REPLAY
-    REFUSED_FORGED
-    REFUSED_TYPE
-    REFUSED_FRAGMENT
-    REFUSED_SIGNALS_FULL
-    REFUSALS
-
 ctypedef struct train_t:        # datagrams of one size, the last may be shorter: one sendmsg
     uint8_t *bytes
     size_t length

@@ -5,6 +5,7 @@
 from libc.stddef cimport size_t
 from libc.string cimport memset
 from .base cimport *
+from .drop_reasons cimport *
 from .frame cimport *
 from .session cimport *
 from .tap cimport *

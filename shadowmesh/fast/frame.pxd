@@ -5,6 +5,7 @@
 
 from libc.stddef cimport size_t
 from .base cimport *
+from .drop_reasons cimport *
 
 cdef enum:
     VNET_HEADER_BYTES = 10
@@ -18,30 +19,6 @@ cdef enum:
     MIN_FRAME = 14
     FRAME_OVERHEAD = 22
     MAX_SUPER_FRAME = 65535 + 22
-
-# Why a frame went no further. The order is that of DROP_NAMES in _fastpath.pyx.
-cdef enum:
-    DROP_NOT_CONNECTED = 0
-    DROP_LINK_STALLED
-    DROP_LINK_LOST
-    DROP_KEY_EXPIRED
-    DROP_SEAL_REFUSED
-    DROP_RUNT
-    DROP_TOO_LONG
-    DROP_BAD_OFFLOAD
-    DROP_MULTICAST_SOURCE
-    DROP_TAP_DOWN
-    DROP_TAP_FULL
-    DROP_TAP_REFUSED
-    DROP_TAP_GONE
-    DROP_UDP_SEND
-    DROP_QUEUE_FULL
-    DROP_REASONS
-
-# Beside them, of whoever judges or seals.
-cdef enum:
-    KEEP = -1
-    NO_ROOM = -2                # now: in the ring or the outbox
 
 
 cdef inline int check_frame(const uint8_t *frame, size_t frame_bytes,

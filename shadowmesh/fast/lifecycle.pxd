@@ -9,6 +9,7 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from .base cimport *
+from .drop_reasons cimport *
 from .backlog cimport *
 from .capture cimport *
 from .datagram cimport *

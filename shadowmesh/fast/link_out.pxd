@@ -12,6 +12,7 @@
 from libc.stddef cimport size_t
 from libc.string cimport memcpy
 from .base cimport *
+from .drop_reasons cimport *
 from .frame cimport *
 from .wsframe cimport *
 from .session cimport *

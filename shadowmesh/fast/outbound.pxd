@@ -10,6 +10,7 @@
 
 from libc.stddef cimport size_t
 from .base cimport *
+from .drop_reasons cimport *
 from .frame cimport *
 from .checksum cimport complete_checksum
 from .session cimport *

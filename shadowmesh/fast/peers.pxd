@@ -16,6 +16,7 @@
 
 from libc.string cimport memset
 from .base cimport *
+from .drop_reasons cimport *
 from .aead cimport *
 from .datagram cimport *
 from .frame cimport *

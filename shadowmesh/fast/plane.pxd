@@ -36,6 +36,7 @@
 
 from libc.stddef cimport size_t
 from .base cimport *
+from .drop_reasons cimport *
 from .frame cimport *
 from .ring cimport *
 from .datagram cimport *

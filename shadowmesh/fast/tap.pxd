@@ -10,6 +10,7 @@
 # flow to one queue and a thread sends in the order in which it read, so a flow keeps its order.
 
 from .base cimport *
+from .drop_reasons cimport *
 from .backlog cimport *
 from .datagram cimport *
 from .frame cimport *

@@ -2,6 +2,7 @@
 
 from libc.string cimport memset
 from .base cimport *
+from .drop_reasons cimport *
 from .frame cimport *
 from .peers cimport *
 from .plane cimport *

@@ -9,6 +9,7 @@
 from libc.stddef cimport size_t
 from libc.string cimport memcpy, memmove, memset
 from .base cimport *
+from .drop_reasons cimport *
 from .frame cimport *
 from .session cimport *
 from .datagram cimport *

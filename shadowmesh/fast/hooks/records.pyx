@@ -3,6 +3,7 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from shadowmesh.fast.base cimport *
+from shadowmesh.fast.drop_reasons cimport *
 from shadowmesh.fast.aead cimport *
 from shadowmesh.fast.datagram cimport *
 from shadowmesh.fast.frame cimport *
