@@ -100,8 +100,8 @@ MUST_NOT_KNOW = {
     "control.ports": {"flask"},
     "control.server": {"flask"},
     "service": {"flask"},
-    "service.heartbeat": {"shadowmesh.peer", "shadowmesh.link"},
-    "service.notify": {"gevent", "shadowmesh.config", "shadowmesh.device"},
+    "service.hub_lag": {"shadowmesh.peer", "shadowmesh.link"},
+    "service.systemd": {"gevent", "shadowmesh.config", "shadowmesh.device"},
     "service.view": {"gevent", "shadowmesh.control"},
     "cli": {
         "gevent", "flask", "shadowmesh.control", "shadowmesh.link", "shadowmesh.peer",

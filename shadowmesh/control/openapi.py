@@ -1,8 +1,8 @@
 """The OpenAPI 3.1 document of the control API.
 
 Owns: the form of the document. What is in it comes from the table in `routes`, which the API
-validates with, and from the dataclasses in `insight.status` and `insight.events`, whose JSON forms the API
-answers with. Does not know: Flask.
+validates with, and from the dataclasses in `insight.status` and `insight.events`, whose JSON forms
+the API answers with. Does not know: Flask.
 
 Loaded when somebody asks for the document, and not kept: it is rarely wanted, and 100 KiB.
 """

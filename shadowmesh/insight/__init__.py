@@ -1,7 +1,7 @@
 """What the daemon knows about itself, as values: status, events, health, explanations, captures.
 
-Owns: the words in which an operator reads about the tunnel. Does not know: the live objects (whoever
-owns them hands values in), HTTP, the CLI.
+Owns: the words in which an operator reads about the tunnel. Does not know: the live objects
+(whoever owns them hands values in), HTTP, the CLI.
 """
 
 #: what the rest of the program may import; all else is private

@@ -1,7 +1,8 @@
 """The decision chain of one frame: what happens to it between the host and the far TAP, and why.
 
 Owns: the steps of the chain, the verdict on each, its words and its remedy. Does not know: where
-the facts come from (`service.view` and `device.facts` gather them), HTTP. `explain` is a pure function.
+the facts come from (`service.view` and `device.facts` gather them), HTTP. `explain` is a pure
+function.
 
 ::
 

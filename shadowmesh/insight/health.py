@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from shadowmesh.insight.status import Check, format_time
-from shadowmesh.wire.peer.machine import Phase, State
+from shadowmesh.wire.peer.states import Phase, State
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,8 +25,8 @@ from shadowmesh.base.errors import (
     PeerUnreachable,
     RemoteProtocolError,
 )
-from shadowmesh.link.link import Upgraded, plain_address
-from shadowmesh.link.tcp import set_socket_options
+from shadowmesh.link.link import Upgraded
+from shadowmesh.link.tcp import plain_address, set_socket_options
 from shadowmesh.link.tls import peer_certificate_sha256
 from shadowmesh.wire.websocket import ClientUpgrade
 

@@ -30,7 +30,6 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv6Address
 from typing import Any, Final, Protocol
 
 import gevent
@@ -139,19 +138,6 @@ class Upgraded:
     certificate_sha256: bytes
     authenticate_by: float
     release: Callable[[], None]
-
-
-def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
-    """Return (IP address, port) of a socket address, an IPv4-mapped address as plain IPv4.
-
-    A dual-stack listener sees IPv4 peers as ::ffff:192.0.2.1; people and limits should not.
-    """
-    host, port = sockaddr[0], sockaddr[1]
-    if ":" in host:
-        mapped = IPv6Address(host).ipv4_mapped
-        if mapped is not None:
-            return str(mapped), port
-    return host, port
 
 
 class Link:

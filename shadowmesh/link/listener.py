@@ -2,7 +2,7 @@
 
 Owns: accepting, the limits before authentication, the deadlines of TLS and upgrade, and a counter
 for every way a connection can end here. Does not know: how the listening socket is bound
-(`listening`), HTTP, sessions, handshakes, frames after the upgrade.
+(`bind`), HTTP, sessions, handshakes, frames after the upgrade.
 
 ::
 
@@ -28,9 +28,9 @@ from shadowmesh.base import log
 from shadowmesh.base.constants import TLS_TIMEOUT_S, UNAUTHENTICATED_TIMEOUT_S, UPGRADE_TIMEOUT_S
 from shadowmesh.config import HostPort
 from shadowmesh.link.admission import Admission, Limits, source_of
-from shadowmesh.link.link import Upgraded, plain_address
-from shadowmesh.link.listening import listen
-from shadowmesh.link.tcp import say_goodbye, set_socket_options
+from shadowmesh.link.bind import listen
+from shadowmesh.link.link import Upgraded
+from shadowmesh.link.tcp import plain_address, say_goodbye, set_socket_options
 from shadowmesh.link.upgrade import upgrade
 from shadowmesh.wire.websocket import UpgradeRefused
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from shadowmesh.base import log
 from shadowmesh.device.fdstore import NO_STORE, PEER
+from shadowmesh.link.bind import misfit
 from shadowmesh.link.listener import Listener
-from shadowmesh.link.listening import misfit
 from shadowmesh.link.tls import server_context
 
 if TYPE_CHECKING:

@@ -1,15 +1,17 @@
 """The TCP of a link: what the kernel is told about a connection, what it is asked, how it ends.
 
 Owns: the options of every connection of ours, how much may be unsent in the kernel, how much the
-peer's kernel has acknowledged, and an end that takes nothing away from the peer. Does not know:
-WebSocket, who moves the bytes (`link`), who opened the connection (`dial`, `listener`).
+peer's kernel has acknowledged, addresses as people write them, and an end that takes nothing away
+from the peer. Does not know: WebSocket, who moves the bytes (`link`), who opened the connection
+(`dial`, `listener`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import struct
-from typing import Final
+from ipaddress import IPv6Address
+from typing import Any, Final
 
 import gevent
 from gevent.socket import IPPROTO_TCP, SHUT_WR, TCP_INFO, TCP_NODELAY
@@ -64,3 +66,16 @@ def say_goodbye(sock: SSLSocket) -> None:
                 pass
     except OSError:
         return  # the connection is broken: nothing left to end
+
+
+def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:
+    """Return (IP address, port) of a socket address, an IPv4-mapped address as plain IPv4.
+
+    A dual-stack listener sees IPv4 peers as ::ffff:192.0.2.1; people and limits should not.
+    """
+    host, port = sockaddr[0], sockaddr[1]
+    if ":" in host:
+        mapped = IPv6Address(host).ipv4_mapped
+        if mapped is not None:
+            return str(mapped), port
+    return host, port

@@ -1,7 +1,8 @@
 """The UDP socket of the data path: opened once, for records of all sessions and for STUN.
 
-Owns: the socket, its options and its place in the descriptor store, the greenlet that fetches what the data plane's UDP thread has
-for the hub. Does not know: what records or STUN messages mean, which address carries frames.
+Owns: the socket, its options and its place in the descriptor store, the greenlet that fetches what
+the data plane's UDP thread has for the hub. Does not know: what records or STUN messages mean,
+which address carries frames.
 
 ::
 

@@ -1,7 +1,7 @@
 """What all peers of this daemon share, and how each of them gets a session.
 
-Owns: the configuration in force, who still wants the TAP device, the count of handshakes, what a new
-session is made of. Does not know: states, which session carries the frames.
+Owns: the configuration in force, who still wants the TAP device, the count of handshakes, what a
+new session is made of. Does not know: states, which session carries the frames.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One dial at a time.
 
-Owns: the greenlet of a dial, and that what arrives after it was given up goes nowhere. Does not know:
-states, when to dial, the handshake that follows.
+Owns: the greenlet of a dial, and that what arrives after it was given up goes nowhere. Does not
+know: states, when to dial, the handshake that follows.
 
 ::
 

@@ -1,7 +1,7 @@
 """Why a session ended, in words and codes.
 
-Owns: the one value that log, status and the counters of handshakes get, and what it says for each way
-a link or a peer can end a session. Does not know: what follows from it (`peer` decides).
+Owns: the one value that log, status and the counters of handshakes get, and what it says for each
+way a link or a peer can end a session. Does not know: what follows from it (`peer` decides).
 """
 
 from __future__ import annotations

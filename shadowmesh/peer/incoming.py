@@ -1,7 +1,7 @@
 """Connections that the listener has accepted, until it is known who came.
 
-Owns: their handshakes, and the count and the words of those that fail. Does not know: which sessions
-a peer has; whether somebody who has proved who it is may come in is for its peer to say.
+Owns: their handshakes, and the count and the words of those that fail. Does not know: which
+sessions a peer has; whether somebody who has proved who it is may come in is for its peer to say.
 
 ::
 

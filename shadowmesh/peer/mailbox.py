@@ -4,8 +4,8 @@ Owns: the queue, its greenlet, and that a bug in one message does not make it de
 what a message does.
 
 Everything that changes the state of a peer happens there, so that no two of them can meet half way;
-a message that is late (its session ended, its dial was given up) has to look whether what it is about
-is still there.
+a message that is late (its session ended, its dial was given up) has to look whether what it is
+about is still there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The connection manager: holds the peers, and lets the rest of the daemon ask about them.
 
-Owns: the peers (one, as long as the configuration has one), what comes to all of them alike: accepted
-connections, changes of the network, the device and the configuration, the end. Does not know: the life
-of a peer (`peer`), HTTP, what a snapshot looks like (`service.view` builds it from what is here).
+Owns: the peers (one, as long as the configuration has one), what comes to all of them alike:
+accepted connections, changes of the network, the device and the configuration, the end. Does not
+know: the life of a peer (`peer`), HTTP, what a snapshot looks like (`service.view` builds it from
+what is here).
 
 ::
 

@@ -17,7 +17,7 @@ from shadowmesh.base.constants import CloseReason, RejectReason
 from shadowmesh.base.errors import LocalProtocolError, PeerUnreachable
 from shadowmesh.peer.dialler import Dialler
 from shadowmesh.peer.verdicts import INTERCEPTED, failed_dial, intercepted
-from shadowmesh.wire.peer.machine import Phase
+from shadowmesh.wire.peer.states import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,7 +1,7 @@
 """One thing that happens in a while: the wait before the next dial.
 
-Owns: the timer, and that what was cancelled does not happen. Does not know: what happens then, how long
-to wait (`wire.peer.backoff` does).
+Owns: the timer, and that what was cancelled does not happen. Does not know: what happens then, how
+long to wait (`wire.peer.backoff` does).
 
 ::
 

@@ -1,8 +1,8 @@
 """One peer, from wanted to connected: carries out the state table of `wire.peer`.
 
-Owns: whether this peer is wanted, whom that means dialling and when, the live session and what follows
-when it ends. Does not know: other peers, how a session comes about (`outgoing`, `incoming`), HTTP, what
-a snapshot looks like, records, keys, how a device is opened.
+Owns: whether this peer is wanted, whom that means dialling and when, the live session and what
+follows when it ends. Does not know: other peers, how a session comes about (`outgoing`,
+`incoming`), HTTP, what a snapshot looks like, records, keys, how a device is opened.
 
 ::
 
@@ -53,7 +53,7 @@ from shadowmesh.peer.outgoing import Outgoing
 from shadowmesh.peer.pause import Pause
 from shadowmesh.peer.verdicts import DUPLICATE, objection
 from shadowmesh.wire.peer.backoff import Backoff
-from shadowmesh.wire.peer.machine import Event, PeerMachine, Phase, State
+from shadowmesh.wire.peer.states import Event, PeerMachine, Phase, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

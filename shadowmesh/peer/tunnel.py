@@ -1,7 +1,7 @@
 """One session with a peer, from the upgraded socket to its end.
 
-Owns: the seat in the data plane, the order in which the parts of a session begin and end, its timers.
-Does not know: whether the session is wanted (its owner decides), the TAP, other sessions.
+Owns: the seat in the data plane, the order in which the parts of a session begin and end, its
+timers. Does not know: whether the session is wanted (its owner decides), the TAP, other sessions.
 
 ::
 

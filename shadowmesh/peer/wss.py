@@ -1,8 +1,8 @@
 """The WSS side of one session: its link, whether the peer is still behind it, its round trip.
 
-Owns: the link from the upgraded socket to its end, its probes and its liveness, and that a peer has to
-authenticate in time. Does not know: what messages and records mean (`keying`), what follows from the
-end of the link (`tunnel`).
+Owns: the link from the upgraded socket to its end, its probes and its liveness, and that a peer has
+to authenticate in time. Does not know: what messages and records mean (`keying`), what follows from
+the end of the link (`tunnel`).
 
 ::
 
@@ -23,7 +23,8 @@ import gevent
 
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import WS_GOING_AWAY, Inner
-from shadowmesh.link.link import Link, plain_address
+from shadowmesh.link.link import Link
+from shadowmesh.link.tcp import plain_address
 from shadowmesh.peer.endings import Ended
 from shadowmesh.peer.probes import Probes
 from shadowmesh.wire import control

@@ -1,7 +1,7 @@
 """The daemon: puts the parts together, listens to signals, leaves nothing behind.
 
-Owns: the command line of shadowmesh-daemon, the order of start and stop, what a signal does. Does not
-know: HTTP routes, states, frames.
+Owns: the command line of shadowmesh-daemon, the order of start and stop, what a signal does. Does
+not know: HTTP routes, states, frames.
 
 ::
 
@@ -46,9 +46,10 @@ from shadowmesh.link.tls import client_context, load_or_create_certificate
 from shadowmesh.path.traversal import Traversal
 from shadowmesh.peer.manager import ConnectionManager
 from shadowmesh.service import switches
-from shadowmesh.service.heartbeat import Heartbeat
-from shadowmesh.service.notify import Notifier
-from shadowmesh.service.process import forbid_core_dumps, pid_file
+from shadowmesh.service.hardening import forbid_core_dumps
+from shadowmesh.service.hub_lag import HubLag
+from shadowmesh.service.pid_file import pid_file
+from shadowmesh.service.systemd import Notifier
 from shadowmesh.service.view import View
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Daemon:
         self._stopping = Event()
         self._notifier = notifier
         self._store = store
-        self._heartbeat = Heartbeat(self._beat)
+        self._hub_lag = HubLag(self._beat)
         self._recorder = FlightRecorder()
 
     def run(self) -> None:
@@ -276,13 +277,13 @@ class Daemon:
         self._captures = Captures(plane, traversal.tunnel_device, self._recorder)
         self._view = View(
             self._manager,
-            self._heartbeat,
+            self._hub_lag,
             Vitals(self._recorder),
             certificate,
             self._captures.report,
         )
-        self._heartbeat.start()
-        undo.callback(self._heartbeat.stop)
+        self._hub_lag.start()
+        undo.callback(self._hub_lag.stop)
         undo.callback(traversal.stop)
         undo.callback(self._manager.stop)
         traversal.start()
@@ -307,7 +308,7 @@ class Daemon:
             registry = make_registry(
                 Sources(
                     self.status,
-                    self._heartbeat.histogram,
+                    self._hub_lag.histogram,
                     self._recorder.round_trips,
                     self._recorder.counts,
                     lambda: (feed.listening, feed.ended),

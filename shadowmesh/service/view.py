@@ -1,8 +1,8 @@
 """The daemon as others see it: snapshots and health checks out of the live objects.
 
 Owns: how the connection manager, the data plane and the process become a `Snapshot`, and where the
-facts of the health checks are found (`insight.health` judges them). Does not know: HTTP, how things are
-changed.
+facts of the health checks are found (`insight.health` judges them). Does not know: HTTP, how things
+are changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from shadowmesh.insight.status import (
     Tap,
 )
 from shadowmesh.keys.identity import format_public_key
-from shadowmesh.wire.peer.machine import Phase, State
+from shadowmesh.wire.peer.states import Phase, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from shadowmesh.link.tls import Certificate as TlsCertificate
     from shadowmesh.peer.manager import ConnectionManager
     from shadowmesh.peer.tunnel import Tunnel
-    from shadowmesh.service.heartbeat import Heartbeat
+    from shadowmesh.service.hub_lag import HubLag
 
 #: IP and UDP headers around a datagram
 _IPV4_HEADERS: Final = 28
@@ -61,7 +61,7 @@ class View:
     """Builds snapshots of one daemon.
 
     Args:
-        heartbeat: how late the hub runs.
+        hub_lag: how late the hub runs.
         certificate: of the peer port.
         capture: returns what is known of the capture that is running.
     """
@@ -69,13 +69,13 @@ class View:
     def __init__(
         self,
         manager: ConnectionManager,
-        heartbeat: Heartbeat,
+        hub_lag: HubLag,
         vitals: Vitals,
         certificate: TlsCertificate,
         capture: Callable[[], Capture | None],
     ) -> None:
         self._manager = manager
-        self._heartbeat = heartbeat
+        self._hub_lag = hub_lag
         self._vitals = vitals
         self._certificate = certificate
         self._capture = capture
@@ -162,7 +162,7 @@ class View:
                 self._check_peer(),
                 self._check_path(),
                 self._check_refused(now),
-                health.hub_lag(self._heartbeat.worst_s),
+                health.hub_lag(self._hub_lag.worst_s),
                 health.clock(now, vitals.clock_step),
                 health.queue(vitals.full_drops, self._queue_bytes()),
                 health.certificate(

@@ -11,7 +11,7 @@ import pytest
 
 from shadowmesh.device import fdstore
 from shadowmesh.device.fdstore import FdStore
-from shadowmesh.service.notify import Notifier
+from shadowmesh.service.systemd import Notifier
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from shadowmesh.insight import health
 from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.vitals import ClockStep, Vitals
-from shadowmesh.wire.peer.machine import Phase, State
+from shadowmesh.wire.peer.states import Phase, State
 
 NOW = 1_800_000_000.0
 CERT = Path("/etc/shadowmesh/cert.pem")

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from shadowmesh.base.errors import NotPermitted, ShadowMeshError
 from shadowmesh.config import HostPort
+from shadowmesh.link import bind, tls
 from shadowmesh.link import listener as listener_module
-from shadowmesh.link import listening, tls
 from shadowmesh.link.admission import MAX_SOURCES, Admission, Limits, source_of
-from shadowmesh.link.link import plain_address
+from shadowmesh.link.tcp import plain_address
 from tests.fakes import BINARY, encode_frame
 from tests.link.peerport import ACCEPT, PATIENCE_S, PeerPort, read_all, read_head, request
 
@@ -284,14 +284,14 @@ def test_an_ipv4_address_works(open_port, host):
 
 @pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 def test_without_ipv6_the_default_address_falls_back_to_ipv4(open_port, monkeypatch, number):
-    real = listening._listen_on
+    real = bind._listen_on
 
     def without_ipv6(host, port):
         if ":" in host:
             raise OSError(number, os.strerror(number))
         return real(host, port)
 
-    monkeypatch.setattr(listening, "_listen_on", without_ipv6)
+    monkeypatch.setattr(bind, "_listen_on", without_ipv6)
     port = open_port("::")
     assert port.listener.bound[0] == "0.0.0.0"
     with pytest.raises(ShadowMeshError, match=r"\[::1\]:0.*listen_address"):
@@ -313,7 +313,7 @@ def test_a_privileged_port_says_what_is_missing(open_port, monkeypatch):
     def refuse(host, port):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(listening, "_listen_on", refuse)
+    monkeypatch.setattr(bind, "_listen_on", refuse)
     with pytest.raises(NotPermitted, match="CAP_NET_BIND_SERVICE"):
         open_port(port=443)
 

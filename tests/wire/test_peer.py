@@ -11,7 +11,7 @@ import pytest
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.wire.peer.backoff import BACKOFF_RESET_AFTER_S, Backoff
 from shadowmesh.wire.peer.collision import resolve_collision
-from shadowmesh.wire.peer.machine import TRANSITIONS, Event, PeerMachine, Phase, State
+from shadowmesh.wire.peer.states import TRANSITIONS, Event, PeerMachine, Phase, State
 
 # Written out a second time on purpose: state, event, state. Everything else is illegal.
 LEGAL = {

@@ -5,4 +5,4 @@ Owns: these three rules, as tables and pure functions. Does not know: who carrie
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["backoff", "collision", "machine"]
+__all__ = ["backoff", "collision", "states"]

@@ -1,7 +1,7 @@
 """How long to wait between dials.
 
-Owns: the delays, and what shortens them again. Does not know: who waits (`peer.dialler`), why a dial
-failed. Source: protocol section 8.
+Owns: the delays, and what shortens them again. Does not know: who waits (`peer.dialler`), why a
+dial failed. Source: protocol section 8.
 """
 
 from __future__ import annotations

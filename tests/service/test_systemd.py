@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from shadowmesh import netlab
-from shadowmesh.service.notify import MAX_STATUS_CHARS, Notifier
+from shadowmesh.service.systemd import MAX_STATUS_CHARS, Notifier
 from tests.lab.pair import make_pair
 
 

@@ -20,7 +20,7 @@ INTERVAL_S: Final = 1.0
 WINDOW: Final = 60
 
 
-class Heartbeat:
+class HubLag:
     """Measures from start() to stop(). `histogram` is for the metrics.
 
     Args:

@@ -1,40 +1,20 @@
-"""This process among others: one daemon at a time, and nobody reads its memory.
+"""One daemon at a time: the pid file.
 
-Owns: the pid file, what the process forbids itself. Does not know: what the daemon does.
+Owns: making it, its lock, its end. Does not know: what the daemon does.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import resource
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from shadowmesh.base import log
 from shadowmesh.base.errors import KeyFileError, NotPermitted, ShadowMeshError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-#: linux/prctl.h
-_PR_SET_DUMPABLE: Final = 4
-
-_log = log.get("daemon")
-
-
-def forbid_core_dumps() -> None:
-    """No core file and no debugger of another user sees the keys. Source: protocol section 10."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        _log.warning(
-            "core dumps could not be forbidden",
-            errno=ctypes.get_errno(),
-            remedy="forbid them outside: LimitCORE=0 in the unit, or ulimit -c 0",
-        )
 
 
 @contextmanager
