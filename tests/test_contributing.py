@@ -63,3 +63,11 @@ def test_what_a_recipe_names_is_in_that_file(path, name):
     assert re.search(
         rf"^(?:class )?{name}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE
     )
+
+
+@pytest.mark.parametrize("prefix", ["DROP_", "REFUSED_"])
+def test_the_reasons_of_drops_are_in_the_file_that_the_recipe_names(prefix):
+    [path] = set(
+        re.findall(r"`(shadowmesh/fast/\w+\.pxd)`", TEXT.partition("**A drop reason.**")[2])
+    )
+    assert re.search(rf"^    {prefix}[A-Z_]+ = 0", (ROOT / path).read_text(), re.MULTILINE)

@@ -37,6 +37,7 @@ ctypedef struct peers_t:
     session_t sessions[MAX_SESSIONS]
     int active_session          # which session gets a frame; -1: none is connected
     uint64_t generation         # of the epoch that was installed last
+    uint8_t unshared[64]        # what every thread reads is not in the line of the first pin
     pin_t pins[MAX_QUEUES]
 
 ctypedef struct route_t:        # what sealing needs of a session, copied under tx_lock

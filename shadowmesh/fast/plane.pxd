@@ -73,11 +73,11 @@ ctypedef struct udp_t:          # TAP threads send on its fd
     received_t received
 
 ctypedef struct wss_t:
-    uint8_t mask_pool[1024]     # randomness for WebSocket masks, refilled when used up; tx_lock
-    size_t mask_used
+    received_t received         # the hub's; far from what a TAP thread writes for each message
     uint64_t frames_settled     # sent by rings that no session has any more
     uint64_t frames_lost        # in such rings
-    received_t received
+    uint8_t mask_pool[1024]     # randomness for WebSocket masks, refilled when used up; tx_lock
+    size_t mask_used
 
 cdef struct plane_t
 

@@ -10,7 +10,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from shadowmesh.link.dial import dial
-from shadowmesh.peer.mailbox import Mailbox
 from shadowmesh.peer.terms import terms_of
 from shadowmesh.peer.tunnel import Tunnel
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from shadowmesh.keys.identity import Identity
     from shadowmesh.link.link import Upgraded
     from shadowmesh.path.traversal import Traversal
+    from shadowmesh.peer.mailbox import Mailbox
     from shadowmesh.peer.tunnel import HandshakeOwner
 
 
@@ -48,6 +48,7 @@ class Common:
         plane: DataPlane,
         device: Device,
         client_context: SSLContext,
+        mailbox: Mailbox,
         *,
         dial: Callable[[HostPort, str, SSLContext], Upgraded] = dial,
         traversal: Traversal | None,
@@ -60,7 +61,7 @@ class Common:
         self.device = device
         self.traversal = traversal
         self.recorder = recorder
-        self.mailbox = Mailbox()
+        self.mailbox = mailbox
         self.stopping = False
         self.handshakes: Counter[str] = Counter()
         self.refused: Refused | None = None

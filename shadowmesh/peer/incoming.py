@@ -82,8 +82,16 @@ class Incoming:
         elif intercepted(self._common.config, result):
             _log.limited(10).warning("peer refused", peer=tunnel.peer_name, cause=INTERCEPTED)
             tunnel.reject(RejectReason.POLICY)
-        elif self._peer_of(result.peer_public_key).admit(tunnel, result):
-            self._tunnels.discard(tunnel)
+        else:
+            try:
+                self._peer_of(result.peer_public_key).admit(tunnel, result)
+            finally:
+                # Also after a bug: whose the session is hears of its end, and we shall not.
+                if tunnel.owner is not self:
+                    self._tunnels.discard(tunnel)
+
+    def link_lost(self, tunnel: Tunnel) -> None:
+        """Only an accepted session goes on over UDP, and that has another owner."""
 
     def ended(self, tunnel: Tunnel, ended: Ended) -> None:
         """It was not taken in."""

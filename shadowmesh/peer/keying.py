@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire.session import events
 from shadowmesh.wire.session.machine import SessionMachine
 
@@ -125,8 +125,10 @@ class Keying:
         """
         try:
             self._machine.receive_message(data, now)
-        finally:
+        except RemoteProtocolError:
             self._carry_out()
+            raise
+        self._carry_out()
 
     def receive_record(self, key_id: int, inner_type: int, body: bytes, now: float) -> None:
         """Take a record that is not a frame.
@@ -136,8 +138,10 @@ class Keying:
         """
         try:
             self._machine.receive_record(key_id, inner_type, body, now)
-        finally:
+        except RemoteProtocolError:
             self._carry_out()
+            raise
+        self._carry_out()
 
     def next_timeout(self) -> float | None:
         """When handle_timeout() is to be called, boot-time seconds."""

@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 _log = log.get("connection")
 
 
-def _ignore(_error: Exception) -> None:
-    """Whom the message was about need not be told."""
-
-
 class Mailbox:
     """Belongs to the hub's thread."""
 
-    def __init__(self) -> None:
-        self._messages: SimpleQueue[tuple[Callable[[], None], Callable[[Exception], None]]]
-        self._messages = SimpleQueue()
+    def __init__(self, on_bug: Callable[[Exception], None]) -> None:
+        """Nothing is carried out before start().
+
+        Args:
+            on_bug: called with what a message raised, which is logged already; must not raise.
+        """
+        self._on_bug = on_bug
+        self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._greenlet = gevent.Greenlet(self._run)
 
     @property
@@ -48,24 +49,17 @@ class Mailbox:
         """Carry out nothing any more; what waits is forgotten."""
         self._greenlet.kill()
 
-    def post(
-        self, message: Callable[[], None], on_bug: Callable[[Exception], None] = _ignore
-    ) -> None:
-        """Carry out `message` after all that was posted before.
-
-        Args:
-            on_bug: called with what it raised, which is logged already; must not raise itself.
-        """
-        self._messages.put((message, on_bug))
+    def post(self, message: Callable[[], None]) -> None:
+        """Carry out `message` after all that was posted before."""
+        self._messages.put(message)
 
     def _run(self) -> None:
         """Carry out one message after another; ends when killed by stop()."""
         while True:
-            message, on_bug = self._messages.get()
+            message = self._messages.get()
             try:
                 message()
             except Exception as error:  # noqa: BLE001 - or the daemon would be deaf for ever
                 _log.exception("a message to the connection manager failed")
-                on_bug(error)
-            # While we wait for the next one they would hold a tunnel that has ended.
-            del message, on_bug
+                self._on_bug(error)
+            del message  # while we wait for the next one it would hold a tunnel that has ended

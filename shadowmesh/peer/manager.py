@@ -28,6 +28,7 @@ from shadowmesh.insight.events import NOBODY
 from shadowmesh.link.dial import dial
 from shadowmesh.peer.common import Common
 from shadowmesh.peer.incoming import Incoming
+from shadowmesh.peer.mailbox import Mailbox
 from shadowmesh.peer.peer import Peer
 from shadowmesh.peer.verdicts import trust_of
 
@@ -89,12 +90,14 @@ class ConnectionManager:
         self.identity = identity
         self.plane = plane
         self.traversal = traversal
+        self._mailbox = Mailbox(self._recover)
         self._common = Common(
             config,
             identity,
             plane,
             device,
             client_context,
+            self._mailbox,
             dial=dial,
             traversal=traversal,
             recorder=recorder,
@@ -102,7 +105,6 @@ class ConnectionManager:
         self.peers = (Peer(self._common, later=later),)
         self._incoming = Incoming(self._common, self._peer_of)
         self._device = device
-        self._mailbox = self._common.mailbox
         if traversal is not None:
             traversal.on_change = lambda: self._mailbox.post(self._candidates_changed)
             traversal.on_network_change = lambda: self._mailbox.post(self._network_changed)
@@ -187,7 +189,10 @@ class ConnectionManager:
         """Undo everything, for good; returns when it is done, at most about 3 s later."""
         if self._mailbox.started:
             done = Done()
-            self._mailbox.post(partial(self._stop, done))
+            self._mailbox.post(self._take_nobody_in)
+            for peer in self.peers:
+                peer.post(partial(peer.end, CloseReason.SHUTDOWN, "the daemon stops"))
+            self._mailbox.post(done.set)
             if not done.wait(STOP_TIMEOUT_S):
                 _log.warning(
                     "the tunnel did not end in time",
@@ -210,14 +215,14 @@ class ConnectionManager:
         """Whose key this is. Of a pair whoever passed the handshake is the peer, or says so."""
         return self.peer
 
-    def _stop(self, done: Done) -> None:
+    def _recover(self, error: Exception) -> None:
+        """A message failed by a bug."""
+        for peer in self.peers:
+            peer.recover(error)
+
+    def _take_nobody_in(self) -> None:
         self._common.stopping = True
         self._incoming.close(CloseReason.SHUTDOWN, "the daemon stops")
-        try:
-            for peer in self.peers:
-                peer.end(CloseReason.SHUTDOWN, "the daemon stops")
-        finally:
-            done.set()
 
     def _device_lost(self) -> None:
         """The TAP was deleted under us: make it again, or give up what needs it."""

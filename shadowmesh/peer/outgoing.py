@@ -110,6 +110,9 @@ class Outgoing:
             self.tunnel = None
             self._on_established(tunnel)
 
+    def link_lost(self, tunnel: Tunnel) -> None:
+        """Of an attempt that was aborted while the word that it is established was on its way."""
+
     def ended(self, tunnel: Tunnel, ended: Ended) -> None:
         """The handshake has failed, or the attempt was aborted."""
         if tunnel is self.tunnel:

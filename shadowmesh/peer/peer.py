@@ -78,7 +78,7 @@ _log = log.get("connection")
 
 
 class Peer:
-    """The life of one peer. Satisfies `tunnel.LiveOwner`.
+    """The life of one peer. Satisfies `tunnel.Owner`.
 
     Attributes for reading only:
         machine: state and phase.
@@ -154,10 +154,10 @@ class Peer:
 
     def post(self, message: Callable[[], None]) -> None:
         """Carry out something about this peer, in its turn."""
-        self._common.mailbox.post(message, self._recover)
+        self._common.mailbox.post(message)
 
-    def _recover(self, error: Exception) -> None:
-        """A message failed by a bug: nobody may wait for its outcome for ever."""
+    def recover(self, error: Exception) -> None:
+        """A message failed by a bug, perhaps one about this peer: nobody may wait for ever."""
         failure = ControlError(f"internal error: {error!r}; see the log")
         if not (self._idle or self.dialling or self._pause.ends_at):
             self._attempt_failed(failure)
@@ -317,10 +317,10 @@ class Peer:
         else:
             self._take(tunnel, result=tunnel.result)
 
-    def admit(self, tunnel: Tunnel, result: HandshakeResult) -> bool:
-        """Decide about a session that this peer began: whether it is ours now.
+    def admit(self, tunnel: Tunnel, result: HandshakeResult) -> None:
+        """Decide about a session that this peer began: from now on we own it.
 
-        When it is not it has been refused, or has ended; its owner hears of the end.
+        If not it has been refused, or has ended; who owns it then hears of the end.
         """
         reason = objection(
             tunnel,
@@ -338,15 +338,14 @@ class Peer:
                 reason = RejectReason.BUSY
         if reason is not None:
             tunnel.reject(reason)
-            return False
+            return
         # Before accepting: from now on our own dial must not reach the peer's decision any more.
         self._outgoing.abort(CloseReason.REPLACED, "the peer's own connection was taken")
         if not tunnel.accept():
             self._resume()
-            return False
+            return
         tunnel.owner = self
         self._take(tunnel, result=tunnel.result)
-        return True
 
     def _take(self, tunnel: Tunnel, *, result: HandshakeResult | None) -> None:
         """Router on: this session is the live one."""

@@ -71,12 +71,15 @@ class Owner(Protocol):
     def post(self, message: Callable[[], None]) -> None:
         """Call `message` soon, in the order of the calls; the session does not wait for it."""
 
+    def link_lost(self, tunnel: Tunnel) -> None:
+        """The session goes on over UDP, but wants another link soon."""
+
     def ended(self, tunnel: Tunnel, ended: Ended) -> None:
         """The link is closed and the keys are erased; told exactly once."""
 
 
 class HandshakeOwner(Owner, Protocol):
-    """Whose it is until the handshake is through."""
+    """Whose it is until the handshake is through; who takes it over makes itself the `owner`."""
 
     def authenticated(self, tunnel: Tunnel, result: HandshakeResult) -> None:
         """The peer has proved who it is. Who took the connection in says accept() or reject()."""
@@ -89,18 +92,11 @@ class DiallingOwner(HandshakeOwner, Protocol):
         """The peer has accepted us; who has accepted it knows from accept()."""
 
 
-class LiveOwner(Owner, Protocol):
-    """Whose it is from then on: it has made itself the `owner`."""
-
-    def link_lost(self, tunnel: Tunnel) -> None:
-        """The session goes on over UDP, but wants another link soon."""
-
-
 class Tunnel:
     """One session, over one link and perhaps over UDP.
 
     Attributes:
-        owner: whom the session tells; at first a HandshakeOwner, then a LiveOwner.
+        owner: whom the session tells; replaced by the peer that takes it in.
         initiator: we dialled.
         session: the seat and the keys in the data plane.
         wss: the link under it.
@@ -131,7 +127,8 @@ class Tunnel:
             LocalProtocolError, OSError: no seat in the data plane, or no file descriptor is
                 left; the socket is still the caller's.
         """
-        self.owner: Any = owner
+        self.owner: Owner = owner
+        self._met_by: Any = owner
         self.initiator = not upgraded.server
         self.started_at = boottime()
         self.established_at: float | None = None
@@ -146,11 +143,10 @@ class Tunnel:
         self._ended: Ended | None = None
         self._concluding: gevent.Greenlet | None = None
         self._wakeup = Wakeup()
-        self._timers = gevent.Greenlet(self._run_timers)
         self.session = Session(plane)
         try:
             pipe = Pipe(plane, client=self.initiator)
-            self._keying = Keying(
+            keying = Keying(
                 self.session,
                 pipe,
                 terms,
@@ -160,11 +156,14 @@ class Tunnel:
                 on_turn=self._wakeup.set,
             )
             self.wss = WssSide(
-                upgraded, self.session, pipe, self._keying, terms, recorder, self._on_link_closed
+                upgraded, self.session, pipe, keying, terms, recorder, self._on_link_closed
             )
         except BaseException:
             self.session.close()
             raise
+        # Not before: what they refer to refers back, and a failure must not wait for the collector.
+        self._keying = keying
+        self._timers = gevent.Greenlet(self._run_timers)
 
     @property
     def peer_public_key(self) -> bytes | None:
@@ -286,7 +285,7 @@ class Tunnel:
         match event:
             case events.Authenticated(result):
                 self.result = result
-                self.owner.post(lambda: self.owner.authenticated(self, result))
+                self.owner.post(lambda: self._met_by.authenticated(self, result))
             case events.Established(result):
                 self._establish(result)
             case events.Rekeyed(result):
@@ -323,7 +322,7 @@ class Tunnel:
         self.wss.established(now)
         self._make_paths(result)
         if self.initiator:
-            self.owner.post(lambda: self.owner.established(self))
+            self.owner.post(lambda: self._met_by.established(self))
         self.wss.probes.send(now)
 
     # --- UDP ----------------------------------------------------------------------------------
@@ -438,14 +437,17 @@ class Tunnel:
 
     def _check_deadlines(self, now: float) -> None:
         self._keying.handle_timeout(now)
-        ended = None if self.over else self.wss.check(now)
-        if ended is None:
+        if self.over:
             return
-        if ended.kind == "timeout":
-            self._end(ended, WS_POLICY)
-        elif self.path == "udp":
-            self.wss.cut(ended.detail)
+        if self.wss.overdue(now):
+            self._end(Ended("the peer did not authenticate in time", "timeout"), WS_POLICY)
+            return
+        dead = self.wss.check(now)
+        if dead is None:
+            return
+        if self.path == "udp":
+            self.wss.cut(dead)
         else:
-            self._finish(ended)
+            self._finish(Ended(dead, "link_lost"))
             self._keying.close(CloseReason.TIMEOUT, now)
-            self._end(ended, WS_GOING_AWAY)
+            self._end(Ended(dead, "link_lost"), WS_GOING_AWAY)

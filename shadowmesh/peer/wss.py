@@ -25,7 +25,6 @@ from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import WS_GOING_AWAY, Inner
 from shadowmesh.link.link import Link
 from shadowmesh.link.tcp import plain_address
-from shadowmesh.peer.endings import Ended
 from shadowmesh.peer.probes import Probes
 from shadowmesh.wire import control
 from shadowmesh.wire.liveness import Dead, Liveness, SendKeepalive, SendProbe
@@ -111,13 +110,15 @@ class WssSide:
         self._liveness = Liveness(self._terms.keepalive_interval_s, self._terms.read_timeout_s, now)
 
     def next_timeout(self) -> float | None:
-        """When check() is to be called, boot-time seconds; None: no need."""
+        """When overdue() or check() has to be asked, boot-time seconds; None: no need."""
         return self._authenticate_by if self._liveness is None else self._liveness.next_timeout()
 
-    def check(self, now: float) -> Ended | None:
-        """Send the probes that are due; return why the link is dead or unwanted, None if it is not."""
-        if self._authenticate_by is not None and now >= self._authenticate_by:
-            return Ended("the peer did not authenticate in time", "timeout")
+    def overdue(self, now: float) -> bool:
+        """Whether the peer should have authenticated by now and has not."""
+        return self._authenticate_by is not None and now >= self._authenticate_by
+
+    def check(self, now: float) -> str | None:
+        """Send the probes that are due; return why the link is dead, None if it is not."""
         if self._liveness is None:
             return None
         data_sent_at, heard_at = self._session.activity()
@@ -127,7 +128,7 @@ class WssSide:
                     # A probe keeps alive as well as padding does, and measures the round trip.
                     self.probes.send(now)
                 case Dead(reason):
-                    return Ended(reason, "link_lost")
+                    return reason
         return None
 
     def close(self, code: int, reason: str) -> gevent.Greenlet:

@@ -530,6 +530,30 @@ def test_a_bug_in_a_message_is_logged_and_answered(lonely, caplog, monkeypatch):
         lonely.manager.connect(None)
 
 
+def test_a_bug_in_what_a_reload_begins_is_followed_by_another_attempt(lonely, monkeypatch):
+    """Nobody asked this peer for anything: the message is the manager's."""
+    lonely.start()
+    monkeypatch.setattr(lonely.device, "open", lambda: 1 / 0)
+    config = lonely.manager.config
+    lonely.manager.reload(replace(config, peer=replace(config.peer, auto_connect=True)))
+    lonely.wait_for("error")
+    assert "internal error" in lonely.peer.last_error
+    monkeypatch.undo()
+    lonely.clock.fire()
+    wait_for(lambda: lonely.dialled == [NOBODY], "dialled again")
+
+
+def test_a_bug_while_a_peer_is_taken_in_leaves_no_session_behind(pair, monkeypatch):
+    dialling, listening = pair
+    monkeypatch.setattr(listening.device, "offload", lambda *_, **__: 1 / 0)
+    dialling.manager.connect(None)
+    wait_for(lambda: not len(listening.manager._incoming), "nobody waits for its end")
+    dialling.manager.disconnect()
+    monkeypatch.undo()
+    dialling.manager.connect(None)
+    listening.wait_for("connected")
+
+
 @pytest.mark.parametrize("error", [LocalProtocolError("all seats taken"), OSError(24, "EMFILE")])
 def test_a_session_that_cannot_be_made_is_a_failed_attempt(pair, monkeypatch, error):
     dialling, listening = pair

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import sys
 import time
 from dataclasses import replace
 
@@ -388,6 +389,29 @@ def test_a_tunnel_without_a_descriptor_takes_no_seat(make, monkeypatch):
     with pytest.raises(OSError, match="Too many"):
         Tunnel(dialling.plane, upgraded, dialling.tunnel._terms, Heard(dialling))
     assert made[0].number == -1
+
+
+@pytest.mark.parametrize("part", ["Session", "Pipe", "WssSide"])
+def test_a_tunnel_that_cannot_be_made_does_not_wait_for_the_collector(make, monkeypatch, part):
+    """It holds the pre-shared key, and perhaps descriptors."""
+    dialling, _ = make(start=False)
+    upgraded = dialling.tunnel.wss.link._upgraded
+
+    def refuse(*_args, **_options):
+        raise LocalProtocolError("no means")
+
+    monkeypatch.setattr(tunnel, part, refuse)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        terms_of_it = replace(dialling.tunnel._terms)
+        with pytest.raises(LocalProtocolError):
+            Tunnel(dialling.plane, upgraded, terms_of_it, Heard(dialling))
+        assert sys.getrefcount(terms_of_it) == 2, "only this test knows it"
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
 
 
 # --- Faults -----------------------------------------------------------------------------------

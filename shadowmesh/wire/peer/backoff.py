@@ -1,6 +1,6 @@
 """How long to wait between dials.
 
-Owns: the delays, and what shortens them again. Does not know: who waits (`peer.dialler`), why a
+Owns: the delays, and what shortens them again. Does not know: who waits (`peer.peer`), why a
 dial failed. Source: protocol section 8.
 """
 

@@ -49,7 +49,7 @@ class RekeyTimer:
         self._worn = False
 
     def keys_switched(self, created_at: float) -> None:
-        """Plan anew: keys of this age are sent under from now on."""
+        """Plan anew: keys made then are sent under from now on."""
         self._worn = False
         self.due = created_at + self._rotation_interval_s
         if self._initiator:
@@ -68,7 +68,7 @@ class RekeyTimer:
             self._wear_out(now)
 
     def peer_asked(self, created_at: float, now: float) -> None:
-        """The responder wants a rekey of keys of this age."""
+        """The responder wants a rekey of keys made then."""
         if now - created_at >= REKEY_REQUEST_MIN_AGE_S:
             self._wear_out(now)
 
