@@ -11,12 +11,13 @@ from .plane cimport *
 from .ring cimport *
 from .tap cimport *
 
-cdef enum:
-    ENTRIES_BYTES = RING_MESSAGES * 8           # of a ring_entry_t
-    LINK_BYTES = RING_BYTES + ENTRIES_BYTES + HEADROOM + PARSER_BYTES
+ctypedef struct link_memory_t:
+    uint8_t ring[RING_BYTES]
+    ring_entry_t entries[RING_MESSAGES]
+    uint8_t parser[HEADROOM + PARSER_BYTES]
 
 ctypedef struct link_t:
-    uint8_t *memory             # LINK_BYTES: the ring, its entries, the parser's buffer
+    link_memory_t *memory
     ring_t ring
     parser_t parser
 
@@ -27,16 +28,17 @@ cdef inline bint link_open(link_t *link, const tap_t *tap, bint client) noexcept
     cdef void *memory
     # Not from the heap: it hands out the used pages of links that are gone, and then each of the
     # strangers at the peer port would cost a megabyte instead of the pages it touches.
-    memory = mmap(NULL, LINK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    memory = mmap(NULL, sizeof(link_memory_t), PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:
         return False
-    link.memory = <uint8_t *>memory
-    link.ring.bytes = link.memory
-    link.ring.entries = <ring_entry_t *>(link.memory + RING_BYTES)
+    link.memory = <link_memory_t *>memory
+    link.ring.bytes = link.memory.ring
+    link.ring.entries = link.memory.entries
     ring_init(&link.ring)
     for i in range(MAX_QUEUES):
         link.ring.space_fds[i] = tap.queues[i].space_fd
-    link.parser.bytes = link.memory + RING_BYTES + ENTRIES_BYTES
+    link.parser.bytes = link.memory.parser
     link.parser.session = -1
     link.parser.from_client = not client
     link.parser.begin = link.parser.end = HEADROOM
@@ -49,7 +51,7 @@ cdef inline void link_close(link_t *link) noexcept nogil:
     if link.memory != NULL:
         # Plaintext frames were opened in this buffer.
         sodium_memzero(link.parser.bytes, HEADROOM + PARSER_BYTES)
-        munmap(link.memory, LINK_BYTES)
+        munmap(link.memory, sizeof(link_memory_t))
     if link.ring.wakeup_fd > 0:
         close(link.ring.wakeup_fd)
 

@@ -362,6 +362,16 @@ def test_a_connection_is_not_taken_in_while_stopping_or_without_keys(pair, make)
     assert keyless.state == "disconnected"
 
 
+def test_a_session_on_udp_that_was_given_up_may_still_lose_its_link(connected):
+    """Its attempt was aborted while the word that it is established was on its way."""
+    dialling, _ = connected
+    tunnel = dialling.peer.current
+    for owner in (dialling.peer._outgoing, dialling.manager._incoming):
+        owner.link_lost(tunnel)
+    assert dialling.peer.current is tunnel
+    assert dialling.state == "connected"
+
+
 # --- What may be asked when -------------------------------------------------------------------
 
 
