@@ -19,7 +19,6 @@ from shadowmesh.base.errors import DeviceError
 from shadowmesh.device import facts
 from shadowmesh.device.tun import CLONE_DEVICE
 from shadowmesh.insight import health
-from shadowmesh.insight.explain import explain
 from shadowmesh.insight.resources import read_resources
 from shadowmesh.insight.status import (
     Certificate,
@@ -131,6 +130,9 @@ class View:
 
     def explain(self, target: Target | None) -> Explanation:
         """Return what would happen to a frame for target now."""
+        # Not at the top: few daemons are ever asked, and all would hold its sentences in memory.
+        from shadowmesh.insight.explain import explain
+
         tap = self._manager.tap
         device = self._manager.config.network.tap_device if tap is None else tap.name
         found = facts.look(device, target)
