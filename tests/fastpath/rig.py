@@ -63,16 +63,21 @@ def open_files() -> int:
 
 def threads() -> int:
     """Count our threads, without those that are ending: a joined one stays in /proc for a moment."""
-    return sum(not _is_ending(task) for task in os.listdir("/proc/self/task"))
+    return len(thread_names())
 
 
-def _is_ending(task: str) -> bool:
+def thread_names() -> list[str]:
+    """Return the names of the same, sorted."""
+    return sorted(filter(None, map(_name_unless_ending, os.listdir("/proc/self/task"))))
+
+
+def _name_unless_ending(task: str) -> str | None:
     try:
         with open(f"/proc/self/task/{task}/stat", encoding="utf-8") as stat:
-            flags = int(stat.read().rpartition(")")[2].split()[6])
+            head, _, rest = stat.read().rpartition(")")
     except (FileNotFoundError, ProcessLookupError):
-        return True
-    return bool(flags & PF_EXITING)
+        return None
+    return None if int(rest.split()[6]) & PF_EXITING else head.partition("(")[2]
 
 
 class FakeTap:

@@ -10,7 +10,6 @@ import socket
 import struct
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -31,6 +30,7 @@ from tests.fastpath.rig import (
     eventually,
     frame,
     plain,
+    thread_names,
     threads,
     unpack,
     vnet,
@@ -116,22 +116,18 @@ def assert_in_order(frames: list[bytes], expected: dict[int, int]) -> None:
 # --- Threads ------------------------------------------------------------------------------------
 
 
-def names() -> list[str]:
-    return sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
-
-
 def test_each_queue_has_a_thread_with_a_name():
     before, taps = threads(), [FakeTap() for _ in range(MAX_QUEUES)]
     plane = DataPlane()
     for count in (4, 1, 3):
         plane.attach_tap([tap.fd for tap in taps[:count]], MTU)
         wanted = [f"sm-tap-{number}" for number in range(count)]
-        eventually(lambda wanted=wanted: [n for n in names() if "sm-" in n] == wanted)
+        eventually(lambda wanted=wanted: [n for n in thread_names() if "sm-" in n] == wanted)
         plane.detach_tap()
         assert eventually(lambda: threads() == before)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         plane.attach_udp(sock.fileno(), socket.AF_INET)
-        eventually(lambda: "sm-udp" in names())
+        eventually(lambda: "sm-udp" in thread_names())
         plane.attach_tap([tap.fd for tap in taps], MTU)
         plane.detach_udp()
         assert eventually(lambda: threads() == before + MAX_QUEUES)
