@@ -232,3 +232,18 @@ def test_only_a_session_that_lived_resets_the_backoff() -> None:
     assert backoff.next_delay() == 1
     backoff.reset()
     assert backoff.failures == 0
+
+
+def test_a_peer_that_returns_waits_at_most_three_times_its_absence() -> None:
+    choice = random.Random(3)
+    for _ in range(3000):
+        backoff = Backoff(choice.random)
+        for _ in range(choice.randrange(6)):
+            backoff.next_delay()
+        backoff.session_ended(choice.choice([0.0, BACKOFF_RESET_AFTER_S]))
+        # One that comes back just after a dial has failed waits for all of the next pause.
+        absence = 0.0
+        while absence < 30:
+            pause = backoff.next_delay()
+            assert pause <= max(4.8, 3 * absence)
+            absence += pause
