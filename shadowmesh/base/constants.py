@@ -153,11 +153,20 @@ BACKOFF_JITTER: Final = 0.2
 
 # --- Limits before authentication (protocol section 9) ----------------------------------------
 
-MAX_UNAUTHENTICATED: Final = 64
-#: per IPv4 address or IPv6 /64
-MAX_PER_ADDRESS: Final = 4
+#: connections that have sent nothing, in TLS or upgrade, in the handshake
+MAX_ACCEPTED: Final = 1024
+MAX_IN_TLS: Final = 64
+MAX_IN_HANDSHAKE: Final = 64
+#: per IPv4 address or IPv6 /56, in TLS and again in the handshake
+MAX_PER_SOURCE: Final = 4
+#: places of each stage for addresses behind which a peer was, or is said to be
+PLACES_FOR_KNOWN: Final = 4
 #: per second and source
 MAX_NEW_PER_SECOND: Final = 20
+#: TCP accept to the first byte
+FIRST_BYTE_TIMEOUT_S: Final = 2.0
+#: what a client may send up to the end of its upgrade, in bytes of TCP
+CLIENT_ALLOWANCE_BYTES: Final = 16 * 1024
 TLS_TIMEOUT_S: Final = 5.0
 UPGRADE_TIMEOUT_S: Final = 2.0
 #: TCP accept to authenticated

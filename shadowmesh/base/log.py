@@ -49,6 +49,9 @@ _MAX_DEPTH = 3
 #: messages are constants of the program, so this is never reached unless one is not
 _MAX_LIMITED = 1024
 
+#: how often one message may bring a traceback
+TRACEBACK_INTERVAL_S: Final = 10.0
+
 _ROOT = "shadowmesh"
 #: sd-daemon(3)
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
@@ -81,9 +84,14 @@ class Log:
         self._log(logging.ERROR, message, fields)
 
     def exception(self, message: str, /, **fields: object) -> None:
-        """Log an error with the traceback of the exception being handled: a bug of ours."""
+        """Log an error with the traceback of the exception being handled: a bug of ours.
+
+        Once in `TRACEBACK_INTERVAL_S` for each message: without memory or descriptors, or because
+        a stranger found it, the same one comes again and again.
+        """
         text = traceback.format_exc()[-_MAX_TRACEBACK_CHARS:]
-        self._log(logging.ERROR, message, {**fields, "traceback": _Long(text)})
+        limited = self if self._interval_s else self.limited(TRACEBACK_INTERVAL_S)
+        limited._log(logging.ERROR, message, {**fields, "traceback": _Long(text)})  # noqa: SLF001
 
     def limited(self, interval_s: float) -> Log:
         """Return a log that lets each message through once in interval_s seconds.

@@ -26,12 +26,13 @@ from shadowmesh.base.errors import (
     RemoteProtocolError,
 )
 from shadowmesh.link.link import Upgraded
+from shadowmesh.link.stream import TlsStream
 from shadowmesh.link.tcp import plain_address, set_socket_options
 from shadowmesh.link.tls import peer_certificate_sha256
 from shadowmesh.wire.websocket import ClientUpgrade
 
 if TYPE_CHECKING:
-    from gevent.ssl import SSLContext, SSLSocket
+    from gevent.ssl import SSLContext
 
     from shadowmesh.config import HostPort
 
@@ -43,6 +44,9 @@ CONNECT_TIMEOUT_S: Final = 5.0
 #: From our request to the whole answer; a proxy in between may need to connect first.
 UPGRADE_ANSWER_TIMEOUT_S: Final = 5.0
 HTTPS_PORT: Final = 443
+#: What the server may send up to the end of its answer: its certificates (a chain from a company's
+#: proxy is 4 to 10 KiB) and a head of 8 KiB at most.
+SERVER_ALLOWANCE_BYTES: Final = 32 * 1024
 
 
 def dial(
@@ -157,21 +161,21 @@ def _resolve(progress: _Progress) -> list[tuple[int, Any]]:
 def _dial_one(
     progress: _Progress, family: int, sockaddr: Any, path: str, context: SSLContext
 ) -> Upgraded:
-    sock = _connect(progress, family, sockaddr)
+    stream = _start_tls(progress, _connect(progress, family, sockaddr), context)
     try:
-        sock = _start_tls(progress, sock, context)
-        leftover = _upgrade(progress, sock, path)
+        leftover = _upgrade(progress, stream, path)
+        stream.unlimited()
         return Upgraded(
-            sock=sock,
+            sock=stream,
             remote_address=plain_address(sockaddr),
             leftover=leftover,
             server=False,
-            certificate_sha256=peer_certificate_sha256(sock),
+            certificate_sha256=peer_certificate_sha256(stream.tls),
             authenticate_by=time.monotonic() + HANDSHAKE_TIMEOUT_S,
             release=_nothing_to_release,
         )
     except BaseException:
-        sock.close()
+        stream.close()
         raise
 
 
@@ -194,28 +198,28 @@ def _connect(progress: _Progress, family: int, sockaddr: Any) -> gevent.socket.s
     return sock
 
 
-def _start_tls(progress: _Progress, sock: gevent.socket.socket, context: SSLContext) -> SSLSocket:
-    """Return the TLS socket that replaces sock, which the caller closes after a failure."""
+def _start_tls(progress: _Progress, sock: gevent.socket.socket, context: SSLContext) -> TlsStream:
+    """Return the TLS stream that takes over sock, which is closed after a failure."""
     progress.begin("tls")
-    tls_sock = sock
+    stream = TlsStream(
+        sock,
+        context,
+        server_hostname=_server_name(progress.address.host),
+        allowance=SERVER_ALLOWANCE_BYTES,
+    )
     try:
-        tls_sock = context.wrap_socket(
-            sock,
-            do_handshake_on_connect=False,
-            server_hostname=_server_name(progress.address.host),
-        )
         with _Limit(progress, TLS_TIMEOUT_S):
-            tls_sock.do_handshake()
+            stream.do_handshake()
     except OSError as error:
-        tls_sock.close()
+        stream.close()
         raise PeerUnreachable(progress.text(_tls_problem(error))) from None
     except BaseException:
-        tls_sock.close()
+        stream.close()
         raise
-    return tls_sock
+    return stream
 
 
-def _upgrade(progress: _Progress, sock: SSLSocket, path: str) -> bytes:
+def _upgrade(progress: _Progress, sock: TlsStream, path: str) -> bytes:
     """Ask for the upgrade; return the bytes that came after the answer."""
     progress.begin("upgrade")
     machine = ClientUpgrade(_host_header(progress.address), path, os.urandom)
@@ -253,7 +257,7 @@ def _host_header(address: HostPort) -> str:
 
 
 def _tls_problem(error: OSError) -> str:
-    if isinstance(error, ssl.SSLEOFError | ConnectionResetError):
+    if isinstance(error, ConnectionResetError):
         return "the connection was closed during the handshake (no TLS there, or too many tries)"
     if isinstance(error, ssl.SSLError):
         reason = (error.reason or str(error)).replace("_", " ").lower()

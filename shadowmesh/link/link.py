@@ -1,24 +1,17 @@
 """One WebSocket link after its upgrade: the socket, its two greenlets, its end.
 
-Owns: the TLS socket of an `Upgraded`, the reader and the writer greenlet, the write deadline, the
-close sequence. Does not know: the options of TCP (`tcp`), what records and messages contain, who
-the peer is, why the link is wanted. Frames of the data path pass by inside the pipe and are never
-seen here.
+Owns: the stream of an `Upgraded`, the reader and the writer greenlet, the write deadline, the close
+sequence. Does not know: TLS and how it is fed (`stream`), the options of TCP (`tcp`), what records
+and messages contain, who the peer is, why the link is wanted. Frames of the data path pass by
+inside the pipe and are never seen here.
 
 ::
 
-    TLS --recv_into--> pipe.recv_buffer() --ingest--> events --> on_events     reader greenlet
-    pipe.outgoing() <--wakeup_fd-- (hub, TAP thread);  --write--> TLS          writer greenlet
+    stream --read_into--> pipe.recv_buffer() --ingest--> events --> on_events     reader greenlet
+    pipe.outgoing() <--wakeup_fd-- (hub, TAP thread);  --write, flush--> stream   writer greenlet
 
-The socket is non-blocking and each greenlet waits with watchers of its own: gevent's SSLSocket
-takes one waiter per direction, but TLS may want either direction in either call (key update). A
-write that TLS could not finish is repeated with the same bytes before anything else is written,
-because OpenSSL has then already sealed a part of them. What OpenSSL 3.0 cannot do is answer a key
-update while a write is unfinished: the link then ends with BAD_LENGTH (tried with s_client; key
-updates that ask for no answer pass, 1,400 of them under load), and is dialled again. No TLS stack
-that we met asks. Both ways around it cost more than they give: not to read while a write is stuck
-lets two full links wait for each other, and what asks cannot be told from data before OpenSSL has
-read it; TLS over memory BIOs, where no write is ever unfinished, copies every byte once more.
+What TLS itself wants to send (the answer to a key update) is flushed by the reader if TCP takes it
+at once, else by the writer: a reader that waited for room could wait for a peer that does the same.
 """
 
 from __future__ import annotations
@@ -26,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,22 +26,17 @@ from typing import Any, Final, Protocol
 
 import gevent
 from gevent.event import Event
-from gevent.ssl import SSLSocket
 
 from shadowmesh.base import log
 from shadowmesh.base.constants import WS_ABNORMAL, WS_NORMAL
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.link.tcp import NOTSENT_LOWAT_BYTES, bytes_acked, limit_unsent, say_goodbye
+from shadowmesh.link.stream import TlsStream, plain_reason
+from shadowmesh.link.tcp import NOTSENT_LOWAT_BYTES, bytes_acked, limit_unsent
 from shadowmesh.wire.websocket import decode_close, encode_close
 
-#: A greenlet whose socket never makes it wait steps aside after so many calls. One call takes
-#: 20 to 100 us, so the hub waits about half a millisecond.
+#: A greenlet whose socket never makes it wait steps aside after so many calls. One call works on
+#: one TLS record, 20 to 100 us, so the hub waits about half a millisecond.
 READ_TURNS: Final = 8
-#: One read brings at most one TLS record.
-RECORD_BYTES: Final = 16384
-#: A record this short was sent alone: the peer had no more to say, and asking again would mostly
-#: cost a call for nothing. Proxies that cut a bulk transfer into records make them longer.
-SHORT_READ_BYTES: Final = 2048
 WRITE_TURNS: Final = 2
 #: close(): what is queued, and the close frame, get this long to leave
 FLUSH_TIMEOUT_S: Final = 1.0
@@ -69,7 +56,6 @@ OP_PING: Final = 0x9
 OP_PONG: Final = 0xA
 
 _WAIT_READ: Final = 1
-_WAIT_WRITE: Final = 2
 
 #: ("message", bytes) or ("record", key_id, inner_type, body), as the pipe's ingest() returns it
 LinkEvent = tuple[Any, ...]
@@ -119,7 +105,7 @@ class Upgraded:
     """A connection that has become a WebSocket; made by the listener and by `dial`.
 
     Attributes:
-        sock: TLS socket; whoever holds this object owns it.
+        sock: the TLS stream; whoever holds this object owns it.
         remote_address: (IP address, port) of the other end of the TCP connection; an IPv4
             address is never written as an IPv4-mapped IPv6 address.
         leftover: bytes that came after the HTTP head: the beginning of the first frame.
@@ -131,7 +117,7 @@ class Upgraded:
             longer counts against its limits. May be called any number of times.
     """
 
-    sock: SSLSocket
+    sock: TlsStream
     remote_address: tuple[str, int]
     leftover: bytes
     server: bool
@@ -167,10 +153,7 @@ class Link:
             write_timeout_s: the link ends when the peer takes no byte for so long.
         """
         self._upgraded = upgraded
-        self._sock = upgraded.sock
-        # The TLS object itself: what gevent puts around it is for waiting, which we do ourselves
-        # (see above), and costs two Python frames per record.
-        self._tls = upgraded.sock._sslobj  # noqa: SLF001
+        self._stream = upgraded.sock
         self._pipe = pipe
         self._on_events = on_events
         self._on_closed = on_closed
@@ -182,12 +165,7 @@ class Link:
         self._finisher: gevent.Greenlet | None = None
         self._reader = gevent.Greenlet(self._run, self._read, "reading")
         self._writer = gevent.Greenlet(self._run, self._write, "sending")
-        self._sock.settimeout(0.0)
-        loop = gevent.get_hub().loop
-        descriptor = self._sock.fileno()
-        self._reader_waits = {w: loop.io(descriptor, w) for w in (_WAIT_READ, _WAIT_WRITE)}
-        self._writer_waits = {w: loop.io(descriptor, w) for w in (_WAIT_READ, _WAIT_WRITE)}
-        self._wakeup_wait = loop.io(pipe.wakeup_fd, _WAIT_READ)
+        self._wakeup_wait = gevent.get_hub().loop.io(pipe.wakeup_fd, _WAIT_READ)
 
     @property
     def remote_address(self) -> tuple[str, int]:
@@ -240,31 +218,26 @@ class Link:
                 f"the peer broke the protocol: {error}", error.close_code, farewell=error.close_code
             )
         except OSError as error:
-            why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-            self._end(f"connection lost while {doing}: {why or error}", WS_ABNORMAL)
+            self._end(f"connection lost while {doing}: {plain_reason(error)}", WS_ABNORMAL)
         except Exception as error:  # noqa: BLE001 - every failure reaches the owner
             self._end_by_bug(f"while {doing}", error)
 
     def _read(self) -> None:
         """Feed the pipe until the connection or the link ends."""
         self._ingest_leftover()
-        pipe, read, turns = self._pipe, self._tls.read, 0
+        pipe, stream, turns = self._pipe, self._stream, 0
         while self._ending is None:
-            try:
-                count = read(RECORD_BYTES, pipe.recv_buffer())
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
-                gevent.get_hub().wait(self._reader_waits[_wanted(want)])
-                turns = 0
-                continue
-            except ssl.SSLEOFError:  # FIN or RST; a TLS close_notify gives 0
-                count = 0
-            if count == 0:
+            count = stream.read_into(pipe.recv_buffer())
+            if count:
+                self._take(count)
+            elif stream.ended:
                 self._end("the connection ended without a close frame", WS_ABNORMAL)
                 return
-            self._take(count)
+            if stream.unsent and not stream.flush():
+                os.eventfd_write(pipe.wakeup_fd, 1)
             turns += 1
-            if count < SHORT_READ_BYTES:
-                gevent.get_hub().wait(self._reader_waits[_WAIT_READ])
+            if not stream.ready:
+                stream.wait_readable()
                 turns = 0
             elif turns == READ_TURNS:
                 turns = 0
@@ -276,6 +249,7 @@ class Link:
         hub = gevent.get_hub()
         piece_bytes = NOTSENT_LOWAT_BYTES
         while True:
+            self._send_sealed()
             pending = pipe.outgoing()
             if pending is None:
                 if self._flushing:
@@ -286,13 +260,15 @@ class Link:
             if piece_bytes < NOTSENT_LOWAT_BYTES:
                 # A write would be taken: the kernel fills its last buffer, up to 64 KiB, whatever
                 # TCP_NOTSENT_LOWAT says. Only whether it calls the socket writable goes by that.
-                self._wait_for_progress(self._writer_waits[_WAIT_WRITE])
-            pipe.sent(self._send(pending))
+                self._wait_for_progress()
+            self._stream.write(pending)
+            self._send_sealed()
+            pipe.sent(len(pending))
             if pipe.piece_bytes != piece_bytes:
                 piece_bytes = pipe.piece_bytes
                 # Enough for two pieces, so that the kernel has one while we prepare the next. It
                 # calls the socket writable at half of it.
-                limit_unsent(self._sock, min(4 * piece_bytes, NOTSENT_LOWAT_BYTES))
+                limit_unsent(self._stream.tcp, min(4 * piece_bytes, NOTSENT_LOWAT_BYTES))
             turns += 1
             if turns == WRITE_TURNS:
                 turns = 0
@@ -345,27 +321,24 @@ class Link:
         finally:
             self._in_callback = False
 
-    def _send(self, data: memoryview) -> int:
-        """Write data and return its length; raises TimeoutError when the peer stops taking."""
-        while True:
-            try:
-                return int(self._tls.write(data))
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
-                self._wait_for_progress(self._writer_waits[_wanted(want)])
+    def _send_sealed(self) -> None:
+        """Send what TLS has sealed; raises TimeoutError when the peer stops taking."""
+        while not self._stream.flush():
+            self._wait_for_progress()
 
-    def _wait_for_progress(self, watcher: Any) -> None:
+    def _wait_for_progress(self) -> None:
         """Wait until the socket is ready; TimeoutError when the peer acknowledges nothing.
 
         One write may be a dozen TLS records, and a slow path may need longer than the timeout
         for them: so what counts is whether the peer's kernel takes bytes at all.
         """
         step_s = self._write_timeout_s / PROGRESS_CHECKS
-        acked, idle_steps = bytes_acked(self._sock), 0
+        acked, idle_steps = bytes_acked(self._stream.tcp), 0
         while idle_steps < PROGRESS_CHECKS:
             with gevent.Timeout(step_s, False):
-                gevent.get_hub().wait(watcher)
+                self._stream.wait_writable()
                 return
-            before, acked = acked, bytes_acked(self._sock)
+            before, acked = acked, bytes_acked(self._stream.tcp)
             idle_steps = idle_steps + 1 if acked == before else 0
         raise TimeoutError(
             errno.ETIMEDOUT, f"the peer took nothing for {self._write_timeout_s:g} s"
@@ -431,20 +404,12 @@ class Link:
 
     def _close_socket(self, *, linger: bool) -> None:
         if linger:
-            say_goodbye(self._sock)
-        self._sock.close()
+            self._stream.goodbye()
+        self._stream.close()
 
     def _free(self) -> None:
-        for waits in (self._reader_waits, self._writer_waits):
-            for wait in waits.values():
-                wait.close()
         self._wakeup_wait.close()
         self._pipe.close()
-
-
-def _wanted(want: ssl.SSLError) -> int:
-    """Which readiness of the socket TLS waits for."""
-    return _WAIT_READ if isinstance(want, ssl.SSLWantReadError) else _WAIT_WRITE
 
 
 def _ignore(*what: object) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from shadowmesh.base import log
 from shadowmesh.device.fdstore import NO_STORE, PEER
 from shadowmesh.link.bind import misfit
+from shadowmesh.link.known import KnownAddresses
 from shadowmesh.link.listener import Listener
 from shadowmesh.link.tls import server_context
 
@@ -39,12 +40,14 @@ class PeerPort:
         certificate: Certificate,
         on_upgraded: Callable[[Upgraded], None],
         store: FdStore = NO_STORE,
+        known: KnownAddresses | None = None,
     ) -> None:
-        """Args: on_upgraded: as for `Listener`."""
+        """Args: on_upgraded, known: as for `Listener`; follow() names the configured addresses."""
         self.listener: Listener | None = None
         self._certificate = certificate
         self._on_upgraded = on_upgraded
         self._store = store
+        self._known = known if known is not None else KnownAddresses()
 
     def follow(self, config: Config) -> None:
         """Open or close the port as this configuration wants it; nothing when it is so already.
@@ -54,6 +57,7 @@ class PeerPort:
         Raises:
             ShadowMeshError: it cannot be opened.
         """
+        self._known.name({config.peer.address.host} if config.peer.address else ())
         address = config.websocket.listen_address
         if config.mode == 0:
             _log.warning(
@@ -68,6 +72,7 @@ class PeerPort:
                 server_context(self._certificate),
                 self._certificate.sha256,
                 self._on_upgraded,
+                self._known,
             )
             held = self._of_the_last_run(address)
             listener.start(held)

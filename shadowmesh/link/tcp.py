@@ -1,22 +1,21 @@
-"""The TCP of a link: what the kernel is told about a connection, what it is asked, how it ends.
+"""The TCP of a link: what the kernel is told about a connection, and what it is asked.
 
 Owns: the options of every connection of ours, how much may be unsent in the kernel, how much the
-peer's kernel has acknowledged, addresses as people write them, and an end that takes nothing away
-from the peer. Does not know: WebSocket, who moves the bytes (`link`), who opened the connection
-(`dial`, `listener`).
+peer's kernel has acknowledged, addresses as people write them. Does not know: WebSocket, who moves
+the bytes (`link`, `stream`), who opened the connection (`dial`, `listener`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from ipaddress import IPv6Address
-from typing import Any, Final
+from socket import IPPROTO_TCP, TCP_INFO, TCP_NODELAY
+from typing import TYPE_CHECKING, Any, Final
 
-import gevent
-from gevent.socket import IPPROTO_TCP, SHUT_WR, TCP_INFO, TCP_NODELAY
-from gevent.socket import socket as gevent_socket
-from gevent.ssl import SSLSocket
+if TYPE_CHECKING:
+    from socket import socket
+
+    from gevent.socket import socket as gevent_socket
 
 #: Unsent bytes that the kernel may hold per link; above that the socket is not writable. Keeps
 #: the queue in the pipe, where plaintext is dropped by name, and the latency under load short. On
@@ -24,48 +23,26 @@ from gevent.ssl import SSLSocket
 NOTSENT_LOWAT_BYTES: Final = 128 * 1024
 #: linux/tcp.h; Python 3.11 does not name it
 TCP_NOTSENT_LOWAT: Final = 25
-#: how long the peer has to close too, once we have
-LINGER_TIMEOUT_S: Final = 0.5
 #: offset of tcpi_bytes_acked (u64) in struct tcp_info, linux/tcp.h since 4.1
 _BYTES_ACKED_OFFSET: Final = 120
 
 
-def set_socket_options(sock: gevent_socket) -> None:
+def set_socket_options(sock: socket | gevent_socket) -> None:
     """Set what every connection of ours wants: no Nagle delay, a short unsent queue."""
     sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     limit_unsent(sock, NOTSENT_LOWAT_BYTES)
 
 
-def limit_unsent(sock: gevent_socket, count: int) -> None:
+def limit_unsent(sock: socket | gevent_socket, count: int) -> None:
     """Let the kernel hold so many unsent bytes before the socket stops being writable."""
     sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, count)
 
 
-def bytes_acked(sock: gevent_socket) -> int:
+def bytes_acked(sock: socket | gevent_socket) -> int:
     """Bytes that the peer's kernel has acknowledged since the connection began."""
     info = sock.getsockopt(IPPROTO_TCP, TCP_INFO, _BYTES_ACKED_OFFSET + 8)
     (acked,) = struct.unpack_from("=Q", info, _BYTES_ACKED_OFFSET)
     return int(acked)
-
-
-def say_goodbye(sock: SSLSocket) -> None:
-    """End TLS and TCP in order: close_notify, FIN, then read until the peer has closed too.
-
-    Takes at most LINGER_TIMEOUT_S; the caller closes the socket. Closed with unread bytes in it a
-    socket sends RST, which would take away from the peer what we sent last.
-    """
-    try:
-        with gevent.Timeout(LINGER_TIMEOUT_S, False):
-            sock.settimeout(0.0)
-            with contextlib.suppress(OSError, ValueError):
-                # Sends close_notify; that the peer's has not come yet is not of interest.
-                sock.unwrap()
-            sock.settimeout(None)
-            sock.shutdown(SHUT_WR)  # gevent drops its TLS layer here: what follows is ciphertext
-            while sock.recv(65536):
-                pass
-    except OSError:
-        return  # the connection is broken: nothing left to end
 
 
 def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from gevent.ssl import SSLContext, SSLSocket
+from gevent.ssl import SSLContext
 
 from shadowmesh.base.constants import TLS_ALPN
 from shadowmesh.base.errors import KeyFileError
@@ -129,15 +129,15 @@ def client_context() -> SSLContext:
     return context
 
 
-def peer_certificate_sha256(sock: SSLSocket) -> bytes:
-    """Return the 32-byte hash of the DER certificate that the server of this socket served.
+def peer_certificate_sha256(connection: ssl.SSLObject) -> bytes:
+    """Return the 32-byte hash of the DER certificate that the server of this connection served.
 
     Args:
-        sock: client side, TLS handshake done.
+        connection: client side, TLS handshake done.
     """
-    der = sock.getpeercert(binary_form=True)
+    der = connection.getpeercert(binary_form=True)
     if not der:
-        raise ValueError("the peer of this socket showed no certificate")
+        raise ValueError("the server of this connection showed no certificate")
     return hashlib.sha256(der).digest()
 
 

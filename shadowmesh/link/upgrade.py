@@ -1,4 +1,4 @@
-"""The server's side of the WebSocket upgrade on one TLS socket.
+"""The server's side of the WebSocket upgrade on one TLS stream.
 
 Owns: reading the request under a size limit, the plain HTTP errors for those that are refused,
 and the 101 answer, which gevent-websocket writes. Does not know: accepting, TLS, deadlines (the
@@ -7,7 +7,7 @@ by `wire.websocket.check_request`.
 
 ::
 
-    socket --> head, at most 8 KiB --> check_request --> our own copy --> gevent-websocket --> 101
+    stream --> head, at most 8 KiB --> check_request --> our own copy --> gevent-websocket --> 101
                  +--> leftover: the beginning of the first frame
 
 The head is read here, not by the handler: its buffered reader would swallow the frames that
@@ -29,7 +29,7 @@ from shadowmesh.base.constants import MAX_HEADER_BYTES, WS_SUBPROTOCOL
 from shadowmesh.wire.websocket import UpgradeRefused, check_request
 
 if TYPE_CHECKING:
-    from gevent.ssl import SSLSocket
+    from shadowmesh.link.stream import TlsStream
 
 _REASONS: Final = {
     400: "Bad Request",
@@ -46,7 +46,7 @@ _EXTRA_HEADERS: Final = {
 }
 
 
-def upgrade(sock: SSLSocket, remote: tuple[str, int], path: str) -> bytes:
+def upgrade(sock: TlsStream, remote: tuple[str, int], path: str) -> bytes:
     """Read one request and answer it; return the bytes that followed it.
 
     Args:
@@ -75,7 +75,7 @@ def upgrade(sock: SSLSocket, remote: tuple[str, int], path: str) -> bytes:
     return leftover
 
 
-def _read_head(sock: SSLSocket) -> tuple[bytes, bytes]:
+def _read_head(sock: TlsStream) -> tuple[bytes, bytes]:
     """Return (request up to and with its empty line, what came after it).
 
     Raises:
@@ -150,7 +150,7 @@ class _Handler(WebSocketHandler):
 
 
 def _switch_protocols(
-    sock: SSLSocket, remote: tuple[str, int], path: str, websocket_key: str
+    sock: TlsStream, remote: tuple[str, int], path: str, websocket_key: str
 ) -> None:
     """Send ``101 Switching Protocols``. Raises OSError when it could not be sent."""
     request = (

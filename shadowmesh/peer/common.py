@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shadowmesh.insight.events import Recorder
     from shadowmesh.insight.status import Refused
     from shadowmesh.keys.identity import Identity
+    from shadowmesh.link.known import KnownAddresses
     from shadowmesh.link.link import Upgraded
     from shadowmesh.path.traversal import Traversal
     from shadowmesh.peer.mailbox import Mailbox
@@ -39,6 +40,7 @@ class Common:
         handshakes: how handshakes ended, by one word.
         refused: the last peer that was not let in, cleared by success.
         mailbox: where everything that changes a state is carried out.
+        known: is told behind which addresses peers are.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Common:
         dial: Callable[[HostPort, str, SSLContext], Upgraded] = dial,
         traversal: Traversal | None,
         recorder: Recorder,
+        known: KnownAddresses,
     ) -> None:
         """Args: as for `ConnectionManager`."""
         self.config = config
@@ -61,6 +64,7 @@ class Common:
         self.device = device
         self.traversal = traversal
         self.recorder = recorder
+        self.known = known
         self.mailbox = mailbox
         self.stopping = False
         self.handshakes: Counter[str] = Counter()
@@ -77,7 +81,8 @@ class Common:
         """Begin the handshake of a session over a connection.
 
         Raises:
-            LocalProtocolError, OSError: no means for one; the socket stays the caller's.
+            LocalProtocolError, OSError, MemoryError: no means for one; the socket stays the
+                caller's.
         """
         tunnel = Tunnel(
             self.plane,

@@ -53,11 +53,12 @@ class Incoming:
             try:
                 self._tunnels.add(self._common.start_tunnel(upgraded, self))
                 return
-            except (LocalProtocolError, OSError) as error:
+            except (LocalProtocolError, OSError, MemoryError) as error:
                 _log.limited(10).warning(
                     "incoming connection dropped",
-                    cause=str(error),
-                    remedy="let the daemon open more descriptors (LimitNOFILE=)",
+                    cause=str(error) or "no memory",
+                    remedy="let the daemon have more memory (MemoryMax=) or open more descriptors"
+                    " (LimitNOFILE=)",
                 )
         upgraded.sock.close()
         upgraded.release()

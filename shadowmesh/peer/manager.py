@@ -26,6 +26,7 @@ from shadowmesh.config import reloaded
 from shadowmesh.device import addresses
 from shadowmesh.insight.events import NOBODY
 from shadowmesh.link.dial import dial
+from shadowmesh.link.known import KnownAddresses
 from shadowmesh.peer.common import Common
 from shadowmesh.peer.incoming import Incoming
 from shadowmesh.peer.mailbox import Mailbox
@@ -77,6 +78,7 @@ class ConnectionManager:
         later: Callable[[float, Callable[[], None]], gevent.Greenlet] = gevent.spawn_later,
         traversal: Traversal | None = None,
         recorder: Recorder = NOBODY,
+        known: KnownAddresses | None = None,
     ) -> None:
         """Make a manager of a tunnel that is not wanted yet.
 
@@ -86,6 +88,7 @@ class ConnectionManager:
             later: runs a function in a while.
             traversal: started and stopped by the caller; None: WSS only.
             recorder: whom changes of state and sessions are told.
+            known: is told from where peers authenticate.
         """
         self.identity = identity
         self.plane = plane
@@ -101,6 +104,7 @@ class ConnectionManager:
             dial=dial,
             traversal=traversal,
             recorder=recorder,
+            known=KnownAddresses() if known is None else known,
         )
         self.peers = (Peer(self._common, later=later),)
         self._incoming = Incoming(self._common, self._peer_of)

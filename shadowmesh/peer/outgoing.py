@@ -86,9 +86,9 @@ class Outgoing:
         self._on_phase(Phase.HANDSHAKE)
         try:
             self.tunnel = self._common.start_tunnel(upgraded, self)
-        except (LocalProtocolError, OSError) as error:
+        except (LocalProtocolError, OSError, MemoryError) as error:
             upgraded.sock.close()
-            self._failed(PeerUnreachable(f"cannot start a session: {error}"))
+            self._failed(PeerUnreachable(f"cannot start a session: {error or 'no memory'}"))
 
     def _failed(self, error: ControlError) -> None:
         self._on_failed(error, False)

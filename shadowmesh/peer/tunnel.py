@@ -124,8 +124,8 @@ class Tunnel:
             owner: a DiallingOwner if we dialled.
             traversal: the UDP side of this host, None to stay on WSS.
         Raises:
-            LocalProtocolError, OSError: no seat in the data plane, or no file descriptor is
-                left; the socket is still the caller's.
+            LocalProtocolError, OSError, MemoryError: no seat in the data plane, or no file
+                descriptor or memory is left; the socket is still the caller's.
         """
         self.owner: Owner = owner
         self._met_by: Any = owner

@@ -41,6 +41,7 @@ from shadowmesh.insight.metrics import Sources, make_registry
 from shadowmesh.insight.vitals import Vitals
 from shadowmesh.keys.api_token import load_or_create_token
 from shadowmesh.keys.identity import format_public_key, load_or_create_identity
+from shadowmesh.link.known import KnownAddresses
 from shadowmesh.link.peer_port import PeerPort
 from shadowmesh.link.tls import client_context, load_or_create_certificate
 from shadowmesh.path.traversal import Traversal
@@ -264,6 +265,7 @@ class Daemon:
         traversal.tunnel_device = lambda: (
             config.network.tap_device if device.tap is None else device.tap.name
         )
+        known = KnownAddresses()
         self._manager = ConnectionManager(
             config,
             identity,
@@ -272,7 +274,9 @@ class Daemon:
             client_context(),
             traversal=traversal,
             recorder=self._recorder,
+            known=known,
         )
+        self._peer_port = PeerPort(certificate, self._manager.take_incoming, self._store, known)
         traversal.recorder = self._recorder
         self._captures = Captures(plane, traversal.tunnel_device, self._recorder)
         self._view = View(
@@ -287,7 +291,6 @@ class Daemon:
         undo.callback(traversal.stop)
         undo.callback(self._manager.stop)
         traversal.start()
-        self._peer_port = PeerPort(certificate, self._manager.take_incoming, self._store)
         undo.callback(self._peer_port.stop)
         self._peer_port.follow(config)
         self._start_http(undo, token)

@@ -112,8 +112,9 @@ def test_reconnecting_goes_1_2_4_to_30_seconds():
 # --- Limits and codes -------------------------------------------------------------------------
 
 
-def test_one_address_cannot_take_all_seats():
-    assert c.MAX_PER_ADDRESS < c.MAX_UNAUTHENTICATED
+def test_one_source_cannot_take_all_places():
+    assert c.MAX_PER_SOURCE < c.MAX_IN_TLS - c.PLACES_FOR_KNOWN
+    assert c.MAX_PER_SOURCE < c.MAX_IN_HANDSHAKE - c.PLACES_FOR_KNOWN
 
 
 def test_close_codes_are_those_that_may_be_sent():
@@ -211,7 +212,7 @@ def test_the_copy_in_c_is_the_same(name):
 
 
 def test_strangers_cannot_take_every_seat_of_the_data_plane():
-    assert C_NUMBERS["MAX_SESSIONS"] >= c.MAX_UNAUTHENTICATED + 16
+    assert C_NUMBERS["MAX_SESSIONS"] >= c.MAX_IN_HANDSHAKE + 16
 
 
 def test_every_seat_may_hold_the_key_ids_of_a_handshake_and_the_live_one_those_of_a_rekey():

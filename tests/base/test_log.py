@@ -292,6 +292,16 @@ def test_an_exception_comes_with_its_traceback_in_one_line(text):
     assert "KeyError: 'absent'" in line
 
 
+def test_the_same_traceback_comes_once_in_a_while(text, monkeypatch):
+    monkeypatch.setattr(log, "_limiter", log._Limiter())
+    for _ in range(1000):
+        try:
+            bytearray(1 << 62)
+        except MemoryError:
+            log.get("x").exception("no memory for that")
+    assert len(text.lines()) == 1
+
+
 @settings(max_examples=80)
 @given(
     st.dictionaries(st.text(min_size=1, max_size=8).filter(str.isidentifier), VALUES, max_size=5)

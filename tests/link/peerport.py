@@ -9,6 +9,7 @@ import gevent.socket as gsocket
 
 from shadowmesh.config import HostPort
 from shadowmesh.link import tls
+from shadowmesh.link.known import KnownAddresses
 from shadowmesh.link.listener import Listener
 
 PATIENCE_S = 10.0
@@ -42,6 +43,7 @@ class PeerPort:
     def __init__(self, certificate, address=None, **options):
         self._socks = []
         self.upgraded = gevent.queue.Queue()
+        self.known = KnownAddresses()
         self.certificate = certificate
         self.client_context = tls.client_context()
         self.listener = Listener(
@@ -50,6 +52,7 @@ class PeerPort:
             tls.server_context(certificate),
             certificate.sha256,
             self._keep,
+            self.known,
             **options,
         )
         self.listener.start()
@@ -70,8 +73,8 @@ class PeerPort:
         self._socks.append(sock)
         return sock
 
-    def connect_tls(self, host="127.0.0.1", context=None):
-        sock = (context or self.client_context).wrap_socket(self.connect(host))
+    def connect_tls(self, host="127.0.0.1", context=None, source=None):
+        sock = (context or self.client_context).wrap_socket(self.connect(host, source))
         self._socks.append(sock)
         return sock
 

@@ -116,8 +116,8 @@ def test_dial_ends_with_an_upgraded_connection(port, certificate):
     upgraded.release()
     accepted.sock.sendall(b"\x82\x01x")
     assert upgraded.sock.recv(3) == b"\x82\x01x"
-    assert upgraded.sock.getsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY)
-    assert not upgraded.sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_KEEPALIVE)
+    assert upgraded.sock.tcp.getsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY)
+    assert not upgraded.sock.tcp.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_KEEPALIVE)
     upgraded.sock.close()
 
 

@@ -28,6 +28,7 @@ from shadowmesh.link.link import Link
 from shadowmesh.link.upgrade import upgrade
 from shadowmesh.wire.websocket import UpgradeRefused
 from tests.fakes import BINARY, CLOSE, PING, PONG, decode_frame, encode_frame
+from tests.link.keyupdates import KeyUpdater
 from tests.link.peerport import KEY, PATH, PATIENCE_S, PeerPort, read_all, read_head, request
 
 
@@ -90,7 +91,7 @@ ABUSE = {
     "bytes above ASCII in the target": (request(path="/\xff"), 400),
     "head of 9 KiB": (request(extra=[("X", "a" * 9216)]), 431),
     "many small headers": (request(extra=[("X", "a")] * 1500), 431),
-    "head that never ends": (b"GET /shadowmesh HTTP/1.1\r\n" + b"a" * 20_000, 431),
+    "head that never ends": (b"GET /shadowmesh HTTP/1.1\r\n" + b"a" * 12_000, 431),
     "one bare line feed": (request(extra=[("X", "y\nZ: z")]), 400),
     "line feeds only": (request().replace(b"\r\n", b"\n") + b"\r\n\r\n", 400),
     "binary": (bytes(range(256)) + b"\r\n\r\n", 400),
@@ -160,11 +161,28 @@ def test_the_refusal_of_a_method_or_version_says_what_is_taken(port):
 
 def test_a_refusal_is_read_even_if_most_of_the_request_was_not(port):
     sock = port.connect_tls()
-    sock.sendall(b"GET /shadowmesh HTTP/1.1\r\n" + b"a" * 200_000)
+    sock.sendall(b"GET /shadowmesh HTTP/1.1\r\n" + b"a" * 10_000)
+    sock.sendall(b"a" * 200_000)
     assert read_head(sock)[0].startswith("HTTP/1.1 431 ")
     assert sock.recv(1) == b""
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
     gevent.socket.socket.send(sock, b"x")  # after a reset: EPIPE
+
+
+def test_more_input_than_a_request_can_be_is_not_even_read(port):
+    sock = port.connect_tls()
+    sock.sendall(b"a" * 16_384)  # one TLS record: nothing of it can be had before all is there
+    with contextlib.suppress(ConnectionResetError):
+        assert read_all(sock) == b""
+    port.wait_for(tls_flood=1)
+
+
+def test_key_updates_before_the_upgrade_end_the_connection(port, tmp_path):
+    client = KeyUpdater(port.connect())
+    client.handshake(tmp_path / "keys")
+    client.send_key_updates(500)
+    client.await_end()
+    port.wait_for(tls_flood=1)
 
 
 def test_pipelined_requests_get_one_answer(port):
@@ -175,13 +193,14 @@ def test_pipelined_requests_get_one_answer(port):
 
 @pytest.fixture
 def short_deadlines(monkeypatch):
+    monkeypatch.setattr(listener_module, "FIRST_BYTE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(listener_module, "TLS_TIMEOUT_S", 0.3)
     monkeypatch.setattr(listener_module, "UPGRADE_TIMEOUT_S", 0.3)
 
 
 def test_a_client_that_connects_and_says_nothing_is_dropped(port, short_deadlines):
     assert read_all(port.connect()) == b""
-    port.wait_for(timed_out=1)
+    port.wait_for(silent=1)
 
 
 def test_a_client_that_stalls_within_the_tls_handshake_is_dropped(port, short_deadlines):
@@ -275,9 +294,9 @@ def test_a_flood_of_silent_connections_leaves_room_for_others(certificate):
         port = PeerPort(certificate)
         flood = [port.connect(source=(f"127.0.1.{1 + n // 50}", 0)) for n in range(500)]
         port.wait_for(accepted=500)
-        # Ten sources of fifty: 4 connections each, 20 a second counted, the rest over the rate.
-        assert port.counters == {"accepted": 500, "refused_source": 160, "refused_rate": 300}
-        assert port.listener.unauthenticated == 40
+        # Ten sources of fifty, 20 a second: whatever the pace, nobody came further than to wait.
+        assert port.counters["refused_rate"] > 0
+        assert port.listener.held["tls"] == port.listener.held["handshake"] == 0
         client = port.connect_tls()
         client.sendall(request())
         assert read_head(client)[0].startswith("HTTP/1.1 101 ")

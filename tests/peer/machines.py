@@ -22,6 +22,7 @@ from shadowmesh.config.model import Secret
 from shadowmesh.device.device import Device
 from shadowmesh.keys.identity import Identity
 from shadowmesh.link import tls
+from shadowmesh.link.known import KnownAddresses
 from shadowmesh.link.listener import Listener
 from shadowmesh.peer.manager import ConnectionManager
 
@@ -159,6 +160,7 @@ class Machine:
         )
         self._dial = dial
         self._listen = listen
+        self.known = KnownAddresses()
         self.listener = None
         self.manager = None
 
@@ -189,13 +191,14 @@ class Machine:
         if self._dial is not None:
             options["dial"] = self._dial
         self.manager = ConnectionManager(
-            self.config, self.identity, self.plane, self.device, tls.client_context(), **options,
+            self.config, self.identity, self.plane, self.device, tls.client_context(),
+            known=self.known, **options,
         )  # fmt: skip
         if self._listen:
             self.listener = Listener(
                 HostPort(LOCALHOST, 0), self.config.websocket.path,
                 tls.server_context(self._certificate), self._certificate.sha256,
-                self.manager.take_incoming,
+                self.manager.take_incoming, self.known,
             )  # fmt: skip
             self.listener.start()
         self.manager.start()

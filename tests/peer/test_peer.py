@@ -14,7 +14,13 @@ import gevent.event
 import gevent.socket as gsocket
 import pytest
 
-from shadowmesh.base.constants import MAX_PER_ADDRESS, MAX_UNAUTHENTICATED, RejectReason
+from shadowmesh.base.clock import boottime
+from shadowmesh.base.constants import (
+    MAX_IN_HANDSHAKE,
+    MAX_PER_SOURCE,
+    PLACES_FOR_KNOWN,
+    RejectReason,
+)
 from shadowmesh.base.errors import (
     AlreadyConnected,
     AlreadyConnecting,
@@ -114,7 +120,7 @@ def outcome_of(call, *arguments):
 
 def break_link(machine):
     """End the TCP connection of the live tunnel, without a word."""
-    cut(machine.peer.current.wss.link._sock)
+    cut(machine.peer.current.wss.link._stream)
 
 
 # --- Two machines -----------------------------------------------------------------------------
@@ -256,6 +262,12 @@ def test_a_restarted_peer_replaces_its_old_session(make):
     assert [entry.delay_s > 0.5 for entry in old.clock.pending] == [True]
 
 
+def test_an_address_behind_which_a_peer_was_is_known_to_both(connected):
+    for machine in connected:
+        assert machine.known.holds("127.0.0.1", boottime())
+        assert not machine.known.holds("127.0.0.2", boottime())
+
+
 def test_another_holder_of_the_key_does_not_take_the_seat(connected, make):
     _, listening = connected
     stranger = make().trust(address=listening.address).start()
@@ -266,11 +278,12 @@ def test_another_holder_of_the_key_does_not_take_the_seat(connected, make):
     wait_for(lambda: listening.manager.handshakes["rejected"], "the refusal is counted")
 
 
-def test_strangers_who_fill_the_peer_port_leave_a_seat_for_the_peer(pair):
+def test_strangers_who_fill_the_peer_port_make_room_for_the_peer(pair):
     dialling, listening = pair
+    strangers_at_most = MAX_IN_HANDSHAKE - PLACES_FOR_KNOWN
     with contextlib.ExitStack() as strangers:
-        for number in range(MAX_UNAUTHENTICATED - 1):
-            source = f"127.0.0.{2 + number // MAX_PER_ADDRESS}"
+        for number in range(strangers_at_most):
+            source = f"127.0.0.{2 + number // MAX_PER_SOURCE}"
             address = (listening.address.host, listening.address.port)
             raw = strangers.enter_context(
                 gsocket.create_connection(address, PATIENCE_S, (source, 0))
@@ -278,11 +291,12 @@ def test_strangers_who_fill_the_peer_port_leave_a_seat_for_the_peer(pair):
             sock = strangers.enter_context(tls.client_context().wrap_socket(raw))
             sock.sendall(request())
             assert "101" in read_head(sock)[0]
-        wait_for(lambda: listening.listener.unauthenticated == MAX_UNAUTHENTICATED - 1, "full")
+        wait_for(lambda: listening.listener.unauthenticated == strangers_at_most, "full")
         dialling.manager.connect(None)
         listening.wait_for("connected")
         exchange(dialling, listening)
-        assert listening.listener.unauthenticated == MAX_UNAUTHENTICATED - 1, "they are still there"
+        assert listening.listener.counters["evicted_handshake"] == 1
+        assert listening.listener.unauthenticated == strangers_at_most - 1
 
 
 def test_both_sides_may_dial_at_once_and_both_operators_succeed(make):
@@ -564,7 +578,9 @@ def test_a_bug_while_a_peer_is_taken_in_leaves_no_session_behind(pair, monkeypat
     listening.wait_for("connected")
 
 
-@pytest.mark.parametrize("error", [LocalProtocolError("all seats taken"), OSError(24, "EMFILE")])
+@pytest.mark.parametrize(
+    "error", [LocalProtocolError("all seats taken"), OSError(24, "EMFILE"), MemoryError()]
+)
 def test_a_session_that_cannot_be_made_is_a_failed_attempt(pair, monkeypatch, error):
     dialling, listening = pair
 

@@ -21,6 +21,7 @@ from shadowmesh.device.tap import OFFLOAD_TCP
 from shadowmesh.keys.identity import Identity
 from shadowmesh.link import tls
 from shadowmesh.link.link import Upgraded
+from shadowmesh.link.stream import TlsStream
 from shadowmesh.peer import probes, tunnel
 from shadowmesh.peer.terms import Terms, terms_of
 from shadowmesh.peer.tunnel import Tunnel
@@ -153,11 +154,14 @@ def make(contexts):
             port.listen()
             raw_client = gsocket.create_connection(port.getsockname())
             raw_server, _ = port.accept()
-        serving = gevent.spawn(contexts[0].wrap_socket, raw_server, server_side=True)
-        client = contexts[1].wrap_socket(raw_client)
+        server = TlsStream(raw_server, contexts[0], server_side=True)
+        serving = gevent.spawn(server.do_handshake)
+        client = TlsStream(raw_client, contexts[1])
+        client.do_handshake()
+        serving.get()
         made = (
             Side(client, server=False, **{**both, **(dialling or {})}),
-            Side(serving.get(), server=True, **{**both, **(listening or {})}),
+            Side(server, server=True, **{**both, **(listening or {})}),
         )
         sides.extend(made)
         if start:
