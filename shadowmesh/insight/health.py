@@ -15,6 +15,7 @@ from shadowmesh.insight.status import Check, format_time
 from shadowmesh.wire.peer.states import Phase, State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from shadowmesh.insight.vitals import ClockStep
@@ -28,6 +29,8 @@ EXPIRES_SOON_S: Final = 30 * 86400.0
 DISK_MARK_BYTES: Final = 1 << 20
 #: who was refused longer ago is no news
 REFUSED_MEMORY_S: Final = 600.0
+#: An open port on the internet meets a scanner now and then; more than one a second is a flood.
+STRANGERS_LIMIT: Final = 60
 #: STUN, candidates and punching have had their time
 PATH_GRACE_S: Final = 15.0
 #: share of lost probes above which TCP through the tunnel crawls
@@ -117,6 +120,27 @@ def refused(address: str | None, cause: str | None, age_s: float) -> Check:
             " peer, do nothing", "peer_refused",
         )  # fmt: skip
     return Check("refused", True, text="nobody was refused lately")
+
+
+def strangers(turned_away: Mapping[str, int]) -> Check:
+    """Judge who came to the peer port and was turned away.
+
+    A check of its own, and no part of readiness: strangers can make it fail.
+
+    Args:
+        turned_away: connections of the last minute that were refused or had to make room, or that
+            made work for nothing, by outcome.
+    """
+    count = sum(turned_away.values())
+    if count > STRANGERS_LIMIT:
+        kinds = ", ".join(f"{name} {number}" for name, number in sorted(turned_away.items()))
+        return Check(
+            "strangers", False, "warning",
+            f"{count} connections to the peer port were turned away in the last minute ({kinds})",
+            "peers still get in; to be left alone, let the firewall pass only their addresses to"
+            " websocket.listen_address", "strangers",
+        )  # fmt: skip
+    return Check("strangers", True, text="the peer port is not being flooded")
 
 
 def hub_lag(worst_s: float) -> Check:

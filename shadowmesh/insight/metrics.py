@@ -218,6 +218,22 @@ def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
         "result",
         sorted(snapshot.handshakes.items()),
     )
+    port = snapshot.peer_port
+    if port is not None:
+        yield _labelled(
+            CounterMetricFamily,
+            "peer_port_connections",
+            "Connections to the peer port, by what became of them before they authenticated.",
+            "outcome",
+            sorted(port.connections.items()),
+        )
+        yield _labelled(
+            GaugeMetricFamily,
+            "peer_port_unauthenticated",
+            "Connections to the peer port that have proved nothing yet, by stage.",
+            "stage",
+            sorted(port.unauthenticated.items()),
+        )
 
 
 def _path_families(snapshot: Snapshot) -> Iterator[Metric]:

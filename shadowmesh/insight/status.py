@@ -288,6 +288,31 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerPort:
+    """The port on which peers are accepted.
+
+    Attributes:
+        address: where it listens; None while it is closed.
+        unauthenticated: connections that have proved nothing yet, by stage.
+        connections: what became of connections since the port was opened, by outcome; those of
+            the last minute in `lately`. `accepted` are all of them.
+    """
+
+    address: str | None = None
+    unauthenticated: Mapping[str, int] = field(default_factory=dict)
+    connections: Mapping[str, int] = field(default_factory=dict)
+    lately: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "address": self.address,
+            "unauthenticated": dict(self.unauthenticated),
+            "connections": dict(self.connections),
+            "lately": dict(self.lately),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """Totals since the daemon started; "in" is from the peer to the TAP.
 
@@ -443,6 +468,7 @@ class Snapshot:
         reconnects: sessions that were re-established without being asked for.
         path_switches: moves between WSS and UDP.
         handshakes: handshakes by result, such as ``ok`` or ``refused``.
+        peer_port: who came to the peer port, and what became of them.
         queue_bytes: bytes that wait for the WebSocket link, sealed and not yet sealed.
     """
 
@@ -474,6 +500,7 @@ class Snapshot:
     reconnects: int = 0
     path_switches: int = 0
     handshakes: Mapping[str, int] = field(default_factory=dict)
+    peer_port: PeerPort | None = None
     queue_bytes: int = 0
     counters: Counters = field(default_factory=Counters)
     resources: Resources | None = None
@@ -516,6 +543,7 @@ class Snapshot:
             "reconnects": self.reconnects,
             "path_switches": self.path_switches,
             "handshakes": dict(sorted(self.handshakes.items())),
+            "peer_port": (self.peer_port or PeerPort()).to_dict(),
             "queue_bytes": self.queue_bytes,
             "counters": self.counters.to_dict(),
             "resources": (self.resources or Resources()).to_dict(),

@@ -1,4 +1,4 @@
-"""What is noticed by looking once a second: drops, full queues, a wall clock that was set.
+"""What is noticed by looking once a second: drops, full queues, strangers, a clock that was set.
 
 Owns: comparing each look with the one before, and telling the flight recorder. Does not know: who
 looks, where the numbers come from, gevent. A look costs some 10 us and no wakeup of its own.
@@ -36,6 +36,33 @@ class ClockStep:
     at: float
 
 
+class Lately:
+    """How much some totals have grown within the last minute of looks."""
+
+    def __init__(self) -> None:
+        self._looks: deque[dict[str, int]] = deque(maxlen=LOOKS + 1)
+
+    def look(self, totals: Mapping[str, int]) -> None:
+        """Remember the totals of now."""
+        self._looks.append(dict(totals))
+
+    def grown(self, totals: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Return by how much each total is above the oldest look of the last minute.
+
+        Args:
+            totals: those of now; None: of the last look. Smaller ones were counted anew.
+        """
+        if not self._looks:
+            return {}
+        before = self._looks[0]
+        now = self._looks[-1] if totals is None else totals
+        return {
+            name: count - before.get(name, 0)
+            for name, count in now.items()
+            if count > before.get(name, 0)
+        }
+
+
 class Vitals:
     """Looks and remembers."""
 
@@ -51,7 +78,8 @@ class Vitals:
         self._boot = boot
         self._offset = wall() - boot()
         self._step: ClockStep | None = None
-        self._looks: deque[dict[str, int]] = deque(maxlen=LOOKS + 1)
+        self._drops = Lately()
+        self._strangers = Lately()
         self._told: dict[str, int] = {}
         self._told_at = -DROPS_SPACING_S
 
@@ -64,9 +92,7 @@ class Vitals:
     @property
     def full_drops(self) -> int:
         """Frames that found no room in a queue, in the last minute of looks."""
-        if not self._looks:
-            return 0
-        lately = self.lately(self._looks[-1])
+        lately = self._drops.grown()
         return sum(lately.get(reason, 0) for reason in FULL_REASONS)
 
     def lately(self, dropped: Mapping[str, int]) -> dict[str, int]:
@@ -75,25 +101,28 @@ class Vitals:
         Args:
             dropped: totals of now.
         """
-        if not self._looks:
-            return {}
-        before = self._looks[0]
-        return {
-            reason: count - before.get(reason, 0)
-            for reason, count in dropped.items()
-            if count > before.get(reason, 0)
-        }
+        return self._drops.grown(dropped)
 
-    def look(self, dropped: Mapping[str, int]) -> None:
+    def strangers(self, connections: Mapping[str, int]) -> dict[str, int]:
+        """Return what became of connections to the peer port in the last minute, by outcome.
+
+        Args:
+            connections: totals of now.
+        """
+        return self._strangers.grown(connections)
+
+    def look(self, dropped: Mapping[str, int], connections: Mapping[str, int]) -> None:
         """Take one look.
 
         Args:
             dropped: totals by reason.
+            connections: totals of the peer port by outcome.
         """
         now = self._boot()
         self._look_at_clock(now)
         self._look_at_drops(dropped, now)
-        self._looks.append(dict(dropped))
+        self._drops.look(dropped)
+        self._strangers.look(connections)
 
     def _look_at_clock(self, now: float) -> None:
         before, self._offset = self._offset, self._wall() - now

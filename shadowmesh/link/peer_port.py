@@ -8,7 +8,7 @@ configuration.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shadowmesh.base import log
 from shadowmesh.device.fdstore import NO_STORE, PEER
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
     from shadowmesh.device.fdstore import FdStore
     from shadowmesh.link.link import Upgraded
     from shadowmesh.link.tls import Certificate
+
+#: What becomes of connections that take without giving: more than now and then is a flood.
+TURNED_AWAY: Final = (
+    "refused_rate",
+    "silent",
+    "evicted_accepted",
+    "evicted_tls",
+    "evicted_handshake",
+    "tls_flood",
+    "timed_out",
+)
 
 _log = log.get("listener")
 

@@ -285,6 +285,7 @@ class Daemon:
             Vitals(self._recorder),
             certificate,
             self._captures.report,
+            self._peer_port,
         )
         self._hub_lag.start()
         undo.callback(self._hub_lag.stop)

@@ -16,6 +16,7 @@ import psutil
 from shadowmesh import __version__
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.errors import DeviceError
+from shadowmesh.config import HostPort
 from shadowmesh.device import facts
 from shadowmesh.device.tun import CLONE_DEVICE
 from shadowmesh.insight import health
@@ -35,7 +36,9 @@ from shadowmesh.insight.status import (
     Snapshot,
     Tap,
 )
+from shadowmesh.insight.status import PeerPort as PeerPortStatus
 from shadowmesh.keys.identity import format_public_key
+from shadowmesh.link.peer_port import TURNED_AWAY
 from shadowmesh.wire.peer.states import Phase, State
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.status import Capture
     from shadowmesh.insight.vitals import Vitals
+    from shadowmesh.link.peer_port import PeerPort
     from shadowmesh.link.tls import Certificate as TlsCertificate
     from shadowmesh.peer.manager import ConnectionManager
     from shadowmesh.peer.tunnel import Tunnel
@@ -63,6 +67,7 @@ class View:
         hub_lag: how late the hub runs.
         certificate: of the peer port.
         capture: returns what is known of the capture that is running.
+        peer_port: where peers are accepted.
     """
 
     def __init__(
@@ -72,12 +77,14 @@ class View:
         vitals: Vitals,
         certificate: TlsCertificate,
         capture: Callable[[], Capture | None],
+        peer_port: PeerPort,
     ) -> None:
         self._manager = manager
         self._hub_lag = hub_lag
         self._vitals = vitals
         self._certificate = certificate
         self._capture = capture
+        self._port = peer_port
         self._process = psutil.Process(os.getpid())
         self._resources: Resources | None = None
         self._resources_at = 0.0
@@ -122,6 +129,7 @@ class View:
             reconnects=manager.peer.reconnects,
             path_switches=manager.peer.path_switches,
             handshakes=dict(manager.handshakes),
+            peer_port=self._peer_port(),
             queue_bytes=self._queue_bytes(),
             counters=self._counters(),
             resources=self._read_resources(resources_age_s),
@@ -164,6 +172,7 @@ class View:
                 self._check_peer(),
                 self._check_path(),
                 self._check_refused(now),
+                health.strangers(self._turned_away()),
                 health.hub_lag(self._hub_lag.worst_s),
                 health.clock(now, vitals.clock_step),
                 health.queue(vitals.full_drops, self._queue_bytes()),
@@ -176,9 +185,30 @@ class View:
 
     def beat(self) -> None:
         """Take the look that some checks and events need; once a second."""
-        self._vitals.look(self._dropped())
+        self._vitals.look(self._dropped(), self._connections())
+
+    def _connections(self) -> dict[str, int]:
+        listener = self._port.listener
+        return {} if listener is None else dict(listener.counters)
+
+    def _turned_away(self) -> dict[str, int]:
+        lately = self._vitals.strangers(self._connections())
+        return {outcome: lately[outcome] for outcome in TURNED_AWAY if outcome in lately}
 
     # --- parts of a snapshot ------------------------------------------------------------------
+
+    def _peer_port(self) -> PeerPortStatus:
+        listener = self._port.listener
+        if listener is None:
+            return PeerPortStatus()
+        connections = self._connections()
+        host, port = listener.bound
+        return PeerPortStatus(
+            address=str(HostPort(host, port)),
+            unauthenticated=listener.held,
+            connections=connections,
+            lately=self._vitals.strangers(connections),
+        )
 
     def _peer(self, tunnel: Tunnel | None) -> Peer:
         manager = self._manager

@@ -47,6 +47,12 @@ CONNECTED = status.Snapshot(
     reconnects=2,
     path_switches=1,
     handshakes={"ok": 3, "refused": 1},
+    peer_port=status.PeerPort(
+        "[::]:9001",
+        {"accepted": 2, "tls": 1, "handshake": 0},
+        {"accepted": 9, "upgraded": 4, "silent": 2},
+        {"silent": 2},
+    ),
     queue_bytes=4096,
     counters=status.Counters(12345, 12001, 3 << 30, 1 << 20, {"replay": 2, "queue_full": 10}),
     resources=status.Resources(0.26, 1.5, 43 << 20, 5, 27),

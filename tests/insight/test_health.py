@@ -31,6 +31,9 @@ FAILING = [
      "cannot_connect", "warning", "key differs", "keeps trying"),
     (health.peer(State.ERROR, None, **PEER | {"last_error": "no route"}), "cannot_connect",
      "warning", "no route", "shadowmesh connect"),
+    (health.strangers({"silent": 50, "evicted_tls": 11}), "strangers", "warning",
+     "61 connections to the peer port were turned away in the last minute (evicted_tls 11,",
+     "firewall"),
     (health.hub_lag(0.3), "hub_late", "warning", "300 ms", "processor"),
     (health.clock(0.0, None), "clock_wrong", "warning", "1970", "set the clock"),
     (health.clock(NOW, ClockStep(-3600.0, 1.0)), "clock_set", "warning", "-3600.0 s", "log"),
@@ -60,6 +63,8 @@ PASSING = [
     health.peer(State.DISCONNECTED, None, **PEER),
     health.refused(None, None, 0.0),
     health.refused("192.0.2.1:5", "long ago", 601.0),
+    health.strangers({}),
+    health.strangers({"silent": 60}),
     health.hub_lag(0.2),
     health.clock(NOW, None),
     health.queue(0, 500_000),
@@ -92,7 +97,7 @@ def test_every_code_of_a_failure_is_its_own():
     again = {("peer", "cannot_connect"), ("path", "udp_unavailable")}
     assert len(set(codes) - again) == len(codes) - 2 * len(again)
     assert {name for name, _ in codes} == {
-        "tap", "peer", "refused", "hub_lag", "clock", "queue", "certificate", "path", "disk",
+        "tap", "peer", "refused", "strangers", "hub_lag", "clock", "queue", "certificate", "path", "disk",
     }  # fmt: skip
 
 
@@ -113,12 +118,13 @@ class Looking:
     def __init__(self):
         self.wall, self.boot = Clock(NOW), Clock(1000.0)
         self.recorder = FlightRecorder(clock=self.wall, monotonic=self.boot)
+        self.connections = {}
         self.vitals = Vitals(self.recorder, wall=self.wall, boot=self.boot)
 
     def look(self, seconds=1.0, **dropped):
         self.wall.now += seconds
         self.boot.now += seconds
-        self.vitals.look(dropped)
+        self.vitals.look(dropped, self.connections)
 
     def events(self):
         return [(event.message, event.fields) for event in self.recorder.recent()]

@@ -63,6 +63,8 @@ def full(snapshot=CONNECTED):
         (("shadowmesh_path_switches_total",), 1),
         (("shadowmesh_handshakes_total", ("result", "ok")), 3),
         (("shadowmesh_handshakes_total", ("result", "refused")), 1),
+        (("shadowmesh_peer_port_connections_total", ("outcome", "silent")), 2),
+        (("shadowmesh_peer_port_unauthenticated", ("stage", "tls")), 1),
         (("shadowmesh_frames_total", ("direction", "in")), 12345),
         (("shadowmesh_frames_total", ("direction", "out")), 12001),
         (("shadowmesh_tap_queue_frames_total", ("direction", "in"), ("queue", "0")), 12000),

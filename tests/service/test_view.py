@@ -10,7 +10,7 @@ def test_what_the_process_uses_is_read_anew_only_when_it_is_older_than_asked(mon
     readings = iter(range(10))
     monkeypatch.setattr(view, "read_resources", lambda _process: next(readings))
     monkeypatch.setattr(view.time, "monotonic", lambda: now)
-    one = view.View(None, None, None, None, None)
+    one = view.View(None, None, None, None, None, None)
     assert one._read_resources(0.0) == 0
     assert one._read_resources(0.0) == 1
     now += 4.9
