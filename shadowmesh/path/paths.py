@@ -166,6 +166,9 @@ class Paths:
             self._port.forget(self._number, self._on_signal)
             self._timers.kill(block=False)
             self._poll.close()
+            # The session holds us and these lead back to it: in a cycle its keys, its descriptors
+            # and what it has read would wait for the garbage collector.
+            self._send_control, self._receive_close, self._on_change = _no_link, _ignore, _ignore
 
     def receive_control(self, message: Candidates | PunchNow) -> None:
         """Take a control record of the peer."""
@@ -232,6 +235,8 @@ class Paths:
                 self._read_data_plane(now)
                 self._machine.handle_timeout(now)
                 self._carry_out(now)
+        except gevent.GreenletExit:
+            return  # as the greenlet's value it would hold this stack, and with it the session
         except Exception:  # noqa: BLE001 - a path nobody watches is worse than none
             _log.exception("UDP is given up because of a bug", peer=self._peer)
             self._poll.stop()
@@ -421,3 +426,12 @@ class Paths:
             self._recorder.record("path", "path changed", before=before, after=after, reason=reason)
             _log.info("path changed", peer=self._peer, before=before, after=after, reason=reason)
         self._on_change()
+
+
+def _no_link(_message: Candidates | PunchNow) -> bool:
+    """Send nothing: the session has ended."""
+    return False
+
+
+def _ignore(*what: object) -> None:
+    """The call-back of an owner whose session has ended."""

@@ -71,6 +71,8 @@ class Dialler:
             upgraded = self._dial(target)
         except ControlError as error:
             self._post(partial(self._failed, this, error))
+        except gevent.GreenletExit:
+            return  # as the greenlet's value it would hold this stack, which holds the greenlet
         except Exception as error:  # noqa: BLE001 - the owner must hear of every end
             _log.exception("a dial failed by a bug")
             failure = PeerUnreachable(f"internal error while dialling {target}: {error!r}")

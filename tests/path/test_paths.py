@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import time
+import weakref
 from ipaddress import ip_address, ip_network
 
 import gevent
@@ -404,3 +406,22 @@ def test_a_bug_leaves_the_frames_on_wss(rig):
     wait_for(lambda: rig.session.uses[-1] == "wss")
     assert rig.paths._machine.transport is Transport.OFF
     assert "internal error" in rig.paths.reason
+
+
+def test_stopped_paths_hold_nobody_and_are_held_by_nobody():
+    rig = Rig()
+    rig.paths.start()
+    rig.go_udp()
+    gc.collect()
+    gc.disable()
+    try:
+        rig.paths.stop()
+        gevent.sleep(0)
+        paths, owner, stopped = rig.paths, weakref.ref(rig), weakref.ref(rig.paths)
+        rig.session.answer = None  # the fake's own way back
+        del rig
+        assert owner() is None
+        del paths
+        assert stopped() is None
+    finally:
+        gc.enable()
