@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from shadowmesh import netlab
+from shadowmesh.base import log
 
 #: The system tests whose daemons and commands count for coverage. The others start hundreds of
 #: them, each twice as slow under coverage, and reach nothing that is not reached without them.
@@ -90,3 +91,9 @@ def _programs_without_coverage(request):
 def directory(tmp_path_factory, request) -> Path:
     """A directory shared by the tests of one module."""
     return tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])
+
+
+@pytest.fixture(autouse=True)
+def _every_test_may_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test has logged holds nothing back in the next."""
+    monkeypatch.setattr(log, "_limiter", log._Limiter())

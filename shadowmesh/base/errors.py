@@ -21,9 +21,10 @@ Does not know: who raises or catches them. Imports nothing of the project.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 def one_line(text: str) -> str:
@@ -35,9 +36,23 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        # Not the codec unicode_escape: the first use of a codec imports it, for which a process
+        # without descriptors has no means.
+        char if char.isprintable() else repr(char)[1:-1]
         for char in text
     )
+
+
+#: this process, or the machine, may open no more files
+OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+def means_left(error: OSError) -> str:
+    """Say why the system refused something, with what to do if it has run out."""
+    why = error.strerror or str(error)
+    if error.errno in OUT_OF_DESCRIPTORS:
+        return f"{why}; let the daemon open more (LimitNOFILE=), or close what holds them"
+    return why
 
 
 class ShadowMeshError(Exception):

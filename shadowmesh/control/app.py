@@ -20,7 +20,7 @@ from werkzeug.exceptions import HTTPException
 
 from shadowmesh.base import log
 from shadowmesh.base.constants import MAX_API_BODY_BYTES
-from shadowmesh.base.errors import BadRequest, ControlError
+from shadowmesh.base.errors import OUT_OF_DESCRIPTORS, BadRequest, ControlError, means_left
 from shadowmesh.control.guard import (
     AUTHORISED,
     CONNECTION,
@@ -162,6 +162,7 @@ def create_app(
     app.after_request(_add_headers)
     app.register_error_handler(ControlError, _control_error)
     app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(OSError, _system_error)
     app.register_error_handler(Exception, _internal_error)
     app.wsgi_app = Guard(  # type: ignore[method-assign]
         app.wsgi_app,
@@ -380,6 +381,13 @@ def _http_error(error: HTTPException) -> Response:
     if allowed:
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response
+
+
+def _system_error(error: OSError) -> Response:
+    if error.errno not in OUT_OF_DESCRIPTORS:
+        return _internal_error(error)
+    _log.limited(60).warning("request failed", path=request.path, cause=means_left(error))
+    return _error(503, "no_descriptors", f"the daemon cannot look: {means_left(error)}")
 
 
 def _internal_error(error: Exception) -> Response:

@@ -48,6 +48,7 @@ from shadowmesh.path.traversal import Traversal
 from shadowmesh.peer.manager import ConnectionManager
 from shadowmesh.service import switches
 from shadowmesh.service.hardening import forbid_core_dumps
+from shadowmesh.service.hub_errors import report_errors_of
 from shadowmesh.service.hub_lag import HubLag
 from shadowmesh.service.pid_file import pid_file
 from shadowmesh.service.systemd import Notifier
@@ -189,6 +190,7 @@ class Daemon:
                 without=sorted(self._without),
             )
         forbid_core_dumps()
+        report_errors_of(gevent.get_hub())
         # The watchdog ends a stuck daemon by SIGABRT: then the log says where it was.
         faulthandler.enable()
         with ExitStack() as undo:

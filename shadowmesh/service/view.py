@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from shadowmesh import __version__
+from shadowmesh.base import log
 from shadowmesh.base.clock import boottime
-from shadowmesh.base.errors import DeviceError
+from shadowmesh.base.errors import DeviceError, means_left
 from shadowmesh.config import HostPort
 from shadowmesh.device import facts
 from shadowmesh.device.tun import CLONE_DEVICE
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 #: IP and UDP headers around a datagram
 _IPV4_HEADERS: Final = 28
 _IPV6_HEADERS: Final = 48
+
+_log = log.get("status")
 
 
 class View:
@@ -278,10 +281,16 @@ class View:
             tuple(Queue(written, read) for read, written in frames[: len(tap.fds)]),
         )
 
-    def _read_resources(self, age_s: float) -> Resources:
+    def _read_resources(self, age_s: float) -> Resources | None:
         now = time.monotonic()
         if self._resources is None or now >= self._resources_at + age_s:
-            self._resources, self._resources_at = read_resources(self._process), now
+            try:
+                self._resources, self._resources_at = read_resources(self._process), now
+            except OSError as error:
+                # Status is wanted most when something has run out: the last reading will do.
+                _log.limited(60).warning(
+                    "the process's resources cannot be read", cause=means_left(error)
+                )
         return self._resources
 
     def _queue_bytes(self) -> int:

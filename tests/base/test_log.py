@@ -292,8 +292,7 @@ def test_an_exception_comes_with_its_traceback_in_one_line(text):
     assert "KeyError: 'absent'" in line
 
 
-def test_the_same_traceback_comes_once_in_a_while(text, monkeypatch):
-    monkeypatch.setattr(log, "_limiter", log._Limiter())
+def test_the_same_traceback_comes_once_in_a_while(text):
     for _ in range(1000):
         try:
             bytearray(1 << 62)

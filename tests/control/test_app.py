@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import socket
@@ -119,6 +120,17 @@ def test_failures_of_the_daemon_have_their_status_and_code(
     control.error = error
     answer = ask(client, "POST", "/connect")
     assert assert_refused(answer, http_status, code) == str(error)
+
+
+def test_without_descriptors_the_answer_says_so_and_the_log_has_no_traceback(
+    client, control, caplog
+):
+    control.error = OSError(errno.EMFILE, "Too many open files", "/proc/1/fd")
+    answer = ask(client, "GET", "/status")
+    text = assert_refused(answer, 503, "no_descriptors")
+    assert "LimitNOFILE" in text
+    assert "/proc" not in text
+    assert "Traceback" not in caplog.text
 
 
 def test_a_bug_is_logged_and_leaks_nothing(client, control, caplog):

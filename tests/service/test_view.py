@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from shadowmesh.service import view
 
 
@@ -17,3 +19,16 @@ def test_what_the_process_uses_is_read_anew_only_when_it_is_older_than_asked(mon
     assert one._read_resources(5.0) == 1
     now += 0.1
     assert one._read_resources(5.0) == 2
+
+
+def test_what_the_process_uses_is_the_last_reading_when_there_is_no_descriptor(monkeypatch):
+    def fail(_process):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    one = view.View(None, None, None, None, None, None)
+    monkeypatch.setattr(view, "read_resources", fail)
+    assert one._read_resources(0.0) is None
+    monkeypatch.setattr(view, "read_resources", lambda _process: 7)
+    assert one._read_resources(0.0) == 7
+    monkeypatch.setattr(view, "read_resources", fail)
+    assert one._read_resources(0.0) == 7
