@@ -157,14 +157,18 @@ class Host:
     def popen(
         self, *command: str, log: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a process here; both its outputs are appended to `log`."""
+        """Start a process here; both its outputs are appended to `log`.
+
+        `env` comes on top of what this process has. env(1) adds it: a copy of `os.environ` made
+        here would fail now and then, since another thread may be changing it.
+        """
+        words = [f"{name}={value}" for name, value in (env or {}).items()]
         with log.open("ab") as output:
             child = subprocess.Popen(
-                ["ip", "netns", "exec", self.namespace, *command],
+                ["ip", "netns", "exec", self.namespace, "env", *words, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=None if env is None else {**os.environ, **env},
                 start_new_session=True,  # Ctrl-C reaches us alone, and we end the children in order
             )
         self._children.append(child)

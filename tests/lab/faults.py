@@ -40,7 +40,8 @@ def _table(host: Host, family: str, chains: str) -> Iterator[None]:
         host.run("nft", "delete", "table", family, name)
 
 
-def _forwarding(net: Net, *rules: str) -> contextlib.AbstractContextManager[None]:
+def forwarding(net: Net, *rules: str) -> contextlib.AbstractContextManager[None]:
+    """Load nftables rules on what the switch forwards."""
     lines = "\n".join(rules)
     chain = f"chain forward {{\ntype filter hook forward priority 0\n{lines}\n}}"
     return _table(net.switch, "bridge", chain)
@@ -49,7 +50,7 @@ def _forwarding(net: Net, *rules: str) -> contextlib.AbstractContextManager[None
 def black_hole(net: Net, one: Host, other: Host) -> contextlib.AbstractContextManager[None]:
     """Swallow everything between the two, both ways, without a word to either."""
     there, back = net.port(one), net.port(other)
-    return _forwarding(
+    return forwarding(
         net,
         f'iifname "{there}" oifname "{back}" drop',
         f'iifname "{back}" oifname "{there}" drop',
@@ -57,17 +58,17 @@ def black_hole(net: Net, one: Host, other: Host) -> contextlib.AbstractContextMa
 
 
 def drop_udp(net: Net) -> contextlib.AbstractContextManager[None]:
-    return _forwarding(net, "meta l4proto udp drop")
+    return forwarding(net, "meta l4proto udp drop")
 
 
 def mtu_hole(net: Net, longest_bytes: int) -> contextlib.AbstractContextManager[None]:
     """Swallow UDP datagrams whose UDP length is larger, without an ICMP message."""
-    return _forwarding(net, f"udp length > {longest_bytes} drop")
+    return forwarding(net, f"udp length > {longest_bytes} drop")
 
 
 def lose(net: Net, percent: int) -> contextlib.AbstractContextManager[None]:
     """Lose UDP datagrams at random."""
-    return _forwarding(net, f"meta l4proto udp numgen random mod 100 < {percent} drop")
+    return forwarding(net, f"meta l4proto udp numgen random mod 100 < {percent} drop")
 
 
 def reset_tcp(net: Net, *hosts: Host, port: int) -> contextlib.AbstractContextManager[None]:
