@@ -81,6 +81,10 @@ sanitize: dev ## the data plane's tests under address and undefined-behaviour sa
 perf: packages-test build $(VENV)/.perf ## measure against the targets (root, quiet machine)
 	@$(PY) -m perf $(ARGS)
 
+.PHONY: faults
+faults: packages-test dev ## the fault catalogue on real daemons, 40 minutes, a table (root); ARGS="--only NAME", --long
+	@$(PY) -m faults $(ARGS)
+
 .PHONY: fuzz
 fuzz: dev $(VENV)/.fuzz ## feed the parsers random bytes
 	@$(PY) -m fuzz $(ARGS)

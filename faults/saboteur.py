@@ -1,0 +1,193 @@
+"""A real daemon that is changed in one respect: `python -m faults.saboteur WAY ...its arguments`.
+
+An authenticated peer that is hostile or broken cannot be made from outside: what it sends is
+sealed. So this is our own daemon with one part of it replaced, and the only module here that knows
+the daemon's inside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+
+from shadowmesh.base.constants import REKEY_AFTER_RECORDS, Inner
+from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.peer import keying, tunnel
+from shadowmesh.service import daemon
+from shadowmesh.wire.handshake import messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: a session is left alone for so long after it was established
+PEACE_S: Final = 2.0
+
+
+def _spawn_with_each_session(work: Callable[[Any], None]) -> None:
+    """Run `work` with each session from its beginning, until the session is over."""
+    establish = tunnel.Tunnel._establish
+
+    def _establish(self: Any, result: Any) -> None:
+        establish(self, result)
+        gevent.spawn_later(PEACE_S, work, self)
+
+    tunnel.Tunnel._establish = _establish  # type: ignore[method-assign]
+
+
+def rekey_every_2_s() -> None:
+    """Change keys more often than the configuration allows."""
+    keying.SessionMachine = partial(_hasty, keying.SessionMachine)  # type: ignore[misc]
+
+
+def _hasty(machine: Any, *arguments: Any, **options: Any) -> Any:
+    return machine(*arguments, **{**options, "rotation_interval_s": 2.0, "jitter": lambda: 0.0})
+
+
+def no_rekey() -> None:
+    """Swallow the handshake messages of every rekey."""
+    send = keying.Keying._send
+
+    def _send(self: Any, inner_type: Inner, body: bytes) -> None:
+        if inner_type is not Inner.HANDSHAKE:
+            send(self, inner_type, body)
+
+    keying.Keying._send = _send  # type: ignore[method-assign]
+
+
+def worn_keys() -> None:
+    """Believe, 2 s after each start of a session, that 2^60 records were sealed."""
+
+    def wear(self: Any) -> None:
+        machine = self._keying._machine
+        machine.records_sealed(REKEY_AFTER_RECORDS, tunnel.boottime())
+        self._keying._carry_out()
+
+    _spawn_with_each_session(wear)
+
+
+def newer_version() -> None:
+    """Offer version 2 beside 1."""
+    for kind in (messages.P1, messages.P2):
+        pack = kind.pack
+
+        def _pack(self: Any, pack: Any = pack) -> bytes:
+            packed = bytearray(pack(self))
+            at = 1 if isinstance(self, messages.P1) else 9
+            packed[at] = 2
+            return bytes(packed)
+
+        kind.pack = _pack  # type: ignore[method-assign]
+
+
+def _virtio(
+    kind: int, frame: bytes, *, gso_bytes: int, flags: int, start: int, offset: int
+) -> bytes:
+    """A virtio_net_hdr of 10 bytes before a frame (virtio 1.2, section 5.1.6), little-endian."""
+    words = (54, gso_bytes, start, offset)
+    return bytes([flags, kind]) + b"".join(w.to_bytes(2, "little") for w in words) + frame
+
+
+def hostile_virtio() -> None:
+    """Send super-frames whose headers lie: tiny segments, a wrong type, a place in the payload."""
+    ethernet = b"\x02\0\0\0\0\x02\x02\0\0\0\0\x01\x08\x00"
+    tcp = bytes.fromhex("4500ffec0001400040060000c0a80101c0a80102") + bytes.fromhex(
+        "13881389000000000000000050180200000000000000"[:40]
+    )
+    long = ethernet + tcp + bytes(65_000)
+    records = [
+        _virtio(1, long, gso_bytes=1, flags=1, start=34, offset=16),
+        _virtio(1, long, gso_bytes=8, flags=1, start=34, offset=16),
+        _virtio(4, long, gso_bytes=1400, flags=1, start=34, offset=16),
+        _virtio(5, long, gso_bytes=1, flags=1, start=34, offset=6),
+        _virtio(0, long[:1514], gso_bytes=0, flags=1, start=900, offset=300),
+        _virtio(3, long, gso_bytes=1400, flags=1, start=60_000, offset=5_000),
+    ]
+
+    def send(self: Any) -> None:
+        number = 0
+        while not self.over:
+            try:
+                self.session.send_record(Inner.OFFLOAD_FRAME, records[number % len(records)])
+            except LocalProtocolError:  # the ring is full: as fast as the link carries them
+                gevent.sleep(0.01)
+                continue
+            number += 1
+            if number % 4 == 0:
+                gevent.sleep(0.02)
+
+    _spawn_with_each_session(send)
+
+
+def forged_records() -> None:
+    """Send sealed nonsense of every inner type, over the link and over UDP."""
+    dice = random.Random(int(os.environ.get("FAULTS_SEED", "1")))
+
+    def send(self: Any) -> None:
+        for _ in range(400):
+            if self.over:
+                return
+            inner, body = dice.randrange(12), dice.randbytes(dice.choice((0, 1, 9, 60, 1200)))
+            active = None if self.paths is None else self.paths.active
+            try:
+                if active is not None and dice.random() < 0.9:
+                    host, port = str(active.endpoint.address), active.endpoint.port
+                    self.session.send_udp_record(inner, body, host, port)
+                elif dice.random() < 0.2:
+                    self.session.send_record(inner, body)
+            except LocalProtocolError:
+                gevent.sleep(0.05)
+            gevent.sleep(0.005)
+
+    _spawn_with_each_session(send)
+
+
+def key_updates() -> None:
+    """Ask for TLS key updates without end on an authenticated link.
+
+    The ssl module has no call for it: the SSL object stands behind the object header and the
+    reference to the Python socket in `_ssl._SSLSocket`.
+    """
+    libssl = ctypes.CDLL("libssl.so.3")
+    libssl.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    libssl.SSL_do_handshake.argtypes = [ctypes.c_void_p]
+
+    def update(self: Any) -> None:
+        place = id(self.wss.link._tls) + 3 * ctypes.sizeof(ctypes.c_void_p)
+        pointer = ctypes.c_void_p.from_address(place).value
+        while not self.over:
+            for _ in range(64):
+                libssl.SSL_key_update(pointer, 0)
+                libssl.SSL_do_handshake(pointer)
+            gevent.sleep(0)
+
+    _spawn_with_each_session(update)
+
+
+WAYS: Final = {
+    way.__name__: way
+    for way in (
+        rekey_every_2_s,
+        no_rekey,
+        worn_keys,
+        newer_version,
+        hostile_virtio,
+        forged_records,
+        key_updates,
+    )
+}
+
+
+def main(way: str, *arguments: str) -> None:
+    WAYS[way]()
+    sys.argv[1:] = arguments
+    daemon.main()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
