@@ -21,7 +21,7 @@ from tests.lab.relay import udp_of
 if TYPE_CHECKING:
     from tests.lab.pair import Pair
 
-HEADER: Final = struct.Struct("!B3xIQ")
+HEADER: Final = struct.Struct("<B3xIQ")
 
 
 class NonceWatch:

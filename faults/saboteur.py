@@ -7,17 +7,24 @@ the daemon's inside.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
+import ssl
+import struct
+import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
-from shadowmesh.base.constants import REKEY_AFTER_RECORDS, Inner
+from shadowmesh._fastpath import CIPHER_NAMES
+from shadowmesh.base.constants import KIND_WSS, REKEY_AFTER_RECORDS, Inner
 from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.fast.hooks.records import seal, write_ws_header
 from shadowmesh.peer import keying, tunnel
 from shadowmesh.service import daemon
 from shadowmesh.wire.handshake import messages
@@ -27,6 +34,9 @@ if TYPE_CHECKING:
 
 #: a session is left alone for so long after it was established
 PEACE_S: Final = 2.0
+#: protocol section 6: what is authenticated with a record, and a message of one record
+_AAD: Final = struct.Struct("<B3xIQ")
+_MESSAGE: Final = struct.Struct("<BxHIQI")
 
 
 def _spawn_with_each_session(work: Callable[[Any], None]) -> None:
@@ -85,6 +95,34 @@ def newer_version() -> None:
         kind.pack = _pack  # type: ignore[method-assign]
 
 
+class _OwnSealing:
+    """Seals records of any size and content for one link, in place of the data plane.
+
+    Counters on WSS are consecutive, so the data plane must not seal beside it: whoever uses this
+    takes the TAP down, and what the hub sends is swallowed.
+    """
+
+    def __init__(self, session: Any, link: Any, result: Any) -> None:
+        self._result = result
+        self._counter = session.records_sealed()
+        self._tls = link._tls
+
+    def send(self, inner: bytes) -> None:
+        result = self._result
+        key = result.keys.wss_i2r if result.initiator else result.keys.wss_r2i
+        aad = _AAD.pack(KIND_WSS, result.remote_key_id, self._counter)
+        sealed = seal(CIPHER_NAMES[result.cipher], key, self._counter, aad, inner)
+        head = _MESSAGE.pack(KIND_WSS, 1, result.remote_key_id, self._counter, len(sealed))
+        message = head + sealed
+        self._counter += 1
+        data = write_ws_header(0x2, len(message), bytes(4) if result.initiator else None) + message
+        while data:
+            try:
+                data = data[self._tls.write(data) :]
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                gevent.sleep(0.002)
+
+
 def _virtio(
     kind: int, frame: bytes, *, gso_bytes: int, flags: int, start: int, offset: int
 ) -> bytes:
@@ -95,12 +133,11 @@ def _virtio(
 
 def hostile_virtio() -> None:
     """Send super-frames whose headers lie: tiny segments, a wrong type, a place in the payload."""
-    ethernet = b"\x02\0\0\0\0\x02\x02\0\0\0\0\x01\x08\x00"
-    tcp = bytes.fromhex("4500ffec0001400040060000c0a80101c0a80102") + bytes.fromhex(
-        "13881389000000000000000050180200000000000000"[:40]
-    )
-    long = ethernet + tcp + bytes(65_000)
-    records = [
+    ethernet = bytes.fromhex("02000000000202000000000108 00".replace(" ", ""))
+    ip = bytes.fromhex("4500fe1000014000400600000a0000010a000002")
+    tcp = bytes.fromhex("138913890000000000000000501802000000 0000".replace(" ", ""))
+    long = ethernet + ip + tcp + bytes(0xFE10 - 40)
+    wrong = [
         _virtio(1, long, gso_bytes=1, flags=1, start=34, offset=16),
         _virtio(1, long, gso_bytes=8, flags=1, start=34, offset=16),
         _virtio(4, long, gso_bytes=1400, flags=1, start=34, offset=16),
@@ -108,18 +145,25 @@ def hostile_virtio() -> None:
         _virtio(0, long[:1514], gso_bytes=0, flags=1, start=900, offset=300),
         _virtio(3, long, gso_bytes=1400, flags=1, start=60_000, offset=5_000),
     ]
+    install = keying.Keying._install
+
+    def _install(self: Any, result: Any) -> None:
+        install(self, result)
+        self.kept = replace(result, keys=result.keys)
+
+    keying.Keying._install = _install  # type: ignore[method-assign]
 
     def send(self: Any) -> None:
+        subprocess.run(["ip", "link", "set", "tap0", "down"], check=True)
+        keying.Keying._send = lambda *_: None  # type: ignore[method-assign]
+        self.wss.probes.send = self.wss.probes.answer = lambda *_: None
+        sealing = _OwnSealing(self.session, self.wss.link, self._keying.kept)
         number = 0
-        while not self.over:
-            try:
-                self.session.send_record(Inner.OFFLOAD_FRAME, records[number % len(records)])
-            except LocalProtocolError:  # the ring is full: as fast as the link carries them
-                gevent.sleep(0.01)
-                continue
-            number += 1
-            if number % 4 == 0:
-                gevent.sleep(0.02)
+        with contextlib.suppress(OSError):  # the peer has closed the link
+            while not self.over:
+                sealing.send(bytes([Inner.OFFLOAD_FRAME]) + wrong[number % len(wrong)])
+                number += 1
+                gevent.sleep(0.005)
 
     _spawn_with_each_session(send)
 

@@ -315,7 +315,7 @@ def _held(pair: Pair, behind: int) -> int:
 
 def _counter(frame: bytes) -> int:
     _, payload = udp_of(frame)
-    return int.from_bytes(payload[COUNTER_AT : COUNTER_AT + COUNTER_BYTES])
+    return int.from_bytes(payload[COUNTER_AT : COUNTER_AT + COUNTER_BYTES], "little")
 
 
 def _burst(pair: Pair, enough: Callable[[], bool]) -> None:
@@ -336,7 +336,7 @@ def _forge(pair: Pair) -> int:
     def treat(frame: bytes) -> list[bytes]:
         nonlocal forged
         start, payload = udp_of(frame)
-        far = payload[:COUNTER_AT] + b"\x0f" + b"\xff" * 7 + payload[16:]
+        far = payload[:COUNTER_AT] + b"\xff" * 7 + b"\x0f" + payload[16:]
         forged += 1
         return [with_payload(frame, start, far), frame]
 
