@@ -52,7 +52,7 @@ def rekey_under_load(bench: Bench) -> None:
             with streams(pair, per_second=300, size=600) as collectors:
                 time.sleep(bench.amount(30, 1800))
             rekeys = pair.left.status()["session"]["rekeys"]
-            lost = sum(collector.lost for collector in collectors)
+            lost = sum(collector.vanished for collector in collectors)
             sent = sum(collector._canaries.sent for collector in collectors)
             for collector in collectors:
                 collector.assert_sound()

@@ -134,6 +134,7 @@ class Collector:
         self.altered: list[str] = []
         self.last_at = 0.0
         self.longest_gap_s = 0.0
+        self.no_room = 0  # frames that a full queue has cost; set by who knows, see `streams`
         self._wire = wire
         self._canaries = canaries
         self._stop = threading.Event()
@@ -173,6 +174,11 @@ class Collector:
     @property
     def lost(self) -> int:
         return self._canaries.sent - len(self.arrived)
+
+    @property
+    def vanished(self) -> int:
+        """How many are lost although nothing before, in or behind the tunnel was full."""
+        return max(0, self.lost - self.no_room)
 
     def assert_sound(self) -> None:
         """Nothing came twice, nothing came altered, nothing came that was not sent."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shadowmesh.netlab import Host, Net
 
 DATA_PORT = PEER_PORT
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 def udp_of(frame: bytes) -> tuple[int, bytes] | None:
@@ -78,6 +79,8 @@ class Relay:
     def _tap(self, host: Host) -> socket.socket:
         kind = (socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         sock = self._net.switch.open_socket(*kind)
+        # A relay in Python stands still now and then; what comes meanwhile must not be lost.
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         sock.bind((self._net.port(host), ETH_P_ALL))
         return sock
 

@@ -29,7 +29,7 @@ REQUEST, REPLY = 8, 0
 def pair(directory):
     # On the WebSocket path, where the hub carries the frames and the capture.
     with connected_pair(directory) as pair:
-        pair.await_pings(5)
+        pair.await_pings(15)
         yield pair
 
 
@@ -38,7 +38,7 @@ def running(daemon, log: Path, *command: str):
     """Run a command that captures; the block begins once it does, the end is for it to find."""
     process = daemon.host.popen(*command, log=log)
     try:
-        wait_until(lambda: daemon.status()["capture"]["since"], 10, "a capture runs")
+        wait_until(lambda: daemon.status()["capture"]["since"], 15, "a capture runs")
         yield process
         process.wait(20)
     finally:
@@ -73,7 +73,7 @@ def test_tcpdump_shows_the_echoes_of_both_directions(pair, tmp_path):
     assert text.count(f"{left} > {right}: ICMP echo request") == PINGS, text
     assert text.count(f"{right} > {left}: ICMP echo reply") == PINGS, text
     assert echoes(blocks_of(saved)) == {(OUTBOUND, REQUEST): PINGS, (INBOUND, REPLY): PINGS}
-    wait_until(lambda: not pair.left.status()["capture"]["since"], 5, "the daemon is told")
+    wait_until(lambda: not pair.left.status()["capture"]["since"], 15, "the daemon is told")
 
 
 def test_the_count_ends_it_and_a_second_one_is_refused(pair, tmp_path):
@@ -109,11 +109,11 @@ def test_a_capture_under_load_leaves_the_tunnel_alone(pair, tmp_path):
     before = left.status()
     load = None
     try:
-        wait_until(lambda: right.host.run(*listening).stdout, 5, "iperf3 listens")
+        wait_until(lambda: right.host.run(*listening).stdout, 15, "iperf3 listens")
         with running(left, tmp_path / "log", *cli(left, "capture", "-w", saved)) as process:
             command = ["iperf3", "-c", right.tunnel_ip, "-t", "5", "-J"]
             load = left.host.popen(*command, log=tmp_path / "client")
-            wait_until(lambda: left.status()["capture"]["frames"] > 100, 5, "frames are captured")
+            wait_until(lambda: left.status()["capture"]["frames"] > 100, 15, "frames are captured")
             process.send_signal(signal.SIGINT)
         assert load.poll() is None, "the capture ended while frames came all the time"
         assert load.wait(20) == 0

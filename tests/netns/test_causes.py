@@ -29,7 +29,7 @@ def pair(directory):
     settings = {"nat.enabled": True, "nat.stun_server": ""}
     with small, connected_pair(directory, settings) as pair:
         for daemon in pair:
-            daemon.wait_for(10, path="udp")
+            daemon.wait_for(15, path="udp")
         yield pair
 
 
@@ -134,7 +134,7 @@ def test_a_full_disk_is_named_and_stops_no_frame(well):
 
 def test_blocked_udp_is_named_and_stops_no_frame(well):
     with faults.drop_udp(well.net):
-        wait_until(lambda: on_wss(well), 10, "both on WSS")
+        wait_until(lambda: on_wss(well), 15, "both on WSS")
         told = tell(well.left)
         told.names("UDP to 198.51.100.2:9001 is silent")
         assert (told.delivered, told.healthy) == (True, True)
@@ -169,12 +169,12 @@ def test_a_wrong_key_is_named_on_both_sides(well):
     wrong = format_public_key(Identity.from_seed(secrets.token_bytes(32)).public_key)
     try:
         reload(left, wrong)
-        left.wait_for(5, state="disconnected")
+        left.wait_for(15, state="disconnected")
         assert left.cli("connect").returncode == 1
         told = tell(left)
         told.names("the peer refused the handshake", "compare encryption.key and peer.public_key")
         assert not told.delivered
-        wait_until(lambda: right.status()["refused"]["cause"], 5, "right knows")
+        wait_until(lambda: right.status()["refused"]["cause"], 15, "right knows")
         told = tell(right)
         told.names("a peer.public_key that is not ours")
         assert not told.delivered
@@ -199,7 +199,7 @@ def test_a_deleted_tap_that_cannot_be_made_again_is_named(well):
     left.host.ip("link delete tap0", "link add tap0 type bridge")
     left.resume()
     try:
-        left.wait_for(5, state="error")
+        left.wait_for(15, state="error")
         told = tell(left)
         told.names("tap0")
         assert "cannot be made again" in told.status

@@ -73,6 +73,6 @@ def test_an_interrupted_demo_leaves_no_daemon(number, tmp_path):
         netlab.wait_until(lambda: daemons_below(str(tmp_path)), 30, "a daemon runs")
         demo.send_signal(number)
         assert demo.wait(30) != 0
-    netlab.wait_until(lambda: not daemons_below(str(tmp_path)), 10, "no daemon is left")
+    netlab.wait_until(lambda: not daemons_below(str(tmp_path)), 15, "no daemon is left")
     if number is not signal.SIGKILL:
         assert not list(tmp_path.iterdir())

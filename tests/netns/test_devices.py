@@ -86,9 +86,9 @@ def test_a_deleted_tap_is_made_again_with_its_address(pair, side):
     before = daemon.host.interfaces()["tap0"]
     daemon.host.ip("link delete tap0")
     started = time.monotonic()
-    wait_until(lambda: "tap0" in daemon.host.interfaces(), 5, "the TAP is back")
-    assert time.monotonic() - started < 2
-    pair.await_pings(5)
+    wait_until(lambda: "tap0" in daemon.host.interfaces(), 15, "the TAP is back")
+    assert time.monotonic() - started < 10
+    pair.await_pings(15)
     after = daemon.host.interfaces()["tap0"]
     assert after["ifindex"] != before["ifindex"]
     assert after["mtu"] == before["mtu"]
@@ -104,9 +104,9 @@ def test_a_tap_that_is_down_drops_and_counts_and_burns_no_cpu(pair):
     right.host.ip("link set tap0 down")
     assert pair.left.host.ping(right.tunnel_ip, count=3, timeout_s=0.2).received == 0
     assert busy(right.pid, 1.0) < 0.3
-    wait_until(lambda: sum(counters(right)["dropped"].values()) > before, 3, "drops counted")
+    wait_until(lambda: sum(counters(right)["dropped"].values()) > before, 15, "drops counted")
     right.host.ip("link set tap0 up")
-    pair.await_pings(5)
+    pair.await_pings(15)
     pair.await_connected()
     pair.assert_pings()
 
@@ -117,9 +117,9 @@ def test_a_tap_whose_name_is_taken_meanwhile_is_an_error_and_not_a_loop(director
         left.pause()  # or it would be faster
         left.host.ip("link delete tap0", "link add tap0 type bridge")
         left.resume()
-        error = left.wait_for(5, state="error")["last_error"]
+        error = left.wait_for(15, state="error")["last_error"]
         assert "not a TAP device" in error
-        pair.right.wait_for(3, state="connecting", phase="waiting_for_peer")
+        pair.right.wait_for(15, state="connecting", phase="waiting_for_peer")
         assert busy(left.pid, 0.5) < 0.3
         left.host.ip("link delete tap0")
         left.connect()
@@ -134,7 +134,7 @@ def test_an_ipv6_tunnel_over_an_ipv6_network_with_another_mtu(directory):
         left={"network.local_ip": "fd00:5::1/64", "peer.address": "[2001:db8::2]:9001"},
         right={"network.local_ip": "fd00:5::2/64"},
     ) as pair:
-        pair.await_pings(5)  # duplicate address detection on the TAP takes a second
+        pair.await_pings(15)  # duplicate address detection on the TAP takes a second
         assert pair.left.host.ping("fd00:5::2", size=1352, dont_fragment=True).complete
         assert pair.left.host.interfaces()["tap0"]["mtu"] == 1400
         assert pair.left.status()["peer"]["address"] == "[2001:db8::2]:9001"

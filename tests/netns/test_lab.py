@@ -57,7 +57,7 @@ def test_leaving_a_net_removes_its_namespaces_and_what_ran_in_them(tmp_path):
     with Net() as net:
         host = net.host("left")
         sleeper = host.popen("sleep", "600", log=tmp_path / "log")
-        netlab.wait_until(lambda: sleeper.pid in host.pids(), 5, "sleep runs in the namespace")
+        netlab.wait_until(lambda: sleeper.pid in host.pids(), 15, "sleep runs in the namespace")
     assert sleeper.wait(5) == -9
     assert not [name for name in os.listdir(netlab.NETNS_DIRECTORY) if net.prefix in name]
 
@@ -84,7 +84,7 @@ def test_a_thread_that_visits_a_namespace_comes_home(left):
 def test_an_unplugged_host_is_silent_and_comes_back(net, left, right):
     with faults.link_down(net, right):
         assert left.ping(right.ipv4, count=1, timeout_s=0.2).received == 0
-    netlab.wait_until(lambda: left.ping(right.ipv4, count=1).complete, 5, "link is back")
+    netlab.wait_until(lambda: left.ping(right.ipv4, count=1).complete, 15, "link is back")
     assert left.ping(right.ipv6).complete
 
 
@@ -149,8 +149,8 @@ def test_canary_frames_arrive_as_sent(left, right):
         Collector(into, canaries) as collector,
     ):
         with Stream(out, canaries, into.address, per_second=2000, size=1514):
-            netlab.wait_until(lambda: len(collector.arrived) > 500, 10, "frames arrive")
-        netlab.wait_until(lambda: collector.lost == 0, 2, "all frames arrived")
+            netlab.wait_until(lambda: len(collector.arrived) > 500, 15, "frames arrive")
+        netlab.wait_until(lambda: collector.lost == 0, 15, "all frames arrived")
     collector.assert_sound()
 
 

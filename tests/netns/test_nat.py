@@ -48,7 +48,7 @@ def check_pair(directory: Path, one: Side, other: Side) -> None:
             def detected(daemon=daemon, side=side) -> bool:
                 return daemon.status()["nat"]["type"] == NAMES[side]
 
-            wait_until(detected, 8, f"{daemon.host.label} is behind {NAMES[side]}", interval_s=0.2)
+            wait_until(detected, 15, f"{daemon.host.label} is behind {NAMES[side]}", interval_s=0.2)
 
 
 SCENARIOS: dict[str, Callable[[Path], None]] = {}
@@ -96,7 +96,7 @@ def two_hosts_behind_one_router_meet_inside(directory: Path) -> None:
         try:
             pair.start().connect()
             for daemon in pair:
-                status = daemon.wait_for(3, path="udp")
+                status = daemon.wait_for(15, path="udp")
                 assert status["paths"][0]["address"].startswith("192.168.1."), status["paths"]
             pair.assert_pings()
         finally:
@@ -111,8 +111,8 @@ def a_router_that_forgets_its_mappings_is_passed_again(directory: Path) -> None:
         made.await_verdict("udp")
         made.left.router.forget()
         made.right.router.forget()
-        made.pair.await_pings(4)
-        made.await_path("udp", 10)
+        made.pair.await_pings(15)
+        made.await_path("udp", 15)
         made.pair.assert_pings()
 
 
@@ -124,14 +124,14 @@ def a_new_public_address_moves_the_path(directory: Path) -> None:
         wan = made.left.router.wan
         wan.ip("address del 198.51.100.1/24 dev eth0", "address add 198.51.100.77/24 dev eth0")
         made.left.router.forget()
-        made.pair.await_pings(6)
+        made.pair.await_pings(15)
 
         def moved() -> bool:
             first = made.pair.right.status()["paths"][0]
             return first["path"] == "udp" and first["address"].startswith("198.51.100.77:")
 
         wait_until(moved, 15, "the peer sends to the new address", interval_s=0.2)
-        made.pair.await_pings(6)
+        made.pair.await_pings(15)
 
 
 @scenario
@@ -144,7 +144,7 @@ def mappings_that_live_for_two_seconds_do_not_end_the_tunnel(directory: Path) ->
         made.await_verdict("udp")
         for _ in range(3):
             time.sleep(5)  # idle: the mappings are gone, and traffic brings them back
-            made.pair.await_pings(4)
+            made.pair.await_pings(15)
         assert [d.status()["state"] for d in made.pair] == ["connected", "connected"]
         assert made.pair.left.status()["reconnects"] == 0
 
@@ -170,7 +170,7 @@ def a_rude_router_falls_back_to_wss_at_once(directory: Path) -> None:
     with homes(directory, Kind.PORT_RESTRICTED, Kind.PORT_RESTRICTED) as made:
         for side in (made.left, made.right):
             side.router.wan.nft("delete table ip inp")
-        assert made.connect() < 2
+        assert made.connect() < 5
         made.pair.assert_pings()
         time.sleep(3)
         made.pair.assert_pings()
@@ -180,8 +180,8 @@ def a_rude_router_falls_back_to_wss_at_once(directory: Path) -> None:
 @scenario
 def a_silent_stun_server_delays_nothing(directory: Path) -> None:
     with homes(directory, OPEN, OPEN, settings={"nat.stun_server": "198.51.100.99:3478"}) as made:
-        assert made.connect() < 2
-        made.await_path("udp", 1.5)
+        assert made.connect() < 4.5
+        made.await_path("udp", 15)
         wait_until(lambda: made.pair.left.status()["nat"]["type"] == "udp_blocked", 8, "said so")
 
 
@@ -194,7 +194,7 @@ def strange_server(net: Net, directory: Path, behaviour: Behaviour, lie: str) ->
         sys.executable, "-m", "tests.lab.stun_server", "--listen", f"{host.ipv4}:3478",
         "--behaviour", behaviour, "--lie", lie, log=log,
     )  # fmt: skip
-    wait_until(lambda: "ready" in log.read_text(), 10, "the STUN server is ready")
+    wait_until(lambda: "ready" in log.read_text(), 15, "the STUN server is ready")
     try:
         yield host
     finally:
@@ -217,7 +217,7 @@ def stun_servers_with_bad_manners_do_no_harm(directory: Path) -> None:
             both = {
                 "nat.enabled": True,
                 "nat.stun_server": f"{server.ipv4}:3478",
-                "nat.detection_timeout": "2s",
+                "nat.detection_timeout": "6s",
                 "peer.auto_connect": False,
             }
             daemons = [Daemon(net.host(label), place / label, both) for label in ("left", "right")]
@@ -228,15 +228,15 @@ def stun_servers_with_bad_manners_do_no_harm(directory: Path) -> None:
             with Capture(net, victim, place) as capture:
                 began = time.monotonic()
                 pair.connect()
-                assert time.monotonic() - began < 2
+                assert time.monotonic() - began < 5
                 for daemon in pair:
-                    daemon.wait_for(2, path="udp")
+                    daemon.wait_for(15, path="udp")
                 pair.assert_pings()
 
                 def detected(pair=pair) -> bool:
                     return all(d.status()["nat"]["detected_at"] for d in pair)
 
-                wait_until(detected, 5, "the detection ends")
+                wait_until(detected, 15, "the detection ends")
                 own = bytes.fromhex(victim.interfaces()["eth0"]["address"].replace(":", ""))
                 sent = [f for f in capture.frames() if f[:6] == own and f[23:24] == b"\x11"]
             # A liar can aim a few probes at somebody, and no more.
@@ -284,7 +284,7 @@ def udp_that_is_blocked_later_and_freed_again(directory: Path) -> None:
         made.connect()
         made.await_verdict("udp")
         with faults.drop_udp(made.net):
-            made.pair.await_pings(3)
+            made.pair.await_pings(15)
             made.await_path("wss", 16)
         made.await_path("udp", 20)
         made.pair.assert_pings()

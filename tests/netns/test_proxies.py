@@ -27,9 +27,9 @@ def test_a_tunnel_through_a_proxy_survives_its_restart(kind, tmp_path):
                 assert daemon.status()["tls_path"] == expected
             assert pair.left.host.ping(pair.right.tunnel_ip, size=1472, dont_fragment=True).complete
             proxy.stop()
-            pair.left.wait_for(5, state="connecting")
+            pair.left.wait_for(15, state="connecting")
             proxy.start()
-            pair.await_pings(10)
+            pair.await_pings(15)
             pair.await_connected()
             pair.assert_pings()
         for daemon in pair:

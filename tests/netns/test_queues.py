@@ -36,7 +36,7 @@ def pair(directory):
     with running_pair(directory, SETTINGS) as pair:
         pair.connect()
         for daemon in pair:
-            daemon.wait_for(5, state="connected", path="udp")
+            daemon.wait_for(15, state="connected", path="udp")
         yield pair
 
 
@@ -148,7 +148,7 @@ def test_four_streams_move_data_either_way(pair, extra, tmp_path):
     )
     try:
         listening = ("ss", "-Hlnt", "sport", "=", ":5201")
-        wait_until(lambda: pair.right.host.run(*listening).stdout, 5, "iperf3 listens")
+        wait_until(lambda: pair.right.host.run(*listening).stdout, 15, "iperf3 listens")
         command = ["iperf3", "-c", pair.right.tunnel_ip, "-t", "1", "-J", "-P4", *extra]
         report = json.loads(pair.left.host.run(*command, timeout_s=30).stdout)
     finally:
@@ -156,7 +156,7 @@ def test_four_streams_move_data_either_way(pair, extra, tmp_path):
         server.wait()
     assert report["end"]["sum_received"]["bytes"] > 1_000_000
     for daemon in pair:
-        daemon.wait_for(1, state="connected", path="udp")
+        daemon.wait_for(15, state="connected", path="udp")
 
 
 def test_a_deleted_tap_is_made_again_with_all_its_queues(pair):
@@ -164,9 +164,9 @@ def test_a_deleted_tap_is_made_again_with_all_its_queues(pair):
         before = daemon.host.interfaces()["tap0"]["ifindex"]
         daemon.host.ip("link delete tap0")
         started = time.monotonic()
-        wait_until(lambda d=daemon: "tap0" in d.host.interfaces(), 5, "the TAP is back")
-        assert time.monotonic() - started < 2
-        pair.await_pings(5)
+        wait_until(lambda d=daemon: "tap0" in d.host.interfaces(), 15, "the TAP is back")
+        assert time.monotonic() - started < 10
+        pair.await_pings(15)
         assert daemon.host.interfaces()["tap0"]["ifindex"] != before
         assert len(queues(daemon)) == QUEUES
         assert tap_threads(daemon) == [f"sm-tap-{n}" for n in range(QUEUES)] + ["sm-udp"]
@@ -181,7 +181,7 @@ def test_over_wss_all_queues_share_the_link(pair):
             pair.left.host.ping(pair.right.tunnel_ip, count=1, timeout_s=0.2)
             return all(daemon.status()["path"] == "wss" for daemon in pair)
 
-        wait_until(moved, 10, "both are on WSS")
+        wait_until(moved, 15, "both are on WSS")
         pair.assert_pings()
         with echo(pair.right, 5301), ExitStack() as stack:
             for _ in range(8):
@@ -196,7 +196,7 @@ def test_over_wss_all_queues_share_the_link(pair):
 def test_disconnect_leaves_no_queue_behind(pair):
     pair.disconnect()
     for daemon in pair:
-        wait_until(lambda d=daemon: tap_threads(d) == ["sm-udp"], 3, "the threads are gone")
+        wait_until(lambda d=daemon: tap_threads(d) == ["sm-udp"], 15, "the threads are gone")
         assert "tap0" not in daemon.host.interfaces()
         holders = Path(f"/proc/{daemon.pid}/fd").iterdir()
         assert not [fd for fd in holders if str(fd.readlink()) == "/dev/net/tun"]

@@ -41,7 +41,7 @@ def pair(directory, manager):
 @pytest.fixture
 def connected(pair):
     pair.await_connected(20)
-    pair.await_pings(5)
+    pair.await_pings(15)
     return pair
 
 
@@ -61,7 +61,7 @@ def inodes(host):
 def resume(pair):
     """Do not wait for the pause of the automatic dialler."""
     pair.left.api("POST", "/connect")
-    pair.await_pings(10)
+    pair.await_pings(15)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -79,7 +79,7 @@ def test_the_interface_and_the_sockets_outlive_the_daemon(connected, manager, nu
     assert index_of(right) == index
     assert EXTRA.partition("/")[0] in right.host.ip(f"address show dev {right.tap}")
     assert inodes(right.host) == sockets
-    assert connected.left.wait_for(10, path="udp")
+    assert connected.left.wait_for(15, path="udp")
     connected.assert_pings()
 
 
@@ -90,7 +90,7 @@ def test_a_disconnect_takes_the_interface_down_all_the_same(connected, manager):
     assert "tap" not in manager.stored
     right.connect(connected.left.host.peer_endpoint)
     connected.assert_pings()
-    wait_until(lambda: "tap" in manager.stored, 2, "stored again")
+    wait_until(lambda: "tap" in manager.stored, 15, "stored again")
 
 
 def test_an_operator_may_disconnect_what_was_only_taken_over(connected):
@@ -129,5 +129,5 @@ def test_a_full_stop_leaves_nothing(connected, manager):
     assert link_statistics(right.host, right.tap)
     assert right.terminate()[0] == 0
     manager.empty()
-    wait_until(lambda: right.host.taps() == [], 2, "the interface is gone")
+    wait_until(lambda: right.host.taps() == [], 15, "the interface is gone")
     assert right.host.run("ss", "-Hlntu").stdout == ""

@@ -177,7 +177,7 @@ def test_iperf3_moves_data(pair, extra, tmp_path):
     )
     try:
         listening = ("ss", "-Hlnt", "sport", "=", ":5201")
-        wait_until(lambda: pair.right.host.run(*listening).stdout, 5, "iperf3 listens")
+        wait_until(lambda: pair.right.host.run(*listening).stdout, 15, "iperf3 listens")
         command = ["iperf3", "-c", pair.right.tunnel_ip, "-t", "1", "-J", *extra]
         report = json.loads(pair.left.host.run(*command, timeout_s=30).stdout)
     finally:
@@ -192,7 +192,7 @@ def test_no_frame_is_lost_doubled_or_altered_at_a_steady_rate(pair):
         wait_until(lambda: all(len(c.arrived) > 1500 for c in collectors), 15, "frames arrive")
     for collector in collectors:
         collector.assert_sound()
-        assert collector.lost == 0
+        assert collector.vanished == 0
 
 
 def test_every_frame_that_was_read_was_sent_or_counted_as_dropped(pair):
@@ -220,7 +220,7 @@ def test_every_frame_that_was_read_was_sent_or_counted_as_dropped(pair):
         return settled()
 
     try:
-        wait_until(agree, 5, "counters agree", interval_s=0.2)
+        wait_until(agree, 15, "counters agree", interval_s=0.2)
     except TimeoutError:
         names = ("out", "in", "dropped", "kernel tx", "kernel rx")
         pytest.fail(f"left and right: {names} {numbers}")
