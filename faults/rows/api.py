@@ -154,7 +154,7 @@ def concurrent(bench: Bench) -> None:
     short=("control/test_app.py::test_idle_connections_do_not_keep_a_new_one_out",),
 )
 def unread(bench: Bench) -> None:
-    request = f"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1:{API_PORT}\r\n\r\n".encode() * 200
+    request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{API_PORT}\r\n\r\n".encode() * 200
     failures = []
     with bench.pair() as pair, contextlib.ExitStack() as mute:
         left = pair.left

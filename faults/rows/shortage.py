@@ -87,9 +87,11 @@ def memory(bench: Bench) -> None:
                 with contextlib.suppress(OSError, NetlabError):
                     right.api("GET", "/status", timeout_s=3)
             time.sleep(3)
-            if right.running:
-                right.host.ip("link del tap0")  # it needs a new one now
-            time.sleep(3)
+            right.host.ip("link del tap0")  # it needs a new one now
+            time.sleep(2)
+            for _ in range(3):  # and the memory of a new session
+                pair.left.api("POST", "/disconnect")
+                pair.left.api("POST", "/connect")
         resource.prlimit(right.pid, resource.RLIMIT_AS, limit)
         for collector in collectors:
             collector.assert_sound()

@@ -143,7 +143,7 @@ def soak(bench: Bench) -> None:
             lines.flush()
             assert states == ["connected", "connected"], f"after {name}: {states}"
             time.sleep(max(0.0, min(every_s - (time.monotonic() - began), ends - time.monotonic())))
-    bench.figure(f"{done} faults in {seconds:.0f} s, slowest recovery {worst:.1f} s")
+        bench.figure(f"{done} faults in {seconds:.0f} s, slowest recovery {worst:.1f} s")
 
 
 class _Traffic:

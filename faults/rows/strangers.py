@@ -238,8 +238,8 @@ def silent(bench: Bench) -> None:
                     time.sleep(12)
                     pair.left.kill()
                     pair.left.spawn()
-                    began = time.monotonic()
                     pair.left.await_healthy()
+                    began = time.monotonic()
                     try:
                         until("in", lambda p=pair: p.left.status()["state"] == "connected", 25)
                         took = time.monotonic() - began
