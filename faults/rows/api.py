@@ -21,32 +21,40 @@ if TYPE_CHECKING:
     from shadowmesh.netlab import Daemon
     from tests.lab.pair import Pair
 
+#: connections that ask, each waiting for its answer
+ASKING = 8
+
 
 @contextlib.contextmanager
 def requests(daemon: Daemon, per_second: int, codes: dict[int, int]) -> Iterator[None]:
-    """Ask for the status so often over a connection that is kept, counting the answers' codes."""
+    """Ask so often, with and without the token, counting the codes of the answers."""
     stop = threading.Event()
-    head = (
-        f"GET /status HTTP/1.1\r\nHost: 127.0.0.1:{API_PORT}\r\n"
-        f"Authorization: Bearer {daemon.token()}\r\n\r\n"
-    ).encode()
+    host = f"HTTP/1.1\r\nHost: 127.0.0.1:{API_PORT}\r\n"
+    heads = (
+        f"GET /health/live {host}\r\n".encode(),
+        f"GET /status {host}Authorization: Bearer {daemon.token()}\r\n\r\n".encode(),
+    )
 
-    def ask() -> None:
+    def ask(head: bytes) -> None:
         while not stop.is_set():
             with contextlib.suppress(OSError):
                 sock = daemon.host.connect(("127.0.0.1", API_PORT))
                 with sock, sock.makefile("rb") as file:
-                    while not stop.wait(4 / per_second):
+                    while not stop.wait(ASKING / per_second):
                         sock.sendall(head)
-                        code = int((file.readline().split() or [b"0", b"0"])[1])
-                        codes[code] = codes.get(code, 0) + 1
+                        line = file.readline().split()
+                        if not line:  # another connection has taken this one's place
+                            break
+                        codes[int(line[1])] = codes.get(int(line[1]), 0) + 1
                         length = 0
                         while (line := file.readline().strip().lower()) != b"":
                             if line.startswith(b"content-length:"):
                                 length = int(line.split()[1])
                         file.read(length)
 
-    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    threads = [
+        threading.Thread(target=ask, args=(heads[n % 2],), daemon=True) for n in range(ASKING)
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -154,17 +162,11 @@ def concurrent(bench: Bench) -> None:
     short=("control/test_app.py::test_idle_connections_do_not_keep_a_new_one_out",),
 )
 def unread(bench: Bench) -> None:
-    request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{API_PORT}\r\n\r\n".encode() * 200
     failures = []
     with bench.pair() as pair, contextlib.ExitStack() as mute:
         left = pair.left
-        for _ in range(64):
-            sock = mute.enter_context(left.host.connect(("127.0.0.1", API_PORT)))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.setblocking(False)
-            with contextlib.suppress(OSError):
-                sock.send(request)
-        time.sleep(2)
+        mute.enter_context(_mute_clients(left))
+        time.sleep(20)
         for what, ask in {
             "/health": lambda: left.api("GET", "/health", authorize=False, timeout_s=5)[0] == 200,
             "/metrics": lambda: left.api("GET", "/metrics", timeout_s=5)[0] == 200,
@@ -187,6 +189,43 @@ def unread(bench: Bench) -> None:
         mute.close()
         until("well again", lambda: _answers(pair), 15)
     assert not failures, "; ".join(failures)
+
+
+@contextlib.contextmanager
+def _mute_clients(daemon: Daemon) -> Iterator[None]:
+    """64 connections that ask for the page again and again, never read, and come again."""
+    stop = threading.Event()
+    request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{API_PORT}\r\n\r\n".encode() * 20
+
+    def connected() -> socket.socket:
+        sock = daemon.host.open_socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        with contextlib.suppress(OSError):
+            sock.connect(("127.0.0.1", API_PORT))
+        sock.setblocking(False)
+        return sock
+
+    def ask() -> None:
+        clients = [connected() for _ in range(64)]
+        while not stop.wait(0.1):
+            for number, sock in enumerate(clients):
+                try:
+                    sock.send(request)
+                except BlockingIOError:  # stuck, as it should be
+                    continue
+                except OSError:
+                    sock.close()
+                    clients[number] = connected()
+        for sock in clients:
+            sock.close()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _answers(pair: Pair) -> bool:

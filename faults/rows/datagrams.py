@@ -294,12 +294,13 @@ def _held(pair: Pair, behind: int) -> tuple[int, int]:
     Returns how far it was, and how many datagrams were then refused as replay.
     """
     kept: list[tuple[int, bytes]] = []
-    newest = 0
+    newest = first = 0
 
     def hold(frame: bytes) -> list[bytes]:
-        nonlocal newest
-        counter = _counter(frame)
-        if not kept:
+        nonlocal newest, first
+        counter, first = _counter(frame), first + 1
+        # What was seen before the switch drops it was delivered as well.
+        if not kept and first > 500:
             kept.append((counter, frame))
             return []
         newest = max(newest, counter)
