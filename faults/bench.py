@@ -33,6 +33,7 @@ CANARIES_PER_SECOND: Final = 40
 #: what a session needs beyond the start: buffers, a first status, a first probe
 WARM_UP_S: Final = 1.0
 SETTLE_S: Final = 30.0
+CONNECT_S: Final = 20.0
 #: invariant (c)
 RSS_FACTOR: Final = 1.1
 RSS_BYTES: Final = 5 << 20
@@ -128,7 +129,9 @@ class Bench:
                 change(pair)
             for daemon in pair:
                 stack.callback(daemon.kill)
-            pair.start().connect()
+            pair.start()
+            pair.left.api("POST", "/connect")  # it may be under way, where it connects by itself
+            pair.await_connected(CONNECT_S)
             if udp:
                 await_path(pair, "udp")
             watch = nonces = None
