@@ -12,6 +12,7 @@ import fnmatch
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -95,6 +96,8 @@ def _run(wanted: Sequence[Row], options: argparse.Namespace) -> int:
             flush=True,
         )
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background ignores the first
+        signal.signal(number, signal.default_int_handler)
     try:
         outcomes = runner.run(jobs, place, options.jobs, tell)
     except KeyboardInterrupt:

@@ -413,7 +413,7 @@ def test_wire_opens_no_file(source):
 
 
 def test_no_test_or_script_patches_the_standard_library():
-    for folder in ("tests", "perf", "fuzz", "scripts"):
+    for folder in ("tests", "perf", "fuzz", "faults", "scripts"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for name, line in read(path).imports():
                 assert not within(name, "gevent.monkey"), f"{path}:{line}"
