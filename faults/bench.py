@@ -28,6 +28,8 @@ from .nonces import NonceWatch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+#: in the directory of a row: what was measured so far, a line each
+FIGURES: Final = "figures.txt"
 UDP: Final = {"nat.enabled": True, "nat.stun_server": ""}
 CANARIES_PER_SECOND: Final = 40
 #: what a session needs beyond the start: buffers, a first status, a first probe
@@ -86,8 +88,10 @@ class Bench:
     _places: int = 0
 
     def figure(self, text: str) -> None:
-        """Note what was measured; shown in the table also when the row fails later."""
+        """Note what was measured; shown in the table also when the row fails or is ended later."""
         self.figures.append(text)
+        with (self.directory / FIGURES).open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
 
     def amount(self, short: int, long: int) -> int:
         return long if self.long else short

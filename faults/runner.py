@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .bench import FIGURES
 from .catalogue import Row
 from .report import FAIL, PASS, Outcome
 
@@ -116,6 +117,8 @@ def _outcome(one: _Running) -> Outcome:
     result = one.place / "result.json"
     if one.ended_early:
         found = {"figures": [], "failure": f"not through after {job.bound_s:g} s"}
+        if (figures := one.place / FIGURES).exists():
+            found["figures"] = figures.read_text("utf-8").splitlines()
     elif result.exists():
         found = json.loads(result.read_text("utf-8"))
     else:

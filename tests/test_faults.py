@@ -115,9 +115,10 @@ def test_a_row_that_dies_fails_with_its_last_words(monkeypatch, tmp_path):
 
 
 def test_a_row_that_does_not_end_is_ended(monkeypatch, tmp_path):
-    found = run_fake(monkeypatch, tmp_path, a_row(bound_s=0.5), "exec sleep 600")
-    assert found.verdict == FAIL
-    assert found.failure == "not through after 0.5 s"
+    script = 'echo "1 s" > "$5/figures.txt"; exec sleep 600'
+    found = run_fake(monkeypatch, tmp_path, a_row(bound_s=3.0), script)
+    assert (found.verdict, found.measured) == (FAIL, "1 s")
+    assert found.failure == "not through after 3 s"
 
 
 def test_rows_that_load_the_machine_come_last_and_alone(monkeypatch, tmp_path):

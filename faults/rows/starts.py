@@ -13,7 +13,7 @@ FIRST_FRAME_S = 3.0
 @row(
     "a thousand starts",
     "first frame <= 3 s in each",
-    bound_s=900,
+    bound_s=1500,
     long_bound_s=3600,
     short=(
         "netns/test_api.py::test_ten_connections_leave_no_tap_no_fd_and_no_thread_behind",
@@ -26,7 +26,6 @@ def thousand_starts(bench: Bench) -> None:
     with bench.pair(canaries=False, flat=False) as pair:
         for _ in range(reconnects):
             pair.left.api("POST", "/disconnect")
-            pair.right.wait_for(10, phase="waiting_for_peer")
             began = time.monotonic()
             pair.left.connect()
             _first_frame(pair)
