@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import math
 import os
 import random
 import shutil
@@ -25,6 +26,8 @@ from .catalogue import Row, rows
 from .report import FAIL, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
+#: for all rows together, but with --long
+LIMIT_S = 40 * 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +102,8 @@ def _run(wanted: Sequence[Row], options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background ignores the first
         signal.signal(number, signal.default_int_handler)
     try:
-        outcomes = runner.run(jobs, place, options.jobs, tell)
+        limit_s = math.inf if options.long else LIMIT_S
+        outcomes = runner.run(jobs, place, options.jobs, tell, limit_s)
     except KeyboardInterrupt:
         print(f"\nfaults: interrupted; go on with --resume (seed {seed})", file=sys.stderr)
         return 130

@@ -9,6 +9,7 @@ leaves, also when it is killed, goes with it: the kernel ends all its processes 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -49,36 +50,42 @@ class _Running:
     process: subprocess.Popen[bytes]
     place: Path
     began: float
+    ends_at: float
     ended_early: bool = False
 
 
 def run(
-    jobs: Iterable[Job], directory: Path, at_once: int, tell: Callable[[Outcome], None]
+    jobs: Iterable[Job],
+    directory: Path,
+    at_once: int,
+    tell: Callable[[Outcome], None],
+    limit_s: float = math.inf,
 ) -> list[Outcome]:
     """Run all; those that load the machine come last, one by one.
 
     Args:
         directory: for logs; each job gets one below it.
         tell: called with each outcome when it is known.
+        limit_s: for all together; what has not ended by then fails.
     """
-    jobs = list(jobs)
+    jobs, ends_at = list(jobs), time.monotonic() + limit_s
     outcomes: list[Outcome] = []
     # The long ones first: what runs side by side then ends at about the same time.
     waiting = sorted((j for j in jobs if not j.row.loads), key=lambda j: -j.bound_s)
     for batch, width in ((waiting, at_once), ([j for j in jobs if j.row.loads], 1)):
-        for outcome in _run(batch, directory, width):
+        for outcome in _run(batch, directory, width, ends_at):
             outcomes.append(outcome)
             tell(outcome)
     order = {(job.row.name, job.piece): number for number, job in enumerate(jobs)}
     return sorted(outcomes, key=lambda outcome: order[outcome.key])
 
 
-def _run(jobs: list[Job], directory: Path, width: int) -> Iterator[Outcome]:
+def _run(jobs: list[Job], directory: Path, width: int, ends_at: float) -> Iterator[Outcome]:
     queue, running = list(jobs), list[_Running]()
     try:
         while queue or running:
             while queue and len(running) < width:
-                running.append(_start(queue.pop(0), directory))
+                running.append(_start(queue.pop(0), directory, ends_at))
             time.sleep(POLL_S)
             for one in list(running):
                 if one.process.poll() is not None:
@@ -92,7 +99,7 @@ def _run(jobs: list[Job], directory: Path, width: int) -> Iterator[Outcome]:
             one.process.wait()
 
 
-def _start(job: Job, directory: Path) -> _Running:
+def _start(job: Job, directory: Path, ends_at: float) -> _Running:
     place = directory / f"{job.row.name.replace('/', ' ')} {job.piece}".replace(" ", "-")
     place.mkdir(parents=True)
     words = [*NAMESPACES, sys.executable, "-m", "faults.one", job.row.name, str(place)]
@@ -101,13 +108,13 @@ def _start(job: Job, directory: Path) -> _Running:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    return _Running(job, process, place, time.monotonic())
+    now = time.monotonic()
+    return _Running(job, process, place, now, min(now + job.bound_s, ends_at))
 
 
 def _hurry(one: _Running) -> None:
     """End a row whose time is over."""
-    over = time.monotonic() - one.began - one.job.bound_s
-    if over > 0:
+    if time.monotonic() > one.ends_at:
         one.ended_early = True
         one.process.kill()
 
@@ -116,7 +123,7 @@ def _outcome(one: _Running) -> Outcome:
     job, seconds = one.job, time.monotonic() - one.began
     result = one.place / "result.json"
     if one.ended_early:
-        found = {"figures": [], "failure": f"not through after {job.bound_s:g} s"}
+        found = {"figures": [], "failure": f"not through after {seconds:.0f} s"}
         if (figures := one.place / FIGURES).exists():
             found["figures"] = figures.read_text("utf-8").splitlines()
     elif result.exists():
