@@ -222,8 +222,8 @@ def silent(bench: Bench) -> None:
     six = [f"2001:db8:0:{n:x}::{m:x}" for n in range(1, 17) for m in range(1, 5)]
     four = [f"198.51.100.{100 + n}" for n in range(40)]
     for name, sources, rate in (
-        ("16 IPv6 /64s", six, 14),
-        ("40 IPv4", four, 14),
+        ("16 IPv6 /64s", six, 30),
+        ("40 IPv4", four, 30),
         ("6 of its own", None, 3),
     ):
         with Net() as net:
