@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import os
 import random
-import ssl
 import struct
 import subprocess
 import sys
@@ -105,7 +104,7 @@ class _OwnSealing:
     def __init__(self, session: Any, link: Any, result: Any) -> None:
         self._result = result
         self._counter = session.records_sealed()
-        self._tls = link._tls
+        self._stream = link._stream
 
     def send(self, inner: bytes) -> None:
         result = self._result
@@ -116,11 +115,9 @@ class _OwnSealing:
         message = head + sealed
         self._counter += 1
         data = write_ws_header(0x2, len(message), bytes(4) if result.initiator else None) + message
-        while data:
-            try:
-                data = data[self._tls.write(data) :]
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                gevent.sleep(0.002)
+        self._stream.write(data)
+        while not self._stream.flush():
+            gevent.sleep(0.002)
 
 
 def _virtio(
@@ -202,13 +199,17 @@ def key_updates() -> None:
     libssl.SSL_do_handshake.argtypes = [ctypes.c_void_p]
 
     def update(self: Any) -> None:
-        place = id(self.wss.link._tls) + 3 * ctypes.sizeof(ctypes.c_void_p)
+        stream = self.wss.link._stream
+        place = id(stream.tls._sslobj) + 3 * ctypes.sizeof(ctypes.c_void_p)
         pointer = ctypes.c_void_p.from_address(place).value
-        while not self.over:
-            for _ in range(64):
-                libssl.SSL_key_update(pointer, 0)
-                libssl.SSL_do_handshake(pointer)
-            gevent.sleep(0)
+        with contextlib.suppress(OSError):  # the peer has closed the link
+            while not self.over:
+                for _ in range(64):
+                    libssl.SSL_key_update(pointer, 0)
+                    libssl.SSL_do_handshake(pointer)
+                while not stream.flush():
+                    gevent.sleep(0.001)
+                gevent.sleep(0)
 
     _spawn_with_each_session(update)
 

@@ -239,6 +239,7 @@ def duplicate_identity(bench: Bench) -> None:
     short=(
         "netns/test_api.py::test_ten_connections_leave_no_tap_no_fd_and_no_thread_behind",
         "peer/test_tunnel.py::test_nothing_is_left_to_the_garbage_collector",
+        "path/test_paths.py::test_stopped_paths_hold_nobody_and_are_held_by_nobody",
         "peer/test_peer.py::test_connections_leave_no_descriptor_behind",
     ),
 )

@@ -213,7 +213,8 @@ def _junk(sock: socket.socket) -> None:
     "a restarted peer is in within 5 s",
     bound_s=200,
     short=(
-        "peer/test_peer.py::test_strangers_who_fill_the_peer_port_leave_a_seat_for_the_peer",
+        "peer/test_peer.py::test_strangers_who_fill_the_peer_port_make_room_for_the_peer",
+        "link/test_listener.py::test_silent_neighbours_behind_the_peers_own_address_do_not_lock_it_out",
         "link/test_websocket_abuse.py::test_a_flood_of_silent_connections_leaves_room_for_others",
     ),
 )
@@ -298,7 +299,10 @@ def _crowd(host: Host, target: Host, sources: list[str], per_second: int) -> Ite
     "hub answers <= 50 ms on average, connection ended, no watchdog",
     bound_s=200,
     loads=True,
-    short=("link/test_tls.py::test_the_server_sends_no_session_ticket",),
+    short=(
+        "link/test_websocket_abuse.py::test_key_updates_before_the_upgrade_end_the_connection",
+        "link/test_stream.py::test_nothing_but_key_updates_ends_the_connection_after_a_few",
+    ),
 )
 def key_updates(bench: Bench) -> None:
     failures = []
