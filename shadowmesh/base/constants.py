@@ -25,6 +25,11 @@ DEFAULT_TLS_KEY: Final = "/etc/shadowmesh/key.pem"
 #: in the state directory
 IDENTITY_FILE: Final = "identity.key"
 TOKEN_FILE: Final = "api.token"  # noqa: S105 - a file name
+API_SOCKET_FILE: Final = "api.sock"
+#: of the daemon whose state is in SYSTEM_STATE_DIR; others have theirs in their state directory
+SYSTEM_API_SOCKET: Final = "/run/shadowmesh/api.sock"
+#: the user that the service runs as
+SERVICE_USER: Final = "shadowmesh"
 MAX_CONFIG_BYTES: Final = 1 << 20
 
 DEFAULT_API_PORT: Final = 9090
@@ -190,6 +195,8 @@ WS_UNSUPPORTED: Final = 1003
 WS_ABNORMAL: Final = 1006
 WS_POLICY: Final = 1008
 WS_TOO_BIG: Final = 1009
+#: in the registry of IANA, not in the RFC
+WS_TRY_AGAIN: Final = 1013
 #: any refusal of a handshake or record; all look alike
 WS_HANDSHAKE_FAILED: Final = 4400
 

@@ -16,7 +16,8 @@ Does not know: who raises or catches them. Imports nothing of the project.
     +-- LinkClosed                  the WebSocket link is gone
     +-- ControlError                an operation asked for by an operator failed
         +-- AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
-            PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning
+            PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
+            DaemonStopping
 """
 
 from __future__ import annotations
@@ -229,3 +230,11 @@ class CaptureRunning(ControlError):
 
     code = "capture_running"
     http_status = 409
+
+
+class DaemonStopping(ControlError):
+    """The daemon was told to end while this was waited for."""
+
+    code = "stopping"
+    http_status = 503
+    exit_code = 3

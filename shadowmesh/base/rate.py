@@ -5,6 +5,8 @@ Owns: the arithmetic. Does not know: clocks (the caller passes `now`), HTTP, wha
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 
 class TokenBucket:
     """Allows `rate_per_s` on average and `burst` at once; starts full."""
@@ -34,3 +36,31 @@ class TokenBucket:
             return False
         self._tokens -= 1
         return True
+
+
+class FairRate:
+    """One rate for all, beside which each client has a little that others cannot use up.
+
+    What is in use at most is the common rate and the own rate of every client.
+    """
+
+    __slots__ = ("_common", "_own", "_shares")
+
+    #: clients remembered; who was forgotten begins anew
+    MAX_CLIENTS = 256
+
+    def __init__(self, common: tuple[float, float], own: tuple[float, float]) -> None:
+        """Args: rate per second and burst of all together, and of each client beside that."""
+        self._common = TokenBucket(*common)
+        self._own = own
+        self._shares: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def take(self, client: str, now: float) -> bool:
+        """Take one token for a client; False when there is none. `now` as for `TokenBucket`."""
+        share = self._shares.get(client)
+        if share is None:
+            share = self._shares[client] = TokenBucket(*self._own)
+            if len(self._shares) > self.MAX_CLIENTS:
+                self._shares.popitem(last=False)
+        self._shares.move_to_end(client)
+        return share.take(now) or self._common.take(now)

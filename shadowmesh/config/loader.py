@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from shadowmesh.base.constants import (
+    API_SOCKET_FILE,
     MODE_PSK,
+    SYSTEM_API_SOCKET,
     SYSTEM_CONFIG_FILE,
     SYSTEM_STATE_DIR,
     USER_CONFIG_FILE,
@@ -267,15 +269,21 @@ def _resolve(
     """Fill in the defaults that depend on the machine or on other keys."""
     values.setdefault("encryption.key", None)
     values.setdefault("peer.auto_connect", values["peer.address"] is not None)
-    if "daemon.state_dir" in values:
-        return
-    if is_root:
-        values["daemon.state_dir"] = Path(SYSTEM_STATE_DIR)
-    elif home is not None:
-        values["daemon.state_dir"] = home / USER_STATE_DIR
-    else:
-        message = "this user has no home directory; set the key to an absolute path"
-        problems.append(Problem(DEFAULT_SOURCE, None, "daemon.state_dir", message))
+    if "daemon.state_dir" not in values:
+        if is_root:
+            values["daemon.state_dir"] = Path(SYSTEM_STATE_DIR)
+        elif home is not None:
+            values["daemon.state_dir"] = home / USER_STATE_DIR
+        else:
+            message = "this user has no home directory; set the key to an absolute path"
+            problems.append(Problem(DEFAULT_SOURCE, None, "daemon.state_dir", message))
+            return
+    # A second daemon has another state_dir, and with it another socket.
+    state_dir = values["daemon.state_dir"]
+    system = state_dir == Path(SYSTEM_STATE_DIR)
+    values.setdefault(
+        "daemon.api_socket", Path(SYSTEM_API_SOCKET) if system else state_dir / API_SOCKET_FILE
+    )
 
 
 def _check_together(

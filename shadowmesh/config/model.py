@@ -59,6 +59,8 @@ class HostPort:
 @dataclass(frozen=True, slots=True)
 class DaemonSection:
     listen_address: HostPort
+    #: of the control API; None: none
+    api_socket: Path | None
     log_level: str
     log_format: str
     #: None: write no pid file

@@ -101,6 +101,10 @@ _KEYS = (
         "host:port of the control API",
     ),
     Key(
+        "daemon.api_socket", None, _TEXT_OR_EMPTY, values.optional_socket_path,
+        'Unix socket of the control API; "" for none',
+    ),
+    Key(
         "daemon.log_level", "info", _TEXT, values.one_of("debug", "info", "warn", "error"),
         "debug, info, warn or error", reload=True,
     ),

@@ -41,6 +41,8 @@ INTERFACE_NAME_MAX_BYTES = 15
 MAX_STUN_SERVERS = 8
 _MAX_URL_PATH = 256
 _MAX_PATH_BYTES = 4096
+#: sockaddr_un has room for 107; a few are for the name that it has while it is made
+_MAX_SOCKET_PATH_BYTES = 100
 
 
 def cut(text: str) -> str:
@@ -266,6 +268,14 @@ def file_path(text: str) -> Path:
 
 def optional_file_path(text: str) -> Path | None:
     return file_path(text) if text else None
+
+
+def optional_socket_path(text: str) -> Path | None:
+    """An absolute path that fits into the address of a Unix socket."""
+    path = optional_file_path(text)
+    if path is not None and len(text.encode()) > _MAX_SOCKET_PATH_BYTES:
+        raise ValueError(f"must be at most {_MAX_SOCKET_PATH_BYTES} bytes long, as of a socket")
+    return path
 
 
 def public_key(text: str) -> bytes | None:

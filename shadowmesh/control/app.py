@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Flask, Response, request
@@ -21,9 +20,11 @@ from werkzeug.exceptions import HTTPException
 from shadowmesh.base import log
 from shadowmesh.base.constants import MAX_API_BODY_BYTES
 from shadowmesh.base.errors import OUT_OF_DESCRIPTORS, BadRequest, ControlError, means_left
+from shadowmesh.control.callers import of_address
 from shadowmesh.control.guard import (
-    AUTHORISED,
+    CALLER,
     CONNECTION,
+    RIGHT,
     SECURITY_HEADERS,
     UPGRADE,
     Guard,
@@ -32,7 +33,7 @@ from shadowmesh.control.guard import (
 from shadowmesh.control.routes import (
     FORBIDDEN_REMOTE,
     METRICS_OFF,
-    OPEN_PATHS,
+    NEEDED,
     ROUTES,
     TOO_MANY_LISTENERS,
     UPGRADE_REQUIRED,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from shadowmesh.config import HostPort
+    from shadowmesh.control.callers import Caller
     from shadowmesh.insight.events import FlightRecorder
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.status import Health, Pong, Snapshot
@@ -105,12 +107,11 @@ class Feed(Protocol):
     #: name of what is spoken there
     subprotocol: str
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more may listen."""
+    def make_room(self, client: str) -> bool:
+        """Whether one more of a client may listen; somebody else may have to leave for it."""
         ...
 
-    def serve(self, sock: Any, file: Any) -> None:
+    def serve(self, sock: Any, file: Any, client: str) -> None:
         """Keep one listener until it leaves; sock and file are what the upgrade gave."""
         ...
 
@@ -139,7 +140,7 @@ def create_app(
 
     Args:
         token: the bearer token; compared in constant time, never logged or sent.
-        listen: address and port that the server is really bound to; Host must name it.
+        listen: where the server listens; Host may name it.
         metrics_registry: what GET /metrics tells; None: metrics are off, the route is a 404.
         recorder: what GET /events/recent tells.
         feed: who serves GET /events.
@@ -168,7 +169,7 @@ def create_app(
         app.wsgi_app,
         listen,
         token=token,
-        open_paths=OPEN_PATHS,
+        needed=NEEDED,
         page_paths=frozenset({FEED_PATH}),
     )
     return app
@@ -226,8 +227,8 @@ class _Handlers:
 
     def health(self) -> Response:
         report = self._control.health()
-        # Texts name addresses and files: only for who has shown the token.
-        answer = report.to_dict(details=bool(request.environ.get(AUTHORISED)))
+        # Texts name addresses and files: only for who may look.
+        answer = report.to_dict(details=bool(request.environ.get(RIGHT)))
         return _report(answer, "unhealthy", [check.name for check in report.failing])
 
     def explain(self, target: str | None) -> Response:
@@ -251,9 +252,10 @@ class _Handlers:
             refused = _refused(UPGRADE_REQUIRED)
             refused.headers.extend({"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
             return refused
-        if not self._feed.has_room:
+        caller = _caller()
+        if not self._feed.make_room(caller.client):
             return _refused(TOO_MANY_LISTENERS)
-        self._feed.serve(*upgrade(self._feed.subprotocol))
+        self._feed.serve(*upgrade(self._feed.subprotocol), caller.client)
         return Response()  # which the server does not send any more
 
     def recent_events(self, limit: int, after: int) -> Response:
@@ -261,15 +263,15 @@ class _Handlers:
         return _json({"schema": SCHEMA, "events": [event.to_dict() for event in events]})
 
     def capture(self, snaplen: int, count: int, duration_ms: int) -> Response:
-        remote = request.environ.get("REMOTE_ADDR", "")
-        if not _is_loopback(remote):
+        caller = _caller()
+        if not caller.local:
             return _refused(FORBIDDEN_REMOTE)
         stream = self._captures.start(
             snap_bytes=snaplen,
             count=count or None,
             duration_s=duration_ms / 1000 if duration_ms else None,
             sock=request.environ.get(CONNECTION),
-            who=f"{remote}:{request.environ.get('REMOTE_PORT', '?')}",
+            who=caller.name,
         )
         # The server closes it with the answer, also when it sends none of it.
         return Response(stream, content_type=CAPTURE_TYPE)
@@ -288,13 +290,8 @@ class _Handlers:
         return _json(openapi.document())
 
 
-def _is_loopback(address: str) -> bool:
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return False
-    mapped = getattr(found, "ipv4_mapped", None)
-    return (found if mapped is None else mapped).is_loopback
+def _caller() -> Caller:
+    return request.environ.get(CALLER) or of_address(request.remote_addr or "")
 
 
 def _json(payload: dict[str, Any], status: int = 200) -> Response:

@@ -19,7 +19,7 @@ import json
 import struct
 import time
 from collections import Counter
-from socket import SHUT_RDWR, SO_SNDBUF, SOL_SOCKET
+from socket import SHUT_RDWR, SO_LINGER, SO_SNDBUF, SOL_SOCKET
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -36,6 +36,7 @@ from shadowmesh.base.constants import (
     WS_NORMAL,
     WS_POLICY,
     WS_PROTOCOL,
+    WS_TRY_AGAIN,
     WS_UNSUPPORTED,
 )
 from shadowmesh.base.rate import TokenBucket
@@ -56,6 +57,8 @@ BACKLOG_EVENTS: Final = 200
 QUEUE_MESSAGES: Final = 16
 SEND_BUFFER_BYTES: Final = 64 * 1024
 SEND_TIMEOUT_S: Final = 20.0
+#: closing forgets what is not sent (socket(7), SO_LINGER: on, 0 s)
+_RESET: Final = struct.pack("=ii", 1, 0)
 
 _log = log.get("feed")
 
@@ -65,7 +68,7 @@ class Feed:
 
     Attributes:
         subprotocol: what is spoken on the WebSocket.
-        ended: how listeners ended: `left`, `slow`, `misbehaved`, `shutdown`.
+        ended: how listeners ended: `left`, `slow`, `misbehaved`, `replaced`, `shutdown`.
     """
 
     subprotocol: Final = "shadowmesh.events.v1"
@@ -75,7 +78,8 @@ class Feed:
         self.ended: Counter[str] = Counter()
         self._snapshot = snapshot
         self._recorder = recorder
-        self._listeners: set[_Listener] = set()
+        #: each with its client, the oldest first
+        self._listeners: dict[_Listener, str] = {}
         self._ticker: gevent.Greenlet | None = None
 
     @property
@@ -83,19 +87,33 @@ class Feed:
         """How many listen now."""
         return len(self._listeners)
 
-    @property
-    def has_room(self) -> bool:
-        return len(self._listeners) < MAX_LISTENERS
+    def make_room(self, client: str) -> bool:
+        """Return whether one more of a client may listen.
 
-    def serve(self, sock: Socket, file: Any) -> None:
+        When all places are taken, the oldest listener of whoever has the most of them leaves, if
+        that is somebody who has at least two more than the newcomer.
+        """
+        if len(self._listeners) < MAX_LISTENERS:
+            return True
+        counts = Counter(self._listeners.values())
+        most = max(counts.values())
+        if most < counts[client] + 2:
+            return False
+        leaves = next(one for one, whose in self._listeners.items() if counts[whose] == most)
+        del self._listeners[leaves]
+        leaves.end("replaced", WS_TRY_AGAIN)
+        return True
+
+    def serve(self, sock: Socket, file: Any, client: str) -> None:
         """Keep one listener until it leaves or is dropped.
 
         Args:
             sock: after the upgrade; closed by the caller.
             file: what the client sends is read from here.
+            client: whose it is.
         """
         listener = _Listener(sock, file)
-        self._listeners.add(listener)
+        self._listeners[listener] = client
         try:
             if self._ticker is None:
                 self._recorder.listen(self._on_event)
@@ -105,7 +123,7 @@ class Feed:
             listener.put(_events_message(backlog))
             self.ended[listener.run()] += 1
         finally:
-            self._listeners.discard(listener)
+            self._listeners.pop(listener, None)
             if not self._listeners:
                 self._rest()
 
@@ -170,6 +188,9 @@ class _Listener:
         if self._why is not None:
             return
         self._why = why
+        if code is None:
+            # What it has not taken would stay in the kernel, which tries for minutes.
+            self._sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
         with contextlib.suppress(OSError):
             if code is not None:
                 self._sock.settimeout(0.1)

@@ -24,8 +24,10 @@ from shadowmesh.insight.status import SCHEMA, STATES, Check, Pong, Snapshot
 Json = dict[str, Any]
 
 _DESCRIPTION: Final = """\
-Control API of one ShadowMesh daemon, on loopback. Every route but `/`, `/health` and those below
-it wants the token of `api.token` in the daemon's `state_dir`. Requests of web pages (with Origin
+Control API of one ShadowMesh daemon, on loopback and on a Unix socket. Every route but `/`,
+`/health` and those below it wants the token of `api.token` in the daemon's `state_dir`, or over the
+Unix socket a caller who is root, the daemon's user or in a group: `shadowmesh-admin` for what
+changes something or shows frames, `shadowmesh-view` for the rest. Requests of web pages (with Origin
 or Referer) are refused, as are those whose Host is neither the listen address nor localhost.
 Names in answers are only ever added while `schema` stays 1: ignore those you do not know.
 """
@@ -103,7 +105,8 @@ def _operation(route: Route) -> Json:
     operation: Json = {
         "operationId": route.name,
         "summary": route.summary,
-        "security": [{"token": []}] if route.token else [{}, {"token": []}],
+        "x-right": route.right.name.lower(),
+        "security": [{"token": []}] if route.right else [{}, {"token": []}],
         "responses": dict(sorted(answers.items())),
     }
     if route.description:

@@ -1,7 +1,7 @@
 """The ports of HTTP: bound, served, and proved to answer.
 
-Owns: binding an address for a WSGI application, asking our own API once. Does not know: what the
-applications answer, the limits of a connection (`server`), when ports are opened.
+Owns: binding an address or a Unix socket for a WSGI application, asking our own API once. Does not
+know: what the applications answer, the limits of a connection (`server`), when ports are opened.
 """
 
 from __future__ import annotations
@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Final
 
 import gevent.socket
 
+from shadowmesh.base import log
 from shadowmesh.base.errors import ShadowMeshError
 from shadowmesh.config import HostPort
+from shadowmesh.control import api_socket
+from shadowmesh.control.rights import GROUPS, rights_of_this_process
 from shadowmesh.control.server import LimitedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import ExitStack
+    from pathlib import Path
     from wsgiref.types import WSGIApplication
 
     from gevent.pywsgi import WSGIServer
+
+_log = log.get("api")
 
 #: our own control API has to answer within this, or the start has failed
 API_START_TIMEOUT_S: Final = 10.0
@@ -27,9 +32,7 @@ API_START_TIMEOUT_S: Final = 10.0
 API_STOP_TIMEOUT_S: Final = 0.5
 
 
-def serve(
-    undo: ExitStack, address: HostPort, key: str, make_app: Callable[[HostPort], WSGIApplication]
-) -> HostPort:
+def serve(undo: ExitStack, address: HostPort, key: str, application: WSGIApplication) -> HostPort:
     """Serve an application on `address` until undone; return what was really bound.
 
     Raises:
@@ -47,10 +50,31 @@ def serve(
             f"cannot listen on {address}: {error.strerror}; stop what uses the port or change {key}"
         ) from None
     bound = HostPort(address.host, sock.getsockname()[1])
-    server: WSGIServer = LimitedServer(sock, make_app(bound))
+    server: WSGIServer = LimitedServer(sock, application)
     server.start()
     undo.callback(server.stop, API_STOP_TIMEOUT_S)
     return bound
+
+
+def serve_socket(undo: ExitStack, path: Path, application: WSGIApplication) -> None:
+    """Serve an application on a Unix socket until undone, by the rights of who connects.
+
+    Without it the API still answers on its port: what goes wrong is told in the log.
+    """
+    try:
+        listener = api_socket.listen(path)
+    except ShadowMeshError as error:
+        _log.warning(
+            "the control API has no Unix socket",
+            cause=str(error),
+            remedy="set daemon.api_socket to a path that fits; commands use the port meanwhile",
+        )
+        return
+    undo.callback(listener.remove)
+    server: WSGIServer = LimitedServer(listener.sock, application, rights_of_this_process())
+    server.start()
+    undo.callback(server.stop, API_STOP_TIMEOUT_S)
+    _log.info("control API has a Unix socket", path=path, groups=sorted(GROUPS.values()))
 
 
 def check_answer(api: HostPort) -> None:

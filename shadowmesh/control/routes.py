@@ -1,7 +1,7 @@
 """The table of the control API's routes: what each takes and what it may answer.
 
-Owns: paths, methods, who may ask without the token, the schemas of bodies and query parameters,
-and the check of a value against such a schema. The routes of `app` and the OpenAPI document of
+Owns: paths, methods, the right that each takes, the schemas of bodies and query parameters, and
+the check of a value against such a schema. The routes of `app` and the OpenAPI document of
 `openapi` are both made from this table, so that they cannot differ. Does not know: Flask, what a
 route does.
 
@@ -23,6 +23,7 @@ from shadowmesh.base.errors import (
     CaptureRunning,
     ConnectTimeout,
     ControlError,
+    DaemonStopping,
     DeviceUnavailable,
     NotConfigured,
     NotConnected,
@@ -30,6 +31,7 @@ from shadowmesh.base.errors import (
     PeerUnreachable,
 )
 from shadowmesh.config.values import remote
+from shadowmesh.control.rights import Right
 from shadowmesh.device.facts import parse_target
 from shadowmesh.insight.events import MAX_EVENTS
 from shadowmesh.insight.pcapng import MAX_SNAP_BYTES
@@ -85,7 +87,8 @@ class Route:
     Attributes:
         name: of the function that serves it.
         answer: name of the schema of a 200 answer in the document, or a media type.
-        token: a request must carry the token.
+        right: what a request must show. It is given for every route: none may have one by
+            forgetting it.
         body: members of the JSON object in the body; None: the route takes no body.
         also: further answers of the same schema as the 200 answer, by HTTP status.
     """
@@ -93,10 +96,10 @@ class Route:
     method: str
     path: str
     name: str
+    right: Right
     summary: str
     answer: str
     description: str = ""
-    token: bool = True
     body: Sequence[Value] | None = None
     query: Sequence[Value] = ()
     errors: Sequence[type[ControlError] | Refusal] = ()
@@ -106,6 +109,9 @@ class Route:
 BAD_REQUEST: Final = Refusal(400, "bad_request", "a parameter is unknown or wrong")
 UNAUTHORIZED: Final = Refusal(401, "unauthorized", "the token is missing or wrong")
 FORBIDDEN_HOST: Final = Refusal(403, "forbidden_host", "the Host header names somebody else")
+NOT_PERMITTED: Final = Refusal(
+    403, "not_permitted", "over the Unix socket: the caller is in no group that has the right"
+)
 FORBIDDEN_REMOTE: Final = Refusal(
     403, "forbidden_remote", "frames in plaintext are for callers on this machine only"
 )
@@ -115,7 +121,11 @@ TOO_LARGE: Final = Refusal(413, "too_large", "the body is too large")
 WRONG_TYPE: Final = Refusal(415, "unsupported_media_type", "the body is not application/json")
 UPGRADE_REQUIRED: Final = Refusal(426, "upgrade_required", "this route speaks WebSocket only")
 RATE_LIMITED: Final = Refusal(429, "rate_limited", "too many requests; see Retry-After")
+TOO_MANY_CONNECTIONS: Final = Refusal(
+    503, "too_many_connections", "too many requests are being answered; see Retry-After"
+)
 INTERNAL: Final = Refusal(500, "internal", "a bug of the daemon; its log has more")
+STOPPING: Final = Refusal(503, DaemonStopping.code, "the daemon was told to end meanwhile")
 TOO_MANY_LISTENERS: Final = Refusal(503, "too_many_listeners", "all places are taken")
 
 _ERROR_TEXTS: Final[Mapping[type[ControlError], str]] = {
@@ -139,34 +149,33 @@ _PEER: Final = Value(
 
 ROUTES: Final = (
     Route(
-        "GET", "/", "dashboard", "The dashboard", "text/html",
+        "GET", "/", "dashboard", Right.NONE, "The dashboard", "text/html",
         "One page that holds no data; it takes the token from the fragment of its URL and reads "
         "`/events` with it. `shadowmesh dashboard` prints the link.",
-        token=False,
     ),
     Route(
-        "POST", "/connect", "connect", "Connect and wait for the outcome", "Snapshot",
+        "POST", "/connect", "connect", Right.CHANGE, "Connect and wait for the outcome", "Snapshot",
         "Returns once the tunnel is up or the attempt has failed.",
         body=(_PEER,),
         errors=(AlreadyConnected, AlreadyConnecting, NotConnected, PeerUnreachable, PeerRefused,
                 NotConfigured, DeviceUnavailable, ConnectTimeout),
     ),
     Route(
-        "POST", "/disconnect", "disconnect", "End the session and take the TAP device down",
+        "POST", "/disconnect", "disconnect", Right.CHANGE, "End the session and take the TAP device down",
         "Snapshot", "Also gives up connecting, and leaves the state error.",
         body=(), errors=(NotConnected,),
     ),
     Route(
-        "POST", "/ping", "ping", "Measure round trips to the peer", "Pings",
+        "POST", "/ping", "ping", Right.LOOK, "Measure round trips to the peer", "Pings",
         "Sends probes one after the other over the path that carries the frames. One without an "
         "answer within 2 s has the round trip null.",
         body=(Value("count", {"type": "integer", "minimum": 1, "maximum": MAX_PINGS},
                     "how many", default=1),),
         errors=(NotConnected,),
     ),
-    Route("GET", "/status", "status", "What the daemon knows now", "Snapshot"),
+    Route("GET", "/status", "status", Right.LOOK, "What the daemon knows now", "Snapshot"),
     Route(
-        "GET", "/explain", "explain", "What would happen to a frame now, and why", "Explanation",
+        "GET", "/explain", "explain", Right.LOOK, "What would happen to a frame now, and why", "Explanation",
         "The chain of decisions between the host and the far TAP device: device, target, "
         "connection, session, path, MTU, queue, drops. Nothing is sent.",
         query=(
@@ -177,26 +186,25 @@ ROUTES: Final = (
         ),
     ),
     Route(
-        "GET", "/health", "health", "All health checks", "Health",
+        "GET", "/health", "health", Right.NONE, "All health checks", "Health",
         "200 unless a check of severity error fails. Without the token the texts are left out.",
-        token=False, also={503: "a check of severity error fails"},
+        also={503: "a check of severity error fails"},
     ),
     Route(
-        "GET", "/health/live", "live", "Liveness: the daemon answers", "Liveness",
+        "GET", "/health/live", "live", Right.NONE, "Liveness: the daemon answers", "Liveness",
         "Always 200: that it comes says that the event loop runs. A supervisor that gets no "
         "answer restarts the daemon.",
-        token=False,
     ),
     Route(
-        "GET", "/health/ready", "ready", "Readiness: the tunnel does what is asked of it",
+        "GET", "/health/ready", "ready", Right.NONE, "Readiness: the tunnel does what is asked of it",
         "Readiness",
         "200 when the TAP device is up or can be made, a key is configured, and the peer is "
         "connected if a connection is wanted; a daemon that is disconnected, waiting to be asked, "
         "is ready. Otherwise 503 with the checks that fail. Restarting the daemon would not help.",
-        token=False, also={503: "not ready"},
+        also={503: "not ready"},
     ),
     Route(
-        "GET", "/events", "events", "WebSocket: snapshots and events as they come",
+        "GET", "/events", "events", Right.LOOK, "WebSocket: snapshots and events as they come",
         "websocket",
         "Subprotocol `shadowmesh.events.v1`. Browsers, which cannot set Authorization here, "
         "offer the token as a second subprotocol `bearer.TOKEN`; only this route takes an "
@@ -206,7 +214,7 @@ ROUTES: Final = (
         errors=(UPGRADE_REQUIRED, TOO_MANY_LISTENERS),
     ),
     Route(
-        "GET", "/events/recent", "recent_events", "The last events, the oldest first", "Events",
+        "GET", "/events/recent", "recent_events", Right.LOOK, "The last events, the oldest first", "Events",
         "The flight recorder keeps 1,000 events in memory.",
         query=(
             Value("limit", {"type": "integer", "minimum": 1, "maximum": MAX_EVENTS},
@@ -216,7 +224,7 @@ ROUTES: Final = (
         ),
     ),
     Route(
-        "GET", "/capture", "capture", "The frames that cross the tunnel, as pcapng",
+        "GET", "/capture", "capture", Right.CHANGE, "The frames that cross the tunnel, as pcapng",
         "application/x-pcapng",
         "Goes on until `count` or `duration_ms` is reached, the client closes its sending half or "
         "the connection, or the daemon stops; the last block, of statistics, says which, and it "
@@ -235,19 +243,23 @@ ROUTES: Final = (
         errors=(CaptureRunning, FORBIDDEN_REMOTE),
     ),
     Route(
-        "GET", "/metrics", "metrics", "Metrics in the Prometheus text format", "text/plain",
+        "GET", "/metrics", "metrics", Right.LOOK, "Metrics in the Prometheus text format", "text/plain",
         "The same as on `monitoring.prometheus_port`, where no token is needed.",
         errors=(METRICS_OFF,),
     ),
-    Route("GET", "/openapi.json", "openapi", "This document", "object"),
+    Route("GET", "/openapi.json", "openapi", Right.LOOK, "This document", "object"),
 )  # fmt: skip
 
-OPEN_PATHS: Final = frozenset(route.path for route in ROUTES if not route.token)
+#: of each path
+NEEDED: Final = {route.path: route.right for route in ROUTES}
 
 
 def refusals(route: Route) -> list[Refusal]:
     """Return every error that a request for `route` may be answered with."""
     found = [BAD_REQUEST, FORBIDDEN_HOST, FORBIDDEN_ORIGIN, RATE_LIMITED, INTERNAL]
+    found += [TOO_MANY_CONNECTIONS, STOPPING]
+    if route.right:
+        found.append(NOT_PERMITTED)
     # a token that is given must be right on the open routes too
     found.append(UNAUTHORIZED)
     if route.body is not None:

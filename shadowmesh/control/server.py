@@ -1,14 +1,20 @@
-"""How WSGI applications are served on loopback: gevent's pywsgi with limits.
+"""How WSGI applications are served on loopback and on a Unix socket: gevent's pywsgi with limits.
 
-Owns: connections of the control API and of the metrics port: how many, how long, how large.
-Does not know: routes, tokens, what the applications answer.
+Owns: connections of the control API and of the metrics port: how long, how large, and the end of
+those that lose their place. Does not know: routes, tokens, what the applications answer, who has to
+go (`places`).
 
 pywsgi by itself reads slowly sent requests for ever, takes any number of connections, throws away
 bodies of any length, prints tracebacks for broken requests and looks its own name up in DNS. Here
 a request has to arrive whole within `REQUEST_TIMEOUT_S`, before the application sees it; the
 answer may take as long as it needs, as long as the client takes it: one that lets a piece of it
 wait for `SEND_TIMEOUT_S` is given up. When `MAX_CONNECTIONS` are open a new one takes the place of
-the one that has been idle longest, so that idle connections cannot keep the operator out.
+another, whatever that one is doing. So neither idle connections nor such as ask and never read can
+keep anybody out. What a client sends ahead waits in the kernel, `BUFFER_BYTES` of it, and is looked
+at one request a turn of the hub.
+
+While the server stops, a request that is still being answered fails with `DaemonStopping`, which the
+application tells in its own way.
 
 A request that asks for a WebSocket goes to the application like any other. The application may
 take the connection over: `environ[UPGRADE](subprotocol)` sends the 101 answer, which
@@ -24,11 +30,12 @@ import binascii
 import contextlib
 import io
 import logging
-from collections import OrderedDict
+import struct
 from errno import EPIPE
-from socket import SHUT_RDWR
+from socket import SHUT_RDWR, SO_LINGER, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 from typing import TYPE_CHECKING, Any, Final
 
+import gevent
 from gevent import Timeout
 from gevent.pool import Pool
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer
@@ -36,12 +43,18 @@ from geventwebsocket.handler import WebSocketHandler
 
 from shadowmesh.base import log
 from shadowmesh.base.constants import MAX_API_BODY_BYTES, MAX_HEADER_BYTES
-from shadowmesh.control.guard import CONNECTION, UPGRADE, error_body
+from shadowmesh.base.errors import DaemonStopping
+from shadowmesh.control.callers import identify
+from shadowmesh.control.guard import CALLER, CONNECTION, HOLD, UPGRADE, error_body
+from shadowmesh.control.places import Places
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
     from gevent.socket import socket as Socket  # noqa: N812
+
+    from shadowmesh.control.callers import Caller
+    from shadowmesh.control.rights import Rights
 
 _log = log.get("http")
 
@@ -49,13 +62,19 @@ _log = log.get("http")
 _WEBSOCKET_VERSION: Final = "13"
 _WEBSOCKET_KEY_BYTES: Final = 16
 
-#: each costs a greenlet and a read buffer of 8 KiB
+#: each costs a greenlet, a read buffer of 8 KiB, and `BUFFER_BYTES` of the kernel's each way
 MAX_CONNECTIONS: Final = 64
+#: for those that have shown that they may change something; the others are for everybody
+MAX_HELD: Final = 48
+#: without a bound the kernel gives megabytes to a connection that asks and does not read
+BUFFER_BYTES: Final = 128 * 1024
 #: head and body of one request, and the pause before it on a kept connection
 REQUEST_TIMEOUT_S: Final = 10.0
 _CHUNK_BYTES: Final = 16 * 1024
 #: for one piece of an answer
 SEND_TIMEOUT_S: Final = 20.0
+#: closing forgets what is not sent (socket(7), SO_LINGER: on, 0 s)
+_RESET: Final = struct.pack("=ii", 1, 0)
 
 
 _BAD_REQUEST_BODY: Final = error_body("bad_request", "the request could not be read")
@@ -65,8 +84,16 @@ _BAD_REQUEST: Final = (
 )
 
 
-class _TooSlow(BaseException):
-    """The request did not arrive in time. Not an Exception: nothing below may swallow it."""
+class _Ended(BaseException):
+    """The connection is to end, now. Not an Exception: nothing below may swallow it."""
+
+
+class _TooSlow(_Ended):
+    """The request did not arrive in time."""
+
+
+class _Replaced(_Ended):
+    """Somebody else has got the place."""
 
 
 class _HeadReader:
@@ -103,16 +130,26 @@ class _OneProtocol:
 
 
 class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
-    """One connection. Ends when it is closed, refused or replaced."""
+    """One connection. Ends when it is closed, refused or replaced.
+
+    Attributes:
+        caller: who is at the other end.
+        greenlet: that this connection is served in.
+        running: the application has a request, whose answer is not sent yet.
+    """
 
     server: LimitedServer
+    caller: Caller
+    greenlet: gevent.Greenlet
     rfile: Any
     wsgi_input: Any
     _deadline: Timeout | None = None
+    running = False
     _upgraded = False
 
     def read_requestline(self) -> str:
-        self.server.idle[self] = None
+        # What was sent ahead is here already: without this it would all be answered in one turn.
+        gevent.sleep(0)
         self._deadline = Timeout.start_new(REQUEST_TIMEOUT_S, _TooSlow)
         line: str = super().read_requestline()
         return line
@@ -128,10 +165,11 @@ class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
     def handle_one_request(self) -> Any:
         try:
             return super().handle_one_request()
-        except _TooSlow:
+        except _Ended:
             return None
         finally:
             self._stop_deadline()
+            self.server.places.rests(self)
 
     def handle_one_response(self) -> None:
         try:
@@ -141,13 +179,20 @@ class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
             return
         finally:
             self._stop_deadline()
-        super().handle_one_response()
+        self.server.places.asks(self)
+        self.running = True
+        try:
+            super().handle_one_response()
+        finally:
+            self.running = False
 
     def run_application(self) -> None:
         # Not gevent-websocket's, which upgrades before the application can refuse.
         if self._wants_websocket():
             self.environ[UPGRADE] = self._upgrade
         self.environ[CONNECTION] = self.socket
+        self.environ[CALLER] = self.caller
+        self.environ[HOLD] = self._hold
         WSGIHandler.run_application(self)
 
     def start_response(self, status: Any, headers: Any, exc_info: Any = None) -> Any:
@@ -164,16 +209,36 @@ class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
             with Timeout(SEND_TIMEOUT_S):
                 super()._sendall(data)
         except Timeout:
+            self._forget()
             # As if the client had left, which pywsgi knows how to bear.
             raise BrokenPipeError(EPIPE, "the client does not take the answer") from None
 
     def log_request(self) -> None:
         """Nothing is logged for each request."""
 
-    def close_idle(self) -> None:
-        """Make the greenlet that waits in read_requestline see the end of the connection."""
+    def end(self) -> None:
+        """End the connection at once, whatever it is doing."""
+        if self.running:
+            self._forget()
         with contextlib.suppress(OSError):  # the client was quicker
             self.socket.shutdown(SHUT_RDWR)
+        self.greenlet.kill(_Replaced, block=False)
+
+    def fail(self, error: DaemonStopping) -> None:
+        """Let what the application waits for fail; its answer is the last one."""
+        self.close_connection = True
+        self.greenlet.kill(error, block=False)
+
+    def _forget(self) -> None:
+        """Do not let the kernel keep, and try to send for minutes, what the client does not take."""
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
+
+    def _hold(self) -> bool:
+        holds, leaves = self.server.places.hold(self)
+        if leaves is not None:
+            leaves.end()
+        return holds
 
     def _wants_websocket(self) -> bool:
         """Whether this is a right request for a WebSocket. Source: RFC 6455, section 4.2.1."""
@@ -214,7 +279,6 @@ class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
         return self.socket, self.rfile
 
     def _stop_deadline(self) -> None:
-        self.server.idle.pop(self, None)
         if self._deadline is not None:
             self._deadline.close()
             self._deadline = None
@@ -244,6 +308,9 @@ class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
         return ("400", _BAD_REQUEST)
 
     def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
+        if issubclass(kind, (_Ended, gevent.GreenletExit)):
+            self.close_connection = True
+            return
         # The applications catch their own errors, so this is a bug of ours.
         _log.exception("request failed outside the application")
         self._send_error_response_if_possible(500)
@@ -255,12 +322,21 @@ def _discard(data: bytes) -> None:
 
 
 class LimitedServer(WSGIServer):  # type: ignore[misc]
-    """Serves one WSGI application on a listening socket."""
+    """Serves one WSGI application on a listening socket.
+
+    Attributes:
+        places: the connections that are open.
+    """
 
     handler_class = LimitedHandler
 
-    def __init__(self, listener: Socket, application: WSGIApplication) -> None:
-        """Args: listener: bound and listening; closed by stop()."""
+    def __init__(
+        self, listener: Socket, application: WSGIApplication, rights: Rights | None = None
+    ) -> None:
+        """Args:
+        listener: bound and listening, TCP or Unix; closed by stop().
+        rights: what credentials give at a Unix socket.
+        """
         super().__init__(
             listener,
             application,
@@ -274,26 +350,37 @@ class LimitedServer(WSGIServer):  # type: ignore[misc]
         #: where gevent-websocket writes; ours says what matters
         self.logger = logging.getLogger("geventwebsocket")
         self.logger.disabled = True
-        #: connections that wait for a request, the longest idle first
-        self.idle: OrderedDict[LimitedHandler, None] = OrderedDict()
-        self._open = 0
+        self.places: Places[LimitedHandler] = Places(MAX_CONNECTIONS, MAX_HELD)
+        self._handlers: set[LimitedHandler] = set()
+        self._rights = rights
+        for option in (SO_SNDBUF, SO_RCVBUF):  # connections have what their listener has
+            listener.setsockopt(SOL_SOCKET, option, BUFFER_BYTES)
 
     def stop(self, timeout: float | None = None) -> None:
-        """Stop listening, let running requests finish for timeout seconds, end the others."""
-        for handler in tuple(self.idle):
-            handler.close_idle()
+        """Stop listening, let running requests finish for timeout seconds, end the others.
+
+        One that is still being answered is told that the daemon stops.
+        """
+        for handler in tuple(self._handlers):
+            if not handler.running:
+                handler.end()
+            elif not handler.headers_sent:
+                handler.fail(DaemonStopping("the daemon is stopping"))
         super().stop(timeout)
 
     def handle(self, sock: Socket, address: Any) -> None:
         """Serve one connection; pywsgi runs this in a greenlet of its own."""
-        if self._open >= MAX_CONNECTIONS:
-            if not self.idle:
-                sock.close()
-                return
-            oldest, _ = self.idle.popitem(last=False)
-            oldest.close_idle()
-        self._open += 1
+        handler = self.handler_class(sock, address, self)
+        handler.greenlet = gevent.getcurrent()
+        handler.caller = identify(sock, address, self._rights)
+        leaves = self.places.enter(handler, handler.caller.client)
+        if leaves is not None:
+            leaves.end()
+        self._handlers.add(handler)
         try:
-            super().handle(sock, address)
+            handler.handle()
+        except _Ended:
+            pass  # between two requests, where nobody has to hear of it
         finally:
-            self._open -= 1
+            self._handlers.discard(handler)
+            self.places.leave(handler)

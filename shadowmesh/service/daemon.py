@@ -30,7 +30,7 @@ from shadowmesh.config import HostPort, diff, flag_names, load, redacted, reload
 from shadowmesh.control.app import create_app
 from shadowmesh.control.feed import Feed
 from shadowmesh.control.metrics_port import make_metrics_app
-from shadowmesh.control.ports import check_answer, serve
+from shadowmesh.control.ports import check_answer, serve, serve_socket
 from shadowmesh.device.device import Device
 from shadowmesh.device.facts import parse_target
 from shadowmesh.device.fdstore import NO_STORE, FdStore
@@ -321,31 +321,25 @@ class Daemon:
                 )
             )
         listen = config.daemon.listen_address
-        bound = serve(
-            undo,
+        application = create_app(
+            self,
+            token,
             listen,
-            "daemon.listen_address",
-            lambda bound: create_app(
-                self,
-                token,
-                bound,
-                registry,
-                recorder=self._recorder,
-                feed=feed,
-                captures=self._captures,
-            ),
+            registry,
+            recorder=self._recorder,
+            feed=feed,
+            captures=self._captures,
         )
+        bound = serve(undo, listen, "daemon.listen_address", application)
+        if config.daemon.api_socket is not None:
+            serve_socket(undo, config.daemon.api_socket, application)
         undo.callback(feed.stop)
         undo.callback(self._captures.stop)
         check_answer(bound)
         _log.info("control API is open", address=listen)
         if registry is not None and config.monitoring.prometheus_port:
-            serve(
-                undo,
-                HostPort("127.0.0.1", config.monitoring.prometheus_port),
-                "monitoring.prometheus_port",
-                lambda bound: make_metrics_app(registry, bound),
-            )
+            metrics = HostPort("127.0.0.1", config.monitoring.prometheus_port)
+            serve(undo, metrics, "monitoring.prometheus_port", make_metrics_app(registry, metrics))
 
     def _watch_signals(self, undo: ExitStack) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -354,6 +348,8 @@ class Daemon:
 
     def _reload(self) -> None:
         """SIGHUP: apply what can be applied; a wrong file changes nothing."""
+        if self._stopping.is_set():
+            return  # what is being closed would be opened again
         self._notifier.reloading()
         try:
             self._load_and_apply()

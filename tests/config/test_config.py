@@ -139,6 +139,23 @@ def test_files_without_keys_give_the_defaults(load, text):
     assert load(text).config == load("").config
 
 
+@pytest.mark.parametrize(
+    ("root", "state_dir", "socket"),
+    [
+        (True, None, "/run/shadowmesh/api.sock"),
+        (True, "/var/lib/shadowmesh", "/run/shadowmesh/api.sock"),
+        (True, "/var/lib/other", "/var/lib/other/api.sock"),
+        (False, None, "/home/me/.shadowmesh/api.sock"),
+    ],
+)
+def test_every_state_directory_has_a_socket_of_its_own(write, root, state_dir, socket):
+    """Or commands for the second daemon of a machine would reach the first."""
+    flags = {} if state_dir is None else {"daemon.state_dir": state_dir}
+    loaded = config.load(write(""), flags, {"HOME": "/home/me"}, is_root=root)
+    assert loaded.config.daemon.api_socket == Path(socket)
+
+
+
 def test_the_state_directory_depends_on_root_and_home(write):
     path = write("")
     assert config.load(path, {}, HOME, is_root=True).config.daemon.state_dir == Path(
@@ -335,6 +352,7 @@ WRONG = {
     ],
     "daemon.log_level": ["", "INFO", "warning", "trace"],
     "daemon.log_format": ["", "xml"],
+    "daemon.api_socket": ["api.sock", "~/api.sock", "/tmp/a\nb", "/" + "a" * 100],
     "daemon.pid_file": ["shadowmesh.pid", "~/pid", "/tmp/a\nb", "/" + "a" * 5000],
     "daemon.state_dir": ["", "state"],
     "network.tap_device": [
@@ -397,6 +415,8 @@ def test_wrong_values_are_refused_with_the_name_of_the_key(problem, name):
         ("daemon.listen_address", "localhost:1", HostPort("localhost", 1)),
         ("daemon.listen_address", "[0:0:0:0:0:0:0:1]:65535", HostPort("::1", 65535)),
         ("daemon.pid_file", "", None),
+        ("daemon.api_socket", "", None),
+        ("daemon.api_socket", "/" + "a" * 99, Path("/" + "a" * 99)),
         ("network.tap_device", "fifteen-bytes-a", "fifteen-bytes-a"),
         ("network.local_ip", "", None),
         ("network.local_ip", "fd00::1/64", ip_interface("fd00::1/64")),

@@ -7,13 +7,15 @@ import dataclasses
 import socket as std_socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import gevent
 import gevent.event
 import gevent.socket
 
 from shadowmesh.config import HostPort
-from shadowmesh.control import app, feed, server
+from shadowmesh.control import api_socket, app, feed, server
+from shadowmesh.control.rights import Rights
 from shadowmesh.device import facts
 from shadowmesh.insight import capture, events, explain, status
 from tests.fakes import FakePlane
@@ -134,10 +136,18 @@ def make_app(
 
 
 @contextlib.contextmanager
-def serving(make_app: Callable[[HostPort], object]) -> Iterator[HostPort]:
+def serving(
+    make_app: Callable[[HostPort], object],
+    *,
+    path: Path | None = None,
+    rights: Rights | None = None,
+) -> Iterator[HostPort]:
     """Serve an application on loopback, from a thread with an event loop of its own.
 
     The thread makes the test's blocking client and the server independent of each other.
+
+    Args:
+        path: also serve it on a Unix socket there, where credentials give these rights.
     """
     listener = std_socket.create_server(("127.0.0.1", 0), backlog=64)
     address = HostPort("127.0.0.1", listener.getsockname()[1])
@@ -146,15 +156,24 @@ def serving(make_app: Callable[[HostPort], object]) -> Iterator[HostPort]:
 
     def run() -> None:
         sock = gevent.socket.socket(fileno=listener.detach())
-        served = server.LimitedServer(sock, make_app(address))
+        application = make_app(address)
+        servers = [server.LimitedServer(sock, application)]
+        name = None
+        if path is not None:
+            name = api_socket.listen(path)
+            servers.append(server.LimitedServer(name.sock, application, rights))
         stop = gevent.event.Event()
         watcher = gevent.get_hub().loop.async_()
         watcher.start(stop.set)
         stop_watchers.append(watcher)
-        served.start()
+        for one in servers:
+            one.start()
         ready.set()
         stop.wait()
-        served.stop(timeout=0.1)
+        for one in servers:
+            one.stop(timeout=0.1)
+        if name is not None:
+            name.remove()
         watcher.close()
         gevent.get_hub().destroy(destroy_loop=True)
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from shadowmesh.base import errors, log
 from shadowmesh.config import HostPort
 from shadowmesh.control import app, guard, server
-from shadowmesh.control.guard import AUTHORISED_RATE, FAILED_RATE, OPEN_RATE, Guard
+from shadowmesh.control.guard import AUTHORISED_RATE, FAILED_RATE, OPEN_RATE, OWN_RATE, Guard
+from shadowmesh.control.rights import Right
+from shadowmesh.control.routes import NEEDED, ROUTES
 from shadowmesh.insight import metrics, status
 from tests.control.fake_control import CONNECTED, LISTEN, TOKEN, FakeControl, make_app, serving
 
@@ -266,16 +268,19 @@ def test_requests_of_web_pages_are_refused(client, control, name, value, path):
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1:9090", "127.0.0.1", "localhost", "LOCALHOST:9090", "[::1]", "[::1]:9090"],
-)
+    ["127.0.0.1:9090", "127.0.0.1", "localhost", "LOCALHOST:9090", "[::1]", "[::1]:9090",
+     # `ssh -L 19090:127.0.0.1:9090` gives it another port at the browser's end
+     "127.0.0.1:19090", "localhost:1", "[::1]:65535"],
+)  # fmt: skip
 def test_our_own_names_are_accepted(client, host):
     assert ask(client, headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
     "host",
-    ["", "evil.example", "evil.example:9090", "127.0.0.1:9091", "localhost.evil.example",
-     "127.0.0.1:9090,evil.example", "127.0.0.1.:9090", "::1", "0.0.0.0:9090", "127.0.0.2:9090"],
+    ["", "evil.example", "evil.example:9090", "evil.example:19090", "localhost.evil.example",
+     "127.0.0.1:9090,evil.example", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:9090:1", "[::1]x",
+     "[localhost]", "localhost:9090@evil.example", "localhost:123456", "127.0.0.1.:9090", "::1", "0.0.0.0:9090", "127.0.0.2:9090"],
 )  # fmt: skip
 def test_foreign_hosts_are_refused_before_the_token_is_looked_at(client, control, host):
     for path in ("/status", "/health"):
@@ -402,10 +407,11 @@ class Clock:
         return self.now
 
 
-def ask_guard(guarded, path="/status", token=TOKEN):
+def ask_guard(guarded, path="/status", token=TOKEN, remote="127.0.0.1"):
     answers = []
     environ = {
         "HTTP_HOST": "localhost", "PATH_INFO": path, "REQUEST_METHOD": "GET",
+        "REMOTE_ADDR": remote,
         **({"HTTP_AUTHORIZATION": f"Bearer {token}"} if token else {}),
     }  # fmt: skip
     guarded(environ, lambda line, _headers: answers.append(int(line[:3])))
@@ -417,16 +423,16 @@ def make_guard(clock):
         start_response("200 OK", [])
         return [b""]
 
-    return Guard(application, LISTEN, token=TOKEN, open_paths=frozenset({"/health"}), clock=clock)
+    return Guard(application, LISTEN, token=TOKEN, needed={"/health": Right.NONE}, clock=clock)
 
 
 def test_requests_above_the_rate_are_refused_until_time_has_passed():
     clock = Clock()
     guarded = make_guard(clock)
-    burst = int(AUTHORISED_RATE[1])
+    burst = int(AUTHORISED_RATE[1] + OWN_RATE[1])
     assert [ask_guard(guarded) for _ in range(burst)] == [200] * burst
     assert ask_guard(guarded) == 429
-    clock.now += 1.5 / AUTHORISED_RATE[0]
+    clock.now += 1.5 / (AUTHORISED_RATE[0] + OWN_RATE[0])
     assert ask_guard(guarded) == 200
     assert ask_guard(guarded) == 429
 
@@ -449,17 +455,46 @@ def test_health_answers_while_everything_else_is_flooded():
 
 def test_health_is_limited_too():
     guarded = make_guard(Clock())
-    answers = [ask_guard(guarded, "/health", token=None) for _ in range(int(OPEN_RATE[1]) + 1)]
+    burst = int(OPEN_RATE[1] + OWN_RATE[1])
+    answers = [ask_guard(guarded, "/health", token=None) for _ in range(burst + 1)]
     assert answers[-2:] == [200, 429]
 
 
+@pytest.mark.parametrize(("path", "token"), [("/health", None), ("/status", TOKEN)])
+def test_one_client_s_flood_is_not_the_other_s_429(path, token):
+    guarded = make_guard(Clock())
+    while ask_guard(guarded, path, token, "192.0.2.1") == 200:
+        pass
+    assert ask_guard(guarded, path, token, "192.0.2.2") == 200
+    assert ask_guard(guarded, path, token, "192.0.2.1") == 429
+
+
 def test_429_says_when_to_come_back(control, monkeypatch):
-    monkeypatch.setattr(guard, "AUTHORISED_RATE", (0.01, 3))
+    monkeypatch.setattr(guard, "AUTHORISED_RATE", (0.01, 2))
+    monkeypatch.setattr(guard, "OWN_RATE", (0.01, 1))
     client = make_client(control)
     for _ in range(4):
         answer = ask(client)
     assert_refused(answer, 429, "rate_limited")
     assert answer.headers["Retry-After"] == "1"
+
+
+# --- Rights -----------------------------------------------------------------------------------
+
+
+def test_the_table_says_for_every_route_which_right_it_takes(control):
+    """And who may ask without any is written down here once more, so that it is no accident."""
+    rules = {rule.rule for rule in make_app(control).url_map.iter_rules()}
+    assert rules == NEEDED.keys() == {route.path for route in ROUTES}
+    by_right = {right: {path for path in NEEDED if NEEDED[path] is right} for right in Right}
+    assert by_right == {
+        Right.NONE: {"/", "/health", "/health/live", "/health/ready"},
+        Right.LOOK: {
+            "/status", "/explain", "/ping", "/events", "/events/recent", "/metrics",
+            "/openapi.json",
+        },
+        Right.CHANGE: {"/connect", "/disconnect", "/capture"},
+    }  # fmt: skip
 
 
 # --- Metrics route ----------------------------------------------------------------------------

@@ -148,8 +148,9 @@ def test_the_answer_to_the_upgrade_is_the_one_of_the_rfc(open_listener):
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
-def test_our_own_page_may_listen_with_the_token_as_a_subprotocol(served, open_listener, name):
-    host = f"{name}:{served.port}"
+@pytest.mark.parametrize("port", [None, 19090], ids=["here", "ssh -L"])
+def test_our_own_page_may_listen_with_the_token_as_a_subprotocol(served, open_listener, name, port):
+    host = f"{name}:{port or served.port}"
     listener = open_listener(
         headers={
             "Authorization": None,
@@ -186,6 +187,10 @@ def test_our_own_page_may_listen_with_the_token_as_a_subprotocol(served, open_li
         ({"Origin": "http://localhost:{port}"}, 403),  # asked as 127.0.0.1
         ({"Origin": "http://{host}", "Referer": "http://{host}/"}, 403),
         ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+        ({"Host": "evil.example:{port}", "Origin": "http://evil.example:{port}"}, 403),
+        # a page of another program on this machine
+        ({"Host": "localhost:{port}", "Origin": "http://localhost:8080"}, 403),
+        ({"Host": "localhost:19090", "Origin": "http://localhost:{port}"}, 403),
     ],
 )
 def test_nobody_else_may_listen(served, open_listener, headers, status):
@@ -314,6 +319,39 @@ def test_a_ninth_listener_finds_no_room_until_one_leaves(open_listener):
     assert open_listener().status == 503
     listeners[3].close()
     wait_for(lambda: open_listener().status == 101)
+
+
+class Socket:
+    """A connection of which nothing is wanted but its end."""
+
+    def __init__(self):
+        self.ended = False
+
+    def setsockopt(self, *option):
+        pass
+
+    def settimeout(self, seconds):
+        pass
+
+    def sendall(self, data):
+        pass
+
+    def shutdown(self, how):
+        self.ended = True
+
+
+def test_a_listener_of_who_has_many_makes_room_for_one_of_who_has_few():
+    one = feed.Feed(dict, FlightRecorder())
+    sockets = {(client, number): Socket() for client in "ab" for number in range(4)}
+    for (client, _), sock in sockets.items():
+        assert one.make_room(client)
+        one._listeners[feed._Listener(sock, None)] = client
+    assert not one.make_room("a")
+    assert one.make_room("c")
+    assert [key for key, sock in sockets.items() if sock.ended] == [("a", 0)]
+    one._listeners[feed._Listener(Socket(), None)] = "c"
+    assert one.make_room("c")  # a has 3, b has 4, c has 1
+    assert sockets["b", 0].ended
 
 
 def test_a_listener_that_does_not_read_is_dropped_and_the_others_are_not(

@@ -183,7 +183,7 @@ def test_head_answers_without_a_body():
         ({"method": "POST"}, 405, "method_not_allowed"),
         ({"HTTP_ORIGIN": "http://evil"}, 403, "forbidden_origin"),
         ({"HTTP_HOST": "evil:9091"}, 403, "forbidden_host"),
-        ({"HTTP_HOST": "127.0.0.1:9090"}, 403, "forbidden_host"),
+        ({"HTTP_HOST": "127.0.0.2:9091"}, 403, "forbidden_host"),
     ],
 )
 def test_the_metrics_port_refuses_everything_else(asked, http_status, code):
