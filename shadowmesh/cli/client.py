@@ -22,6 +22,7 @@ from shadowmesh.base.errors import (
     CaptureRunning,
     ConnectTimeout,
     ControlError,
+    DaemonStopping,
     DeviceUnavailable,
     NotConfigured,
     NotConnected,
@@ -30,7 +31,8 @@ from shadowmesh.base.errors import (
     PeerUnreachable,
     ShadowMeshError,
 )
-from shadowmesh.cli.http10 import parse_answer, parse_url, read_all, read_head
+from shadowmesh.cli.endpoint import Endpoint, parse
+from shadowmesh.cli.http10 import parse_answer, read_all, read_head
 
 #: how long the daemon may take to answer what it knows
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -73,31 +75,32 @@ class ApiClient:
     """Asks one daemon. Every call opens one connection and closes it.
 
     All methods raise the `ControlError` that the daemon answered with, `NotPermitted` when it
-    refused the token, `DaemonNotRunning`, `NoAnswer` or `ForeignAnswer`.
+    refused us or is not to know the token, `DaemonNotRunning`, `NoAnswer` or `ForeignAnswer`.
     """
 
     def __init__(
         self,
-        url: str,
+        where: Endpoint | str,
         token: str | None,
         *,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        """Args: url ``http://host:port``; token None: only health() works.
+        """Args:
+        where: the API, or its URL, ``http://host:port`` or ``unix:/path``.
+        token: None: over TCP only health() works.
 
         Raises:
             BadAddress: the URL is not of this form.
         """
-        self._host, self._port = parse_url(url)
+        self._where = parse(where) if isinstance(where, str) else where
         self._token = token
         self._request_timeout_s = request_timeout_s
         self._connect_timeout_s = connect_timeout_s
 
     @property
     def url(self) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        return self._where.url
 
     @property
     def page_url(self) -> str:
@@ -184,7 +187,9 @@ class ApiClient:
         deadline = time.monotonic() + self._request_timeout_s
         connection: socket.socket | None = None
         try:
-            connection = socket.create_connection((self._host, self._port), self._request_timeout_s)
+            connection = self._where.connect(
+                self._request_timeout_s, secret=self._token is not None
+            )
             connection.sendall(request)
             head = read_head(connection, deadline)
             if head[9:12] == b"200":
@@ -269,6 +274,10 @@ class ApiClient:
                 f"the daemon at {self.url} refused the token; use the api.token of its"
                 " daemon.state_dir with --token-file, or run as its user"
             )
+        if code == DaemonStopping.code:
+            return DaemonNotRunning(message)
+        if code == "not_permitted":
+            return NotPermitted(message)
         if status == 403:
             return NotPermitted(f"the daemon at {self.url} refused the request: {message}")
         return _CONTROL_ERRORS.get(code, ControlError)(message)
@@ -286,7 +295,8 @@ class ApiClient:
         request = self._request(method, path, body)
         deadline = time.monotonic() + timeout_s
         try:
-            with socket.create_connection((self._host, self._port), timeout_s) as connection:
+            secret = self._token is not None
+            with self._where.connect(timeout_s, secret=secret) as connection:
                 connection.sendall(request)
                 answer = read_all(connection, deadline)
         except TimeoutError:
@@ -310,7 +320,7 @@ class ApiClient:
         )
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> bytes:
-        lines = [f"{method} {path} HTTP/1.0", f"Host: {self.url.removeprefix('http://')}"]
+        lines = [f"{method} {path} HTTP/1.0", f"Host: {self._where.name}"]
         if self._token is not None:
             lines.append(f"Authorization: Bearer {self._token}")
         data = b""

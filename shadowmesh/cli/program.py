@@ -82,7 +82,9 @@ def _report(settings: Settings, message: str, code: str, exit_code: int) -> int:
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--api", metavar="URL", help="Address of the daemon's API, http://host:port.")
+@click.option(
+    "--api", metavar="URL", help="Address of the daemon's API, http://host:port or unix:/path."
+)
 @click.option(
     "--token-file", type=click.Path(path_type=Path), metavar="FILE",
     help="File with the API token.  [default: api.token in daemon.state_dir]",

@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowmesh.base.constants import SYSTEM_CONFIG_FILE, TOKEN_FILE, USER_CONFIG_FILE
+from shadowmesh.base.constants import (
+    SYSTEM_API_SOCKET,
+    SYSTEM_CONFIG_FILE,
+    TOKEN_FILE,
+    USER_CONFIG_FILE,
+)
 from shadowmesh.base.errors import KeyFileError, NotPermitted
-from shadowmesh.cli.client import ApiClient, DaemonNotRunning
+from shadowmesh.cli.client import REQUEST_TIMEOUT_S, ApiClient, DaemonNotRunning
+from shadowmesh.cli.endpoint import parse
 
 if TYPE_CHECKING:
     from shadowmesh.config import Config, HostPort, LoadedConfig
@@ -46,21 +52,64 @@ class Settings:
             _refuse_unreadable(path)
         return load(self.config, {}, os.environ)
 
+    def load_readable(self) -> tuple[Config, Path | None]:
+        """Return the daemon's configuration, or what it would be without a file.
+
+        Returns:
+            The configuration, and the file that this user may not read, None when it is all there.
+        Raises:
+            ConfigError: it is invalid.
+            NotPermitted: the command line names a file that this user may not read.
+        """
+        try:
+            return self.load_config(), None
+        except NotPermitted:
+            if self.config is not None:
+                raise
+            from shadowmesh.config import load
+
+            hidden = next(path for path in self._config_files() if not _is_readable(path))
+            return load(Path(os.devnull), {}, os.environ).config, hidden
+
     def client(self) -> ApiClient:
-        """Return a client with the token of the daemon.
+        """Return a client of the daemon.
+
+        Unless the command line says which API: over the Unix socket, where no token is needed, if
+        somebody listens there, and else over TCP with the token.
 
         Raises:
             NotPermitted: the token cannot be read.
             DaemonNotRunning: there is no token and no daemon either.
             ConfigError, BadAddress: as for the configuration and --api.
         """
+        if self.api is not None and self.api.startswith("unix:"):
+            return ApiClient(self.api, None)
+        if self.api is None and self.token_file is None:
+            for path in self._sockets():
+                if _listens(path):
+                    return ApiClient(f"unix:{path}", None)
+        return self.token_client()
+
+    def token_client(self) -> ApiClient:
+        """Return a client that uses TCP and the token of the daemon. Raises as `client`."""
         url, path = self.api, self.token_file
         if url is None or path is None:
-            daemon = self.load_config().daemon
+            daemon = self.load_readable()[0].daemon
             url = _local_url(daemon.listen_address) if url is None else url
             path = daemon.state_dir / TOKEN_FILE if path is None else path
-        client = ApiClient(url, None)
-        return ApiClient(url, self._token(path, client))
+        # Whoever owns the file knows the token already.
+        owner = () if (found := _owner(path)) is None else (found,)
+        return ApiClient(parse(url, *owner), self._token(path, ApiClient(url, None)))
+
+    def _sockets(self) -> list[Path]:
+        """Return where a Unix socket of the daemon may be, the likeliest first."""
+        found = self.load_readable()[0].daemon.api_socket
+        system = Path(SYSTEM_API_SOCKET)
+        places = [] if found is None else [found]
+        # A user's own daemon, which there mostly is not, has its socket in the home directory.
+        if self.config is None and found is not None and found != system:
+            places.append(system)
+        return places
 
     def _config_files(self) -> Iterable[Path]:
         if self.config is not None:
@@ -85,6 +134,12 @@ class Settings:
                 f"no usable API token: {error}; run as the daemon's user or root, or name its"
                 " token with --token-file"
             ) from None
+        except NotPermitted:
+            if self.token_file is None and not client.is_running():
+                raise DaemonNotRunning(
+                    f"no daemon answers at {client.url}; start it with `systemctl start shadowmesh`"
+                ) from None
+            raise
 
 
 def _local_url(listen: HostPort) -> str:
@@ -94,14 +149,41 @@ def _local_url(listen: HostPort) -> str:
     return f"http://{bracketed}:{listen.port}"
 
 
-def _refuse_unreadable(path: Path) -> None:
+def _owner(path: Path) -> int | None:
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return None
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody listens at a Unix socket; that this user may not try is a no."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(REQUEST_TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+        except TimeoutError:
+            return True  # it is there, and slow
+        except OSError:
+            return False
+    return True
+
+
+def _is_readable(path: Path) -> bool:
     try:
         with path.open("rb"):
-            pass
+            return True
     except PermissionError:
-        raise NotPermitted(
-            f"{path} may not be read by this user; run as root, or name the daemon's API and"
-            " token with --api and --token-file"
-        ) from None
+        return False
     except OSError:
-        pass  # missing, or wrong in a way that the loader explains
+        return True  # missing, or wrong in a way that the loader explains
+
+
+def _refuse_unreadable(path: Path) -> None:
+    if not _is_readable(path):
+        raise NotPermitted(
+            f"{path} may not be read by this user, for it can hold a key; run as root, or name a"
+            " file of your own"
+        )

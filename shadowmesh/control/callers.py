@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from shadowmesh.control.rights import Credentials, Right
-from shadowmesh.control.sock_diag import uid_of_socket
+from shadowmesh.device.sock_diag import uid_of_socket
 
 if TYPE_CHECKING:
     from shadowmesh.control.rights import Rights

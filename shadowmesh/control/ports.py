@@ -18,6 +18,7 @@ from shadowmesh.control.rights import GROUPS, rights_of_this_process
 from shadowmesh.control.server import LimitedServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import ExitStack
     from pathlib import Path
     from wsgiref.types import WSGIApplication
@@ -32,7 +33,9 @@ API_START_TIMEOUT_S: Final = 10.0
 API_STOP_TIMEOUT_S: Final = 0.5
 
 
-def serve(undo: ExitStack, address: HostPort, key: str, application: WSGIApplication) -> HostPort:
+def serve(
+    undo: ExitStack, address: HostPort, key: str, make_app: Callable[[HostPort], WSGIApplication]
+) -> HostPort:
     """Serve an application on `address` until undone; return what was really bound.
 
     Raises:
@@ -50,7 +53,7 @@ def serve(undo: ExitStack, address: HostPort, key: str, application: WSGIApplica
             f"cannot listen on {address}: {error.strerror}; stop what uses the port or change {key}"
         ) from None
     bound = HostPort(address.host, sock.getsockname()[1])
-    server: WSGIServer = LimitedServer(sock, application)
+    server: WSGIServer = LimitedServer(sock, make_app(bound))
     server.start()
     undo.callback(server.stop, API_STOP_TIMEOUT_S)
     return bound

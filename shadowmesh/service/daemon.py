@@ -330,7 +330,7 @@ class Daemon:
             feed=feed,
             captures=self._captures,
         )
-        bound = serve(undo, listen, "daemon.listen_address", application)
+        bound = serve(undo, listen, "daemon.listen_address", lambda _bound: application)
         if config.daemon.api_socket is not None:
             serve_socket(undo, config.daemon.api_socket, application)
         undo.callback(feed.stop)
@@ -338,8 +338,12 @@ class Daemon:
         check_answer(bound)
         _log.info("control API is open", address=listen)
         if registry is not None and config.monitoring.prometheus_port:
-            metrics = HostPort("127.0.0.1", config.monitoring.prometheus_port)
-            serve(undo, metrics, "monitoring.prometheus_port", make_metrics_app(registry, metrics))
+            serve(
+                undo,
+                HostPort("127.0.0.1", config.monitoring.prometheus_port),
+                "monitoring.prometheus_port",
+                lambda bound: make_metrics_app(registry, bound),
+            )
 
     def _watch_signals(self, undo: ExitStack) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -426,7 +426,7 @@ def test_a_configuration_that_may_not_be_read_is_not_permitted(tmp_path, monkeyp
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("shadowmesh.cli.settings.Path.open", refuse)
-    assert_failed(invoke("--config", config, "status"), 4, "--token-file", str(config))
+    assert_failed(invoke("--config", config, "status"), 4, "root", str(config))
 
 
 # --- Usage ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowmesh.base.rate import FairRate
-from shadowmesh.control import callers, metrics_port, server, sock_diag
+from shadowmesh.control import callers, metrics_port, server
 from shadowmesh.control.places import Places
 from shadowmesh.insight import metrics
 from tests.control.fake_control import TOKEN, FakeControl, make_app, serving
@@ -124,12 +124,6 @@ def test_an_ipv4_client_of_an_ipv6_listener_is_known_too():
             with other:
                 caller = callers.identify(other, address, None)
     assert (caller.client, caller.local) == (f"uid {os.geteuid()}", True)
-
-
-def test_a_connection_that_there_is_not_has_no_user():
-    assert sock_diag.uid_of_socket(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
-    assert sock_diag.uid_of_socket(("127.0.0.1", 1), ("::1", 2)) is None
-    assert sock_diag.uid_of_socket(("fe80::1%lo", 1), ("fe80::2%lo", 2)) is None
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ def dashboard(settings: Settings) -> int:
     """Print the link to the dashboard, a page that the daemon serves on this machine.
 
     The link holds the API token behind the #, which a browser keeps to itself: whoever has it
-    controls the daemon.
+    controls the daemon. So it is for who may read the token: root and the daemon's user.
     """
-    client = settings.client()
+    client = settings.token_client()
     client.status()  # a link that nobody answers, or with a wrong token, helps nobody
     if settings.json:
         print_json({"schema": 1, "url": client.page_url})
