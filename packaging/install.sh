@@ -135,7 +135,7 @@ case "${1:-} $#" in
         do_remove
         if systemd_runs; then systemctl daemon-reload; fi
         if live; then
-            echo "left: /etc/shadowmesh, /var/lib/shadowmesh and the user shadowmesh"
+            echo "left: /etc/shadowmesh, /var/lib/shadowmesh, the user shadowmesh and its groups"
         fi
         ;;
     *) echo "usage: $0 install WHEEL | uninstall" >&2; exit 2 ;;

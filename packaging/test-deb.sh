@@ -151,6 +151,26 @@ expect "root:shadowmesh 2750" run stat -c '%U:%G %a' /etc/shadowmesh
 expect "api.token cert.pem identity.key key.pem" run sh -c 'echo $(ls /var/lib/shadowmesh)'
 run shadowmesh wait --for running >/dev/null
 run shadowmesh version
+
+step "two rights, by groups: who is in none may do nothing, and hears how to get in"
+expect "shadowmesh:shadowmesh 755" run stat -c '%U:%G %a' /run/shadowmesh
+expect "shadowmesh:shadowmesh 666" run stat -c '%U:%G %a' /run/shadowmesh/api.sock
+as() { # group command...: as another user, who is in this group or, when it is empty, in none
+    local groups=--clear-groups
+    if [ -n "$1" ]; then groups=--groups=$(run getent group "$1" | cut -d: -f3); fi
+    shift
+    run setpriv --reuid=65534 --regid=65534 "$groups" "$@"
+}
+way_in() { # group wanted command...: how often the refusal names the way into the wanted group
+    local group=$1 wanted=$2
+    shift 2
+    as "$group" "$@" 2>&1 | grep -c "usermod -aG $wanted " || true
+}
+expect "" run sh -c 'getent group shadowmesh-view shadowmesh-admin | cut -d: -f4 | tr -d "\n"'
+expect 1 way_in "" shadowmesh-view shadowmesh status
+expect 1 way_in shadowmesh-view shadowmesh-admin shadowmesh connect
+expect disconnected as shadowmesh-view shadowmesh wait --for disconnected
+expect disconnected as shadowmesh-admin shadowmesh wait --for disconnected
 run shadowmesh bench --quick >/dev/null
 expect "" run find /usr/lib/shadowmesh -path '*/fast/hooks*'
 
@@ -193,6 +213,6 @@ run dpkg --remove shadowmesh >/dev/null
 expect inactive run systemctl is-active shadowmesh
 expect 4 run sh -c 'ls /var/lib/shadowmesh | wc -l'
 run dpkg --purge shadowmesh >/dev/null 2>&1
-expect "" run sh -c 'find / -xdev -name "*shadowmesh*"; getent passwd shadowmesh; getent group shadowmesh'
+expect "" run sh -c 'find / -xdev -name "*shadowmesh*"; getent passwd shadowmesh; getent group | grep shadowmesh'
 expect "" run sh -c 'ls /sys/class/net | grep tap'
 echo "ok"

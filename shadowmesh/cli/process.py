@@ -53,12 +53,18 @@ def unit_of(pid: int) -> str | None:
 
 
 def log_file_of(pid: int) -> Path | None:
-    """Return the file that a process's standard error goes to, None when it is no file."""
-    with contextlib.suppress(OSError):
+    """Return the file that a process's standard error goes to, None when it is no file.
+
+    Raises:
+        PermissionError: it is another user's process, and the kernel does not tell.
+    """
+    try:
         path = Path(f"/proc/{pid}/fd/2").readlink()
-        if path.is_file():
-            return path
-    return None
+    except PermissionError:
+        raise
+    except OSError:
+        return None
+    return path if path.is_file() else None
 
 
 def _from_file(settings: Settings) -> int:

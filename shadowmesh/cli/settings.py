@@ -123,23 +123,30 @@ class Settings:
 
         try:
             return read_token(path)
-        except KeyFileError as error:
+        except (KeyFileError, NotPermitted) as error:
             # Without a daemon a missing token is no wonder, and the daemon is what to start.
             if self.token_file is None and not client.is_running():
-                raise DaemonNotRunning(
-                    f"no daemon answers at {client.url}, and there is no token of one in {path};"
-                    " start it with `systemctl start shadowmesh`"
+                raise self._not_running(client.url) from None
+            if self.token_file is None and os.geteuid() != 0:
+                raise NotPermitted(
+                    f"the API token of the daemon at {client.url} may be read by root and the"
+                    " daemon's own user only; run as one of them, or name it with --token-file"
                 ) from None
+            if isinstance(error, NotPermitted):
+                raise
             raise NotPermitted(
                 f"no usable API token: {error}; run as the daemon's user or root, or name its"
                 " token with --token-file"
             ) from None
-        except NotPermitted:
-            if self.token_file is None and not client.is_running():
-                raise DaemonNotRunning(
-                    f"no daemon answers at {client.url}; start it with `systemctl start shadowmesh`"
-                ) from None
-            raise
+
+    def _not_running(self, url: str) -> DaemonNotRunning:
+        places = [url]
+        if self.api is None:
+            places = [*(f"unix:{path}" for path in self._sockets()), url]
+        return DaemonNotRunning(
+            f"no daemon answers at {' or '.join(places)}; start it with"
+            " `systemctl start shadowmesh`"
+        )
 
 
 def _local_url(listen: HostPort) -> str:

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -157,6 +158,49 @@ def test_a_file_holds_the_capture_and_is_for_its_owner_only(run, plane, tmp_path
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     found = packets(path.read_bytes())
     assert [(one.direction, one.data) for one in found] == [(OUTBOUND, ARP), (INBOUND, IPV4)]
+
+
+def test_a_file_that_others_may_read_is_replaced_and_not_written_to(run, plane, tmp_path):
+    path, other_name = tmp_path / "tunnel.pcapng", tmp_path / "other"
+    path.write_text("of another time")
+    path.chmod(0o644)
+    other_name.hardlink_to(path)
+    with path.open() as held:
+        plane.add((NOW_NS, OUTBOUND, len(ARP), 0, ARP))
+        assert run("capture", "-w", path, "-c", "1").exit_code == 0
+        assert held.read() == "of another time"
+    assert other_name.read_text() == "of another time"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(packets(path.read_bytes())) == 1
+    assert {entry.name for entry in tmp_path.iterdir()} >= {"tunnel.pcapng", "other"}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_symbolic_link_is_not_followed(run, plane, captures, tmp_path):
+    target = tmp_path / "target"
+    for content in ("precious", None):
+        link = tmp_path / f"link-{content}"
+        link.symlink_to(target)
+        if content is None:
+            target.unlink()
+        else:
+            target.write_text(content)
+        assert_failed(run("capture", "-w", link), 1, str(link), "symbolic link")
+        assert (target.read_text() if target.exists() else None) == content
+    eventually(lambda: captures.report() is None)
+
+
+def test_a_pipe_is_written_to_as_it_is(run, plane, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    plane.add((NOW_NS, OUTBOUND, len(ARP), 0, ARP))
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    assert run("capture", "-w", pipe, "-c", "1").exit_code == 0
+    reader.join(10)
+    assert len(packets(read[0])) == 1
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_json_with_a_file_is_the_summary_alone(run, plane, tmp_path):

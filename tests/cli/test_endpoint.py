@@ -14,7 +14,7 @@ from shadowmesh.cli import client, endpoint, settings
 from shadowmesh.control.rights import Right, Rights
 from tests.cli.test_program import assert_failed, invoke
 from tests.control.fake_control import TOKEN, FakeControl, make_app, serving
-from tests.control.strangers import NOBODY, as_nobody, needs_root
+from tests.control.strangers import NOBODY, as_nobody, common_place, needs_root
 
 RIGHTS = Rights(os.geteuid(), {Right.LOOK: 4001, Right.CHANGE: 4002})
 
@@ -166,17 +166,13 @@ def test_who_names_a_token_means_the_port(config, tmp_path, token_file):
 
 
 @needs_root
-def test_a_socket_of_somebody_else_is_not_believed(tmp_path):
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    for one in (shared, *shared.parents):
-        if one.stat().st_mode & 0o005 != 0o005:
-            one.chmod(one.stat().st_mode | 0o005)
-    shared.chmod(0o1777)
-    with Stranger(shared / "api.sock") as stranger:
-        result = invoke("--api", f"unix:{shared}/api.sock", "status")
-        assert_failed(result, 4, "nobody", "nothing was asked")
-        assert stranger.heard() == 0
+def test_a_socket_of_somebody_else_is_not_believed():
+    with common_place() as shared:
+        shared.chmod(0o1777)
+        with Stranger(shared / "api.sock") as stranger:
+            result = invoke("--api", f"unix:{shared}/api.sock", "status")
+            assert_failed(result, 4, "nobody", "nothing was asked")
+            assert stranger.heard() == 0
 
 
 def test_the_dashboard_s_link_is_of_the_port(config, tmp_path, token_file):

@@ -155,7 +155,6 @@ def test_every_state_directory_has_a_socket_of_its_own(write, root, state_dir, s
     assert loaded.config.daemon.api_socket == Path(socket)
 
 
-
 def test_the_state_directory_depends_on_root_and_home(write):
     path = write("")
     assert config.load(path, {}, HOME, is_root=True).config.daemon.state_dir == Path(

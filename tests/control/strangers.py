@@ -6,7 +6,9 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,15 @@ while True:
         said = True
         print("begun", flush=True)
 """
+
+
+@contextlib.contextmanager
+def common_place() -> Iterator[Path]:
+    """Give a directory that everybody may look into; those of pytest are for their user alone."""
+    with tempfile.TemporaryDirectory(prefix="shadowmesh-") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        yield place
 
 
 @contextlib.contextmanager

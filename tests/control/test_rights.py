@@ -17,7 +17,7 @@ from shadowmesh.control import api_socket, callers, rights
 from shadowmesh.control.rights import Credentials, Right, Rights
 from shadowmesh.control.routes import ROUTES
 from tests.control.fake_control import TOKEN, FakeControl, make_app, serving
-from tests.control.strangers import NOBODY, as_nobody, flood, needs_root
+from tests.control.strangers import NOBODY, as_nobody, common_place, flood, needs_root
 
 VIEW, ADMIN, OTHER = 4001, 4002, 4003
 #: nobody is root or the daemon in these tests, but by their number
@@ -89,13 +89,9 @@ def ask(method, path, more=""):
 
 
 @pytest.fixture
-def place(tmp_path_factory):
-    """A directory that everybody may look into."""
-    directory = tmp_path_factory.mktemp("run")
-    for one in (directory, *directory.parents):
-        if one.stat().st_mode & 0o005 != 0o005:
-            one.chmod(one.stat().st_mode | 0o005)
-    return directory
+def place():
+    with common_place() as directory:
+        yield directory
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shadowmesh.netlab import API_PORT
+from shadowmesh.netlab import API_PORT, wait_until
+from tests.control.strangers import flood
 from tests.lab.pair import running_pair
 
 pytestmark = pytest.mark.netns
@@ -187,3 +189,47 @@ def test_no_secret_is_in_any_answer(connected):
         answers += [daemon.cli("--json", "status").stdout, daemon.cli("status").stdout]
         for name, secret in secrets_of(daemon).items():
             assert not any(secret in answer for answer in answers), name
+
+
+def test_a_user_who_asks_over_64_connections_and_never_reads_locks_nobody_out(connected):
+    left = connected.left
+    inside = ("ip", "netns", "exec", left.host.namespace)
+    with (
+        flood(f"127.0.0.1:{API_PORT}", wrapper=inside),
+        flood("127.0.0.1:9091", "/metrics", wrapper=inside),
+    ):
+        for _ in range(3):
+            assert left.cli("status").returncode == 0
+            assert left.api("GET", "/status")[0] == 200
+            assert left.api("GET", "/health", authorize=False)[0] == 200
+            with left.host.connect(("127.0.0.1", 9091), 20) as scraper:
+                scraper.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+                answer = b"".join(iter(lambda: scraper.recv(65536), b""))
+            assert b" 200 " in answer.partition(b"\r\n")[0]
+        connected.assert_pings()
+    assert "Traceback" not in left.log()
+
+
+def test_the_command_line_needs_no_token_where_the_kernel_knows_it(connected):
+    left = connected.left
+    token = left.state_dir / "api.token"
+    hidden = token.rename(left.state_dir / "hidden")
+    try:
+        assert left.cli("status").returncode == 0
+    finally:
+        hidden.rename(token)
+
+
+def test_a_daemon_that_is_told_to_end_tells_whoever_waits(apart):
+    left, right = apart.left, apart.right
+    with right.host.listen((right.host.ipv4, 4433)), ThreadPoolExecutor(2) as pool:
+        by_cli = pool.submit(left.cli, "connect", f"{right.host.ipv4}:4433")
+        wait_until(lambda: left.status()["state"] == "connecting", 10, "the dial has begun")
+        watching = pool.submit(left.cli, "wait", "--for", "connected", "--timeout", "20s")
+        assert left.terminate()[0] == 0
+        done = by_cli.result(30)
+        assert (done.returncode, done.stderr) == (3, "error: the daemon is stopping\n")
+        left.start()  # whoever polls outlives the restart
+        apart.connect()
+        assert watching.result(30).returncode == 0
+    assert "Traceback" not in left.log()

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from shadowmesh.base.constants import SYSTEM_API_SOCKET
+from shadowmesh.control.rights import GROUPS
+
 UNIT = Path(__file__).parents[2] / "init" / "shadowmesh.service"
 
 PROMISED = """
@@ -58,6 +61,23 @@ def test_the_unit_leaves_the_daemon_one_capability_and_one_device():
     assert "CapabilityBoundingSet=CAP_NET_ADMIN" in directives()
     assert "DeviceAllow=/dev/net/tun rw" in directives()
     assert not any(line.startswith("PrivateDevices") for line in directives())
+
+
+def test_everybody_may_reach_the_socket_of_the_api_and_nobody_else_may_put_one_there():
+    assert "RuntimeDirectory=shadowmesh" in directives()
+    assert "RuntimeDirectoryMode=0755" in directives()
+    assert Path(SYSTEM_API_SOCKET).parent == Path("/run/shadowmesh")
+    families = next(line for line in directives() if line.startswith("RestrictAddressFamilies="))
+    assert {"AF_UNIX", "AF_NETLINK"} <= set(families.partition("=")[2].split())
+
+
+@pytest.mark.parametrize("group", sorted(GROUPS.values()))
+def test_the_groups_of_the_rights_are_made_empty_and_purged(group):
+    made = (UNIT.parent / "shadowmesh.sysusers").read_text().splitlines()
+    assert f"g {group} -" in made
+    assert not any(line.startswith("m ") for line in made)  # nobody is put into one
+    purged = (UNIT.parents[1] / "packaging" / "debian" / "postrm").read_text()
+    assert f" {group}" in purged.partition('"$1" = purge')[2]
 
 
 @needs_systemd

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import click
@@ -72,7 +75,7 @@ class _Tally:
 @click.command()
 @click.option(
     "--write", "-w", "target", metavar="FILE",
-    help="Write pcapng to FILE, - is standard output.  [default: print a line for each frame]",
+    help="Write pcapng to FILE, for you alone; - is standard output.  [default: print a line for each frame]",
 )  # fmt: skip
 @click.option(
     "--snaplen", "-s", type=click.IntRange(1, MAX_SNAP_BYTES), default=MAX_SNAP_BYTES,
@@ -144,13 +147,46 @@ def capture(
 
 @contextlib.contextmanager
 def _opened(target: str) -> Iterator[BinaryIO]:
-    """Give the file, which nobody else may read: it holds what the tunnel keeps secret."""
+    """Give what to write to; a file is one that nobody else may read."""
     if target == "-":
         yield sys.stdout.buffer
         return
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with os.fdopen(_open_private(Path(target)), "wb") as file:
         yield file
+
+
+def _open_private(path: Path) -> int:
+    """Return a descriptor of a file for this user alone: it holds what the tunnel keeps secret.
+
+    A file that has the name is replaced and not written to: others may have the right to read it,
+    have it open, or know it by another name. A pipe or a device is taken as it is.
+
+    Raises:
+        NotWritten: the name is a symbolic link, which may lead anywhere.
+        OSError: it cannot be made.
+    """
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        kind = stat.S_IFREG
+    if stat.S_ISLNK(kind):
+        raise NotWritten(
+            f"{path} is a symbolic link, which is not followed; name the file itself, or - for"
+            " standard output"
+        )
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    if not stat.S_ISREG(kind):
+        return os.open(path, flags)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        # At once, so that what comes can be looked at meanwhile, and is there if we are killed.
+        temporary.replace(path)
+    except OSError:
+        os.close(descriptor)
+        temporary.unlink()
+        raise
+    return descriptor
 
 
 @contextlib.contextmanager

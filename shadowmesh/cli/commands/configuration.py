@@ -56,7 +56,7 @@ def init(
         values["encryption.key"] = generate_psk()
     # Checked before it is written, in the way in which the daemon will read it.
     load(
-        None,
+        Path(os.devnull),
         {
             key: value
             for key, value in values.items()

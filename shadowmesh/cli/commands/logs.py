@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.base.errors import NotPermitted, ShadowMeshError
 from shadowmesh.cli.client import DaemonNotRunning
 from shadowmesh.cli.process import OtherProcess, daemon_pid, log_file_of, unit_of
 from shadowmesh.cli.settings import Settings
@@ -46,6 +46,7 @@ def reader(settings: Settings, lines: int, *, follow: bool = False) -> list[str]
 
     Raises:
         NoLog: it goes to a terminal or a pipe.
+        NotPermitted: this user may not know where it goes.
     """
     form = "json" if settings.json else "short-iso"
     try:
@@ -55,7 +56,16 @@ def reader(settings: Settings, lines: int, *, follow: bool = False) -> list[str]
         if _has_journal():
             return _journal(UNIT, lines, form, follow=follow)
         raise
-    unit, path = unit_of(pid), log_file_of(pid)
+    unit = unit_of(pid)
+    try:
+        path = log_file_of(pid)
+    except PermissionError:
+        if unit is None or not _has_journal():
+            raise NotPermitted(
+                f"where the log of the daemon (process {pid}) goes may be known by its user and"
+                " root only; run as one of them"
+            ) from None
+        path = None  # the journal decides by itself who may read it
     if path is not None:
         return ["tail", f"--lines={lines}", *(["--follow=name"] if follow else []), str(path)]
     if unit is not None and _has_journal():

@@ -24,17 +24,25 @@ _VARIES = {True: "varies with the destination", False: "the same for all destina
 def netcheck(settings: Settings, servers: tuple[str, ...]) -> int:
     """Find out what kind of NAT this machine is behind; the daemon need not run.
 
+    Without the right to read the configuration the default servers and port are taken.
+
     Exit code 5 when no STUN server answered.
     """
     # Not at the top: no other command needs sockets of its own.
     from shadowmesh.config.values import remotes
     from shadowmesh.path.netcheck import check
 
-    config = settings.load_config()
+    config, hidden = settings.load_readable()
     try:
         wanted = remotes(",".join(servers)) if servers else config.nat.stun_server
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--server") from None
+    if hidden is not None and not servers:
+        click.echo(
+            f"{click.style('note:', fg='yellow')} {hidden} may not be read by this user; the default"
+            " STUN servers are asked",
+            err=True,
+        )
     report = check(
         wanted, config.nat.udp_port, config.nat.detection_timeout, config.network.tap_device
     ).to_dict()
