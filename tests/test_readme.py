@@ -383,6 +383,7 @@ NOT_TYPED = {
     "make": "takes minutes; .ci/run has it in a clean clone",
     "modprobe": "the kernel is that of the machine that runs the tests",
     "ufw": "a firewall that need not be installed",
+    "usermod": "changes the users of the machine that runs the tests",
     "wg": "another program, to which a command of ours is likened",
 }
 #: commands of ours that are not typed one by one: the first measures for half a minute and has a test
