@@ -128,6 +128,24 @@ GEVENT_TOP = {
 }  # fmt: skip
 #: run on their own or in a process without a hub: waiting there harms nobody
 MAY_SLEEP = {"cli", "netlab"}
+#: who may ask the wall clock, which anybody can set: what is written into files and certificates.
+#: All else keeps its moments in boot or monotonic time; `base.clock.Dates` says them as dates
+MAY_ASK_THE_DATE = {
+    "base.clock",
+    # the age of a snapshot of a daemon of version 0.1, which does not say when it was taken
+    "cli.commands.status",
+    # dates of files in the archive
+    "cli.evidence",
+    # pcapng has dates and nothing else
+    "insight.capture",
+    # from when until when a certificate is valid
+    "link.tls",
+}
+#: what asks it
+DATES = {
+    "time.time", "time.time_ns", "time.CLOCK_REALTIME", "datetime.now", "datetime.utcnow",
+    "datetime.today", "date.today",
+}  # fmt: skip
 #: how many names a newcomer sees in shadowmesh/
 MOST_NAMES = 15
 
@@ -294,6 +312,19 @@ def blocking_calls(source: Source) -> list[str]:
     ]
 
 
+def asked_dates(source: Source) -> list[str]:
+    """Return where the wall clock is asked."""
+    found = []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+            owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+            if f"{owner}.{node.attr}" in DATES:
+                found.append(f"{source.path}:{node.lineno}: {owner}.{node.attr}")
+    return found + [
+        f"{source.path}:{line}: imports {name}" for name, line in source.imports() if name in DATES
+    ]
+
+
 def opened_files(source: Source) -> list[str]:
     return [
         f"{source.path}:{node.lineno}: open()"
@@ -403,6 +434,12 @@ def test_gevent_is_used_by_name_and_patches_nothing(source):
 )
 def test_nothing_beside_the_hub_sleeps(source):
     assert blocking_calls(source) == []
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_only_who_writes_dates_down_asks_the_wall_clock(source):
+    asked = asked_dates(source)
+    assert bool(asked) == (source.name.removeprefix("shadowmesh.") in MAY_ASK_THE_DATE), asked
 
 
 @pytest.mark.parametrize(

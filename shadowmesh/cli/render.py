@@ -26,8 +26,8 @@ def render(snapshot: Snapshot, now: float, previous: tuple[float, Snapshot] | No
     """Return the text of a snapshot, without a final line break.
 
     Args:
-        now: wall-clock seconds, for relative times.
-        previous: the snapshot before and its time, for rates; None: no rates.
+        now: wall-clock seconds by the clock of the daemon, for relative times.
+        previous: the snapshot before and how many seconds before, for rates; None: no rates.
     """
     lines: list[str] = []
     for label, value in _rows(snapshot, now, previous):
@@ -197,7 +197,7 @@ def _traffic(
     counters = _part(snapshot, "counters")
     before, elapsed_s = {}, 0.0
     if previous is not None:
-        before, elapsed_s = _part(previous[1], "counters"), now - previous[0]
+        before, elapsed_s = _part(previous[1], "counters"), previous[0]
     rows = []
     for direction in ("in", "out"):
         frames = counters.get(f"frames_{direction}") or 0

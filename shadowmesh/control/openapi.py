@@ -322,7 +322,7 @@ def _member(schemas: Json, name: str, hint: Any) -> Json:
             "type": "object",
             "additionalProperties": True if value is Any else _member(schemas, name, value),
         }
-    if hint is float and (name in ("since", "time") or name.endswith(("_at", "_after"))):
+    if hint is float and (name in ("since", "now", "time") or name.endswith(("_at", "_after"))):
         return {"type": "string", "format": "date-time"}
     return {"type": _BASIC[hint]}
 

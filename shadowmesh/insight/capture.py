@@ -25,6 +25,7 @@ from gevent.select import select
 
 from shadowmesh import __version__
 from shadowmesh.base import log
+from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import CAPTURE_DAEMON_STOPS
 from shadowmesh.base.errors import CaptureRunning
 from shadowmesh.insight import pcapng
@@ -128,7 +129,7 @@ class Captures:
             "cause": stream.cause,
             "frames": stream.frames,
             "dropped": stream.dropped,
-            "seconds": round(time.time() - stream.since, 3),
+            "seconds": round(boottime() - stream.since, 3),
         }
         _log.info("capture ended", **facts)
         self._recorder.record("capture", "capture ended", **facts)
@@ -138,7 +139,7 @@ class Stream:
     """The pcapng bytes of one capture, in pieces. It runs from the start, not from the first piece.
 
     Attributes:
-        since: wall-clock seconds.
+        since: boot-time seconds.
         frames: captured so far.
         cause: why it has ended; None before.
         on_close: called once, when all is given back.
@@ -153,7 +154,7 @@ class Stream:
         count: int | None,
         duration_s: float | None,
     ) -> None:
-        self.since = time.time()
+        self.since = boottime()
         self.frames = 0
         self.cause: str | None = None
         self.on_close: Callable[[], None] = lambda: None

@@ -23,6 +23,7 @@ from itertools import islice
 from typing import Any, Final, Literal, Protocol, get_args
 
 from shadowmesh.base import log
+from shadowmesh.base.clock import wall_time
 from shadowmesh.base.rate import TokenBucket
 from shadowmesh.insight.histogram import RTT_BUCKETS_S, Histogram
 from shadowmesh.insight.status import PATHS, PathName, format_time
@@ -103,7 +104,7 @@ class FlightRecorder:
         self,
         *,
         limit: int = MAX_EVENTS,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = wall_time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args: limit: events that are kept."""

@@ -451,6 +451,7 @@ class Snapshot:
         pid: of its process.
         state: of the connection.
         since: when the state was entered.
+        now: when the snapshot was taken: what ages are counted from, whatever the reader's clock.
         public_key: base64 of this daemon's own identity, for the peer's `peer.public_key`.
         phase: the step of connecting, such as ``handshake``; None in other states.
         last_error: the cause of the last failure, one line; kept until the next success.
@@ -475,6 +476,7 @@ class Snapshot:
     version: str
     state: str
     since: float
+    now: float | None = None
     pid: int | None = None
     public_key: str | None = None
     phase: str | None = None
@@ -520,6 +522,7 @@ class Snapshot:
             "state": str(self.state),
             "phase": None if self.phase is None else str(self.phase),
             "since": format_time(self.since),
+            "now": format_time(self.now),
             "last_error": self.last_error,
             "last_error_at": format_time(self.last_error_at),
             "next_retry_at": format_time(self.next_retry_at),

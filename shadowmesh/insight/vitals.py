@@ -6,13 +6,12 @@ looks, where the numbers come from, gevent. A look costs some 10 us and no wakeu
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from shadowmesh.base.clock import boottime
+from shadowmesh.base.clock import boottime, wall_time
 from shadowmesh.insight.events import Recorder
 
 #: new drops are told at once, further ones not before
@@ -70,7 +69,7 @@ class Vitals:
         self,
         recorder: Recorder,
         *,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = wall_time,
         boot: Callable[[], float] = boottime,
     ) -> None:
         self._recorder = recorder

@@ -27,6 +27,7 @@ import gevent.socket
 from gevent.event import Event
 
 from shadowmesh.base import log
+from shadowmesh.base.clock import boottime
 from shadowmesh.base.errors import DeviceError
 from shadowmesh.device import addresses
 from shadowmesh.device.fdstore import NO_STORE
@@ -57,7 +58,7 @@ class Traversal:
     Attributes:
         port: the data socket; None while `nat.enabled` is false or there is no UDP here.
         result: of the last finished detection, None before the first.
-        detected_at: wall-clock seconds of that.
+        detected_at: boot-time seconds of that.
         on_change: called when the candidates may have changed; must not wait.
         on_network_change: called when our addresses or routes changed; must not wait.
         recorder: whom NATs are told.
@@ -213,7 +214,7 @@ class Traversal:
         answered = {report.server for report in result.servers if report.mapped is not None}
         for server in self._mapped.keys() - answered:
             del self._mapped[server]  # what it said before is of a mapping that may be gone
-        self.result, self.detected_at = result, time.time()
+        self.result, self.detected_at = result, boottime()
         seen = None if before_that is None else (before_that.type, before_that.public_address)
         if result.servers and seen != (result.type, result.public_address):
             level = _log.warning if result.type is NatType.UDP_BLOCKED else _log.info

@@ -38,7 +38,7 @@ class Common:
         config: replaced by the manager when it is reloaded.
         stopping: nobody is taken in any more.
         handshakes: how handshakes ended, by one word.
-        refused: the last peer that was not let in, cleared by success.
+        refused: the last peer that was not let in, cleared by success; its time is boot time.
         mailbox: where everything that changes a state is carried out.
         known: is told behind which addresses peers are.
     """

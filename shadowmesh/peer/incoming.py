@@ -12,10 +12,10 @@ sessions a peer has; whether somebody who has proved who it is may come in is fo
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from shadowmesh.base import log
+from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import RejectReason
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.insight.status import Refused
@@ -100,7 +100,7 @@ class Incoming:
         self._common.handshakes[ended.kind] += 1
         say = _log.limited(10).warning if ended.kind == "refused" else _log.limited(10).info
         if ended.kind in ("refused", "rejected"):
-            self._common.refused = Refused(tunnel.peer_name, ended.detail, time.time())
+            self._common.refused = Refused(tunnel.peer_name, ended.detail, boottime())
         self._common.tell(
             say,
             "incoming handshake failed",

@@ -10,9 +10,10 @@ long to wait (`wire.peer.backoff` does).
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
+
+from shadowmesh.base.clock import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ class Pause:
     """At most one thing that happens in a while.
 
     Attributes:
-        ends_at: wall-clock seconds, None without one.
+        ends_at: boot-time seconds, None without one.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Pause:
     def plan(self, delay_s: float, action: Callable[[], None]) -> None:
         """Carry out `action` in a while, instead of what was planned before."""
         self.cancel()
-        mark = self.ends_at = time.time() + delay_s
+        mark = self.ends_at = boottime() + delay_s
         self._timer = self._later(delay_s, lambda: self._post(partial(self._due, mark, action)))
 
     def cancel(self) -> None:

@@ -23,7 +23,6 @@ Source: interface.md, "State machine"; protocol section 8.
 from __future__ import annotations
 
 import random
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -84,7 +83,7 @@ class Peer:
         machine: state and phase.
         current: the live session, None without one.
         target: whom we dial.
-        last_error, last_error_at: the last failure, cleared by success; wall-clock seconds.
+        last_error, last_error_at: the last failure, cleared by success; boot-time seconds.
         reconnects: sessions and links that came back without being asked for.
     """
 
@@ -99,7 +98,7 @@ class Peer:
         Args:
             later: runs a function in a while.
         """
-        self.machine = PeerMachine(time.time())
+        self.machine = PeerMachine(boottime())
         self.current: Tunnel | None = None
         self.target: HostPort | None = common.config.peer.address
         self.last_error: str | None = None
@@ -143,7 +142,7 @@ class Peer:
 
     @property
     def next_retry_at(self) -> float | None:
-        """When the next automatic dial starts, wall-clock seconds."""
+        """When the next automatic dial starts, boot-time seconds."""
         # In phase accept we wait for the peer's own connection, not for a dial of ours.
         return None if self.machine.phase is Phase.ACCEPT else self._pause.ends_at
 
@@ -492,7 +491,7 @@ class Peer:
         """
         if self.current is not None:
             self.current.network_changed(held)
-        if self.next_retry_at is not None and self.next_retry_at > time.time() + BACKOFF_MIN_S:
+        if self.next_retry_at is not None and self.next_retry_at > boottime() + BACKOFF_MIN_S:
             self._backoff.reset()
             self._pause.plan(self._backoff.next_delay(), self._begin)
 
@@ -510,7 +509,7 @@ class Peer:
 
     def _fire(self, event: Event) -> None:
         before = self.machine.state
-        after = self.machine.fire(event, time.time())
+        after = self.machine.fire(event, boottime())
         if after is not before:
             _log.debug("state changed", before=before, after=after, event=event.name)
             self._common.recorder.record(
@@ -518,7 +517,7 @@ class Peer:
             )
 
     def _note_error(self, text: str) -> None:
-        self.last_error, self.last_error_at = text, time.time()
+        self.last_error, self.last_error_at = text, boottime()
 
     def _answer_waiters(self, error: ControlError | None) -> None:
         waiters, self._waiters = self._waiters, []

@@ -17,7 +17,6 @@ All methods belong to the hub's thread. The owner's methods are called through i
 
 from __future__ import annotations
 
-import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -102,10 +101,10 @@ class Tunnel:
         wss: the link under it.
         paths: the UDP side; None before the session is established, and without UDP.
         started_at: when the handshake began, boot-time seconds.
-        established_at: wall-clock seconds, None before.
-        established_boottime: the same moment in boot-time seconds.
+        established_boottime: when the peer was taken in, or took us in; boot-time seconds, None
+            before.
         result: of the last handshake, without its keys; None before the first.
-        rekeys, last_rekey_at: how many, and when; wall-clock seconds.
+        rekeys, last_rekey_at: how many, and when; boot-time seconds.
     """
 
     def __init__(
@@ -131,7 +130,6 @@ class Tunnel:
         self._met_by: Any = owner
         self.initiator = not upgraded.server
         self.started_at = boottime()
-        self.established_at: float | None = None
         self.established_boottime: float | None = None
         self.result: HandshakeResult | None = None
         self.rekeys = 0
@@ -231,7 +229,7 @@ class Tunnel:
     def accept(self) -> bool:
         """Take the authenticated peer in; False when it is too late for that."""
         self._keying.accept(boottime())
-        return self.established_at is not None and not self.over
+        return self.established_boottime is not None and not self.over
 
     def reject(self, reason: RejectReason) -> None:
         """Refuse the authenticated peer, telling it why."""
@@ -291,7 +289,7 @@ class Tunnel:
             case events.Rekeyed(result):
                 self.result = result
                 self.rekeys += 1
-                self.last_rekey_at = time.time()
+                self.last_rekey_at = boottime()
                 _log.debug("keys changed", peer=self.peer_name, rekeys=self.rekeys)
                 self._recorder.record("rekey", "keys changed", rekeys=self.rekeys)
             case events.RekeyAborted(detail):
@@ -317,7 +315,6 @@ class Tunnel:
     def _establish(self, result: HandshakeResult) -> None:
         now = boottime()
         self.result = result
-        self.established_at = time.time()
         self.established_boottime = now
         self.wss.established(now)
         self._make_paths(result)
@@ -369,7 +366,7 @@ class Tunnel:
         if not self.over and self.path == "udp" and code in endings.LINK_ONLY:
             self._go_on_without_link(reason)
             return
-        established = self.established_at is not None
+        established = self.established_boottime is not None
         self._finish(endings.with_link(reason, code, established=established))
         self._conclude()
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import psutil
 
 from shadowmesh import __version__
 from shadowmesh.base import log
-from shadowmesh.base.clock import boottime
+from shadowmesh.base.clock import Dates, boottime, wall_time
 from shadowmesh.base.errors import DeviceError, means_left
 from shadowmesh.config import HostPort
 from shadowmesh.device import facts
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from shadowmesh.config import Config
     from shadowmesh.device.facts import Target
     from shadowmesh.insight.explain import Explanation
-    from shadowmesh.insight.status import Capture
+    from shadowmesh.insight.status import Capture, Refused
     from shadowmesh.insight.vitals import Vitals
     from shadowmesh.link.peer_port import PeerPort
     from shadowmesh.link.tls import Certificate as TlsCertificate
@@ -91,6 +92,7 @@ class View:
         self._process = psutil.Process(os.getpid())
         self._resources: Resources | None = None
         self._resources_at = 0.0
+        self._dates = Dates()
 
     def snapshot(self, *, resources_age_s: float = 0.0) -> Snapshot:
         """Return everything that is known now.
@@ -103,17 +105,19 @@ class View:
         machine, tunnel = manager.peer.machine, manager.peer.current
         result = None if tunnel is None else tunnel.result
         direct = None if result is None else result.tls_matches
+        date = self._dates.of
         return Snapshot(
             version=__version__,
             pid=os.getpid(),
             state=machine.state,
-            since=machine.since,
+            now=self._dates.now(),
+            since=date(machine.since),
             public_key=format_public_key(manager.identity.public_key),
             phase=machine.phase,
             last_error=manager.peer.last_error,
-            last_error_at=manager.peer.last_error_at,
-            next_retry_at=manager.peer.next_retry_at,
-            refused=manager.refused,
+            last_error_at=date(manager.peer.last_error_at),
+            next_retry_at=date(manager.peer.next_retry_at),
+            refused=self._refused(),
             peer=self._peer(tunnel),
             path=None if tunnel is None else "udp" if tunnel.path == "udp" else "wss",
             path_reason=None if tunnel is None else self._path_reason(tunnel),
@@ -125,10 +129,10 @@ class View:
             mtu=self._mtu(tunnel),
             tap=self._tap(manager.config),
             nat=self._nat(),
-            session=_session(tunnel),
-            link=_link(tunnel),
+            session=self._session(tunnel),
+            link=self._link(tunnel),
             certificate=Certificate(self._certificate.not_after, self._certificate.sha256.hex()),
-            capture=self._capture(),
+            capture=self._running_capture(),
             reconnects=manager.peer.reconnects,
             path_switches=manager.peer.path_switches,
             handshakes=dict(manager.handshakes),
@@ -147,7 +151,7 @@ class View:
         tap = self._manager.tap
         device = self._manager.config.network.tap_device if tap is None else tap.name
         found = facts.look(device, target)
-        return explain(self.snapshot(), found, target, time.time())
+        return explain(self.snapshot(), found, target, self._dates.now())
 
     def summary(self) -> str:
         """Return in one sentence how the daemon is; cheap, and no different each second."""
@@ -167,20 +171,20 @@ class View:
 
     def health(self) -> Health:
         """Run the checks."""
-        now = time.time()
+        date = wall_time()
         certificate, vitals = self._certificate, self._vitals
         return Health(
             (
                 self._check_tap(),
                 self._check_peer(),
                 self._check_path(),
-                self._check_refused(now),
+                self._check_refused(),
                 health.strangers(self._turned_away()),
                 health.hub_lag(self._hub_lag.worst_s),
-                health.clock(now, vitals.clock_step),
+                health.clock(date, vitals.clock_step),
                 health.queue(vitals.full_drops, self._queue_bytes()),
                 health.certificate(
-                    certificate.cert_path, certificate.not_before, certificate.not_after, now
+                    certificate.cert_path, certificate.not_before, certificate.not_after, date
                 ),
                 self._check_disk(),
             )
@@ -230,6 +234,34 @@ class View:
             tap_mtu=None if tunnel is None or tunnel.result is None else tunnel.result.peer.tap_mtu,
         )
 
+    def _refused(self) -> Refused | None:
+        refused = self._manager.refused
+        if refused is None:
+            return None
+        return replace(refused, failed_at=self._dates.of(refused.failed_at))
+
+    def _running_capture(self) -> Capture | None:
+        capture = self._capture()
+        return None if capture is None else replace(capture, since=self._dates.of(capture.since))
+
+    def _session(self, tunnel: Tunnel | None) -> Session | None:
+        if tunnel is None:
+            return None
+        date = self._dates.of
+        return Session(
+            established_at=date(tunnel.established_boottime),
+            rekeys=tunnel.rekeys,
+            last_rekey_at=date(tunnel.last_rekey_at),
+            initiator=tunnel.initiator,
+            next_rekey_at=date(tunnel.rekey_at),
+            keys_expire_at=date(tunnel.keys_expire_at),
+        )
+
+    def _link(self, tunnel: Tunnel | None) -> Link | None:
+        if tunnel is None or tunnel.link_error is not None:
+            return None
+        return Link(tunnel.peer_name, self._dates.of(tunnel.established_boottime))
+
     def _path_reason(self, tunnel: Tunnel) -> str:
         manager = self._manager
         if tunnel.link_error is not None:
@@ -262,7 +294,7 @@ class View:
         return Nat(
             type=str(result.type),
             public_address=None if public is None else str(public),
-            detected_at=traversal.detected_at,
+            detected_at=self._dates.of(traversal.detected_at),
             mapping=str(result.mapping),
             filtering=str(result.filtering),
             detail=result.detail,
@@ -358,11 +390,11 @@ class View:
             fallen=tunnel.paths is not None and tunnel.paths.switches > 0,
         )
 
-    def _check_refused(self, now: float) -> Check:
+    def _check_refused(self) -> Check:
         refused = self._manager.refused
         if self._manager.peer.current is not None or refused is None or refused.failed_at is None:
             return health.refused(None, None, 0.0)
-        return health.refused(refused.address, refused.cause, now - refused.failed_at)
+        return health.refused(refused.address, refused.cause, boottime() - refused.failed_at)
 
     def _check_disk(self) -> Check:
         directory = self._manager.config.daemon.state_dir
@@ -376,30 +408,6 @@ class View:
 def _both(out: dict[str, int], into: dict[str, int]) -> dict[str, int]:
     """Add up the drops of both directions."""
     return {reason: count + into[reason] for reason, count in out.items()}
-
-
-def _session(tunnel: Tunnel | None) -> Session | None:
-    if tunnel is None:
-        return None
-    return Session(
-        established_at=tunnel.established_at,
-        rekeys=tunnel.rekeys,
-        last_rekey_at=tunnel.last_rekey_at,
-        initiator=tunnel.initiator,
-        next_rekey_at=_wall(tunnel.rekey_at),
-        keys_expire_at=_wall(tunnel.keys_expire_at),
-    )
-
-
-def _wall(boot_s: float | None) -> float | None:
-    """Return a moment of the sessions' clock as wall-clock seconds."""
-    return None if boot_s is None else time.time() + boot_s - boottime()
-
-
-def _link(tunnel: Tunnel | None) -> Link | None:
-    if tunnel is None or tunnel.link_error is not None:
-        return None
-    return Link(tunnel.peer_name, tunnel.established_at)
 
 
 def _rtt_ms(tunnel: Tunnel) -> float | None:

@@ -16,6 +16,7 @@ from tests.control.fake_control import CONNECTED, DISCONNECTED, NOW
 #: the names of the interface text; scripts rely on them
 DOCUMENTED = {
     "schema": None, "version": None, "state": None, "phase": None, "since": None,
+    "now": None,
     "last_error": None, "path": None, "path_reason": None, "cipher": None, "post_quantum": None,
     "rtt_ms": None, "mtu": None, "public_key": None, "health": None, "tls_path": None,
     "reconnects": None,

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import secrets
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -38,9 +39,14 @@ from shadowmesh.base.errors import (
 from shadowmesh.config import HostPort
 from shadowmesh.config.model import Secret
 from shadowmesh.device.tap import OFFLOAD_CHECKSUM, OFFLOAD_TCP, OFFLOAD_UDP
+from shadowmesh.insight.events import NOBODY as NOBODY_RECORDS
+from shadowmesh.insight.status import Refused
+from shadowmesh.insight.vitals import Vitals
 from shadowmesh.link import tls
 from shadowmesh.peer.peer import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
 from shadowmesh.peer.verdicts import objection
+from shadowmesh.service.hub_lag import HubLag
+from shadowmesh.service.view import View
 from tests.link.peerport import read_head, request
 from tests.peer.machines import PATIENCE_S, Clock, Machine, cut, wait_for
 
@@ -775,3 +781,44 @@ def test_a_handshake_that_began_under_the_old_key_is_not_taken_in(pair, monkeypa
     wait_for(lambda: listening.manager.handshakes, "it is counted")
     assert listening.manager.handshakes == {"closed": 1}
     assert listening.state == "disconnected"
+
+
+# --- The wall clock is set --------------------------------------------------------------------
+
+TEN_YEARS = 10 * 365.25 * 86400.0
+
+
+@pytest.mark.parametrize("jump_s", [TEN_YEARS, -TEN_YEARS])
+def test_a_clock_that_is_set_by_years_changes_no_age_and_no_timer(connected, monkeypatch, jump_s):
+    """In the sessions, the snapshot, the pause before the next dial and what a stranger left."""
+    dialling, listening = connected
+    views = [
+        View(machine.manager, HubLag(lambda: None), Vitals(NOBODY_RECORDS), machine._certificate,
+             lambda: None, SimpleNamespace(listener=None))
+        for machine in connected
+    ]  # fmt: skip
+    listening.manager._common.refused = Refused("192.0.2.1:5", "a stranger", boottime() - 30)
+
+    def ages():
+        found = []
+        for view in views:
+            snapshot = view.snapshot()
+            since = (snapshot.since, snapshot.session.established_at, snapshot.link.since)
+            ahead = (snapshot.session.next_rekey_at, snapshot.session.keys_expire_at)
+            moments = (*since, *ahead)
+            found += [snapshot.now - moment for moment in moments if moment is not None]
+        found.append(snapshot.now - snapshot.refused.failed_at)
+        return found
+
+    before, real = ages(), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+    assert ages() == pytest.approx(before, abs=PATIENCE_S)
+    exchange(dialling, listening)
+    break_link(listening)
+    dialling.wait_for("connecting", "backoff")
+    snapshot = views[0].snapshot()
+    assert 0 < snapshot.next_retry_at - snapshot.now <= 1.2
+    assert snapshot.now - snapshot.last_error_at < PATIENCE_S
+    assert dialling.clock.fire() <= 1.2
+    listening.wait_for("connected")
+    exchange(dialling, listening)

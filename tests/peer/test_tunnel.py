@@ -120,7 +120,7 @@ class Side:
             self.decide(one)
 
     def established(self):
-        wait_for(lambda: self.tunnel.established_at or self.tunnel.over, "established")
+        wait_for(lambda: self.tunnel.established_boottime or self.tunnel.over, "established")
         assert not self.tunnel.over, self.heard
         self.plane.activate(self.tunnel.session)
 

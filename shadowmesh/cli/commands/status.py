@@ -10,7 +10,7 @@ import click
 
 from shadowmesh.base.errors import one_line
 from shadowmesh.cli.client import ApiClient, DaemonNotRunning, NoAnswer
-from shadowmesh.cli.output import print_json
+from shadowmesh.cli.output import parse_time, print_json
 from shadowmesh.cli.render import render
 from shadowmesh.cli.settings import Settings
 
@@ -41,7 +41,7 @@ def status(settings: Settings, watch: bool, interval: float) -> int:
     if settings.json:
         print_json(snapshot)
     else:
-        click.echo(render(snapshot, time.time()))
+        click.echo(render(snapshot, _now(snapshot)))
     return 0 if snapshot["state"] == "connected" else EXIT_NOT_CONNECTED
 
 
@@ -57,16 +57,22 @@ def _watch(settings: Settings, client: ApiClient, interval_s: float) -> None:
                 raise
             _show_failure(settings, error, redraw=redraw)
         else:
-            now = time.time()
+            came_at = time.monotonic()
             if settings.json:
                 print_json(snapshot, pretty=False)
             else:
-                block = render(snapshot, now, previous)
+                before = None if previous is None else (came_at - previous[0], previous[1])
+                block = render(snapshot, _now(snapshot), before)
                 click.echo(f"{_REDRAW}{block}" if redraw else f"{block}\n")
-            previous = (now, snapshot)
+            previous = (came_at, snapshot)
         # the reader of a pipe wants each block when it is due
         sys.stdout.flush()
         time.sleep(interval_s)
+
+
+def _now(snapshot: dict[str, Any]) -> float:
+    """Return the moment of a snapshot by the daemon's clock, which its other times are of."""
+    return parse_time(snapshot.get("now")) or time.time()
 
 
 def _show_failure(settings: Settings, error: Exception, *, redraw: bool) -> None:
