@@ -40,6 +40,8 @@ def _rows(
 ) -> Iterator[tuple[str, str]]:
     """Pairs of label and text; an empty label continues the line above."""
     yield "state", _state(snapshot, now)
+    if snapshot.get("held"):
+        yield "", "the peer is refused until `shadowmesh connect`"
     yield from _failure(snapshot, now)
     yield "peer", _peer(_part(snapshot, "peer"))
     if snapshot.get("state") == "connected":
@@ -55,7 +57,7 @@ def _rows(
         yield "tap", _tap(_part(snapshot, "tap"))
     if _part(snapshot, "capture").get("since") is not None:
         yield "capture", _capture(_part(snapshot, "capture"), now)
-    yield from _traffic(snapshot, now, previous)
+    yield from _traffic(snapshot, previous)
     yield "drops", _drops(_part(_part(snapshot, "counters"), "dropped"))
     yield "daemon", _daemon(snapshot)
     if snapshot.get("public_key"):
@@ -192,7 +194,7 @@ def _capture(capture: dict[str, Any], now: float) -> str:
 
 
 def _traffic(
-    snapshot: Snapshot, now: float, previous: tuple[float, Snapshot] | None
+    snapshot: Snapshot, previous: tuple[float, Snapshot] | None
 ) -> Iterator[tuple[str, str]]:
     counters = _part(snapshot, "counters")
     before, elapsed_s = {}, 0.0

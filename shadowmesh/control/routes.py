@@ -199,7 +199,8 @@ ROUTES: Final = (
         "GET", "/health/ready", "ready", Right.NONE, "Readiness: the tunnel does what is asked of it",
         "Readiness",
         "200 when the TAP device is up or can be made, a key is configured, and the peer is "
-        "connected if a connection is wanted; a daemon that is disconnected, waiting to be asked, "
+        "connected if a connection is wanted: somebody dials, or only the peer can and it is let in. "
+        "A daemon that nobody has asked, or whose operator has disconnected, "
         "is ready. Otherwise 503 with the checks that fail. Restarting the daemon would not help.",
         also={503: "not ready"},
     ),

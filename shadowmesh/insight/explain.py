@@ -309,10 +309,14 @@ def _connection(snapshot: Snapshot, now: float) -> Step:
             "connection", "fail", f"{snapshot.state}{phase}: {refused.text}", refused.remedy,
             details,
         )  # fmt: skip
+    if check is not None and check.code == "waiting_for_peer":
+        return Step("connection", "fail", check.text, check.remedy, details)
     if str(snapshot.state) == "disconnected":
+        why = "nobody has asked for a tunnel" if check is None else check.text
+        nobody = peer.address is None and not snapshot.held
         return Step(
-            "connection", "fail", "disconnected: nobody has asked for a tunnel",
-            "`shadowmesh connect`, here or on the other side", details,
+            "connection", "fail", f"disconnected: {why}",
+            f"`shadowmesh connect{' HOST:PORT' if nobody else ''}`", details,
         )  # fmt: skip
     return Step(
         "connection", "fail", f"{snapshot.state}{phase}", "" if check is None else check.remedy,

@@ -76,12 +76,20 @@ def peer(
     configured: bool,
     last_error: str | None,
     retries: bool,
+    held: bool = False,
+    awaited: bool = False,
+    last_seen_at: float | None = None,
+    port: int | None = None,
 ) -> Check:
     """Judge the connection.
 
     Args:
         configured: there is a key by which somebody could be accepted.
         retries: another attempt is planned.
+        held: an operator has disconnected, the peer is refused.
+        awaited: disconnected, and only the peer can dial.
+        last_seen_at: until when the peer was here, wall-clock seconds; None when it never was.
+        port: at which it has to reach us.
     """
     if not configured:
         return Check(
@@ -90,14 +98,18 @@ def peer(
         )  # fmt: skip
     if state is State.CONNECTED:
         return Check("peer", True, text="connected")
-    if state is State.DISCONNECTED:
-        return Check("peer", True, text="disconnected, as it was asked for")
-    if phase is Phase.WAITING_FOR_PEER:
+    if awaited or phase is Phase.WAITING_FOR_PEER:
+        seen = "never seen" if last_seen_at is None else f"last seen {_minute(last_seen_at)}"
         cause = "" if last_error is None else f": {last_error}"
         return Check(
-            "peer", False, "warning", f"waiting for the peer{cause}",
-            "start the daemon on the other machine, or look at its log", "waiting_for_peer",
+            "peer", False, "warning", f"waiting for the peer, {seen}{cause}",
+            "start the daemon on the other machine, or look at its log; it has to reach this one"
+            f" on TCP port {port}", "waiting_for_peer",
         )  # fmt: skip
+    if held:
+        return Check("peer", True, text="an operator has disconnected, the peer is refused")
+    if state is State.DISCONNECTED:
+        return Check("peer", True, text="nobody has asked for a tunnel")
     if last_error is None:
         return Check("peer", False, "warning", f"connecting: {phase}", "wait", "connecting")
     remedy = "the daemon keeps trying" if retries else "`shadowmesh connect` tries again"
@@ -201,6 +213,10 @@ def certificate(path: Path, not_before: float, not_after: float, now: float) -> 
         text = f"{path} expires on {_day(not_after)}"
         return Check("certificate", False, "warning", text, remedy, "certificate_expires_soon")
     return Check("certificate", True, text=f"valid until {_day(not_after)}")
+
+
+def _minute(unix_s: float) -> str:
+    return f"{str(format_time(unix_s))[:16].replace('T', ' ')} UTC"
 
 
 def _day(unix_s: float) -> str:

@@ -150,6 +150,16 @@ def _state_families(snapshot: Snapshot) -> Iterator[Metric]:
         [(state, float(state == snapshot.state)) for state in STATES],
     )
     yield from _gauge(
+        "wanted",
+        "1 when there is a tunnel or shall be one, 0 when nobody wants one.",
+        snapshot.wanted,
+    )
+    yield from _gauge(
+        "peer_last_seen_timestamp_seconds",
+        "When the last session with the peer ended; missing while connected.",
+        None if snapshot.peer is None else snapshot.peer.last_seen_at,
+    )
+    yield from _gauge(
         "state_since_timestamp_seconds", "When the state was entered.", snapshot.since
     )
     yield _labelled(
@@ -210,7 +220,11 @@ def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
             session.last_rekey_at,
         )
         yield from _gauge("session_rekeys", "Rekeys of the session.", session.rekeys)
-    yield _counter("reconnects", "Sessions re-established by itself.", snapshot.reconnects)
+    yield _counter(
+        "reconnects",
+        "Sessions re-established after a loss that neither side announced.",
+        snapshot.reconnects,
+    )
     yield _labelled(
         CounterMetricFamily,
         "handshakes",

@@ -52,6 +52,8 @@ class Peer:
         name: what to call the peer in a sentence; None without one.
         pinned: the key was compared with `peer.public_key`.
         tap_mtu: of its TAP device, as it told in the handshake; None when not connected.
+        last_seen_at: when the last session with it ended, also one of an earlier run of the
+            daemon; None while connected, and when none is known.
     """
 
     address: str | None = None
@@ -59,6 +61,7 @@ class Peer:
     name: str | None = None
     pinned: bool = False
     tap_mtu: int | None = None
+    last_seen_at: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -67,6 +70,7 @@ class Peer:
             "name": self.name,
             "pinned": self.pinned,
             "tap_mtu": self.tap_mtu,
+            "last_seen_at": format_time(self.last_seen_at),
         }
 
 
@@ -453,7 +457,11 @@ class Snapshot:
         since: when the state was entered.
         now: when the snapshot was taken: what ages are counted from, whatever the reader's clock.
         public_key: base64 of this daemon's own identity, for the peer's `peer.public_key`.
-        phase: the step of connecting, such as ``handshake``; None in other states.
+        phase: the step of connecting, such as ``handshake``; ``waiting_for_peer`` also while
+            disconnected, when only the peer can dial; None otherwise.
+        wanted: there is a tunnel, or shall be one: somebody connects, or the peer is waited for.
+            False once an operator has disconnected, and before one connects.
+        held: an operator has disconnected: the peer is refused until somebody connects.
         last_error: the cause of the last failure, one line; kept until the next success.
         last_error_at: when it happened.
         next_retry_at: when the next automatic attempt starts; None when none is planned.
@@ -466,7 +474,8 @@ class Snapshot:
         tls_path: whether both sides saw the same TLS certificate (protocol section 5).
         rtt_ms: round trip to the peer in milliseconds, on the path that carries data.
         mtu: of the path that carries data, in bytes with IP headers; on WSS that of the tunnel.
-        reconnects: sessions that were re-established without being asked for.
+        reconnects: sessions that were established after a loss that neither side had announced,
+            since the daemon started; a disconnect or a stop of a daemon announces it.
         path_switches: moves between WSS and UDP.
         handshakes: handshakes by result, such as ``ok`` or ``refused``.
         peer_port: who came to the peer port, and what became of them.
@@ -480,6 +489,8 @@ class Snapshot:
     pid: int | None = None
     public_key: str | None = None
     phase: str | None = None
+    wanted: bool = True
+    held: bool = False
     last_error: str | None = None
     last_error_at: float | None = None
     next_retry_at: float | None = None
@@ -521,6 +532,8 @@ class Snapshot:
             # str(): the state may be a StrEnum of the state machine
             "state": str(self.state),
             "phase": None if self.phase is None else str(self.phase),
+            "wanted": self.wanted,
+            "held": self.held,
             "since": format_time(self.since),
             "now": format_time(self.now),
             "last_error": self.last_error,

@@ -98,6 +98,8 @@ class Incoming:
         """It was not taken in."""
         self._tunnels.discard(tunnel)
         self._common.handshakes[ended.kind] += 1
+        if ended.rejected == RejectReason.ADMIN_DOWN:
+            return  # the operator, or the end of the daemon, has refused it: nobody need be told
         say = _log.limited(10).warning if ended.kind == "refused" else _log.limited(10).info
         if ended.kind in ("refused", "rejected"):
             self._common.refused = Refused(tunnel.peer_name, ended.detail, boottime())

@@ -32,6 +32,7 @@ from shadowmesh.peer.incoming import Incoming
 from shadowmesh.peer.mailbox import Mailbox
 from shadowmesh.peer.peer import Peer
 from shadowmesh.peer.verdicts import trust_of
+from shadowmesh.wire.peer.states import Phase
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -164,8 +165,11 @@ class ConnectionManager:
         try:
             outcome.get(timeout=CONNECT_TIMEOUT_S)
         except gevent.Timeout:
+            what = "no outcome within"
+            if self.peer.machine.phase is Phase.WAITING_FOR_PEER:
+                what = "the peer, which is let in again, has not come within"
             raise ConnectTimeout(
-                f"no outcome within {CONNECT_TIMEOUT_S:.0f} s; see `shadowmesh status`"
+                f"{what} {CONNECT_TIMEOUT_S:.0f} s; see `shadowmesh status`"
             ) from None
 
     def disconnect(self) -> None:
@@ -188,6 +192,12 @@ class ConnectionManager:
         if tunnel is None:
             raise NotConnected("not connected; `shadowmesh connect` first")
         return tunnel.ping()
+
+    def beat(self) -> None:
+        """Note who is here; now and then."""
+        for peer in self.peers:
+            if peer.current is not None:
+                peer.last_seen.here()
 
     def stop(self) -> None:
         """Undo everything, for good; returns when it is done, at most about 3 s later."""

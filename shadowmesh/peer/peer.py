@@ -48,6 +48,7 @@ from shadowmesh.base.errors import (
     PeerUnreachable,
 )
 from shadowmesh.keys.identity import format_public_key
+from shadowmesh.peer.last_seen import LastSeen
 from shadowmesh.peer.outgoing import Outgoing
 from shadowmesh.peer.pause import Pause
 from shadowmesh.peer.verdicts import DUPLICATE, objection
@@ -70,8 +71,12 @@ if TYPE_CHECKING:
 PEER_DISCONNECT_PAUSE_S: Final = 30.0
 #: our dial lost against the peer's, whose own handshake is on its way
 COLLISION_WAIT_S: Final = HANDSHAKE_TIMEOUT_S
+#: why a peer ends a session that it does not want at that moment: what comes next is no reconnect
+ANNOUNCED: Final = (CloseReason.DISCONNECT, CloseReason.SHUTDOWN, CloseReason.POLICY)
 #: the same failure again is said so often
 REPEAT_LOG_S: Final = 600.0
+
+_OPERATOR: Final = "disconnected by the operator"
 
 _log = log.get("connection")
 
@@ -84,7 +89,10 @@ class Peer:
         current: the live session, None without one.
         target: whom we dial.
         last_error, last_error_at: the last failure, cleared by success; boot-time seconds.
-        reconnects: sessions and links that came back without being asked for.
+        reconnects: sessions that were established after a loss that neither side had announced;
+            a link that came back under a session is one, too. Both sides count the same ones.
+        held: an operator has disconnected: the peer is refused until somebody connects.
+        last_seen: when and until when there was a session.
     """
 
     def __init__(
@@ -104,9 +112,13 @@ class Peer:
         self.last_error: str | None = None
         self.last_error_at: float | None = None
         self.reconnects = 0
+        self.held = False
+        self.last_seen = LastSeen(common.config.daemon.state_dir)
         self._common = common
-        #: there was a session since the last disconnect: the next one is a reconnect
+        #: there was a session since the last disconnect
         self._was_connected = False
+        #: the last session was lost, and neither side had said so before: the next is a reconnect
+        self._lost_unannounced = False
         self._backoff = Backoff(random.SystemRandom().random)
         #: a failed attempt is followed by another
         self._redial = False
@@ -151,6 +163,17 @@ class Peer:
         """Whether there is a session, or shall be one."""
         return self.machine.state is not State.DISCONNECTED
 
+    @property
+    def expected(self) -> bool:
+        """Nobody dials, but the peer is known and let in: it has to come by itself."""
+        config = self._common.config
+        return (
+            not (self.wanted or self.held or self._common.stopping)
+            and bool(config.mode)
+            and config.peer.address is None
+            and config.websocket.listen_address is not None
+        )
+
     def post(self, message: Callable[[], None]) -> None:
         """Carry out something about this peer, in its turn."""
         self._common.mailbox.post(message)
@@ -166,6 +189,7 @@ class Peer:
 
     def auto_connect(self) -> None:
         """Dial if the configuration says so."""
+        self.held = False
         config = self._common.config
         if config.peer.auto_connect and config.mode and not self.wanted:
             self.target = config.peer.address
@@ -181,10 +205,14 @@ class Peer:
         except ControlError as error:
             outcome.set_exception(error)
             return
+        self.held = False
+        self._waiters.append(outcome)
+        if target is None:
+            self._await_peer()
+            return
         self.target = target
         self._redial = self._redial or peer.auto_connect
         self._backoff.reset()
-        self._waiters.append(outcome)
         self._begin()
 
     def _check_connect(self, target: HostPort | None) -> None:
@@ -201,20 +229,43 @@ class Peer:
             raise AlreadyConnecting(
                 "already connecting; `shadowmesh status --watch` shows how far it is"
             )
-        if target is None:
+        if target is None and not self.held:
+            waits = ", and the peer can come by itself" if self.expected else ""
             raise NotConfigured(
-                "no peer to connect to; set peer.address, or run `shadowmesh connect HOST:PORT`"
+                f"no peer to connect to{waits}; to dial it from here set peer.address, or run"
+                " `shadowmesh connect HOST:PORT`"
             )
 
+    def _await_peer(self) -> None:
+        """Let the peer, whom we cannot dial, in again."""
+        self._fire(Event.CONNECT)
+        try:
+            self._enter(Phase.TAP)
+            self._common.hold_device(self)
+        except DeviceUnavailable as error:
+            self._attempt_failed(error)
+            return
+        self._enter(Phase.WAITING_FOR_PEER)
+
     def disconnect(self, outcome: AsyncResult) -> None:
-        """End the session and want none; `outcome` gets None or NotConnected."""
-        if not self.wanted:
+        """End the session and let the peer in no more; `outcome` gets None or NotConnected."""
+        expected = self.expected
+        if not (self.wanted or expected):
             # One of the last run may have been taken over and not used yet.
             self._common.release_device(self)
-            outcome.set_exception(NotConnected("not connected; there is nothing to disconnect"))
+            refused = ", and the peer is refused" if self.held else ""
+            outcome.set_exception(
+                NotConnected(f"not connected{refused}; there is nothing to disconnect")
+            )
             return
+        # Before the session ends: a peer that comes back meanwhile must not be taken in.
+        self.held = True
         try:
-            self._undo(CloseReason.DISCONNECT, "disconnected by the operator")
+            if expected:
+                self._common.release_device(self)
+                self._common.tell(_log.info, "the peer is refused from now on", cause=_OPERATOR)
+            else:
+                self._undo(CloseReason.DISCONNECT, _OPERATOR)
         finally:
             outcome.set(None)
 
@@ -294,6 +345,7 @@ class Peer:
         self._switches = self.path_switches
         tunnel, self.current = self.current, None
         if tunnel is not None:
+            self.last_seen.gone()
             tunnel.close(reason, detail)
         self._outgoing.abort(reason, detail)
         self._common.release_device(self)
@@ -321,6 +373,15 @@ class Peer:
 
         If not it has been refused, or has ended; who owns it then hears of the end.
         """
+        if self.held:
+            _log.limited(REPEAT_LOG_S).info(
+                "peer refused",
+                peer=tunnel.peer_name,
+                cause=_OPERATOR,
+                remedy="`shadowmesh connect` lets it in again",
+            )
+            tunnel.reject(RejectReason.ADMIN_DOWN)
+            return
         reason = objection(
             tunnel,
             result.peer_public_key,
@@ -350,10 +411,14 @@ class Peer:
         """Router on: this session is the live one."""
         assert result is not None
         self._pause.cancel()
-        lost = self.current is None or self.on_udp_alone
-        unasked = self._was_connected and lost and not self._waiters
         self._switches = self.path_switches
         replaced, self.current = self.current, tunnel
+        # Who comes while we believe in a session has lost it: unless both began at once.
+        self.reconnects += self._lost_unannounced or (
+            replaced is not None and tunnel.started_at >= (replaced.established_boottime or 0.0)
+        )
+        self._lost_unannounced = False
+        self.last_seen.here()
         self._enter(Phase.ROUTER)
         # The kernel may hand us only what the peer takes.
         self._common.device.offload(
@@ -368,7 +433,6 @@ class Peer:
         else:
             self._fire(Event.ESTABLISHED if tunnel.initiator else Event.ACCEPTED)
         self._common.handshakes["ok"] += 1
-        self.reconnects += unasked
         self._was_connected = True
         self.last_error = self.last_error_at = self._common.refused = None
         self._logged = ("", 0.0)
@@ -431,6 +495,8 @@ class Peer:
     def _lost(self, tunnel: Tunnel, ended: Ended) -> None:
         """The live session ended by itself."""
         self._common.plane.activate(None)
+        self.last_seen.gone()
+        self._lost_unannounced = ended.peer_reason not in ANNOUNCED
         by_operator = ended.peer_reason == CloseReason.DISCONNECT
         if tunnel.initiator and by_operator and not self._common.config.peer.auto_connect:
             self._undo(CloseReason.DISCONNECT, ended.detail)

@@ -33,7 +33,6 @@ _REJECT_HINTS: Final[dict[int, str]] = {
     " try again",
     RejectReason.BUSY: "it has a session with another daemon, or no TAP; see its log",
     RejectReason.POLICY: "see its log and its websocket.require_direct_tls",
-    RejectReason.ADMIN_DOWN: "its daemon is stopping",
 }
 
 _log = log.get("connection")
@@ -88,6 +87,10 @@ def failed_dial(target: HostPort | None, ended: Ended) -> ControlError:
     text = f"{target}: {ended.detail}"
     if ended.kind == "closed":
         return PeerRefused(text)
+    if ended.rejected == RejectReason.ADMIN_DOWN:
+        return PeerRefused(
+            f"{target}: its operator has disconnected; `shadowmesh connect` there lets this side in"
+        )
     if ended.rejected is not None:
         return PeerRefused(f"{text}; {_REJECT_HINTS.get(ended.rejected, 'see its log')}")
     if ended.kind == "refused":

@@ -302,6 +302,7 @@ class Daemon:
     def _beat(self) -> None:
         if not self._stopping.is_set():
             self._view.beat()
+            self._manager.beat()
             self._notifier.beat(self._view.summary())
 
     def _start_http(self, undo: ExitStack, token: str) -> None:

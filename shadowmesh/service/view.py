@@ -113,7 +113,9 @@ class View:
             now=self._dates.now(),
             since=date(machine.since),
             public_key=format_public_key(manager.identity.public_key),
-            phase=machine.phase,
+            phase=self._phase(),
+            wanted=manager.peer.wanted or manager.peer.expected,
+            held=manager.peer.held,
             last_error=manager.peer.last_error,
             last_error_at=date(manager.peer.last_error_at),
             next_retry_at=date(manager.peer.next_retry_at),
@@ -159,6 +161,8 @@ class View:
         machine, tunnel = manager.peer.machine, manager.peer.current
         if machine.state is State.CONNECTED and tunnel is not None:
             return f"connected to {tunnel.peer_name} over {tunnel.path}"
+        if manager.peer.expected:
+            return "waiting for the peer"
         if machine.state is State.DISCONNECTED:
             return "not connected"
         trouble = f": {manager.peer.last_error}" if manager.peer.last_error else ""
@@ -232,7 +236,19 @@ class View:
             name=address,
             pinned=pin is not None,
             tap_mtu=None if tunnel is None or tunnel.result is None else tunnel.result.peer.tap_mtu,
+            last_seen_at=self._last_seen_at(),
         )
+
+    def _phase(self) -> Phase | None:
+        """What is gone through now; a side that has only to wait does so without a state of it."""
+        peer = self._manager.peer
+        return Phase.WAITING_FOR_PEER if peer.expected else peer.machine.phase
+
+    def _last_seen_at(self) -> float | None:
+        last_seen = self._manager.peer.last_seen
+        if self._manager.peer.current is not None:
+            return None
+        return last_seen.date if last_seen.moment is None else self._dates.of(last_seen.moment)
 
     def _refused(self) -> Refused | None:
         refused = self._manager.refused
@@ -368,12 +384,17 @@ class View:
 
     def _check_peer(self) -> Check:
         manager = self._manager
+        listen = manager.config.websocket.listen_address
         return health.peer(
             manager.peer.machine.state,
             manager.peer.machine.phase,
             configured=manager.config.mode != 0,
             last_error=manager.peer.last_error,
             retries=manager.peer.next_retry_at is not None or manager.peer.dialling,
+            held=manager.peer.held,
+            awaited=manager.peer.expected,
+            last_seen_at=self._last_seen_at(),
+            port=None if listen is None else listen.port,
         )
 
     def _check_path(self) -> Check:

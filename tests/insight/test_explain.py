@@ -12,9 +12,10 @@ from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES
 from shadowmesh.device import facts
 from shadowmesh.device.facts import HostFacts, Whereabouts, parse_target
 from shadowmesh.device.tap import stable_mac
-from shadowmesh.insight import reasons, status
+from shadowmesh.insight import health, reasons, status
 from shadowmesh.insight.explain import Explanation, Step, explain
 from shadowmesh.insight.status import Check
+from shadowmesh.wire.peer.states import State
 from tests.control.fake_control import NOW, TAP0
 
 PEER_KEY = bytes(range(32))
@@ -49,6 +50,8 @@ DOWN = dataclasses.replace(
     WELL, state="disconnected", peer=None, path=None, path_reason=None, paths=(), cipher=None,
     post_quantum=None, tap=None, session=None,
 )  # fmt: skip
+HELD = dataclasses.replace(DOWN, held=True)
+ASKED_NOBODY = {"configured": True, "last_error": None, "retries": False}
 ERROR = dataclasses.replace(DOWN, state="error", last_error="cannot reach 198.51.100.2:9001")
 FACTS = HostFacts("tap0", TAP0)
 NO_TAP = HostFacts("tap0")
@@ -170,7 +173,13 @@ TABLE = [
      "target", "fail", "from behind eth1 of the bridge br0", ""),
     # --- the connection
     (told(), "connection", "ok", "connected to 198.51.100.2:9001 for 1m 0s", ""),
-    (told(DOWN), "connection", "fail", "nobody has asked", "shadowmesh connect"),
+    (told(with_check(DOWN, health.peer(State.DISCONNECTED, None, **ASKED_NOBODY))),
+     "connection", "fail", "disconnected: nobody has asked", "`shadowmesh connect HOST:PORT`"),
+    (told(with_check(HELD, health.peer(State.DISCONNECTED, None, **ASKED_NOBODY, held=True))),
+     "connection", "fail", "disconnected: an operator has disconnected", "`shadowmesh connect`"),
+    (told(with_check(DOWN, health.peer(
+        State.DISCONNECTED, None, **ASKED_NOBODY, awaited=True, last_seen_at=NOW, port=9001))),
+     "connection", "fail", "waiting for the peer, last seen", "this one on TCP port 9001"),
     (told(with_check(ERROR, failing("peer", "x", remedy="the daemon keeps trying"))),
      "connection", "fail", "error: cannot reach 198.51.100.2:9001", "keeps trying"),
     (told(with_check(DOWN, failing("peer", "no key is configured", "not_configured"))),

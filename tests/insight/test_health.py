@@ -24,7 +24,9 @@ FAILING = [
     (health.peer(State.DISCONNECTED, None, **PEER | {"configured": False}), "not_configured",
      "warning", "no key", "encryption.key"),
     (health.peer(State.CONNECTING, Phase.WAITING_FOR_PEER, **PEER | {"last_error": "timeout"}),
-     "waiting_for_peer", "warning", "timeout", "other machine"),
+     "waiting_for_peer", "warning", "never seen: timeout", "other machine"),
+    (health.peer(State.DISCONNECTED, None, **PEER, awaited=True, last_seen_at=NOW, port=9001),
+     "waiting_for_peer", "warning", "last seen 2027-01-15 08:00 UTC", "TCP port 9001"),
     (health.peer(State.CONNECTING, Phase.HANDSHAKE, **PEER), "connecting", "warning",
      "handshake", "wait"),
     (health.peer(State.ERROR, None, **PEER | {"last_error": "key differs", "retries": True}),
@@ -61,6 +63,7 @@ PASSING = [
     health.tap("tap0", **TAP | {"is_up": None, "needed": False}),
     health.peer(State.CONNECTED, None, **PEER),
     health.peer(State.DISCONNECTED, None, **PEER),
+    health.peer(State.DISCONNECTED, None, **PEER, held=True),
     health.refused(None, None, 0.0),
     health.refused("192.0.2.1:5", "long ago", 601.0),
     health.strangers({}),
@@ -94,7 +97,7 @@ def test_a_passing_check_asks_for_nothing(check):
 
 def test_every_code_of_a_failure_is_its_own():
     codes = [(check.name, code) for check, code, *_ in FAILING]
-    again = {("peer", "cannot_connect"), ("path", "udp_unavailable")}
+    again = {("peer", "cannot_connect"), ("peer", "waiting_for_peer"), ("path", "udp_unavailable")}
     assert len(set(codes) - again) == len(codes) - 2 * len(again)
     assert {name for name, _ in codes} == {
         "tap", "peer", "refused", "strangers", "hub_lag", "clock", "queue", "certificate", "path", "disk",

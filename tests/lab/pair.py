@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import json
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Self
 
 from shadowmesh.netlab import Daemon, Net, introduce, wait_until
@@ -38,9 +40,23 @@ class Pair:
         return self
 
     def connect(self) -> Self:
+        self.let_in()
         self.left.connect()
         self.await_connected()
         return self
+
+    def let_in(self) -> None:
+        """Take back a disconnect on the right, which then waits for the left."""
+        if not self.right.status()["held"]:
+            return
+
+        def wait_for_the_left() -> None:
+            # Whether the left comes at all is for the test.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self.right.api("POST", "/connect")
+
+        Thread(target=wait_for_the_left, daemon=True).start()
+        wait_until(lambda: not self.right.status()["held"], 5, "the left is let in")
 
     def await_connected(self, timeout_s: float = 10.0) -> None:
         for daemon in self:

@@ -377,15 +377,41 @@ def terminating_during_a_dial_is_quick(directory: Path) -> None:
 
 
 @scenario
-def a_disconnect_here_is_not_undone_by_the_listener(directory: Path) -> None:
-    with connected_pair(directory) as pair:
+def a_disconnect_is_not_undone_by_the_other_side(directory: Path) -> None:
+    with connected_pair(directory, left=AUTO) as pair:
         assert pair.left.api("POST", "/disconnect")[0] == 200
         pair.right.wait_for(15, state="connecting", phase="waiting_for_peer")
         assert pair.left.host.taps() == []
         pair.left.connect()
         pair.await_connected()
-        assert pair.right.api("POST", "/disconnect")[0] == 200
+        assert pair.right.cli("disconnect").returncode == 0
         assert pair.right.host.taps() == []
+        assert "the peer is refused until `shadowmesh connect`" in pair.right.cli("status").stdout
+        # Not waiting for the 30 s after which it would dial by itself.
+        assert pair.left.api("POST", "/connect")[0] == 502
+        assert "its operator has disconnected" in pair.left.cli("status").stdout
+        assert pair.right.status()["state"] == "disconnected"
+        pair.let_in()
+        pair.await_connected(15)
+        assert [daemon.status()["reconnects"] for daemon in pair] == [0, 0]
+
+
+@scenario
+def a_listener_misses_its_peer_after_a_restart(directory: Path) -> None:
+    with connected_pair(directory) as pair:
+        pair.left.kill()
+        pair.right.wait_for(5, state="connecting", phase="waiting_for_peer")
+        pair.right.kill()
+        pair.right.start()
+        status = pair.right.status()
+        assert (status["state"], status["phase"]) == ("disconnected", "waiting_for_peer")
+        assert status["wanted"]
+        assert status["peer"]["last_seen_at"]
+        explained = pair.right.cli("explain").stdout
+        assert "waiting for the peer, last seen 20" in explained
+        assert "TCP port 9001" in explained
+        metrics = pair.right.api("GET", "/metrics")[1]
+        assert "shadowmesh_wanted 1.0" in str(metrics)
 
 
 @pytest.mark.parametrize("run", SCENARIOS, ids=lambda run: run.__name__)

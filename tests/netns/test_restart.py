@@ -101,7 +101,7 @@ def test_an_operator_may_disconnect_what_was_only_taken_over(connected):
     assert right.host.taps() == [right.tap]
     right.cli("disconnect")
     assert right.host.taps() == []
-    left.connect()
+    connected.connect()
     connected.assert_pings()
 
 

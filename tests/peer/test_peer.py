@@ -43,6 +43,8 @@ from shadowmesh.insight.events import NOBODY as NOBODY_RECORDS
 from shadowmesh.insight.status import Refused
 from shadowmesh.insight.vitals import Vitals
 from shadowmesh.link import tls
+from shadowmesh.peer.endings import Ended
+from shadowmesh.peer.last_seen import LastSeen
 from shadowmesh.peer.peer import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
 from shadowmesh.peer.verdicts import objection
 from shadowmesh.service.hub_lag import HubLag
@@ -164,8 +166,7 @@ def test_a_peer_that_left_is_taken_in_again(connected):
     dialling.manager.connect(None)
     listening.wait_for("connected")
     exchange(dialling, listening)
-    assert listening.peer.reconnects == 1
-    assert dialling.peer.reconnects == 0
+    assert [machine.peer.reconnects for machine in connected] == [0, 0], "it was said before"
     assert len(listening.taps) == 1
 
 
@@ -177,7 +178,6 @@ def test_connections_leave_no_descriptor_behind(pair):
         listening.wait_for("connected")
         dialling.manager.disconnect()
         listening.wait_for("connecting")
-        listening.manager.disconnect()
 
     round_trip()
     gc.collect()
@@ -243,11 +243,109 @@ def test_a_peer_whose_operator_disconnected_is_left_alone(make, automatic):
     if automatic:
         dialling.wait_for("connecting", "backoff")
         assert dialling.clock.fire() == PEER_DISCONNECT_PAUSE_S
-        listening.wait_for("connected")
+        dialling.wait_for("error")
+        assert "its operator has disconnected" in dialling.peer.last_error
+        assert dialling.peer.next_retry_at is not None
+        assert listening.state == "disconnected"
+        assert listening.peer.held
+        assert listening.manager.refused is None, "the operator knows"
     else:
         dialling.wait_for("disconnected")
         assert dialling.tap is None
         assert "disconnect" in dialling.peer.last_error
+
+
+def test_who_has_disconnected_lets_the_peer_in_again_by_connecting(make):
+    """Also a side that cannot dial: it then waits for the outcome like any other."""
+    listening = make().start()
+    dialling = make(clock=Clock()).trust(address=listening.address, auto_connect=True).start()
+    listening.wait_for("connected")
+    listening.manager.disconnect()
+    with pytest.raises(NotConnected, match="the peer is refused"):
+        listening.manager.disconnect()
+    call = outcome_of(listening.manager.connect, None)
+    listening.wait_for("connecting", "waiting_for_peer")
+    assert not listening.peer.held
+    assert dialling.clock.fire() == PEER_DISCONNECT_PAUSE_S
+    call.join()
+    assert call.exception is None
+    assert listening.state == "connected"
+    exchange(dialling, listening)
+    assert [machine.peer.reconnects for machine in (dialling, listening)] == [0, 0]
+
+
+def test_a_connect_that_waits_for_a_peer_that_does_not_come_goes_on_waiting(make, monkeypatch):
+    monkeypatch.setattr("shadowmesh.peer.manager.CONNECT_TIMEOUT_S", 0.01)
+    listening = make().start()
+    listening.manager.disconnect()
+    with pytest.raises(ConnectTimeout, match="let in again, has not come"):
+        listening.manager.connect(None)
+    assert (listening.state, listening.phase) == ("connecting", "waiting_for_peer")
+
+
+def test_a_side_that_cannot_dial_waits_for_its_peer_and_can_be_told_not_to(pair):
+    dialling, listening = pair
+    assert listening.peer.expected
+    assert not dialling.peer.expected, "its operator has to ask"
+    listening.manager.disconnect()
+    assert not listening.peer.expected
+    with pytest.raises(PeerRefused, match="its operator has disconnected"):
+        dialling.manager.connect(None)
+    assert listening.state == "disconnected"
+
+
+def test_an_operator_who_has_disconnected_the_dialling_side_is_not_overruled_by_the_peer(connected):
+    dialling, listening = connected
+    dialling.manager.disconnect()
+    listening.wait_for("connecting", "waiting_for_peer")
+    with pytest.raises(PeerRefused, match="its operator has disconnected"):
+        listening.manager.connect(dialling.address)
+    assert dialling.state == "disconnected"
+
+
+def test_a_changed_peer_in_the_configuration_ends_what_an_operator_wanted_of_the_old_one(pair):
+    dialling, listening = pair
+    listening.manager.disconnect()
+    config = listening.manager.config
+    pinned = replace(config.peer, public_key=dialling.identity.public_key)
+    listening.manager.reload(replace(config, peer=pinned))
+    wait_for(lambda: not listening.peer.held, "the peer is let in")
+    dialling.manager.connect(None)
+    listening.wait_for("connected")
+
+
+@pytest.mark.parametrize("how", ["link", "crash"])
+def test_both_sides_count_the_same_reconnects(make, how, monkeypatch):
+    """Whoever notices the loss first, and whether or not an operator is quicker than the timer."""
+    listening = make().start()
+    dialling = make(clock=Clock()).trust(address=listening.address).start()
+    for lost in range(3):
+        dialling.manager.connect(None)
+        listening.wait_for("connected")
+        wait_for(lambda: listening.peer.reconnects == dialling.peer.reconnects, "counted")
+        assert dialling.peer.reconnects == lost
+        if how == "link":
+            break_link(dialling)
+        else:  # the listener believes in the session until the peer comes anew
+            tunnel = dialling.peer.current
+            dialling.peer.ended(tunnel, Ended("gone without a word", "link_lost"))
+        dialling.wait_for("connecting", "backoff")
+
+
+def test_when_the_peer_was_last_here_is_known_after_a_restart(make, tmp_path):
+    listening = make().start()
+    assert listening.peer.last_seen.date is None
+    dialling = make(clock=Clock()).trust(address=listening.address).start()
+    dialling.manager.connect(None)
+    listening.wait_for("connected")
+    dialling.stop()
+    listening.wait_for("connecting", "waiting_for_peer")
+    directory = listening.manager.config.daemon.state_dir
+    assert abs(LastSeen(directory).date - time.time()) < 60
+    (directory / "last_seen").write_text("yesterday\n")
+    assert LastSeen(directory).date is None
+    assert LastSeen(directory / "empty.yaml").date is None, "no directory"
+    LastSeen(directory / "none").here()
 
 
 def test_a_restarted_peer_replaces_its_old_session(make):
@@ -616,11 +714,12 @@ def test_without_a_device_there_is_no_connection(pair, error):
     dialling.tap_error = None
     dialling.manager.connect(None)
     dialling.manager.disconnect()
-    listening.manager.disconnect()
+    listening.wait_for("connecting")
+    listening.device.close()
     listening.tap_error = error
     with pytest.raises(PeerRefused, match="busy"):
         dialling.manager.connect(None)
-    assert listening.state == "disconnected"
+    assert listening.phase == "waiting_for_peer"
     assert listening.peer.last_error == str(error)
 
 

@@ -10,6 +10,10 @@ does, and undoes it in reverse), links, keys, clocks.
                               connected --link lost-----> connecting
     an accepted peer leads to connected from everywhere; while connected it replaces the session
 
+A side that cannot dial waits for its peer in `disconnected`, and in `connecting` once there was a
+session. After a disconnect by an operator a peer that comes is refused (`peer.peer`) until somebody
+connects, on a side that cannot dial, too: then it waits in `connecting`.
+
 Source: interface.md, "State machine".
 """
 
