@@ -12,7 +12,7 @@ CIPHER_NAMES: Final[dict[str, int]]
 Event: TypeAlias = tuple[str, bytes] | tuple[str, int, int, bytes]
 
 #: (session number or None, key_id, inner_type, body, size, (host, port))
-Signal: TypeAlias = tuple[int | None, int, int, bytes, int, tuple[str, int]]
+Signal: TypeAlias = tuple[int | None, int, int, bytes, int, tuple[str, int], float]
 
 #: (time_ns, direction, frame_bytes, segment_bytes, data)
 Captured: TypeAlias = tuple[int, int, int, int, bytes]

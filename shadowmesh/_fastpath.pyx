@@ -243,9 +243,9 @@ cdef class DataPlane:
         """Return what the UDP thread has for the hub, oldest first, at most 128 entries.
 
         Returns:
-            ``(session, key_id, inner_type, body, size, (host, port))``: session is None for a
-            datagram that is not a record (STUN). body is cut at 1536 bytes, size is its real
-            length. Inner type 0 with an empty body: a record came from another address than the
+            ``(session, key_id, inner_type, body, size, (host, port), came_at)``: session is None
+            for a datagram that is not a record (STUN). body is cut at 1536 bytes, size is its
+            real length. came_at: when the thread received it, boot-time seconds. Inner type 0 with an empty body: a record came from another address than the
             one before.
         """
         cdef inbox_t *inbox = self.plane.udp.inbox
@@ -264,7 +264,7 @@ cdef class DataPlane:
                 None if signal.session < 0 else signal.session,
                 signal.key_id, signal.inner_type,
                 PyBytes_FromStringAndSize(<char *>signal.bytes, held), signal.size,
-                load_address(&signal.source),
+                load_address(&signal.source), signal.came_ns * 1e-9,
             ))
         pthread_mutex_unlock(&self.plane.rx_lock)
         return out

@@ -96,6 +96,7 @@ ctypedef struct signal_t:       # something on UDP that the hub has to deal with
     uint32_t key_id
     uint8_t inner_type
     uint32_t size               # of the body or datagram; `bytes` holds at most SIGNAL_BYTES of it
+    uint64_t came_ns            # boot time
     address_t source
     uint8_t bytes[SIGNAL_BYTES]
 

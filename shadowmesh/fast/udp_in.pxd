@@ -34,7 +34,7 @@ cdef inline void refuse(udp_t *udp, int reason) noexcept nogil:
 
 cdef inline void signal_hub(udp_t *udp, int session, uint32_t key_id, uint8_t inner_type,
                             const address_t *source, const uint8_t *body,
-                            size_t body_bytes) noexcept nogil:
+                            size_t body_bytes, uint64_t now_ns) noexcept nogil:
     # Queues something for the hub; what does not fit is dropped and counted. Half of the queue is
     # kept for what is authentic: anybody can send datagrams that look like STUN.
     cdef inbox_t *inbox = udp.inbox
@@ -48,6 +48,7 @@ cdef inline void signal_hub(udp_t *udp, int session, uint32_t key_id, uint8_t in
     signal.key_id = key_id
     signal.inner_type = inner_type
     signal.size = <uint32_t>body_bytes
+    signal.came_ns = now_ns
     signal.source = source[0]
     memcpy(signal.bytes, body, body_bytes if body_bytes < SIGNAL_BYTES else SIGNAL_BYTES)
     if inbox.signal_count == 1:
@@ -185,7 +186,7 @@ cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t coun
         take_fragment(plane, epoch.local_key_id, counter, inner, inner_bytes, now_ns)
     elif inner[0] in (INNER_PROBE, INNER_PROBE_ANSWER, INNER_CLOSE):
         signal_hub(&plane.udp, epoch.session, epoch.local_key_id, inner[0], source,
-                   inner + 1, inner_bytes - 1)
+                   inner + 1, inner_bytes - 1, now_ns)
     elif inner[0] != INNER_PADDING:
         refuse(&plane.udp, REFUSED_TYPE)
 
@@ -198,7 +199,7 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
     cdef epoch_t *epoch
     cdef session_t *session
     if length and p[0] <= STUN_FIRST_BYTE_MAX:
-        signal_hub(&plane.udp, -1, 0, 0, source, p, length)
+        signal_hub(&plane.udp, -1, 0, 0, source, p, length, now_ns)
         return
     if length < AAD_BYTES + 1 + CHACHA_TAG_BYTES or sm_load32(p) != KIND_UDP:
         refuse(&plane.udp, REFUSED_UNKNOWN)
@@ -228,7 +229,7 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
     if not same_address(&session.udp_source, source):
         # Authentic from a new address: the hub proves the address before anything goes there.
         session.udp_source = source[0]
-        signal_hub(&plane.udp, epoch.session, key_id, INNER_PADDING, source, p, 0)
+        signal_hub(&plane.udp, epoch.session, key_id, INNER_PADDING, source, p, 0, now_ns)
     take_record(plane, epoch, counter, source, p + AAD_BYTES,
                 length - AAD_BYTES - tag_bytes(epoch.cipher), now_ns)
 

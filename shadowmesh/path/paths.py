@@ -37,6 +37,7 @@ from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.device import addresses
 from shadowmesh.insight.events import NOBODY
 from shadowmesh.path.pings import Pings
+from shadowmesh.path.stopwatch import Stopwatch
 from shadowmesh.path.traversal import MOVED_SPACING_S
 from shadowmesh.wire import control
 from shadowmesh.wire.path import events
@@ -96,6 +97,8 @@ class Paths:
         """
         self.switches = 0
         self.pings = Pings()
+        self._stopwatch = Stopwatch(clock)
+        self._question_came_at = 0.0
         self._session = session
         self._port = port
         self._traversal = traversal
@@ -210,7 +213,10 @@ class Paths:
     def ping(self, token: bytes) -> bool:
         """Send a probe along the UDP path that carries the frames; False when it cannot be."""
         to = self._machine.active
-        return to is not None and self._send(Inner.PROBE, control.encode_probe(token), to) == 0
+        if to is None:
+            return False
+        self._stopwatch.departs(token)
+        return self._send(Inner.PROBE, control.encode_probe(token), to) == 0
 
     def send_close(self, body: bytes) -> None:
         """Say goodbye over UDP, for want of a link. It may be lost, so it is said twice."""
@@ -288,19 +294,29 @@ class Paths:
         return errors["EMSGSIZE"] + errors["other"]
 
     def _on_signal(
-        self, inner_type: int, body: bytes, size: int, source: Endpoint, key_id: int
+        self,
+        inner_type: int,
+        body: bytes,
+        size: int,
+        source: Endpoint,
+        key_id: int,
+        came_at: float,
     ) -> None:
-        """Something authenticated that is not a frame came over UDP."""
+        """Something authenticated that is not a frame came over UDP, at `came_at`."""
         now = self._clock()
         try:
             match inner_type:
                 case Inner.PROBE:
-                    token = control.decode_probe(body).token
-                    self._machine.probe_received(source, token, size, now)
+                    probe = control.decode_probe(body)
+                    self._question_came_at = came_at
+                    self._machine.probe_received(source, probe.token, size, now, timed=probe.timed)
                 case Inner.PROBE_ANSWER:
                     answer = control.decode_probe_answer(body)
-                    self.pings.answered(answer.token)
-                    rtt_s = self._machine.answer_received(source, answer.token, answer.seen, now)
+                    taken_s = self._stopwatch.stop(answer.token, came_at, answer.held_s)
+                    self.pings.answered(answer.token, taken_s)
+                    rtt_s = self._machine.answer_received(
+                        source, answer.token, answer.seen, now, rtt_s=taken_s
+                    )
                     if rtt_s is not None:
                         self._recorder.round_trip("udp", rtt_s)
                 case Inner.CLOSE:
@@ -326,7 +342,9 @@ class Paths:
                 case events.SendProbe(endpoint, token, size):
                     self._probe(endpoint, token, size, now)
                 case events.SendProbeAnswer(endpoint, probe):
-                    answer = control.answer_probe(probe, endpoint)
+                    # Asked and answered within one call: the question is the last one that came.
+                    held_s = self._clock() - self._question_came_at
+                    answer = control.answer_probe(probe, endpoint, held_s)
                     if answer is not None:
                         self._send(Inner.PROBE_ANSWER, answer, endpoint)
                 case events.UsePath(path, endpoint, mtu):
@@ -358,6 +376,7 @@ class Paths:
     def _probe(self, to: Endpoint, token: bytes, size: int, now: float) -> None:
         if not self._port.reaches(to) or self._leads_into_tunnel(to):
             return
+        self._stopwatch.departs(token)
         number = self._send(Inner.PROBE, control.encode_probe(token, size), to)
         if number == errno.EMSGSIZE:
             self._machine.datagram_too_big(size + self._overhead, now)

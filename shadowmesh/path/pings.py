@@ -7,7 +7,6 @@ which path it takes; the probes that keep a path alive are not among them.
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Final
 
 from gevent import Timeout
@@ -31,7 +30,7 @@ class Pings:
     def round_trip(
         self, send: Callable[[bytes], bool], timeout_s: float = PING_TIMEOUT_S
     ) -> float | None:
-        """Send one probe and return the seconds until its answer; None when none came.
+        """Send one probe and return the seconds that it was on the way; None when none came back.
 
         Args:
             send: sends a probe with this token; False when it cannot.
@@ -39,18 +38,18 @@ class Pings:
         token = os.urandom(PROBE_TOKEN_BYTES)
         answered: AsyncResult = AsyncResult()
         self._waiting[token] = answered
-        sent_at = time.monotonic()
         try:
             if not send(token):
                 return None
-            return answered.get(timeout=timeout_s) - sent_at
+            rtt_s: float = answered.get(timeout=timeout_s)
+            return rtt_s
         except Timeout:
             return None
         finally:
             del self._waiting[token]
 
-    def answered(self, token: bytes) -> None:
-        """An answer came; tokens of nobody are ignored."""
+    def answered(self, token: bytes, rtt_s: float | None) -> None:
+        """An answer came, after so many seconds on the way; tokens of nobody are ignored."""
         waiting = self._waiting.get(token)
-        if waiting is not None:
-            waiting.set(time.monotonic())
+        if waiting is not None and rtt_s is not None:
+            waiting.set(rtt_s)

@@ -48,8 +48,8 @@ _IPV6_MTU_DISCOVER: Final = 23
 #: DF is set and what ICMP says about the path is not believed (protocol section 6)
 _PMTUDISC_PROBE: Final = 3
 
-#: inner type, body (cut at 1536 bytes), its real size, whence, the local key id
-Receiver = Callable[[int, bytes, int, Endpoint, int], None]
+#: inner type, body (cut at 1536 bytes), its real size, whence, the local key id, when (boot time)
+Receiver = Callable[[int, bytes, int, Endpoint, int, float], None]
 
 _log = log.get("udp")
 
@@ -216,13 +216,13 @@ class UdpPort:
             watcher.close()
 
     def _hand_out(self, signal: Signal) -> None:
-        number, key_id, inner_type, body, size, (host, port) = signal
+        number, key_id, inner_type, body, size, (host, port), came_at = signal
         source = Endpoint(ip_address(host), port)
         try:
             if number is None:
                 if self.on_stun is not None:
                     self.on_stun(body, source)
             elif number in self._receivers:
-                self._receivers[number](inner_type, body, size, source, key_id)
+                self._receivers[number](inner_type, body, size, source, key_id, came_at)
         except Exception:  # noqa: BLE001 - the socket goes on for everybody, whatever came
             _log.limited(60).exception("a datagram could not be dealt with", source=source)

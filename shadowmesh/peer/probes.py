@@ -10,9 +10,11 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from shadowmesh.base import log
+from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import PROBE_TOKEN_BYTES, Inner
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.path.pings import Pings
+from shadowmesh.path.stopwatch import Stopwatch
 from shadowmesh.wire import control
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 #: weight of a new round trip in the smoothed one, as TCP does it (RFC 6298, section 2)
 RTT_GAIN: Final = 1 / 8
+#: the same for a shorter one: what is longer has waited somewhere, often for this very process
+RTT_FAST_GAIN: Final = 1 / 2
 #: probes whose answer is awaited; the oldest is forgotten for a new one
 MAX_PROBES: Final = 8
 
@@ -49,6 +53,7 @@ class Probes:
         self._session = session
         self._recorder = recorder
         self._pings = Pings()
+        self._stopwatch = Stopwatch()
         self._sent_at: dict[bytes, float] = {}
 
     @property
@@ -59,7 +64,7 @@ class Probes:
     def send(self, now: float) -> None:
         """Send one probe."""
         token = os.urandom(PROBE_TOKEN_BYTES)
-        if not try_to_send(self._session, Inner.PROBE, control.encode_probe(token)):
+        if not self._send(token):
             return
         while len(self._sent_at) >= MAX_PROBES:
             del self._sent_at[next(iter(self._sent_at))]
@@ -67,17 +72,19 @@ class Probes:
 
     def ping(self) -> float | None:
         """Measure one round trip; waits for the answer. None when none came."""
-        return self._pings.round_trip(
-            lambda token: try_to_send(self._session, Inner.PROBE, control.encode_probe(token))
-        )
+        return self._pings.round_trip(self._send)
 
-    def answer(self, body: bytes, seen: control.Endpoint) -> None:
-        """Answer a probe of the peer's, whom we see at this address.
+    def _send(self, token: bytes) -> bool:
+        self._stopwatch.departs(token)
+        return try_to_send(self._session, Inner.PROBE, control.encode_probe(token))
+
+    def answer(self, body: bytes, seen: control.Endpoint, came_at: float) -> None:
+        """Answer a probe of the peer's, whom we see at this address, that came at that moment.
 
         Raises:
             RemoteProtocolError: it is no probe.
         """
-        answer = control.answer_probe(control.decode_probe(body), seen)
+        answer = control.answer_probe(control.decode_probe(body), seen, boottime() - came_at)
         if answer is not None:
             try_to_send(self._session, Inner.PROBE_ANSWER, answer)
 
@@ -87,11 +94,12 @@ class Probes:
         Raises:
             RemoteProtocolError: it is none.
         """
-        token = control.decode_probe_answer(body).token
-        self._pings.answered(token)
-        sent_at = self._sent_at.pop(token, None)
-        if sent_at is not None:
-            rtt_s = now - sent_at
+        answer = control.decode_probe_answer(body)
+        token = answer.token
+        rtt_s = self._stopwatch.stop(token, now, answer.held_s)
+        self._pings.answered(token, rtt_s)
+        if self._sent_at.pop(token, None) is not None and rtt_s is not None:
             self._recorder.round_trip("wss", rtt_s)
             before = rtt_s if self.rtt_s is None else self.rtt_s
-            self.rtt_s = before + RTT_GAIN * (rtt_s - before)
+            gain = RTT_GAIN if rtt_s > before else RTT_FAST_GAIN
+            self.rtt_s = before + gain * (rtt_s - before)

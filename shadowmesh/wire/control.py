@@ -13,9 +13,12 @@ front of a body, how records are sealed, or what any of the messages leads to.
       4 CANDIDATES     u8 count (at most 8), count x ( u8 kind | endpoint )
       5 PUNCH_NOW      nothing
     close         u8 reason | UTF-8 text of at most 64 bytes
-    probe         8 random bytes | padding
-    probe answer  the same 8 bytes | endpoint
+    probe         8 random bytes | u8 1: say how long you held it | padding
+    probe answer  the same 8 bytes | endpoint | u32 microseconds held, only if that was asked for
     endpoint      u8 family (4, 6; 0: unknown, in a probe answer only) | u16 port | 4, 16, 0 bytes
+
+A probe of version 0.1 has zeros for padding and gets an answer without the time, and 0.1 does not
+look at the padding of ours.
 
 Integers are little-endian, an address is in network order. A body with bytes left over is
 refused. Source: protocol sections 6 and 8.
@@ -47,9 +50,13 @@ _ENDPOINT: Final = struct.Struct("<BH")
 _ACCEPT_RESERVED: Final = bytes(6)
 _FAMILY_UNKNOWN: Final = 0
 
-#: an answer that holds an IPv6 address; a probe of this size can always be answered in full,
-#: because an answer is never larger than the probe (protocol section 8)
-PROBE_MIN_BYTES: Final = PROBE_TOKEN_BYTES + _ENDPOINT.size + 16
+_HELD: Final = struct.Struct("<I")
+_SAY_HELD: Final = b"\x01"
+_MICROSECONDS: Final = 1_000_000
+
+#: an answer that holds an IPv6 address and the time; a probe of this size can always be answered in
+#: full, because an answer is never larger than the probe (protocol section 8)
+PROBE_MIN_BYTES: Final = PROBE_TOKEN_BYTES + _ENDPOINT.size + 16 + _HELD.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +144,25 @@ class Close:
 class Probe:
     """A question that whoever holds the keys at an address answers.
 
-    `token` is 8 random bytes; `size` is the length of the whole body in bytes.
+    `token` is 8 random bytes; `size` is the length of the whole body in bytes; `timed`: the answer
+    shall say how long it took to make.
     """
 
     token: bytes = field(repr=False)
     size: int = PROBE_MIN_BYTES
+    timed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeAnswer:
-    """The probe's token, and the address that the probe came from; None when unknown."""
+    """The probe's token, and the address that the probe came from; None when unknown.
+
+    `held_s` is how long its receiver had the probe before it answered; None: it does not say.
+    """
 
     token: bytes = field(repr=False)
     seen: Endpoint | None = None
+    held_s: float | None = None
 
 
 def encode_control(message: ControlMessage) -> bytes:
@@ -239,16 +252,16 @@ def decode_close(body: bytes) -> Close:
 
 
 def encode_probe(token: bytes, size: int = PROBE_MIN_BYTES) -> bytes:
-    """Return a probe of `size` bytes: the 8 bytes of token, then zeros.
+    """Return a probe of `size` bytes that wants a timed answer.
 
     Raises:
-        LocalProtocolError: token not of 8 bytes, or size below 27, which is what a full answer
+        LocalProtocolError: token not of 8 bytes, or size below 31, which is what a full answer
             needs.
     """
     _check_token(token)
     if size < PROBE_MIN_BYTES:
         raise LocalProtocolError(f"probe of {size} bytes, at least {PROBE_MIN_BYTES} are needed")
-    return token.ljust(size, b"\0")
+    return (token + _SAY_HELD).ljust(size, b"\0")
 
 
 def decode_probe(body: bytes) -> Probe:
@@ -259,28 +272,35 @@ def decode_probe(body: bytes) -> Probe:
     """
     if len(body) < PROBE_TOKEN_BYTES:
         raise RemoteProtocolError(f"probe of {len(body)} bytes, at least 8 were wanted")
-    return Probe(body[:PROBE_TOKEN_BYTES], len(body))
+    token, rest = body[:PROBE_TOKEN_BYTES], body[PROBE_TOKEN_BYTES:]
+    return Probe(token, len(body), rest[:1] == _SAY_HELD)
 
 
-def answer_probe(probe: Probe, seen: Endpoint | None) -> bytes | None:
+def answer_probe(probe: Probe, seen: Endpoint | None, held_s: float = 0.0) -> bytes | None:
     """Return the answer to a probe, None when the probe is too small to be answered.
 
-    An answer larger than its probe would let a forged source amplify traffic, so the address
-    is left out when it does not fit. Source: protocol section 8.
+    An answer larger than its probe would let a forged source amplify traffic, so what does not fit
+    is left out: first the time that we have held it, then the address. Source: protocol section 8.
     """
-    for endpoint in (seen, None):
-        answer = encode_probe_answer(ProbeAnswer(probe.token, endpoint))
+    held = held_s if probe.timed else None
+    for endpoint, time_s in ((seen, held), (seen, None), (None, None)):
+        answer = encode_probe_answer(ProbeAnswer(probe.token, endpoint, time_s))
         if len(answer) <= probe.size:
             return answer
     return None
 
 
 def encode_probe_answer(answer: ProbeAnswer) -> bytes:
-    """Return the body of a probe answer: 11, 15 or 27 bytes."""
+    """Return the body of a probe answer: 11, 15 or 27 bytes, and 4 more with the time held."""
     _check_token(answer.token)
     if answer.seen is None:
-        return answer.token + _ENDPOINT.pack(_FAMILY_UNKNOWN, 0)
-    return answer.token + _encode_endpoint(answer.seen)
+        endpoint = _ENDPOINT.pack(_FAMILY_UNKNOWN, 0)
+    else:
+        endpoint = _encode_endpoint(answer.seen)
+    if answer.held_s is None:
+        return answer.token + endpoint
+    held = min(max(0, round(answer.held_s * _MICROSECONDS)), 0xFFFFFFFF)
+    return answer.token + endpoint + _HELD.pack(held)
 
 
 def decode_probe_answer(body: bytes) -> ProbeAnswer:
@@ -290,13 +310,17 @@ def decode_probe_answer(body: bytes) -> ProbeAnswer:
         RemoteProtocolError: cut short, bytes left over, or an unknown address family.
     """
     token, rest = body[:PROBE_TOKEN_BYTES], body[PROBE_TOKEN_BYTES:]
-    if rest[:1] == bytes([_FAMILY_UNKNOWN]):
-        if len(rest) != _ENDPOINT.size:
-            raise RemoteProtocolError("probe answer without address has the wrong length")
-        return ProbeAnswer(token)
-    seen, rest = _take_endpoint(rest)
-    _want_end(rest, "probe answer")
-    return ProbeAnswer(token, seen)
+    seen: Endpoint | None = None
+    if rest[:1] == bytes([_FAMILY_UNKNOWN]) and len(rest) >= _ENDPOINT.size:
+        rest = rest[_ENDPOINT.size :]
+    else:
+        seen, rest = _take_endpoint(rest)
+    if not rest:
+        return ProbeAnswer(token, seen)
+    _want_end(rest[_HELD.size :], "probe answer")
+    if len(rest) != _HELD.size:
+        raise RemoteProtocolError("the time in a probe answer is cut short")
+    return ProbeAnswer(token, seen, _HELD.unpack(rest)[0] / _MICROSECONDS)
 
 
 def is_usable(candidate: Candidate, tunnel: Iterable[Network] = ()) -> bool:

@@ -19,7 +19,14 @@ from shadowmesh.device.addresses import HostNetwork
 from shadowmesh.path import paths as paths_module
 from shadowmesh.path.paths import Paths
 from shadowmesh.wire import control
-from shadowmesh.wire.control import Candidate, CandidateKind, Candidates, Endpoint, PunchNow
+from shadowmesh.wire.control import (
+    Candidate,
+    CandidateKind,
+    Candidates,
+    Endpoint,
+    ProbeAnswer,
+    PunchNow,
+)
 from shadowmesh.wire.path.rules import Transport
 
 PEER = Endpoint(ip_address("192.0.2.2"), 9001)
@@ -141,7 +148,7 @@ class Rig:
 
     def signal(self, kind, body=b"", source=PEER, size=None):
         receiver = self.port.receivers[self.session.number]
-        receiver(kind, body, len(body) if size is None else size, source, 0x77)
+        receiver(kind, body, len(body) if size is None else size, source, 0x77, time.monotonic())
 
     def offer(self, *endpoints):
         """The peer tells its candidates and asks for a round."""
@@ -425,3 +432,23 @@ def test_stopped_paths_hold_nobody_and_are_held_by_nobody():
         assert stopped() is None
     finally:
         gc.enable()
+
+
+def test_the_round_trip_is_that_of_a_frame_and_not_of_busy_event_loops(rig, monkeypatch):
+    """The data plane says when the answer came, the peer how long it had the question."""
+    rig.offer(PEER)
+    token = next(body[:8] for kind, body, _ in rig.session.sent if kind == Inner.PROBE)
+    departed = rig.paths._stopwatch._departed[token]
+    answer = control.encode_probe_answer(ProbeAnswer(token, Endpoint(OURS, 9001), held_s=0.5))
+    receiver = rig.port.receivers[rig.session.number]
+    receiver(Inner.PROBE_ANSWER, answer, len(answer), PEER, 0x77, departed + 0.5003)
+    [report] = rig.paths.report()
+    assert report.rtt_ms == pytest.approx(0.3, abs=0.01)
+
+
+def test_an_answer_says_how_long_the_question_lay_here(rig):
+    receiver = rig.port.receivers[rig.session.number]
+    question = control.encode_probe(b"8 bytes!")
+    receiver(Inner.PROBE, question, len(question), PEER, 0x77, time.monotonic() - 0.2)
+    [answer] = [body for kind, body, _ in rig.session.sent if kind == Inner.PROBE_ANSWER]
+    assert 0.2 <= control.decode_probe_answer(answer).held_s < 60

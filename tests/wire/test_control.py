@@ -164,16 +164,18 @@ def test_close_text_loses_control_characters_and_bad_utf8() -> None:
     assert control.decode_close(body) == Close(CloseReason.POLICY, "a[2Jb\ufffd!")
 
 
-@given(tokens, st.integers(27, 1500))
+@given(tokens, st.integers(31, 1500))
 def test_probes_survive_the_round_trip(token: bytes, size: int) -> None:
     body = control.encode_probe(token, size)
     assert len(body) == size
-    assert control.decode_probe(body) == Probe(token, size)
+    assert control.decode_probe(body) == Probe(token, size, timed=True)
 
 
-@given(tokens, st.none() | endpoints)
-def test_probe_answers_survive_the_round_trip(token: bytes, seen: Endpoint | None) -> None:
-    answer = ProbeAnswer(token, seen)
+@given(tokens, st.none() | endpoints, st.none() | st.integers(0, 0xFFFFFFFF))
+def test_probe_answers_survive_the_round_trip(
+    token: bytes, seen: Endpoint | None, held_us: int | None
+) -> None:
+    answer = ProbeAnswer(token, seen, None if held_us is None else held_us / 1_000_000)
     assert control.decode_probe_answer(control.encode_probe_answer(answer)) == answer
 
 
@@ -206,8 +208,41 @@ def test_an_answer_is_never_larger_than_its_probe(body: bytes, seen: Endpoint | 
     assert len(answer) <= len(body)
     decoded = control.decode_probe_answer(answer)
     assert decoded.token == body[:8]
+    assert decoded.held_s is None or body[8] == 1
     if len(body) >= control.PROBE_MIN_BYTES:
         assert decoded.seen == seen
+
+
+def test_a_timed_probe_is_told_how_long_it_was_held() -> None:
+    probe = control.decode_probe(control.encode_probe(b"8 bytes!"))
+    assert probe.timed
+    for seen in (None, Endpoint(IPv4Address("192.0.2.1"), 5)):
+        answer = control.answer_probe(probe, seen, 0.001_234_4)
+        assert answer is not None
+        assert control.decode_probe_answer(answer) == ProbeAnswer(b"8 bytes!", seen, 0.001_234)
+
+
+@pytest.mark.parametrize("held_s", [-1.0, 1e9])
+def test_a_time_that_does_not_fit_is_told_as_the_nearest_that_does(held_s: float) -> None:
+    answer = control.encode_probe_answer(ProbeAnswer(bytes(8), None, held_s))
+    decoded = control.decode_probe_answer(answer).held_s
+    assert decoded == pytest.approx(0.0 if held_s < 0 else 0xFFFFFFFF * 1e-6)
+
+
+def test_version_0_1_gets_the_answer_that_it_knows_and_takes_our_probe() -> None:
+    """It sends 27 bytes with zeros, and refuses an answer with bytes left over."""
+    old = control.decode_probe(b"8 bytes!".ljust(27, b"\0"))
+    assert not old.timed
+    seen = Endpoint(IPv6Address("2001:db8::1"), 5)
+    answer = control.answer_probe(old, seen, 0.5)
+    assert answer is not None
+    assert len(answer) == 27
+
+
+@pytest.mark.parametrize("extra", [1, 3, 5])
+def test_a_time_of_another_length_is_refused(extra: int) -> None:
+    with pytest.raises(RemoteProtocolError):
+        control.decode_probe_answer(bytes(8) + bytes(3) + bytes(extra))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shadowmesh.base.constants import MAX_CANDIDATES, PUNCH_MAX_PROBES
 from shadowmesh.base.errors import LocalProtocolError
-from shadowmesh.wire.control import Candidate, CandidateKind, Endpoint
+from shadowmesh.wire.control import PROBE_MIN_BYTES, Candidate, CandidateKind, Endpoint
 from shadowmesh.wire.path.candidates import choose_candidates
 from shadowmesh.wire.path.events import (
     AskPunch,
@@ -543,7 +543,7 @@ def test_sending_into_silence_asks_after_500_ms_and_gives_up_after_three_probes(
         path.data_sent(now)
         path.handle_timeout(now)
         for event in events(path):
-            if isinstance(event, SendProbe) and event.size == 27 and fell is None:
+            if isinstance(event, SendProbe) and event.size == PROBE_MIN_BYTES and fell is None:
                 asked.append(round(now, 2))
             if isinstance(event, UsePath):
                 fell = round(now, 2)
@@ -662,7 +662,7 @@ def test_an_idle_path_gets_one_small_probe_in_15_s():
     lab.run(150.0)
     late = lab.a.probes[before:]
     assert 10 <= len(late) <= 14  # and two to the other address
-    assert {probe.size for _, probe in late} == {27}
+    assert {probe.size for _, probe in late} == {PROBE_MIN_BYTES}
 
 
 def test_another_proven_address_takes_over_before_wss_has_to():
@@ -1026,7 +1026,7 @@ def test_whatever_comes_frames_go_only_where_a_probe_was_answered(actions):
             path.handle_timeout(now)
         for event in events(path):
             if isinstance(event, SendProbe):
-                assert event.size >= 27
+                assert event.size >= PROBE_MIN_BYTES
                 open_probes.append(event)
             elif isinstance(event, UsePath):
                 use = event
@@ -1045,7 +1045,7 @@ def test_the_overhead_makes_a_padded_probe_as_long_as_the_size_it_asks_for():
     events(path)
     path.handle_timeout(0.01)
     sizes = sorted(probe.size + OVERHEAD for probe in probes(path))
-    assert sizes == [27 + OVERHEAD, 1232]
+    assert sizes == [PROBE_MIN_BYTES + OVERHEAD, 1232]
 
 
 def test_boxes_of_the_twin_behave_as_their_names_say():

@@ -179,7 +179,9 @@ class PathMachine:
             self._leave_if_narrow(self._active, now)
             self._tell_mtu()
 
-    def probe_received(self, source: Endpoint, token: bytes, size: int, now: float) -> None:
+    def probe_received(
+        self, source: Endpoint, token: bytes, size: int, now: float, *, timed: bool = False
+    ) -> None:
         """A probe of the peer came; `size` is that of its body. Answers it, and asks back."""
         if self._transport is Transport.OFF:
             return
@@ -187,14 +189,21 @@ class PathMachine:
         if remote is None:
             return
         self._heard_at = now
-        self._events.append(events.SendProbeAnswer(source, Probe(token, size)))
+        self._events.append(events.SendProbeAnswer(source, Probe(token, size, timed)))
         self._ask_back(remote, now)
 
     def answer_received(
-        self, source: Endpoint, token: bytes, seen: Endpoint | None, now: float
+        self,
+        source: Endpoint,
+        token: bytes,
+        seen: Endpoint | None,
+        now: float,
+        *,
+        rtt_s: float | None = None,
     ) -> float | None:
         """An answer came; `seen` is where the peer saw our probe come from, if it says.
 
+        `rtt_s` is how long both were on the way; None: for all the time since the probe was sent.
         Return the round trip in seconds; None when it proves none.
         """
         sent = self._probes.take(token)
@@ -208,7 +217,7 @@ class PathMachine:
                 self._ask_back(remote, now)
             return None
         remote = sent.remote
-        rtt_s = now - sent.at
+        rtt_s = now - sent.at if rtt_s is None else rtt_s
         remote.answered(rtt_s, now, padded=sent.padded is not None)
         if sent.padded is not None:
             remote.narrow = False
