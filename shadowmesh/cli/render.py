@@ -13,6 +13,7 @@ import click
 
 from shadowmesh.base.units import count, duration, size
 from shadowmesh.cli.output import parse_time, text
+from shadowmesh.insight.status import SILENT_PROBES
 
 #: width of the first column and the space behind it
 _LABEL_WIDTH = 10
@@ -122,7 +123,7 @@ def _path(snapshot: Snapshot) -> str:
 
 
 def _other_paths(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
-    """The ways to the peer that work; the first of them carries the data."""
+    """The ways to the peer that work or have worked; the first of them carries the data."""
     paths = snapshot.get("paths")
     for path in paths if isinstance(paths, list) else []:
         if not isinstance(path, dict) or not (path.get("proven") or path.get("active")):
@@ -130,9 +131,13 @@ def _other_paths(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
         parts = [f"{text(path.get('path'))} {text(path.get('address'))}"]
         if path.get("kind"):
             parts.append(text(path["kind"]))
-        if path.get("rtt_ms") is not None:
+        unanswered = path.get("unanswered")
+        silent = isinstance(unanswered, int) and unanswered >= SILENT_PROBES
+        if silent:
+            parts.append(f"silent now, {unanswered} probes without an answer")
+        if path.get("rtt_ms") is not None and not silent:
             parts.append(f"{path['rtt_ms']:.2f} ms")
-        if path.get("loss") is not None:
+        if path.get("loss") is not None and not silent:
             parts.append(f"{path['loss'] * 100:.0f} % lost")
         if path.get("payload_bytes") is not None:
             parts.append(f"datagrams of {path['payload_bytes']} bytes")

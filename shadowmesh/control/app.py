@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from shadowmesh.control.callers import Caller
     from shadowmesh.insight.events import FlightRecorder
     from shadowmesh.insight.explain import Explanation
+    from shadowmesh.insight.history import Report
     from shadowmesh.insight.status import Health, Pong, Snapshot
 
 _log = log.get("api")
@@ -98,6 +99,10 @@ class Control(Protocol):
         Args:
             target: MAC or IP address that it is for; None: any.
         """
+        ...
+
+    def history(self) -> Report:
+        """What the tunnel carried in the last hour."""
         ...
 
 
@@ -233,6 +238,9 @@ class _Handlers:
 
     def explain(self, target: str | None) -> Response:
         return _json(self._control.explain(target).to_dict())
+
+    def history(self) -> Response:
+        return _json(self._control.history().to_dict())
 
     def live(self) -> Response:
         return _json({"schema": SCHEMA, "status": "alive"})

@@ -19,6 +19,7 @@ from shadowmesh import __version__
 from shadowmesh.control.routes import ROUTES, Refusal, Route, Value, refusals
 from shadowmesh.insight.events import Event
 from shadowmesh.insight.explain import Step
+from shadowmesh.insight.history import Stretch
 from shadowmesh.insight.status import SCHEMA, STATES, Check, Pong, Snapshot
 
 Json = dict[str, Any]
@@ -55,6 +56,7 @@ def document(*, closed: bool = False) -> Json:
     _add(schemas, Check)
     _add(schemas, Pong)
     _add(schemas, Step)
+    _add(schemas, Stretch)
     schemas.update(_envelopes())
     content = {
         "openapi": "3.1.0",
@@ -230,6 +232,17 @@ def _envelopes() -> Json:
                 },
             }
         ),
+        "History": _object(
+            {
+                "schema": number,
+                "now": {"type": "string", "format": "date-time", "description": "when it was told"},
+                "stretches": {
+                    "type": "array",
+                    "items": {"$ref": "#/components/schemas/Stretch"},
+                    "description": "the finest resolution first; none in the first second",
+                },
+            }
+        ),
         "Events": _object(
             {
                 "schema": number,
@@ -322,7 +335,9 @@ def _member(schemas: Json, name: str, hint: Any) -> Json:
             "type": "object",
             "additionalProperties": True if value is Any else _member(schemas, name, value),
         }
-    if hint is float and (name in ("since", "now", "time") or name.endswith(("_at", "_after"))):
+    if hint is float and (
+        name in ("since", "now", "time", "until") or name.endswith(("_at", "_after"))
+    ):
         return {"type": "string", "format": "date-time"}
     return {"type": _BASIC[hint]}
 

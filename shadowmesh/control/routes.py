@@ -225,6 +225,11 @@ ROUTES: Final = (
         ),
     ),
     Route(
+        "GET", "/history", "history", Right.VIEW, "What the tunnel carried in the last hour", "History",
+        "Throughput, round trip and drops in two resolutions: the last 5 minutes by the second, the "
+        "last hour by 15 seconds. In memory, since the daemon started; null where nobody looked.",
+    ),
+    Route(
         "GET", "/capture", "capture", Right.CHANGE, "The frames that cross the tunnel, as pcapng",
         "application/x-pcapng",
         "Goes on until `count` or `duration_ms` is reached, the client closes its sending half or "

@@ -11,6 +11,7 @@ __all__ = [
     "explain",
     "health",
     "histogram",
+    "history",
     "metrics",
     "pcapng",
     "resources",

@@ -30,7 +30,16 @@ from shadowmesh.base.units import count, duration, size
 from shadowmesh.device.facts import HostFacts, Target, Whereabouts, format_mac
 from shadowmesh.device.tap import stable_mac
 from shadowmesh.insight.reasons import DROPPED, REFUSED, Reason
-from shadowmesh.insight.status import SCHEMA, Check, Counters, Path, Peer, Session, Snapshot
+from shadowmesh.insight.status import (
+    SCHEMA,
+    SILENT_PROBES,
+    Check,
+    Counters,
+    Path,
+    Peer,
+    Session,
+    Snapshot,
+)
 
 Verdict = Literal["ok", "warn", "fail"]
 StepName = Literal[
@@ -393,7 +402,7 @@ def _tried(path: Path) -> str:
         words.append("carries the frames")
     elif path.path == "wss":
         words.append("open, in reserve")
-    if path.proven and path.rtt_ms is not None:
+    if path.proven and path.rtt_ms is not None and path.unanswered < SILENT_PROBES:
         words.append(f"answers in {path.rtt_ms:.1f} ms")
     if path.loss:
         words.append(f"{path.loss:.0%} of the last probes lost")

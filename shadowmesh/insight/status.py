@@ -22,6 +22,9 @@ SCHEMA: Final = 1
 #: a daemon whose checks of these names pass is ready
 READY_CHECKS: Final = ("tap", "peer")
 
+#: so many probes in a row without an answer, and a path that has worked does not any more
+SILENT_PROBES: Final = 2
+
 STATES: Final = ("disconnected", "connecting", "connected", "error")
 PATHS: Final = ("wss", "udp")
 
@@ -452,6 +455,7 @@ class Snapshot:
 
     Attributes:
         version: of the daemon.
+        host: name of the machine that it runs on.
         pid: of its process.
         state: of the connection.
         since: when the state was entered.
@@ -486,6 +490,7 @@ class Snapshot:
     state: str
     since: float
     now: float | None = None
+    host: str | None = None
     pid: int | None = None
     public_key: str | None = None
     phase: str | None = None
@@ -528,6 +533,7 @@ class Snapshot:
         return {
             "schema": SCHEMA,
             "version": self.version,
+            "host": self.host,
             "pid": self.pid,
             # str(): the state may be a StrEnum of the state machine
             "state": str(self.state),

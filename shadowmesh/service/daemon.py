@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
     from shadowmesh.config import LoadedConfig
     from shadowmesh.insight.explain import Explanation
+    from shadowmesh.insight.history import Report
     from shadowmesh.insight.status import Health, Pong, Snapshot
 
 EXIT_USAGE: Final = 2
@@ -236,6 +237,10 @@ class Daemon:
     def explain(self, target: str | None) -> Explanation:
         """Tell what would happen to a frame for a MAC or IP address, checked by the API."""
         return self._view.explain(None if target is None else parse_target(target))
+
+    def history(self) -> Report:
+        """What the tunnel carried in the last hour."""
+        return self._view.history()
 
     # --- start and stop -----------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from shadowmesh.config import HostPort
 from shadowmesh.device import facts
 from shadowmesh.device.tun import CLONE_DEVICE
 from shadowmesh.insight import health
+from shadowmesh.insight.history import History, Totals
 from shadowmesh.insight.resources import read_resources
 from shadowmesh.insight.status import (
     Certificate,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from shadowmesh.config import Config
     from shadowmesh.device.facts import Target
     from shadowmesh.insight.explain import Explanation
+    from shadowmesh.insight.history import Report
     from shadowmesh.insight.status import Capture, Refused
     from shadowmesh.insight.vitals import Vitals
     from shadowmesh.link.peer_port import PeerPort
@@ -93,6 +95,7 @@ class View:
         self._resources: Resources | None = None
         self._resources_at = 0.0
         self._dates = Dates()
+        self._history = History()
 
     def snapshot(self, *, resources_age_s: float = 0.0) -> Snapshot:
         """Return everything that is known now.
@@ -108,6 +111,7 @@ class View:
         date = self._dates.of
         return Snapshot(
             version=__version__,
+            host=os.uname().nodename,
             pid=os.getpid(),
             state=machine.state,
             now=self._dates.now(),
@@ -194,9 +198,17 @@ class View:
             )
         )
 
+    def history(self) -> Report:
+        """Return what the tunnel carried in the last hour."""
+        return self._history.report(boottime(), self._dates.now())
+
     def beat(self) -> None:
-        """Take the look that some checks and events need; once a second."""
-        self._vitals.look(self._dropped(), self._connections())
+        """Take the look that some checks, events and the history need; once a second."""
+        plane, tunnel = self._manager.plane.counters(), self._manager.peer.current
+        dropped = _both(plane["tx_dropped"], plane["rx_dropped"])
+        self._vitals.look(dropped, self._connections())
+        totals = Totals(plane["bytes_written"], plane["bytes_read"], sum(dropped.values()))
+        self._history.look(boottime(), totals, None if tunnel is None else _rtt_ms(tunnel))
 
     def _connections(self) -> dict[str, int]:
         listener = self._port.listener
@@ -344,10 +356,6 @@ class View:
     def _queue_bytes(self) -> int:
         tunnel = self._manager.peer.current
         return 0 if tunnel is None else tunnel.wss.pipe.queued_bytes
-
-    def _dropped(self) -> dict[str, int]:
-        plane = self._manager.plane.counters()
-        return _both(plane["tx_dropped"], plane["rx_dropped"])
 
     def _counters(self) -> Counters:
         plane = self._manager.plane.counters()

@@ -546,6 +546,29 @@ def test_every_failed_check_has_its_remedy():
     ]
 
 
+def test_a_path_that_is_silent_now_is_not_told_by_what_it_was():
+    udp = status.Path("udp", "192.0.2.1:9001", "host", proven=True, rtt_ms=0.3, loss=0.0)
+    for unanswered, told in ((1, "0.30 ms"), (3, "silent now, 3 probes without an answer")):
+        paths = (*CONNECTED.paths, dataclasses.replace(udp, unanswered=unanswered))
+        [line] = [
+            line
+            for line in plain(dataclasses.replace(CONNECTED, paths=paths))
+            if "192.0.2.1:9001" in line
+        ]
+        assert told in line
+        assert ("% lost" in line) == (unanswered == 1)
+
+
+def test_who_was_disconnected_reads_how_the_peer_is_let_in_again():
+    lines = plain(dataclasses.replace(DISCONNECTED, held=True, wanted=False))
+    assert lines[1].strip() == "the peer is refused until `shadowmesh connect`"
+
+
+def test_ages_are_counted_by_the_clock_of_the_daemon(control, run):
+    control.snapshot = dataclasses.replace(CONNECTED, now=NOW)
+    assert "connected for 2m 13s" in run("status").stdout
+
+
 def test_rates_come_from_two_snapshots():
     counters = dataclasses.replace(CONNECTED.counters, frames_in=12345 - 2000, bytes_in=0)
     before = dataclasses.replace(CONNECTED, counters=counters).to_dict()

@@ -17,7 +17,7 @@ from shadowmesh.config import HostPort
 from shadowmesh.control import api_socket, app, feed, server
 from shadowmesh.control.rights import Rights
 from shadowmesh.device import facts
-from shadowmesh.insight import capture, events, explain, status
+from shadowmesh.insight import capture, events, explain, history, status
 from tests.fakes import FakePlane
 
 TOKEN = "tokentokentokentokentokentokentokentoken123"
@@ -67,6 +67,11 @@ PONG = status.Pong("udp", "203.0.113.7:9001", 0.8412345)
 DISCONNECTED = status.Snapshot(version="0.1.0", state="disconnected", since=NOW - 10)
 
 
+PAST = history.Report(
+    NOW, (history.Stretch(1, NOW + 0.5, [None, 8e6], [None, 1e3], [None, 0.3], [None, 0.0]),)
+)
+
+
 class FakeControl:
     """Answers with `snapshot` and `report`, or raises `error`; `calls` is what was asked."""
 
@@ -77,6 +82,7 @@ class FakeControl:
         self.error: Exception | None = None
         #: what the next pings say, before it is always `PONG`
         self.pongs: list[status.Pong] = []
+        self.past = PAST
         self.calls: list[tuple[str, ...]] = []
         #: called before each answer
         self.before: Callable[[], None] = lambda: None
@@ -111,6 +117,10 @@ class FakeControl:
         asked = None if target is None else facts.parse_target(target)
         self._answer("explain", str(target))
         return explain.explain(self.snapshot, self.facts, asked, NOW)
+
+    def history(self) -> history.Report:
+        self._answer("history")
+        return self.past
 
 
 def make_app(

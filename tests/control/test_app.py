@@ -66,6 +66,14 @@ def assert_refused(answer, http_status, code):
 # --- Routes -----------------------------------------------------------------------------------
 
 
+def test_the_history_of_the_tunnel_is_told_in_columns(client, control):
+    answer = ask(client, "GET", "/history")
+    assert answer.status_code == 200
+    [stretch] = answer.get_json()["stretches"]
+    assert (stretch["interval_s"], stretch["bits_in"]) == (1, [None, 8e6])
+    assert control.calls == [("history",)]
+
+
 def test_status_answers_the_snapshot(client, control):
     control.snapshot = CONNECTED
     answer = ask(client)

@@ -134,6 +134,46 @@ def test_a_click_shows_all_known_paths(pair, board):
     assert "in use" in board.text("#paths")
 
 
+def test_a_path_that_does_not_answer_any_more_is_not_said_to_work(pair, board):
+    """Made up: a real one would take the tunnel with it."""
+    board.click("#all-paths summary")
+    status = pair.left.status()
+    one = {**status["paths"][0], "path": "udp", "active": False, "proven": True}
+    status["paths"] = [{**one, "unanswered": count} for count in (0, 3)]
+    status["paths"].append({**one, "proven": False, "unanswered": 3})
+    tags = f"(showPath({json.dumps(status)}), [...document.querySelectorAll('#paths .tag')])"
+    assert board.run(f"{tags}.map((tag) => tag.textContent)") == [
+        "works",
+        "silent now",
+        "no answer",
+    ]
+
+
+def test_the_table_of_paths_is_not_cut(board):
+    for width in (1280, 390):
+        board.show_as(width, 900)
+        board.run("document.querySelector('#all-paths').open = true")
+        table = "document.querySelector('#all-paths table')"
+        assert board.run(f"{table}.scrollWidth <= {table}.parentElement.clientWidth"), width
+    board.show_as(1280, 900)
+    board.run("document.querySelector('#all-paths').open = false")
+
+
+def test_the_last_hour_is_there_when_the_page_is_opened(pair, fresh):
+    fresh.open(pair.left.cli("dashboard").stdout.strip())
+    fresh.wait_for(CONNECTED)
+    seconds = (1, 15)
+    for number, interval_s in enumerate(seconds, 1):
+        fresh.click(f"#ranges button:nth-child({number})")
+        fresh.wait_for("charts.rtt.points.length >= 1")
+        code, told = pair.left.api("GET", "/history")
+        assert code == 200
+        [stretch] = [one for one in told["stretches"] if one["interval_s"] == interval_s]
+        shown = fresh.run("charts.rtt.points.length")
+        assert abs(len(stretch["rtt_ms"]) - shown) <= 20 / interval_s + 1
+    assert fresh.run("document.querySelector('#host').textContent") == pair.left.status()["host"]
+
+
 def test_the_page_fits_every_screen(board):
     board.wait_for("document.querySelector('#chart-thr .trace')")
     board.run("document.querySelector('#all-paths').open = false, scrollTo(0, 0)")
@@ -216,6 +256,9 @@ def test_a_page_that_lost_the_daemon_says_so_and_comes_back(pair, board):
     assert board.text("#state-text") == "No answer"
     assert "UDP" not in board.text("#path")
     assert "Connected" not in board.run("document.title")
+    icons = board.run("[...document.querySelectorAll('#health .icon')].map((i) => i.textContent)")
+    assert set(icons) == {"?"}, "no tick is green"
+    assert "how it was then" in board.text("#trouble")
     board.screenshot(PICTURES / "lost.png")
     pair.left.start()
     board.wait_for("document.querySelector('#feed').textContent === 'live'", 30)

@@ -438,7 +438,7 @@ def test_the_reason_is_a_sentence_at_every_stage():
         "no UDP path: 1 probes to 1 addresses unanswered; tried again every 60 s"
     )
     path = on_udp()
-    assert path.reason == "UDP: 198.51.100.2:9001 (host) answers in 10.0 ms"
+    assert path.reason == "UDP: 198.51.100.2:9001 (host) answers"
 
 
 def test_every_probe_is_answered_to_its_source():
