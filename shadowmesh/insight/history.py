@@ -1,7 +1,6 @@
 """What the tunnel carried and how long that took, over the last hour.
 
-Owns: two resolutions of the same four figures, and what is left out of a second in which nobody
-looked. Does not know: who looks, where the figures come from, HTTP, gevent.
+Owns: two resolutions of the same four figures, and what is said of a time in which nobody looked. Does not know: who looks, where the figures come from, HTTP, gevent.
 
 ::
 
@@ -24,6 +23,8 @@ from shadowmesh.insight.status import SCHEMA, format_time
 
 #: seconds of a slot, and how many slots
 RESOLUTIONS: Final = ((1, 300), (15, 240))
+#: looks come late on a busy machine: up to this their figures are those of the slots between, too
+LATE_S: Final = 3.0
 #: the figures, in the order of a look
 FIGURES: Final = ("bits_in", "bits_out", "rtt_ms", "drops")
 #: digits behind the point that are worth their bytes
@@ -97,15 +98,18 @@ class _Track:
         self._slot = 0
         self._looks = [0] * len(FIGURES)
 
-    def add(self, now: float, figures: Sequence[float | None]) -> None:
+    def add(self, now: float, figures: Sequence[float | None], *, gap: bool) -> None:
+        """Take the figures of the time up to now; gap: not of the slots since the look before."""
         slot = int(now // self.interval_s)
         if self._begun is None:
             self._begun, self._slot = slot, slot
         skipped = min(slot - self._slot, self._slots)
         if skipped > 0:
-            for at in range(slot - skipped + 1, slot + 1):
-                for values in self._values:
-                    values[at % self._slots] = math.nan
+            for values, figure in zip(self._values, figures, strict=True):
+                between = math.nan if gap or figure is None else figure
+                for at in range(slot - skipped + 1, slot):
+                    values[at % self._slots] = between
+                values[slot % self._slots] = math.nan
             self._slot, self._looks = slot, [0] * len(FIGURES)
         at = self._slot % self._slots
         for index, figure in enumerate(figures):
@@ -148,7 +152,7 @@ class History:
         )
         rates = [None if step < 0 else step / elapsed_s for step in steps]
         for track in self._tracks:
-            track.add(now, (rates[0], rates[1], rtt_ms, rates[2]))
+            track.add(now, (rates[0], rates[1], rtt_ms, rates[2]), gap=elapsed_s > LATE_S)
 
     def report(self, now: float, date: float) -> Report:
         """Return all of it.

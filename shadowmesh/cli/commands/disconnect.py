@@ -11,9 +11,11 @@ from shadowmesh.cli.settings import Settings
 @click.command()
 @click.pass_obj
 def disconnect(settings: Settings) -> None:
-    """End the session and take the TAP device down."""
+    """End the tunnel; the peer is let in again by `shadowmesh connect`."""
     snapshot = settings.client().disconnect()
     if settings.json:
         print_json(snapshot)
     else:
         click.echo("disconnected")
+        if snapshot.get("held"):
+            click.echo("the peer is refused until `shadowmesh connect`")
