@@ -442,6 +442,16 @@ def test_only_who_writes_dates_down_asks_the_wall_clock(source):
     assert bool(asked) == (source.name.removeprefix("shadowmesh.") in MAY_ASK_THE_DATE), asked
 
 
+def test_the_data_plane_asks_the_wall_clock_for_captures_alone():
+    asking = {
+        path.name
+        for pattern in ("*.pxd", "*.pyx", "*.h")
+        for path in PACKAGE.rglob(pattern)
+        if re.search(r"clock_gettime\(CLOCK_REALTIME|gettimeofday|\btime\(NULL\)", path.read_text())
+    }
+    assert asking == {"capture.pxd"}
+
+
 @pytest.mark.parametrize(
     "source", [source for source in SOURCES if source.package == "wire"], ids=lambda one: one.name
 )

@@ -149,6 +149,14 @@ def test_disconnect_says_so(run, control):
     assert control.calls == [("disconnect",)]
 
 
+def test_disconnect_says_how_the_peer_is_let_in_again(run, control, monkeypatch):
+    held = dataclasses.replace(DISCONNECTED, held=True)
+    monkeypatch.setattr(control, "disconnect", lambda: held)
+    assert run("disconnect").stdout.split("\n")[1] == (
+        "the peer is refused until `shadowmesh connect`"
+    )
+
+
 @pytest.mark.parametrize("command", ["connect", "disconnect", "status"])
 def test_json_is_the_snapshot_with_its_schema(run, control, command):
     control.snapshot = CONNECTED
