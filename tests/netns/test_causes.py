@@ -136,7 +136,7 @@ def test_blocked_udp_is_named_and_stops_no_frame(well):
     with faults.drop_udp(well.net):
         wait_until(lambda: on_wss(well), 15, "both on WSS")
         told = tell(well.left)
-        told.names("UDP to 198.51.100.2:9001 is silent")
+        told.names("UDP to ", ":9001 is silent")
         assert (told.delivered, told.healthy) == (True, True)
         assert told.codes == {"udp_unavailable"}
         assert "do: let UDP pass between the two machines" in told.explain
