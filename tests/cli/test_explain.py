@@ -33,9 +33,7 @@ def test_a_frame_that_does_not_pass_exits_with_5_and_says_what_to_do(run):
     result = run("explain", "10.0.0.2")
     assert result.exit_code == 5
     assert "fail  connection  disconnected: nobody has asked for a tunnel\n" in result.stdout
-    assert (
-        "                  do: `shadowmesh connect`, here or on the other side\n" in result.stdout
-    )
+    assert "                  do: `shadowmesh connect HOST:PORT`\n" in result.stdout
     assert result.stdout.splitlines()[-1].startswith("no frame is delivered: disconnected")
 
 

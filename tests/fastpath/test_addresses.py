@@ -52,7 +52,7 @@ def is_address(text: str, family: int) -> bool:
 
 
 def sources(plane: DataPlane) -> Iterator[tuple[str, int]]:
-    for *_, source in eventually(plane.udp_signals, "a datagram"):
+    for *_, source, _ in eventually(plane.udp_signals, "a datagram"):
         yield source
 
 
