@@ -225,7 +225,7 @@ ROUTES: Final = (
         ),
     ),
     Route(
-        "GET", "/history", "history", Right.VIEW, "What the tunnel carried in the last hour", "History",
+        "GET", "/history", "history", Right.LOOK, "What the tunnel carried in the last hour", "History",
         "Throughput, round trip and drops in two resolutions: the last 5 minutes by the second, the "
         "last hour by 15 seconds. In memory, since the daemon started; null where nobody looked.",
     ),
