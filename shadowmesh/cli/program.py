@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from shadowmesh import __version__
+from shadowmesh.base import stdio
 from shadowmesh.base.errors import ControlError, ShadowMeshError, one_line
 from shadowmesh.cli.commands.bench import bench
 from shadowmesh.cli.commands.bugreport import bugreport
@@ -21,6 +20,7 @@ from shadowmesh.cli.commands.connect import connect
 from shadowmesh.cli.commands.dashboard import dashboard
 from shadowmesh.cli.commands.disconnect import disconnect
 from shadowmesh.cli.commands.explain import explain
+from shadowmesh.cli.commands.help import show_help
 from shadowmesh.cli.commands.keys import genkey, genpsk, pubkey
 from shadowmesh.cli.commands.logs import logs
 from shadowmesh.cli.commands.netcheck import netcheck
@@ -29,7 +29,8 @@ from shadowmesh.cli.commands.reload import reload
 from shadowmesh.cli.commands.status import status
 from shadowmesh.cli.commands.version import version
 from shadowmesh.cli.commands.wait import wait
-from shadowmesh.cli.group import Commands
+from shadowmesh.cli.group import Commands, MissingCommand
+from shadowmesh.cli.options import automatic_colour
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings
 
@@ -40,6 +41,8 @@ EXIT_USAGE = 2
 class Program(Commands):
     """A group whose errors are one line, and whose commands return their exit code."""
 
+    describes_shared = True
+
     def main(  # type: ignore[override]  # standalone_mode means nothing here
         self,
         args: Sequence[str] | None = None,
@@ -47,15 +50,22 @@ class Program(Commands):
         **extra: Any,
     ) -> NoReturn:
         """Run a command and end the process with its exit code."""
-        settings = Settings()
+        settings = Settings(color=automatic_colour())
+        given = list(sys.argv[1:] if args is None else args)
         extra.pop("standalone_mode", None)
         try:
             code = super().main(
-                args, prog_name or "shadowmesh", standalone_mode=False, obj=settings, **extra
+                given,
+                prog_name or "shadowmesh",
+                standalone_mode=False,
+                obj=settings,
+                color=settings.color,
+                **extra,
             )
         except click.UsageError as error:
-            text = error.format_message().removesuffix(".")
-            code = _report(settings, f"{text}; see `shadowmesh --help`", "usage", EXIT_USAGE)
+            # What was wrong may stand before it.
+            settings.json = settings.json or "--json" in given
+            code = _report_usage(settings, error)
         except click.ClickException as error:
             code = _report(settings, error.format_message(), "failed", EXIT_FAILED)
         except click.Abort:
@@ -73,63 +83,44 @@ def _code_of(error: ShadowMeshError) -> str:
     return "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")
 
 
+def _report_usage(settings: Settings, error: click.UsageError) -> int:
+    where = "shadowmesh" if error.ctx is None else error.ctx.command_path
+    if isinstance(error, MissingCommand) and error.ctx is not None and not settings.json:
+        click.echo(error.ctx.get_help(), err=True, color=settings.color)
+        return EXIT_USAGE
+    text = error.format_message().strip().removesuffix(".")
+    see = " See" if text.endswith("?") else "; see"
+    return _report(settings, f"{text}{see} `{where} --help`", "usage", EXIT_USAGE)
+
+
 def _report(settings: Settings, message: str, code: str, exit_code: int) -> int:
     message = one_line(" ".join(message.split()))
     if settings.json:
         print_json({"schema": 1, "error": {"code": code, "message": message}})
-    click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
+    line = f"{click.style('error:', fg='red')} {message}"
+    click.echo(line, err=True, color=settings.color)
     return exit_code
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--api", metavar="URL", help="Address of the daemon's API, http://host:port or unix:/path."
-)
-@click.option(
-    "--token-file", type=click.Path(path_type=Path), metavar="FILE",
-    help="File with the API token.  [default: api.token in daemon.state_dir]",
-)  # fmt: skip
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE",
-    help="Configuration of the daemon, for the defaults of the two above.",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
-    help="Colours; auto: on a terminal, unless NO_COLOR is set.",
-)  # fmt: skip
+@click.group("shadowmesh", cls=Program)
 @click.version_option(__version__, message="shadowmesh %(version)s")
-@click.pass_context
-def program(
-    ctx: click.Context,
-    api: str | None,
-    token_file: Path | None,
-    config: Path | None,
-    as_json: bool,
-    color: str,
-) -> None:
+def program() -> None:
     """Control the ShadowMesh daemon of this machine.
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 daemon not running, 4 not permitted, 5 not connected
     or unreachable, 6 timeout, 7 configuration invalid.
     """
-    settings = ctx.ensure_object(Settings)
-    settings.api = api
-    settings.token_file = token_file
-    settings.config = config
-    settings.json = as_json
-    # None: click leaves colours out when the output is not a terminal
-    automatic = False if os.environ.get("NO_COLOR") else None
-    ctx.color = {"always": True, "never": False}.get(color, automatic)
 
 
 for _command in (
     connect, disconnect, status, explain, dashboard, ping, wait, netcheck, capture, configuration,
     reload, logs, bugreport, bench, genkey, pubkey, genpsk, version, completion,
+    show_help,
 ):  # fmt: skip
     program.add_command(_command)
 
 
 def main() -> NoReturn:
     """Entry point of the installed script."""
+    stdio.guard()
     program.main()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from shadowmesh.base.constants import (
     SYSTEM_API_SOCKET,
@@ -17,12 +17,18 @@ from shadowmesh.base.constants import (
     TOKEN_FILE,
     USER_CONFIG_FILE,
 )
-from shadowmesh.base.errors import KeyFileError, NotPermitted
+from shadowmesh.base.errors import KeyFileError, NotPermitted, ShadowMeshError
 from shadowmesh.cli.client import REQUEST_TIMEOUT_S, ApiClient, DaemonNotRunning
 from shadowmesh.cli.endpoint import parse
 
 if TYPE_CHECKING:
     from shadowmesh.config import Config, HostPort, LoadedConfig
+
+
+class NoSuchFile(ShadowMeshError):
+    """A file that the command line names is not there; the configuration has its own code."""
+
+    exit_code: ClassVar[int] = 2
 
 
 @dataclass(slots=True)
@@ -33,6 +39,8 @@ class Settings:
     token_file: Path | None = None
     config: Path | None = None
     json: bool = False
+    #: None: where the output is a terminal
+    color: bool | None = None
 
     def load_config(self) -> Config:
         """Return the daemon's configuration: `load` without sources and warnings."""
@@ -131,6 +139,10 @@ class Settings:
                 raise NotPermitted(
                     f"the API token of the daemon at {client.url} may be read by root and the"
                     " daemon's own user only; run as one of them, or name it with --token-file"
+                ) from None
+            if self.token_file is not None and not os.path.lexists(path):
+                raise NoSuchFile(
+                    f"there is no file {path}; name the daemon's api.token with --token-file"
                 ) from None
             if isinstance(error, NotPermitted):
                 raise

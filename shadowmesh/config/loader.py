@@ -7,7 +7,6 @@ problems come out at once. Does not know: the form of the file (`yamlfile`) or o
 
 from __future__ import annotations
 
-import difflib
 import os
 import pwd
 from collections.abc import Iterable, Mapping
@@ -26,6 +25,7 @@ from shadowmesh.base.constants import (
     USER_STATE_DIR,
 )
 from shadowmesh.base.errors import ConfigError, Problem
+from shadowmesh.base.words import nearest
 from shadowmesh.config import yamlfile
 from shadowmesh.config.model import Config, HostPort, LoadedConfig
 from shadowmesh.config.schema import ENVIRONMENT_PREFIX, KEYS, SECTIONS, Key
@@ -33,8 +33,6 @@ from shadowmesh.config.values import format_duration, show
 from shadowmesh.config.yamlfile import FileContent, Raw
 
 DEFAULT_SOURCE = "default"
-#: difflib is quadratic; nobody mistypes a name of five keys' length
-_MAX_SUGGESTED_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +217,8 @@ def _take_flags(
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
-    if len(name) > _MAX_SUGGESTED_CHARS:
-        return ""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f'; did you mean "{near[0]}"?' if near else ""
+    near = nearest(name, known)
+    return "" if near is None else f'; did you mean "{near}"?'
 
 
 def _suggest_key(section: str, name: str) -> str:

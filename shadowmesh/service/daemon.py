@@ -24,8 +24,9 @@ from gevent.event import Event
 
 from shadowmesh import __version__
 from shadowmesh._fastpath import DataPlane, build_info
-from shadowmesh.base import log
+from shadowmesh.base import log, stdio
 from shadowmesh.base.errors import ConfigError, ShadowMeshError
+from shadowmesh.base.words import nearest
 from shadowmesh.config import HostPort, diff, flag_names, load, redacted, reloaded
 from shadowmesh.control.app import create_app
 from shadowmesh.control.feed import Feed
@@ -55,14 +56,16 @@ from shadowmesh.service.systemd import Notifier
 from shadowmesh.service.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from shadowmesh.config import LoadedConfig
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.history import Report
     from shadowmesh.insight.status import Health, Pong, Snapshot
 
+EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+_OPTIONS: Final = ("--config", "--check", "--version", "--help")
 #: who watches the daemon each second need not make it read /proc each second
 RESOURCES_AGE_S: Final = 5.0
 
@@ -74,7 +77,7 @@ usage: shadowmesh-daemon [--config FILE] [--section.key VALUE ...] [--check]
   --section.key VALUE  any key of the configuration, such as --network.mtu 1400; stronger than
                        the environment (SHADOWMESH_NETWORK_MTU), which is stronger than the file
   --check              load the configuration, print it with the source of each value, exit
-  --version, --help
+  --version, -h, --help
 
 conf/daemon.yaml describes every key. The command line `shadowmesh` controls a running daemon.
 """
@@ -90,6 +93,7 @@ class UsageError(ShadowMeshError):
 
 def main() -> None:
     """Entry point of shadowmesh-daemon."""
+    stdio.guard()
     sys.exit(run(sys.argv[1:], os.environ))
 
 
@@ -98,15 +102,18 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         options, flags = parse_command_line(argv)
         if "help" in options:
-            print(USAGE, end="")
+            print(USAGE, end="", flush=True)
             return 0
         if "version" in options:
-            print(f"shadowmesh-daemon {__version__}, libsodium {build_info()['libsodium']}")
+            print(
+                f"shadowmesh-daemon {__version__}, libsodium {build_info()['libsodium']}",
+                flush=True,
+            )
             return 0
         path = Path(options["config"]) if "config" in options else None
         loaded = load(path, flags, environ)
         if "check" in options:
-            print(redacted(loaded), end="")
+            print(redacted(loaded), end="", flush=True)
             for warning in loaded.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
             return 0
@@ -120,6 +127,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except ShadowMeshError as error:
         print(f"shadowmesh-daemon: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        return EXIT_FAILED  # whoever read what we print has had enough
     return 0
 
 
@@ -135,21 +144,31 @@ def parse_command_line(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, s
     rest = list(argv)
     while rest:
         word = rest.pop(0)
+        word = "--help" if word == "-h" else word
         if word in ("--help", "--version", "--check"):
             options[word.removeprefix("--")] = ""
             continue
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or (name != "config" and name not in known):
-            raise UsageError(f"unknown argument {word!r}; see shadowmesh-daemon --help")
+            raise UsageError(_unknown(word, known))
         if not equals:
             if not rest:
-                raise UsageError(f"--{name} needs a value; see shadowmesh-daemon --help")
+                raise UsageError(f"--{name} needs a value; see `shadowmesh-daemon --help`")
             value = rest.pop(0)
         target = options if name == "config" else flags
         if name in target:
             raise UsageError(f"--{name} is given twice")
         target[name] = value
     return options, flags
+
+
+def _unknown(word: str, known: Iterable[str]) -> str:
+    """Return what to say of an argument that there is not."""
+    flag = word.partition("=")[0]
+    near = nearest(flag, [*(f"--{name}" for name in known), *_OPTIONS])
+    return f"unknown argument {flag!r}" + (
+        "; see `shadowmesh-daemon --help`" if near is None else f"; did you mean {near}?"
+    )
 
 
 class Daemon:

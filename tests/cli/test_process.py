@@ -65,7 +65,7 @@ def test_version_needs_no_daemon(token_file):
 def test_version_says_why_a_daemon_could_not_be_asked(served, tmp_path):
     result = invoke("--api", f"http://{served}", "--token-file", tmp_path / "none", "version")
     assert result.exit_code == 0
-    assert "daemon   not known: no usable API token" in result.stdout
+    assert "daemon   not known: there is no file" in result.stdout
 
 
 # --- wait -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -21,7 +22,9 @@ from hypothesis import strategies as st
 
 from shadowmesh.base import errors, units
 from shadowmesh.cli import client, http10, render
+from shadowmesh.cli.group import Commands
 from shadowmesh.cli.program import program
+from shadowmesh.cli.settings import Settings
 from shadowmesh.insight import status
 from tests.control.fake_control import (
     CONNECTED,
@@ -242,11 +245,10 @@ def test_a_wrong_token_is_not_permitted(served, tmp_path):
     assert_failed(result, 4, "token", "--token-file")
 
 
-@pytest.mark.parametrize("content", [None, "", "short", "x" * 4000, "\xff" * 43, "a b" + "x" * 40])
+@pytest.mark.parametrize("content", ["", "short", "x" * 4000, "\xff" * 43, "a b" + "x" * 40])
 def test_a_token_that_cannot_be_used_is_not_permitted(tmp_path, content):
     path = tmp_path / "bad.token"
-    if content is not None:
-        path.write_text(content, encoding="latin-1")
+    path.write_text(content, encoding="latin-1")
     result = invoke("--api", NOBODY, "--token-file", path, "status")
     assert_failed(result, 4, str(path))
 
@@ -422,8 +424,17 @@ def test_an_invalid_configuration_exits_with_7(tmp_path):
     assert_failed(invoke("--config", config, "status"), 7, f"{config}:2", "listen_address")
 
 
-def test_a_missing_configuration_exits_with_7(tmp_path):
-    assert_failed(invoke("--config", tmp_path / "none.yaml", "status"), 7, "none.yaml")
+@pytest.mark.parametrize("place", ["none.yaml", "."])
+@pytest.mark.parametrize("args", [["--config", "{}", "status"], ["status", "--config", "{}"],
+                                  ["config", "check", "{}"], ["config", "show", "{}"]])  # fmt: skip
+def test_a_configuration_that_is_not_there_exits_with_7(tmp_path, place, args):
+    path = tmp_path / place
+    assert_failed(invoke(*[arg.format(path) for arg in args]), 7, str(path))
+
+
+@pytest.mark.parametrize("args", [["status", "--token-file"], ["pubkey", "--identity"]])
+def test_another_file_that_is_named_and_not_there_exits_with_2(tmp_path, args):
+    assert_failed(invoke("--api", NOBODY, *args, tmp_path / "none"), 2, "there is no file", args[1])
 
 
 def test_a_configuration_that_may_not_be_read_is_not_permitted(tmp_path, monkeypatch):
@@ -444,7 +455,84 @@ def test_a_configuration_that_may_not_be_read_is_not_permitted(tmp_path, monkeyp
     ("typed", "meant"), [("conect", "connect"), ("statsu", "status"), ("disconect", "disconnect")]
 )
 def test_an_unknown_command_suggests_the_nearest(typed, meant):
-    assert_failed(invoke(typed), 2, f"did you mean '{meant}'", "--help")
+    assert_failed(invoke(typed), 2, f"did you mean '{meant}'? See `shadowmesh --help`")
+
+
+def test_an_unknown_option_suggests_the_nearest_also_of_those_that_all_commands_take():
+    assert_failed(invoke("status", "--jsn"), 2, "--json", "? See `shadowmesh status --help`")
+
+
+@pytest.mark.parametrize("group", [[], ["config"]])
+def test_a_group_alone_prints_its_help_as_an_error(group):
+    result = invoke(*group)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == invoke(*group, "--help").stdout
+    assert len(result.stderr.splitlines()) > 8
+
+
+@pytest.mark.parametrize("group", [[], ["config"]])
+def test_a_group_alone_with_json_is_an_object(group):
+    result = invoke("--json", *group)
+    assert_failed(result, 2, "a command is missing")
+    assert json.loads(result.stdout)["error"]["code"] == "usage"
+
+
+@pytest.mark.parametrize("args", [["--json", "conect"], ["conect", "--json"],
+                                  ["status", "-x", "--json"], ["config", "--json", "chek"]])  # fmt: skip
+def test_wrong_usage_is_json_too_wherever_the_option_stands(args):
+    result = invoke(*args)
+    assert_failed(result, 2)
+    assert json.loads(result.stdout)["error"]["code"] == "usage"
+
+
+def every_command(group=program, path=()):
+    """The words of each command, groups included."""
+    for name, command in group.commands.items():
+        yield [*path, name]
+        if isinstance(command, Commands):
+            yield from every_command(command, (*path, name))
+
+
+@pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
+def test_every_command_takes_the_options_of_the_program(words):
+    command = program
+    for word in words:
+        command = command.commands[word]
+    settings = Settings(color=None)
+    given = ["--api", "http://h:1", "--token-file", "t", "--config", "c", "--json", "--color",
+             "never"]  # fmt: skip
+    rest = ["bash"] if words == ["completion"] else []
+    with command.make_context(words[-1], [*given, *rest], obj=settings):
+        pass
+    assert settings == Settings("http://h:1", Path("t"), Path("c"), True, False)
+
+
+def test_of_an_option_that_is_given_twice_the_later_wins(served, token_file, control):
+    control.snapshot = CONNECTED
+    args = ("--api", NOBODY, "--color", "always", "status", "--api", f"http://{served}")
+    result = invoke(*args, "--token-file", token_file, "--color", "never")
+    assert (result.exit_code, "\x1b" in result.stdout) == (0, False)
+
+
+def test_an_error_has_the_colours_that_were_asked_for():
+    assert "\x1b" in invoke("--color", "always", "--config", "/none", "status").stderr
+    assert "\x1b" not in invoke("--color", "never", "--config", "/none", "status").stderr
+
+
+@pytest.mark.parametrize("words", [[], *every_command()], ids=" ".join)
+@pytest.mark.parametrize("columns", [50, 60, 80])
+def test_no_help_is_cut_and_no_word_of_it_broken(words, columns):
+    wide = invoke(*words, "--help", environment={"COLUMNS": "500"}).stdout
+    result = invoke(*words, "-h", environment={"COLUMNS": str(columns)})
+    assert result.exit_code == 0
+    assert sorted(result.stdout.split()) == sorted(wide.split())
+    assert "..." not in result.stdout.replace("[ARGS]...", "").replace("[COMMAND]...", "")
+    assert result.stdout == invoke("help", *words, environment={"COLUMNS": str(columns)}).stdout
+
+
+def test_help_of_what_is_no_command_says_so():
+    assert_failed(invoke("help", "conect"), 2, "did you mean 'connect'?")
+    assert_failed(invoke("help", "ping", "x"), 2, "shadowmesh ping has no commands of its own")
 
 
 @pytest.mark.parametrize(
@@ -795,7 +883,8 @@ def test_what_is_no_private_key_is_refused_and_not_repeated(typed):
 
 def test_an_identity_that_is_missing_or_forbidden_is_told(tmp_path, monkeypatch):
     path = tmp_path / "identity.key"
-    assert_failed(invoke("pubkey", "--identity", path), 1, str(path), "shadowmesh-daemon")
+    assert_failed(invoke("pubkey", "--identity", path), 2, str(path), "--identity")
+    path.write_bytes(SEED)
 
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")

@@ -15,6 +15,7 @@ __all__ = [
     "dashboard",
     "disconnect",
     "explain",
+    "help",
     "keys",
     "logs",
     "netcheck",

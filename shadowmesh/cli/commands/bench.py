@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import click
 
 from shadowmesh.base.errors import NotPermitted, ShadowMeshError
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.settings import Settings
 
@@ -30,7 +31,7 @@ class BenchFailed(ShadowMeshError):
     exit_code: ClassVar[int] = 1
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--tunnel", is_flag=True,
     help="Also start two daemons in namespaces of their own and measure their tunnel; root.",

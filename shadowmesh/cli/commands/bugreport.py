@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from shadowmesh.base.errors import KeyFileError, ShadowMeshError
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings
 
@@ -33,7 +34,7 @@ class Exists(ShadowMeshError):
     """There is a file of this name, which is not ours to overwrite."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Where to.  [default: shadowmesh-bugreport-HOST-TIME.tar.gz here]",

@@ -20,6 +20,7 @@ from shadowmesh.base.constants import CAPTURE_DAEMON_STOPS
 from shadowmesh.base.errors import ShadowMeshError
 from shadowmesh.base.units import count as number_of
 from shadowmesh.cli.client import DaemonNotRunning, ForeignAnswer, Stream
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.parameters import Duration
 from shadowmesh.cli.settings import Settings
@@ -72,7 +73,7 @@ class _Tally:
         return self.statistics is not None and self.statistics.ended_ns is not None
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--write", "-w", "target", metavar="FILE",
     help="Write pcapng to FILE, for you alone; - is standard output.  [default: print a line for each frame]",

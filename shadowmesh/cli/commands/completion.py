@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings
 
@@ -13,7 +14,7 @@ VARIABLE = "_SHADOWMESH_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.settings import Settings
 
@@ -15,7 +16,7 @@ class Interrupted(ShadowMeshError):
     """The user did not wait for the outcome."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("peer", metavar="[HOST:PORT]", required=False)
 @click.pass_obj
 def connect(settings: Settings, peer: str | None) -> None:

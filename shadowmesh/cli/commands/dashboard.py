@@ -6,12 +6,13 @@ import sys
 
 import click
 
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.http10 import parse_url
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings
 
 
-@click.command()
+@click.command(cls=Command)
 @click.pass_obj
 def dashboard(settings: Settings) -> int:
     """Print the link to the dashboard, a page that the daemon serves on this machine.

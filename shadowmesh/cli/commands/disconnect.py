@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings
 
 
-@click.command()
+@click.command(cls=Command)
 @click.pass_obj
 def disconnect(settings: Settings) -> None:
     """End the tunnel; the peer is let in again by `shadowmesh connect`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.settings import Settings
 
@@ -15,7 +16,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _VERDICT_WIDTH, _NAME_WIDTH = 6, 12
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target", metavar="[MAC|IP]", required=False)
 @click.pass_obj
 def explain(settings: Settings, target: str | None) -> int:

@@ -11,14 +11,15 @@ import click
 
 from shadowmesh.base.constants import IDENTITY_FILE, SEED_BYTES
 from shadowmesh.base.errors import KeyFileError, NotPermitted
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
-from shadowmesh.cli.settings import Settings
+from shadowmesh.cli.settings import NoSuchFile, Settings
 
 #: more than any private key, so that a wrong file is never read whole
 _READ_LIMIT = 128
 
 
-@click.command()
+@click.command(cls=Command)
 @click.pass_obj
 def genkey(settings: Settings) -> None:
     """Print a new private key (the base64 of an Ed25519 seed)."""
@@ -28,7 +29,7 @@ def genkey(settings: Settings) -> None:
     _print_key(settings, "private_key", generate_seed())
 
 
-@click.command()
+@click.command(cls=Command)
 @click.pass_obj
 def genpsk(settings: Settings) -> None:
     """Print a new pre-shared key for encryption.key (64 hexadecimal digits)."""
@@ -38,7 +39,7 @@ def genpsk(settings: Settings) -> None:
     _print_key(settings, "psk", generate_psk())
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--identity", type=click.Path(path_type=Path), metavar="FILE",
     help="Read the key from this file instead of standard input.",
@@ -53,6 +54,8 @@ def pubkey(settings: Settings, identity: Path | None) -> None:
     from shadowmesh.keys import identity as keys
     from shadowmesh.keys import sodium
 
+    if identity is not None and not os.path.lexists(identity):
+        raise NoSuchFile(f"there is no file {identity}; name another one with --identity")
     if identity is None and sys.stdin.isatty():
         identity = settings.load_config().daemon.state_dir / IDENTITY_FILE
     if identity is None:

@@ -11,6 +11,7 @@ import click
 
 from shadowmesh.base.errors import NotPermitted, ShadowMeshError
 from shadowmesh.cli.client import DaemonNotRunning
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.process import OtherProcess, daemon_pid, log_file_of, unit_of
 from shadowmesh.cli.settings import Settings
 
@@ -21,7 +22,7 @@ class NoLog(ShadowMeshError):
     """The log is nowhere where we could read it."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
 @click.option(
     "--lines", "-n", type=click.IntRange(0, 1_000_000), default=50, show_default=True,

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.settings import Settings
 
@@ -15,7 +16,7 @@ _LABEL_WIDTH = 10
 _VARIES = {True: "varies with the destination", False: "the same for all destinations"}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--server", "servers", multiple=True, metavar="HOST:PORT",
     help="STUN server to ask; may be given several times.  [default: nat.stun_server]",

@@ -12,6 +12,7 @@ import click
 from shadowmesh.base.errors import NotConnected, ShadowMeshError
 from shadowmesh.base.units import count as number_of
 from shadowmesh.cli.client import ApiClient
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.settings import Settings
 
@@ -24,7 +25,7 @@ class NoSession(ShadowMeshError):
     exit_code: ClassVar[int] = EXIT_UNREACHABLE
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--count", "-c", type=click.IntRange(1, 1_000_000), metavar="N",
     help="Stop after N probes.  [default: at Ctrl-C]",

@@ -8,12 +8,13 @@ import signal
 import click
 
 from shadowmesh.base.errors import NotPermitted
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.process import OtherProcess, daemon_pid
 from shadowmesh.cli.settings import Settings
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--pid", type=click.IntRange(2), metavar="N",
     help="Process to tell.  [default: the one whose API answers]",

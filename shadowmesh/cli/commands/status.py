@@ -10,6 +10,7 @@ import click
 
 from shadowmesh.base.errors import one_line
 from shadowmesh.cli.client import ApiClient, DaemonNotRunning, NoAnswer
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import parse_time, print_json
 from shadowmesh.cli.render import render
 from shadowmesh.cli.settings import Settings
@@ -19,7 +20,7 @@ EXIT_NOT_CONNECTED = 5
 _REDRAW = "\x1b[H\x1b[J"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
 @click.option(
     "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True,

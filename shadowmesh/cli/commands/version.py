@@ -7,11 +7,12 @@ import click
 from shadowmesh import __version__
 from shadowmesh.base.errors import ShadowMeshError, one_line
 from shadowmesh.cli.client import DaemonNotRunning
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.settings import Settings
 
 
-@click.command()
+@click.command(cls=Command)
 @click.pass_obj
 def version(settings: Settings) -> None:
     """Print the versions of this program and of the running daemon; warn when they differ.

@@ -10,6 +10,7 @@ import click
 
 from shadowmesh.base.errors import ShadowMeshError
 from shadowmesh.cli.client import DaemonNotRunning, NoAnswer
+from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.parameters import Duration
 from shadowmesh.cli.settings import Settings
@@ -32,7 +33,7 @@ class NotReached(ShadowMeshError):
     exit_code: ClassVar[int] = 6
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--for", "goal", type=click.Choice(tuple(_REACHED)), default="connected", show_default=True,
     help="What to wait for; udp: connected by the direct path.",
