@@ -187,7 +187,7 @@ def test_every_command_and_option_exists():
         for words in re.findall(r"(?<![\w/.-])shadowmesh(?: --json)? ([a-z][\w.:/ -]*)", line)
     ]
     table = [
-        re.sub(r"[\[\]]|HOST:PORT", "", cell)
+        re.sub(r"HOST\[:PORT\]|[\[\]]", "", cell)
         for row in rows("Commands")
         for cell in inline_code(row[0])
     ]

@@ -16,7 +16,7 @@ Source: interface.md, "Configuration".
 
 from __future__ import annotations
 
-from shadowmesh.config.loader import load
+from shadowmesh.config.loader import load, why_not_dialled
 from shadowmesh.config.model import Config, HostPort, LoadedConfig, NatSection, NetworkSection
 from shadowmesh.config.report import diff, redacted, reloaded
 from shadowmesh.config.schema import KEYS
@@ -35,6 +35,7 @@ __all__ = [
     "reloaded",
     "report",
     "values",
+    "why_not_dialled",
     "yamlfile",
 ]
 

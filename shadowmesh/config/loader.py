@@ -11,7 +11,7 @@ import os
 import pwd
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -304,13 +304,12 @@ def _check_together(
         )  # fmt: skip
     if values["websocket.tls_cert"] == values["websocket.tls_key"]:
         problem("tls_cert and tls_key must be two files", "websocket.tls_key", "websocket.tls_cert")
-    local_ip, peer = values["network.local_ip"], values["peer.address"]
-    peer_ip = None if peer is None else _ip(peer)
-    if local_ip is not None and peer_ip is not None and peer_ip in local_ip.network:
-        problem(
-            f"{peer_ip} lies in {local_ip.network}, the network inside the tunnel; give the "
-            "address that the peer has outside of it", "peer.address", "network.local_ip",
-        )  # fmt: skip
+    if values["peer.address"] is not None:
+        objection = _why_not_dialled(
+            values["peer.address"], values["network.local_ip"], values["websocket.listen_address"]
+        )
+        if objection is not None:
+            problem(objection, "peer.address", "network.local_ip")
 
     listeners: list[tuple[str, HostPort]] = [
         ("daemon.listen_address", values["daemon.listen_address"])
@@ -324,6 +323,30 @@ def _check_together(
         for other_name, other in listeners[:index]:
             if _collide(address, other):
                 problem(f"{address} is already taken by {other_name}", name, other_name)
+
+
+def why_not_dialled(target: HostPort, config: Config) -> str | None:
+    """Return why this address cannot be that of the peer; None when it can."""
+    return _why_not_dialled(target, config.network.local_ip, config.websocket.listen_address)
+
+
+def _why_not_dialled(
+    target: HostPort, local_ip: IPv4Interface | IPv6Interface | None, listen: HostPort | None
+) -> str | None:
+    ip = _ip(target)
+    if local_ip is not None and ip is not None and ip in local_ip.network:
+        return (
+            f"{ip} lies in {local_ip.network}, the network inside the tunnel; give the "
+            "address that the peer has outside of it"
+        )
+    # The same port of the loopback interface cannot be anybody else's.
+    is_loopback = target.host == "localhost" if ip is None else ip.is_loopback
+    if listen is not None and is_loopback and _collide(target, listen):
+        return (
+            f"{target} is this daemon itself (websocket.listen_address {listen}); give the "
+            "address of the other machine"
+        )
+    return None
 
 
 def _ip(address: HostPort) -> Any:

@@ -159,8 +159,8 @@ _KEYS = (
         "time between rekeys, 10s to 120s", reload=True,
     ),
     Key(
-        "peer.address", "", _TEXT_OR_EMPTY, values.optional_remote,
-        'host:port to dial; "" to wait for the peer', reload=True,
+        "peer.address", "", _TEXT_OR_EMPTY, values.optional_peer,
+        'host:port to dial, port 9001 when left out; "" to wait for the peer', reload=True,
     ),
     Key(
         "peer.public_key", "", _TEXT_OR_EMPTY, values.public_key,

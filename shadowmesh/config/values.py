@@ -21,6 +21,7 @@ from ipaddress import (
 from pathlib import Path
 from typing import Literal
 
+from shadowmesh.base.constants import DEFAULT_PEER_PORT
 from shadowmesh.config.model import REDACTED, HostPort, Secret
 from shadowmesh.keys import identity, psk
 
@@ -40,6 +41,7 @@ _URL_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
 INTERFACE_NAME_MAX_BYTES = 15
 MAX_STUN_SERVERS = 8
 _MAX_URL_PATH = 256
+_URL_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _MAX_PATH_BYTES = 4096
 #: sockaddr_un has room for 107; a few are for the name that it has while it is made
 _MAX_SOCKET_PATH_BYTES = 100
@@ -143,6 +145,7 @@ def _host(text: str) -> str:
 
 
 def _host_port(text: str, lowest_port: int) -> HostPort:
+    _refuse_url(text)
     if text.startswith("["):
         host, bracket, port = text[1:].partition("]:")
         if not bracket:
@@ -165,6 +168,21 @@ def _host_port(text: str, lowest_port: int) -> HostPort:
     return HostPort(host, int(port))
 
 
+def _refuse_url(text: str) -> None:
+    """Raise ValueError for a URL or a path, with what to write instead of it."""
+    if "/" not in text:
+        return
+    scheme, separator, rest = text.partition("://")
+    place = (rest if separator else text).partition("/")[0].rpartition("@")[2]
+    advice = "write only its host and port"
+    if place and separator:
+        port = "" if re.search(r":[0-9]+$", place) else f":{_URL_PORTS.get(scheme.lower(), 9001)}"
+        advice = f"write {show(place + port)}"
+    raise ValueError(
+        f"{show(text)} is a URL, host:port is wanted; {advice} (the path is websocket.path)"
+    )
+
+
 def listen(text: str) -> HostPort:
     """An address to listen on, with a known port."""
     return _host_port(text, 1)
@@ -177,7 +195,36 @@ def optional_listen(text: str) -> HostPort | None:
 
 def remote(text: str) -> HostPort:
     """An address to send to: not multicast and not "any"."""
-    value = _host_port(text, 1)
+    return _one_host(_host_port(text, 1))
+
+
+def peer(text: str) -> HostPort:
+    """The address of a peer; without a port the default one, unless it can be read in two ways."""
+    _refuse_url(text)
+    if text.startswith("[") and text.endswith("]"):
+        return _one_host(_host_port(f"{text}:{DEFAULT_PEER_PORT}", 1))
+    if text and ":" not in text:
+        return _one_host(HostPort(_host(text), DEFAULT_PEER_PORT))
+    if not _is_ipv6(text):
+        return remote(text)
+    shorter, _, port = text.rpartition(":")
+    if _is_ipv6(shorter) and _INTEGER.fullmatch(port):
+        raise ValueError(
+            f"{show(text)} can be read with and without a port; write"
+            f" [{text}]:{DEFAULT_PEER_PORT} or [{shorter}]:{port}"
+        )
+    return _one_host(HostPort(str(IPv6Address(text)), DEFAULT_PEER_PORT))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _one_host(value: HostPort) -> HostPort:
     try:
         address = ip_address(value.host)
     except ValueError:
@@ -187,8 +234,8 @@ def remote(text: str) -> HostPort:
     return value
 
 
-def optional_remote(text: str) -> HostPort | None:
-    return remote(text) if text else None
+def optional_peer(text: str) -> HostPort | None:
+    return peer(text) if text else None
 
 
 def remotes(text: str) -> tuple[HostPort, ...]:

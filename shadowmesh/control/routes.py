@@ -30,7 +30,7 @@ from shadowmesh.base.errors import (
     PeerRefused,
     PeerUnreachable,
 )
-from shadowmesh.config.values import remote
+from shadowmesh.config.values import peer
 from shadowmesh.control.rights import Right
 from shadowmesh.device.facts import parse_target
 from shadowmesh.insight.events import MAX_EVENTS
@@ -51,7 +51,7 @@ MAX_SAFE_INTEGER: Final = 2**53 - 1
 
 #: format: the function that raises ValueError for a text that is not of it
 FORMATS: Final[Mapping[str, Callable[[str], object]]] = {
-    "host:port": remote,
+    "host:port": peer,
     "mac-or-ip": parse_target,
 }
 
@@ -143,7 +143,8 @@ _ERROR_TEXTS: Final[Mapping[type[ControlError], str]] = {
 _PEER: Final = Value(
     "peer",
     {"type": ["string", "null"], "format": "host:port", "maxLength": MAX_PEER_CHARS},
-    "Whom to dial, `host:port` with IPv6 in brackets; missing or null: the configured peer.",
+    "Whom to dial, `host:port` with IPv6 in brackets, port 9001 when left out; missing or null:"
+    " the configured peer.",
     example="peer.example:9001",
 )
 

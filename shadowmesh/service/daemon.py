@@ -25,9 +25,18 @@ from gevent.event import Event
 from shadowmesh import __version__
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.base import log, stdio
-from shadowmesh.base.errors import ConfigError, ShadowMeshError
+from shadowmesh.base.errors import BadRequest, ConfigError, ShadowMeshError
 from shadowmesh.base.words import nearest
-from shadowmesh.config import HostPort, diff, flag_names, load, redacted, reloaded
+from shadowmesh.config import (
+    HostPort,
+    diff,
+    flag_names,
+    load,
+    redacted,
+    reloaded,
+    values,
+    why_not_dialled,
+)
 from shadowmesh.control.app import create_app
 from shadowmesh.control.feed import Feed
 from shadowmesh.control.metrics_port import make_metrics_app
@@ -233,7 +242,11 @@ class Daemon:
 
     def connect(self, peer: str | None) -> Snapshot:
         """Connect to `peer` (host:port, checked by the API) or to the configured one."""
-        self._manager.connect(None if peer is None else _host_port(peer))
+        target = None if peer is None else values.peer(peer)
+        objection = None if target is None else why_not_dialled(target, self._config)
+        if objection is not None:
+            raise BadRequest(objection)
+        self._manager.connect(target)
         return self._view.snapshot()
 
     def disconnect(self) -> Snapshot:
@@ -412,11 +425,6 @@ class Daemon:
             self._peer_port.follow(config)
         except ShadowMeshError as error:
             _log.error("the peer port stays closed; reload again when it is free", cause=str(error))
-
-
-def _host_port(text: str) -> HostPort:
-    host, _, port = text.rpartition(":")
-    return HostPort(host.strip("[]"), int(port))
 
 
 if __name__ == "__main__":

@@ -212,8 +212,23 @@ def test_an_error_is_json_on_stdout_too_when_asked(run, control):
 
 
 def test_a_peer_that_is_no_address_is_a_usage_error(run, control):
-    assert_failed(run("connect", "nonsense"), 2, "host:port")
+    assert_failed(run("connect", "nonsense:"), 2, "port must be")
     assert control.calls == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "dialled"),
+    [("peer.example", "peer.example:9001"), ("192.0.2.1", "192.0.2.1:9001"),
+     ("2001:db8::1", "[2001:db8::1]:9001"), ("[2001:db8::1]", "[2001:db8::1]:9001"),
+     ("peer.example:443", "peer.example:443")],
+)  # fmt: skip
+def test_a_peer_without_a_port_gets_the_default_one(run, control, typed, dialled):
+    assert run("connect", typed).exit_code == 0
+    assert control.calls == [("connect", dialled)]
+
+
+def test_a_url_given_as_an_address_is_answered_with_what_to_write(run):
+    assert_failed(run("connect", "https://peer.example/x"), 2, '"peer.example:443"')
 
 
 @pytest.mark.parametrize(("command", "words"), [("connect", "goes on"), ("disconnect", "interr")])

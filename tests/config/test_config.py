@@ -184,7 +184,7 @@ def test_auto_connect_without_an_address_is_refused(problem):
 
 def test_all_problems_of_all_sources_are_reported_at_once(problems):
     text = "network:\n  mtu: 70\n  mut: 1500\nencryptoin:\n  key: x\nnat:\n  enabled: 5\n"
-    found = problems(text, {"network.tap_device": "a/b"}, {"SHADOWMESH_PEER_ADDRESS": "nowhere"})
+    found = problems(text, {"network.tap_device": "a/b"}, {"SHADOWMESH_PEER_ADDRESS": "nowhere:x"})
     assert [(p.source.rpartition("/")[2], p.line, p.key) for p in found] == [
         ("daemon.yaml", 4, None),
         ("daemon.yaml", 3, "network"),
@@ -372,7 +372,8 @@ WRONG = {
     "encryption.cipher": ["", "aes-256-gcm", "AUTO"],
     "encryption.rotation_interval": ["", "9s", "121s", "1h", "120", "2 m", "-60s", "infs", "1e2s"],
     "peer.address": [
-        "peer", "peer:0", "0.0.0.0:9001", "[::]:9001", "224.0.0.1:9001", "[ff02::1]:9001",
+        "9001", "peer:0", "peer:", "[::1", "[peer]", "2001:db8::1:9001", "https://peer", "peer/x", "a@b:1",
+        "0.0.0.0", "::", "0.0.0.0:9001", "[::]:9001", "224.0.0.1:9001", "[ff02::1]:9001",
         "255.255.255.255:9001",
     ],
     "peer.public_key": ["x", PUBLIC_TEXT[:-1], PSK, "A" * 43 + "="],
@@ -432,6 +433,13 @@ def test_wrong_values_are_refused_with_the_name_of_the_key(problem, name):
         ("encryption.rotation_interval", "10s", 10.0),
         ("encryption.rotation_interval", "10500ms", 10.5),
         ("peer.address", "[fe80::1%eth0]:9001", HostPort("fe80::1%eth0", 9001)),
+        ("peer.address", "peer.example", HostPort("peer.example", 9001)),
+        ("peer.address", "192.0.2.1", HostPort("192.0.2.1", 9001)),
+        ("peer.address", "[2001:db8::1]", HostPort("2001:db8::1", 9001)),
+        ("peer.address", "2001:db8::1", HostPort("2001:db8::1", 9001)),
+        ("peer.address", "2001:db8::1:beef", HostPort("2001:db8::1:beef", 9001)),
+        ("peer.address", "2001:db8:0:0:0:0:0:1", HostPort("2001:db8::1", 9001)),
+        ("peer.address", "fe80::1%eth0", HostPort("fe80::1%eth0", 9001)),
         ("peer.address", "peer_1.example.com.:1", HostPort("peer_1.example.com.", 1)),
         ("peer.public_key", PUBLIC_TEXT, PUBLIC),
         ("nat.stun_server", "", ()),
@@ -529,6 +537,9 @@ def test_no_text_makes_a_parser_fail_in_another_way_than_valueerror(text):
             {"peer.address": "[fd00::2]:9001", "network.local_ip": "fd00::1/64"},
             "peer.address",
         ),
+        ({"peer.address": "127.0.0.1:9001"}, "peer.address"),
+        ({"peer.address": "[::1]"}, "peer.address"),
+        ({"peer.address": "localhost"}, "peer.address"),
         ({"daemon.listen_address": "127.0.0.1:9001"}, "daemon.listen_address"),
         ({"daemon.listen_address": "127.0.0.1:9091"}, "daemon.listen_address"),
         ({"websocket.listen_address": "0.0.0.0:9090"}, "websocket.listen_address"),
@@ -548,11 +559,40 @@ def test_keys_that_contradict_each_other_are_refused(problem, flags, blamed):
         {"websocket.listen_address": "192.0.2.1:9090"},
         {"nat.udp_port": "9090"},
         {"peer.address": "10.0.1.2:9001"},
+        {"peer.address": "127.0.0.1:9002"},
+        {"peer.address": "127.0.0.1:9001", "websocket.listen_address": ""},
         {"peer.address": "10.0.0.2:9001", "network.local_ip": ""},
     ],
 )
 def test_keys_that_only_look_alike_are_taken(load, flags):
     load("", flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "https://vpn.example/shadowmesh",
+            'is a URL, host:port is wanted; write "vpn.example:443"',
+        ),
+        ("wss://u:p@vpn.example:9001/x", 'write "vpn.example:9001" (the path is websocket.path)'),
+        ("vpn.example:9001/x", "write only its host and port"),
+        ("2001:db8::1:9001", "write [2001:db8::1:9001]:9001 or [2001:db8::1]:9001"),
+        ("10.0.0.7", "the network inside the tunnel"),
+        ("localhost:9001", "is this daemon itself"),
+    ],
+)
+def test_an_address_that_cannot_be_a_peers_has_its_own_hint(problem, text, words):
+    assert words in problem("", {"peer.address": text}).message
+
+
+@given(st.text(alphabet="0123456789abcdef:[].%/@p", max_size=30))
+def test_any_text_is_a_peer_or_a_value_error(text):
+    try:
+        found = values.peer(text)
+    except ValueError:
+        return
+    assert values.peer(str(found)) == found
 
 
 # --- Secrets ----------------------------------------------------------------------------------

@@ -336,7 +336,7 @@ def test_a_large_body_is_refused(client, control):
     "body",
     [
         b"{", b"[]", b'"x"', b"1", b"null", b"\xff", b"{'peer': 1}", b"[" * 60000,
-        b'{"peer": 1}', b'{"peer": ["a:1"]}', b'{"peer": ""}', b'{"peer": "host"}',
+        b'{"peer": 1}', b'{"peer": ["a:1"]}', b'{"peer": ""}', b'{"peer": "host:"}',
         b'{"peer": "host:0"}', b'{"peer": "host:65536"}', b'{"peer": "::1:9001"}',
         b'{"peer": "a b:1"}', b'{"peer": "0.0.0.0:9001"}', b'{"peer": "a:1\\u0000"}',
         b'{"peer": "a:1", "peer": "b:1"}', b'{"Peer": "a:1"}', b'{"peer": "a:1", "x": 1}',

@@ -483,7 +483,10 @@ def test_a_bad_identity_is_refused_by_either_side(key: bytes) -> None:
 
 
 def test_our_own_identity_is_refused_by_the_initiator() -> None:
-    refused(lambda: run(initiator(PSK_I), responder(replace(PSK_R, identity=ID_I))), "reflection")
+    refused(
+        lambda: run(initiator(PSK_I), responder(replace(PSK_R, identity=ID_I))),
+        "this daemon itself",
+    )
 
 
 def test_our_own_identity_is_refused_by_the_responder() -> None:
@@ -492,7 +495,8 @@ def test_our_own_identity_is_refused_by_the_responder() -> None:
             pass
 
     refused(
-        lambda: run(Blind(replace(PSK_I, identity=ID_R), OFFER_I), responder(PSK_R)), "reflection"
+        lambda: run(Blind(replace(PSK_I, identity=ID_R), OFFER_I), responder(PSK_R)),
+        "this daemon itself",
     )
 
 

@@ -17,13 +17,17 @@ class Interrupted(ShadowMeshError):
 
 
 @click.command(cls=Command)
-@click.argument("peer", metavar="[HOST:PORT]", required=False)
+@click.argument("peer", metavar="[HOST[:PORT]]", required=False)
 @click.pass_obj
 def connect(settings: Settings, peer: str | None) -> None:
     """Connect to the peer given or configured, and wait for the outcome.
 
+    Without PORT it is 9001. An IPv6 address stands in brackets: [2001:db8::7]:9001.
+
     Exit code 5: the peer cannot be reached; 1: it refused, or there is a connection already.
     """
+    if peer is not None:
+        peer = _with_port(peer)
     client = settings.client()
     try:
         snapshot = client.connect(peer)
@@ -36,6 +40,16 @@ def connect(settings: Settings, peer: str | None) -> None:
         print_json(snapshot)
     else:
         click.echo(summary(snapshot))
+
+
+def _with_port(peer: str) -> str:
+    """Return the address in full, as the daemon shows it in its status."""
+    from shadowmesh.config import values
+
+    try:
+        return str(values.peer(peer))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="HOST:PORT") from None
 
 
 def summary(snapshot: dict[str, Any]) -> str:

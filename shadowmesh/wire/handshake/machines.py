@@ -151,7 +151,10 @@ class _Machine:
         if not sodium.is_valid_public_key(public):
             raise RemoteProtocolError("the peer's identity is not a valid Ed25519 key")
         if sodium.equal(public, own):
-            raise RemoteProtocolError("the peer shows our own identity (reflection)")
+            raise RemoteProtocolError(
+                "the peer is this daemon itself, or has a copy of its identity.key; check"
+                " peer.address, and give each machine its own identity"
+            )
         if policy.peer_public_key is not None and not sodium.equal(public, policy.peer_public_key):
             raise RemoteProtocolError(
                 f"the peer's identity {b64encode(public).decode()} is not the pinned"
