@@ -1,10 +1,11 @@
-"""Amounts as people read them.
+"""Amounts and lists as people read them.
 
-Owns: the forms of sizes and durations. Does not know: who shows them.
+Owns: the forms of sizes, durations and lists of words. Does not know: who shows them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 _MINUTE: Final = 60
@@ -39,3 +40,10 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """Return ``1 frame``, ``12,345 frames``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return ``a``, ``a and b``, ``a, b and c``; empty for none."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"

@@ -25,7 +25,9 @@ from gevent.event import Event
 from shadowmesh import __version__
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.base import log, stdio
+from shadowmesh.base.constants import EVENT_NOT_RELOADED, EVENT_RELOADED
 from shadowmesh.base.errors import BadRequest, ConfigError, ShadowMeshError
+from shadowmesh.base.units import listed
 from shadowmesh.base.words import nearest
 from shadowmesh.config import (
     HostPort,
@@ -404,17 +406,14 @@ class Daemon:
         except ConfigError as error:
             for problem in error.problems:
                 _log.error("configuration not reloaded", problem=str(problem))
-            self._recorder.record(
-                "config", "configuration not reloaded", problems=len(error.problems)
-            )
+            self._recorder.record("config", EVENT_NOT_RELOADED, problems=len(error.problems))
             return
         applied, restart = diff(self._config, loaded.config)
-        _log.info("configuration reloaded", applied=applied)
-        self._recorder.record("config", "configuration reloaded", applied=applied, restart=restart)
+        _log.info("configuration reloaded", applied=listed(applied) or "nothing")
         if restart:
             _log.warning(
-                "these keys change with a restart only",
-                keys=restart,
+                "some keys have changed and wait for a restart",
+                keys=listed(restart),
                 remedy="systemctl restart shadowmesh",
             )
         # What needs a restart stays what it is, and is named again by the next reload.
@@ -425,6 +424,8 @@ class Daemon:
             self._peer_port.follow(config)
         except ShadowMeshError as error:
             _log.error("the peer port stays closed; reload again when it is free", cause=str(error))
+        # Told last: who waits for it finds everything done.
+        self._recorder.record("config", EVENT_RELOADED, applied=applied, restart=restart)
 
 
 if __name__ == "__main__":

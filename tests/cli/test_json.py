@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from shadowmesh.base.constants import EVENT_RELOADED
 from shadowmesh.cli import benchmark, evidence, process
 from shadowmesh.cli.commands import bench
 from shadowmesh.cli.program import program
@@ -224,15 +225,27 @@ def test_bench(monkeypatch):
     )
 
 
-def test_dashboard_completion_and_reload(run, control, tmp_path, monkeypatch):
+def test_dashboard_completion_and_help(run):
     judge("dashboard", json.loads(run("--json", "dashboard").stdout))
     judge("completion", json.loads(run("--json", "completion", "zsh").stdout))
+    judge("help", json.loads(run("help", "ping", "--json").stdout))
+
+
+def test_reload(control, token_file, tmp_path, monkeypatch):
+    recorder = FlightRecorder()
+
+    def take(*_args):
+        recorder.record("config", EVENT_RELOADED, applied=("a.b",), restart=("c.d",))
+
     config = tmp_path / "daemon.yaml"
     config.touch(0o600)
     control.snapshot = dataclasses.replace(CONNECTED, pid=os.getpid())
-    monkeypatch.setattr(os, "kill", lambda *_: None)
+    monkeypatch.setattr(os, "kill", take)
     monkeypatch.setattr(process.Path, "read_bytes", lambda _: b"shadowmesh-daemon")
-    judge("reload", json.loads(run("--config", config, "--json", "reload").stdout))
+    with serving(lambda address: make_app(control, address, recorder=recorder)) as address:
+        asked = ("--api", f"http://{address}", "--token-file", token_file, "--config", config)
+        answers = [invoke(*asked, "--json", "reload", *more) for more in ([], ["--pid", "9999999"])]
+    judge("reload", *[json.loads(answer.stdout) for answer in answers])
 
 
 def test_keys():

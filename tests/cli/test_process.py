@@ -15,20 +15,21 @@ import threading
 import pytest
 
 from shadowmesh import __version__
+from shadowmesh.base.constants import EVENT_NOT_RELOADED, EVENT_RELOADED
 from shadowmesh.cli import process
-from shadowmesh.cli.commands import logs
+from shadowmesh.cli.commands import logs, reload
 from shadowmesh.cli.commands.completion import SHELLS, script
 from shadowmesh.cli.program import program
+from shadowmesh.insight.events import FlightRecorder
 from tests.cli.test_program import (  # noqa: F401
     NOBODY,
     assert_failed,
     control,
     invoke,
     run,
-    served,
     token_file,
 )
-from tests.control.fake_control import CONNECTED, DISCONNECTED
+from tests.control.fake_control import CONNECTED, DISCONNECTED, make_app, serving
 
 # --- version ----------------------------------------------------------------------------------
 
@@ -123,11 +124,35 @@ def test_a_timeout_needs_a_number_and_a_unit(run, timeout):
 
 
 @pytest.fixture
-def signalled(control):
+def recorder():
+    return FlightRecorder()
+
+
+@pytest.fixture
+def outcome():
+    """The event that tells how a reload went: message and fields."""
+    return [EVENT_RELOADED, {"applied": ("nat.enabled",), "restart": ("network.mtu",)}]
+
+
+@pytest.fixture
+def served(control, recorder):
+    with serving(lambda address: make_app(control, address, recorder=recorder)) as address:
+        yield address
+
+
+@pytest.fixture
+def signalled(control, recorder, outcome):
     """This process poses as the daemon; the event tells that SIGHUP came."""
     control.snapshot = dataclasses.replace(CONNECTED, pid=os.getpid())
     came = threading.Event()
-    before = signal.signal(signal.SIGHUP, lambda *_: came.set())
+
+    def take(*_args):
+        if outcome:
+            recorder.record("config", outcome[0], **outcome[1])
+        came.set()
+
+    recorder.record("config", EVENT_NOT_RELOADED, problems=1)  # long ago
+    before = signal.signal(signal.SIGHUP, take)
     yield came
     signal.signal(signal.SIGHUP, before)
 
@@ -142,11 +167,51 @@ def test_reload_sends_the_signal(run, signalled, looks_like_the_daemon, tmp_path
     config.touch(0o600)
     result = run("--config", config, "reload")
     assert result.exit_code == 0, result.output
-    assert f"process {os.getpid()}" in result.stdout
     assert signalled.wait(5)
+    assert result.stdout == (
+        "applied: nat.enabled\nnetwork.mtu waits for a restart: `systemctl restart shadowmesh`\n"
+    )
     assert json.loads(run("--config", config, "--json", "reload").stdout) == {
-        "schema": 1, "pid": os.getpid(),
+        "schema": 1, "pid": os.getpid(), "applied": ["nat.enabled"], "restart": ["network.mtu"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("applied", "restart", "said"),
+    [
+        ((), (), "nothing has changed\n"),
+        (("a.b", "c.d", "e.f"), (), "applied: a.b, c.d and e.f\n"),
+        ((), ("a.b", "c.d"), "a.b and c.d wait for a restart: `systemctl restart shadowmesh`\n"),
+    ],
+)
+def test_reload_tells_in_sentences_what_the_daemon_did(
+    run, signalled, looks_like_the_daemon, outcome, tmp_path, applied, restart, said
+):
+    outcome[1] = {"applied": applied, "restart": restart}
+    config = tmp_path / "daemon.yaml"
+    config.touch(0o600)
+    assert run("--config", config, "reload").stdout == said
+
+
+def test_reload_fails_when_the_daemon_finds_its_own_file_wrong(
+    run, signalled, looks_like_the_daemon, outcome, tmp_path
+):
+    outcome[:] = [EVENT_NOT_RELOADED, {"problems": 2}]
+    config = tmp_path / "daemon.yaml"
+    config.touch(0o600)
+    assert_failed(run("--config", config, "reload"), 7, "goes on as before", "shadowmesh logs")
+
+
+def test_reload_of_a_daemon_that_tells_nothing_says_so(
+    run, signalled, looks_like_the_daemon, outcome, monkeypatch, tmp_path
+):
+    outcome.clear()
+    monkeypatch.setattr(reload, "_OUTCOME_TIMEOUT_S", 0.1)
+    config = tmp_path / "daemon.yaml"
+    config.touch(0o600)
+    result = run("--config", config, "reload")
+    assert (result.exit_code, signalled.is_set()) == (0, True)
+    assert "has not said that it did; `shadowmesh logs` has the outcome" in result.stdout
 
 
 def test_reload_of_a_given_process_asks_nobody(control, signalled, tmp_path):
