@@ -38,8 +38,9 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return ``1 frame``, ``12,345 frames``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Return ``1 frame``, ``12,345 frames``, ``2 addresses``."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def listed(words: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ __all__ = [
     "capture",
     "events",
     "explain",
+    "frame_words",
     "health",
     "histogram",
     "history",

@@ -124,7 +124,8 @@ def explain(snapshot: Snapshot, facts: HostFacts, target: Target | None, now: fl
     named = None if target is None else _named(target)
     failed = [step for step in steps if step.verdict == "fail"]
     if failed:
-        summary = f"no frame is delivered: {failed[0].text}"
+        crosses = "crosses the tunnel" if failed[0].name == "target" else "is delivered"
+        summary = f"no frame {crosses}: {failed[0].text}"
     else:
         warnings = sum(step.verdict == "warn" for step in steps)
         summary = f"a frame is delivered over {snapshot.path}"
@@ -222,7 +223,9 @@ def _mac(snapshot: Snapshot, facts: HostFacts, mac: bytes, found: Whereabouts) -
     if found.port is not None and found.port != facts.name:
         return Step(
             "target", "fail",
-            f"the bridge {bridge} has seen {name} behind {found.port}, not behind the tunnel",
+            f"{name} is on this side of the tunnel: the bridge {bridge} has seen it behind"
+            f" {found.port}",
+            "none is needed, unless it should stand on the other side",
         )  # fmt: skip
     if found.port is not None:
         return Step("target", "ok", f"the bridge {bridge} has seen {name} behind the tunnel")
@@ -274,7 +277,9 @@ def _address(snapshot: Snapshot, facts: HostFacts, name: str, found: Whereabouts
     if found.port is not None and found.port != facts.name:
         return Step(
             "target", "fail",
-            f"{hop} answered from behind {found.port} of the bridge {tunnel}, not from the tunnel",
+            f"{hop} is on this side of the tunnel: it answered behind {found.port}, which is in the"
+            f" bridge {tunnel} too",
+            "none is needed, unless it should stand on the other side",
         )  # fmt: skip
     who = "" if found.mac is None else f" with {format_mac(found.mac)}"
     own = ", the peer's own TAP device" if found.mac == _peer_mac(snapshot) else ""
@@ -302,7 +307,6 @@ def _connection(snapshot: Snapshot, now: float) -> Step:
     check, refused = _check(snapshot, "peer"), _check(snapshot, "refused")
     if check is not None and check.code == "not_configured":
         return Step("connection", "fail", check.text, check.remedy)
-    phase = "" if snapshot.phase is None else f" ({snapshot.phase})"
     retry = _until(snapshot.next_retry_at, now)
     details = [] if retry is None else [f"the next attempt starts in {retry}"]
     if snapshot.last_error is not None and not _refused_since(snapshot):
@@ -310,12 +314,12 @@ def _connection(snapshot: Snapshot, now: float) -> Step:
         if refused is not None and not refused.ok:
             details.append(refused.text)
         return Step(
-            "connection", "fail", f"{snapshot.state}{phase}: {snapshot.last_error}",
+            "connection", "fail", f"{_situation(snapshot)}: {snapshot.last_error}",
             "" if check is None else check.remedy, details,
         )  # fmt: skip
     if refused is not None and not refused.ok:
         return Step(
-            "connection", "fail", f"{snapshot.state}{phase}: {refused.text}", refused.remedy,
+            "connection", "fail", f"{_situation(snapshot)}: {refused.text}", refused.remedy,
             details,
         )  # fmt: skip
     if check is not None and check.code == "waiting_for_peer":
@@ -328,9 +332,17 @@ def _connection(snapshot: Snapshot, now: float) -> Step:
             f"`shadowmesh connect{' HOST:PORT' if nobody else ''}`", details,
         )  # fmt: skip
     return Step(
-        "connection", "fail", f"{snapshot.state}{phase}", "" if check is None else check.remedy,
+        "connection", "fail", _situation(snapshot), "" if check is None else check.remedy,
         details,
     )  # fmt: skip
+
+
+def _situation(snapshot: Snapshot) -> str:
+    """Return what the connection is doing, where it is not up."""
+    if str(snapshot.state) == "error":
+        return "the last attempt failed"
+    phase = "" if snapshot.phase is None else f" ({snapshot.phase})"
+    return f"{snapshot.state}{phase}"
 
 
 def _refused_since(snapshot: Snapshot) -> bool:
@@ -380,7 +392,7 @@ def _session(snapshot: Snapshot, now: float) -> Step:
 
 def _path(snapshot: Snapshot) -> Step:
     check = _check(snapshot, "path")
-    text = f"over {snapshot.path}: {snapshot.path_reason}"
+    text = f"frames go over {snapshot.path}: {snapshot.path_reason}"
     details = [_tried(path) for path in snapshot.paths]
     if snapshot.nat is not None and snapshot.nat.type is not None:
         seen = snapshot.nat.public_address
@@ -390,6 +402,8 @@ def _path(snapshot: Snapshot) -> Step:
     if check is not None and not check.ok:
         if check.code == "path_lossy":
             text += f"; {check.text}"
+        elif check.code == "udp_forbidden_here":
+            text = f"frames go over {snapshot.path}: {check.text}"
         return Step("path", "warn", text, check.remedy, details)
     return Step("path", "ok", text, details=details)
 
@@ -508,5 +522,4 @@ def _daemon(snapshot: Snapshot) -> Iterator[Step]:
     for check in failed:
         yield Step("daemon", "warn", check.text, check.remedy)
     if not failed:
-        names = ", ".join(check.name for check in others)
-        yield Step("daemon", "ok", f"nothing else is wrong ({names or 'nothing was looked at'})")
+        yield Step("daemon", "ok", "nothing else is wrong" if others else "nothing was looked at")

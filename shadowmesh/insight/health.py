@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from shadowmesh.base.units import size
 from shadowmesh.insight.status import Check, format_time
 from shadowmesh.wire.peer.states import Phase, State
 
@@ -111,7 +112,9 @@ def peer(
     if state is State.DISCONNECTED:
         return Check("peer", True, text="nobody has asked for a tunnel")
     if last_error is None:
-        return Check("peer", False, "warning", f"connecting: {phase}", "wait", "connecting")
+        return Check(
+            "peer", False, "warning", f"connecting, at the step {phase}", "wait", "connecting"
+        )
     remedy = "the daemon keeps trying" if retries else "`shadowmesh connect` tries again"
     return Check("peer", False, "warning", last_error, remedy, "cannot_connect")
 
@@ -159,17 +162,17 @@ def hub_lag(worst_s: float) -> Check:
     """Judge the longest delay of the event loop in the last minute."""
     if worst_s > HUB_LAG_LIMIT_S:
         return Check(
-            "hub_lag", False, "warning", f"the event loop was {worst_s * 1000:.0f} ms late",
+            "hub_lag", False, "warning", f"the daemon was held up for {worst_s * 1000:.0f} ms",
             "the machine is short of processor time", "hub_late",
         )  # fmt: skip
-    return Check("hub_lag", True, text="the event loop is in time")
+    return Check("hub_lag", True, text="the daemon is not held up")
 
 
 def clock(now: float, step: ClockStep | None) -> Check:
     """Judge the wall clock. The tunnel does not need it; logs and certificates do."""
     if now < EARLIEST_TIME:
         return Check(
-            "clock", False, "warning", f"it is not {format_time(now)}",
+            "clock", False, "warning", f"the clock says {format_time(now)}, which is long past",
             "set the clock, for instance with systemd-timesyncd", "clock_wrong",
         )  # fmt: skip
     if step is not None:
@@ -177,7 +180,7 @@ def clock(now: float, step: ClockStep | None) -> Check:
             "clock", False, "warning", f"the clock was set by {step.by_s:+.1f} s",
             "times in the log jump there; nothing else to do", "clock_set",
         )  # fmt: skip
-    return Check("clock", True, text="steady")
+    return Check("clock", True, text="the clock has not been set lately")
 
 
 def queue(full_drops: int, queue_bytes: int) -> Check:
@@ -192,7 +195,7 @@ def queue(full_drops: int, queue_bytes: int) -> Check:
             "queue", False, "warning", f"{full_drops} frames found no room in the last minute",
             "more is sent than the path carries; shape it before the tunnel", "queue_full",
         )  # fmt: skip
-    return Check("queue", True, text=f"{queue_bytes} bytes wait")
+    return Check("queue", True, text=f"{size(queue_bytes)} wait for the link")
 
 
 def certificate(path: Path, not_before: float, not_after: float, now: float) -> Check:
@@ -212,7 +215,7 @@ def certificate(path: Path, not_before: float, not_after: float, now: float) -> 
     if now > not_after - EXPIRES_SOON_S:
         text = f"{path} expires on {_day(not_after)}"
         return Check("certificate", False, "warning", text, remedy, "certificate_expires_soon")
-    return Check("certificate", True, text=f"valid until {_day(not_after)}")
+    return Check("certificate", True, text=f"{path} is valid until {_day(not_after)}")
 
 
 def _minute(unix_s: float) -> str:
@@ -231,6 +234,7 @@ def path(
     connected_s: float,
     loss: float | None,
     fallen: bool = False,
+    forbidden: int = 0,
 ) -> Check:
     """Judge the path that carries the frames.
 
@@ -241,9 +245,16 @@ def path(
         connected_s: since when there is a session.
         loss: of the UDP path's last probes, 0.0 to 1.0.
         fallen: UDP has carried this session's frames before, so that nothing is to be awaited.
+        forbidden: UDP sends that our own kernel did not permit in the last minute.
     """
     if carries is None:
         return Check("path", True, text="not connected")
+    if udp_wanted and forbidden:
+        return Check(
+            "path", False, "warning", "a firewall on this host forbids it to send UDP to the peer",
+            "look for the rule in `nft list ruleset` or `iptables -S OUTPUT`, or set nat.enabled:"
+            " false", "udp_forbidden_here",
+        )  # fmt: skip
     if loss is not None and loss > LOSS_LIMIT:
         return Check(
             "path", False, "warning", f"{loss:.0%} of the probes over UDP are lost",
@@ -251,7 +262,7 @@ def path(
         )  # fmt: skip
     if carries == "wss" and udp_wanted and (fallen or connected_s > PATH_GRACE_S):
         return Check(
-            "path", False, "warning", f"on WSS: {reason}",
+            "path", False, "warning", f"frames go over WSS: {reason}",
             "let UDP pass between the two machines, see `shadowmesh netcheck`; or set"
             " nat.enabled: false",
             "udp_unavailable",
@@ -265,6 +276,6 @@ def disk(directory: Path, free_bytes: int | None) -> Check:
         text = f"{directory} cannot be read"
         return Check("disk", False, "warning", text, "look at its file system", "disk_unreadable")
     if free_bytes < DISK_MARK_BYTES:
-        text = f"{directory} has {free_bytes} bytes left; the tunnel goes on, logs are lost"
+        text = f"{directory} has {size(free_bytes)} left; the tunnel goes on, logs are lost"
         return Check("disk", False, "warning", text, "make room", "disk_full")
-    return Check("disk", True, text=f"{free_bytes >> 20} MiB free")
+    return Check("disk", True, text=f"{directory} has {size(free_bytes)} left")

@@ -37,8 +37,9 @@ DROPPED: Final[Mapping[str, Reason]] = {
     ),
     "seal_refused": Reason("the counter of a key was at its end"),
     "udp_send": Reason(
-        "the UDP socket refused them",
-        "see udp_errors in `shadowmesh --json status`; a local firewall gives EPERM",
+        "this host would not send them over UDP",
+        "a rule on its own output (`nft list ruleset`), if udp_errors in `shadowmesh --json status`"
+        " has EPERM; a missing route, if it has ENETUNREACH",
     ),
     "tap_down": Reason("they came from the peer and the device is down", "ip link set DEVICE up"),
     "tap_gone": Reason("they came from the peer and the device was deleted"),

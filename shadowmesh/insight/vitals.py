@@ -21,8 +21,9 @@ DROPS_SPACING_S: Final = 10.0
 CLOCK_STEP_S: Final = 2.0
 #: how long a step of the clock stays worth a warning
 CLOCK_MEMORY_S: Final = 600.0
-#: drops that mean that a queue had no room: the WebSocket's, the TAP's, the UDP socket's
-FULL_REASONS: Final = ("link_stalled", "tap_full", "udp_send")
+#: drops that mean that a queue had no room: the WebSocket's, the TAP's. What the UDP socket refuses
+#: has other causes, such as a firewall on our own output
+FULL_REASONS: Final = ("link_stalled", "tap_full")
 #: looks that `lately` goes back: a minute of them
 LOOKS: Final = 60
 
@@ -79,6 +80,7 @@ class Vitals:
         self._step: ClockStep | None = None
         self._drops = Lately()
         self._strangers = Lately()
+        self._errors = Lately()
         self._told: dict[str, int] = {}
         self._told_at = -DROPS_SPACING_S
 
@@ -93,6 +95,11 @@ class Vitals:
         """Frames that found no room in a queue, in the last minute of looks."""
         lately = self._drops.grown()
         return sum(lately.get(reason, 0) for reason in FULL_REASONS)
+
+    @property
+    def forbidden(self) -> int:
+        """UDP sends that the kernel did not permit, in the last minute of looks."""
+        return self._errors.grown().get("EPERM", 0)
 
     def lately(self, dropped: Mapping[str, int]) -> dict[str, int]:
         """Return what was dropped since the oldest look of the last minute, by reason.
@@ -110,18 +117,25 @@ class Vitals:
         """
         return self._strangers.grown(connections)
 
-    def look(self, dropped: Mapping[str, int], connections: Mapping[str, int]) -> None:
+    def look(
+        self,
+        dropped: Mapping[str, int],
+        connections: Mapping[str, int],
+        udp_errors: Mapping[str, int],
+    ) -> None:
         """Take one look.
 
         Args:
             dropped: totals by reason.
             connections: totals of the peer port by outcome.
+            udp_errors: totals of what the UDP socket refused, by errno.
         """
         now = self._boot()
         self._look_at_clock(now)
         self._look_at_drops(dropped, now)
         self._drops.look(dropped)
         self._strangers.look(connections)
+        self._errors.look(udp_errors)
 
     def _look_at_clock(self, now: float) -> None:
         before, self._offset = self._offset, self._wall() - now

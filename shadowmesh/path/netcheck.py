@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -129,8 +129,11 @@ def check(
         )
         while detector.result is None:
             _turn(detector, sock, ipv6=ipv6)
+    result = detector.result
+    if unresolved and not found:
+        result = replace(result, detail="none of the STUN servers has an address")
     duration_s = time.monotonic() - began
-    return Report(detector.result, used, port, tuple(unresolved), duration_s)
+    return Report(result, used, port, tuple(unresolved), duration_s)
 
 
 def _turn(detector: NatDetector, sock: socket.socket, *, ipv6: bool) -> None:

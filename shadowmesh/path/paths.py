@@ -247,7 +247,9 @@ class Paths:
             _log.exception("UDP is given up because of a bug", peer=self._peer)
             self._poll.stop()
             self._session.use_wss()
-            self._machine.disable("internal error: see the log", self._clock())
+            self._machine.disable(
+                "UDP was given up because of a bug, the log has it", self._clock()
+            )
             self._on_change()
 
     def _poll_on_udp_only(self) -> None:

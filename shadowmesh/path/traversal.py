@@ -210,7 +210,7 @@ class Traversal:
         result, before_that = event.result, self.result
         if self._nat.stun_server and not result.servers:
             names = ", ".join(str(server) for server in self._nat.stun_server)
-            result = replace(result, detail=f"no STUN server has an address: {names}")
+            result = replace(result, detail=f"none of the STUN servers has an address ({names})")
         answered = {report.server for report in result.servers if report.mapped is not None}
         for server in self._mapped.keys() - answered:
             del self._mapped[server]  # what it said before is of a mapping that may be gone

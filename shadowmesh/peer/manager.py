@@ -288,5 +288,5 @@ class ConnectionManager:
             return
         if (before.enabled, before.udp_port) != (after.enabled, after.udp_port):
             for peer in self.peers:
-                peer.udp_reopened()
+                peer.udp_reopened(enabled=after.enabled)
         self.traversal.reload(after)

@@ -561,10 +561,14 @@ class Peer:
             self._backoff.reset()
             self._pause.plan(self._backoff.next_delay(), self._begin)
 
-    def udp_reopened(self) -> None:
-        """The UDP socket is another one: this session has to do without."""
+    def udp_reopened(self, *, enabled: bool) -> None:
+        """The UDP socket is another one, or gone: this session has to do without."""
         if self.current is not None and self.current.paths is not None:
-            self.current.paths.disable("nat.* was changed: UDP again in the next session")
+            self.current.paths.disable(
+                "the UDP port has changed, the next session uses UDP again"
+                if enabled
+                else "UDP is switched off by nat.enabled: false"
+            )
 
     # --- small things -------------------------------------------------------------------------
 

@@ -206,7 +206,7 @@ class View:
         """Take the look that some checks, events and the history need; once a second."""
         plane, tunnel = self._manager.plane.counters(), self._manager.peer.current
         dropped = _both(plane["tx_dropped"], plane["rx_dropped"])
-        self._vitals.look(dropped, self._connections())
+        self._vitals.look(dropped, self._connections(), self._manager.plane.udp_errors())
         totals = Totals(plane["bytes_written"], plane["bytes_read"], sum(dropped.values()))
         self._history.look(boottime(), totals, None if tunnel is None else _rtt_ms(tunnel))
 
@@ -300,9 +300,9 @@ class View:
         if tunnel.paths is not None:
             return tunnel.paths.reason
         if not manager.config.nat.enabled:
-            return "UDP is switched off (nat.enabled: false)"
+            return "UDP is switched off by nat.enabled: false"
         if manager.traversal is None or manager.traversal.port is None:
-            return "no UDP socket could be opened: see the log"
+            return "no UDP socket could be opened, the log says why"
         return "the peer does not want UDP"
 
     def _mtu(self, tunnel: Tunnel | None) -> int | None:
@@ -316,7 +316,7 @@ class View:
     def _nat(self) -> Nat | None:
         traversal = self._manager.traversal
         result = None if traversal is None else traversal.result
-        if traversal is None or result is None:
+        if traversal is None or result is None or not self._manager.config.nat.enabled:
             return None
         public = result.public_address
         return Nat(
@@ -417,6 +417,7 @@ class View:
             connected_s=boottime() - tunnel.established_boottime,
             loss=None if active is None else active.loss,
             fallen=tunnel.paths is not None and tunnel.paths.switches > 0,
+            forbidden=self._vitals.forbidden,
         )
 
     def _check_refused(self) -> Check:

@@ -38,8 +38,13 @@ from tests.insight.test_capture import eventually
 NOW_NS = 1_767_323_045_678_901_234
 MAC_1, MAC_2 = "02:00:00:00:00:01", "02:00:00:00:00:02"
 MACS = bytes.fromhex("020000000002020000000001")
-IPV4 = MACS + b"\x08\x00" + b"echo" * 21
-ARP = b"\xff" * 6 + MACS[6:] + b"\x08\x06" + bytes(28)
+IPV4 = MACS + b"\x81\x00\x00\x0c\x08\x00" + b"echo" * 21
+ARP = (
+    b"\xff" * 6
+    + MACS[6:]
+    + b"\x08\x06"
+    + bytes.fromhex("00010800060400010200000000010a0000010000000000000a000002")
+)
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-pcapng\r\n\r\n"
 
 
@@ -103,10 +108,10 @@ def test_a_line_for_each_frame(run, plane, monkeypatch):
     result = run("capture", "-c", "4")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        f"03:04:05.678901234 out {MAC_1} > ff:ff:ff:ff:ff:ff ARP 42",
-        f"03:04:05.678901235 in  {MAC_1} > {MAC_2} IPv4 20000 (segments of 1448 bytes)",
+        f"03:04:05.678901234 out {MAC_1} > ff:ff:ff:ff:ff:ff ARP 42 10.0.0.1 asks for 10.0.0.2",
+        f"03:04:05.678901235 in  {MAC_1} > {MAC_2} VLAN 12 IPv4 20000 no IPv4 header (segments of 1448 bytes)",
         f"03:04:05.678901236 in  {MAC_1} > {MAC_2} 0x1234 1500",
-        "03:04:05.678901237 in  ? > ? 0x0000 1500",
+        "03:04:05.678901237 in  ? > ? no Ethernet frame 1500 cut short",
     ]
     assert result.stderr.splitlines() == ["capturing on tap0", "4 frames captured"]
 
@@ -123,6 +128,9 @@ def test_a_line_of_json_for_each_frame_and_one_at_the_end(run, plane):
         "source": "02:00:00:00:00:01",
         "destination": "ff:ff:ff:ff:ff:ff",
         "ethertype": "0x0806",
+        "vlans": [],
+        "inner_ethertype": "0x0806",
+        "detail": "10.0.0.1 asks for 10.0.0.2",
         "length": 42,
         "remark": None,
     }

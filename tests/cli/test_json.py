@@ -159,7 +159,7 @@ def test_capture(control, token_file, tmp_path):
     with serving(lambda address: make_app(control, address, captures=captures)) as address:
         answers = []
         for more in ([], ["-w", tmp_path / "file"]):
-            plane.add((1, OUTBOUND, 42, 0, bytes(42)))
+            plane.add((1, OUTBOUND, 42, 0, bytes(12) + b"\x81\x00\x00\x0c\x08\x06" + bytes(24)))
             result = invoke("--api", f"http://{address}", "--token-file", token_file, "--json",
                             "capture", "-c", "1", *more)  # fmt: skip
             answers += map(json.loads, result.stdout.splitlines())

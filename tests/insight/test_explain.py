@@ -31,7 +31,7 @@ WELL = status.Snapshot(
         "198.51.100.2:9001", base64.b64encode(PEER_KEY).decode(), pinned=True, tap_mtu=1500
     ),
     path="udp",
-    path_reason="UDP: 198.51.100.2:9001 (host) answers",
+    path_reason="198.51.100.2:9001 (host) answers",
     paths=(
         status.Path("udp", "198.51.100.2:9001", "host", True, True, 0.3, 0.0, 1472),
         status.Path("udp", "[2001:db8::2]:9001", "host", unanswered=5),
@@ -143,7 +143,7 @@ TABLE = [
     (told(target=OTHER_MAC, facts=at(ours="tap0")), "target", "fail",
      "02:00:5e:10:00:01 is tap0 of this host", "on the other side"),
     (told(target=OTHER_MAC, facts=bridged(port="eth1")), "target", "fail",
-     "the bridge br0 has seen 02:00:5e:10:00:01 behind eth1", ""),
+     "the bridge br0 has seen it behind eth1", "none is needed"),
     (told(target=OTHER_MAC, facts=bridged(port="tap0")), "target", "ok", "behind the tunnel", ""),
     (told(target=OTHER_MAC, facts=at(address=PEER_IP)), "target", "ok", "is 10.0.0.2", ""),
     (told(target=OTHER_MAC, facts=at()), "target", "warn", "has not been seen here", ""),
@@ -170,7 +170,7 @@ TABLE = [
      "ok", "through tap0 by the gateway 10.0.0.9", ""),
     (told(target=PEER_IP, facts=bridged(
         address=PEER_IP, out="br0", into_tunnel=True, answered=True, mac=OTHER_MAC, port="eth1")),
-     "target", "fail", "from behind eth1 of the bridge br0", ""),
+     "target", "fail", "it answered behind eth1, which is in the bridge br0", "none is needed"),
     # --- the connection
     (told(), "connection", "ok", "connected to 198.51.100.2:9001 for 1m 0s", ""),
     (told(with_check(DOWN, health.peer(State.DISCONNECTED, None, **ASKED_NOBODY))),
@@ -181,7 +181,7 @@ TABLE = [
         State.DISCONNECTED, None, **ASKED_NOBODY, awaited=True, last_seen_at=NOW, port=9001))),
      "connection", "fail", "waiting for the peer, last seen", "this one on TCP port 9001"),
     (told(with_check(ERROR, failing("peer", "x", remedy="the daemon keeps trying"))),
-     "connection", "fail", "error: cannot reach 198.51.100.2:9001", "keeps trying"),
+     "connection", "fail", "the last attempt failed: cannot reach 198.51.100.2:9001", "keeps trying"),
     (told(with_check(DOWN, failing("peer", "no key is configured", "not_configured"))),
      "connection", "fail", "no key is configured", "act"),
     (told(with_check(DOWN, failing("refused", "the handshake with a:1 failed: wrong key"))),
@@ -198,12 +198,15 @@ TABLE = [
     (told(keys(-5)), "session", "fail", "the keys ended 5s ago", "connect again"),
     (told(keys(None)), "session", "fail", "there are no keys", "logs"),
     # --- the path
-    (told(), "path", "ok", "over udp: UDP: 198.51.100.2:9001 (host) answers", ""),
+    (told(), "path", "ok", "frames go over udp: 198.51.100.2:9001 (host) answers", ""),
     (told(with_check(on_wss("UDP to 198.51.100.2:9001 is silent"),
                      failing("path", "on WSS: ...", "udp_unavailable", "let UDP pass"))),
-     "path", "warn", "over wss: UDP to 198.51.100.2:9001 is silent", "let UDP pass"),
+     "path", "warn", "frames go over wss: UDP to 198.51.100.2:9001 is silent", "let UDP pass"),
     (told(with_check(WELL, failing("path", "25% of the probes over UDP are lost", "path_lossy"))),
      "path", "warn", "25% of the probes over UDP are lost", "act"),
+    (told(with_check(on_wss("UDP to 198.51.100.2:9001 is silent"),
+                     failing("path", "a firewall on this host forbids it", "udp_forbidden_here"))),
+     "path", "warn", "frames go over wss: a firewall on this host forbids it", "act"),
     # --- the MTU; AEGIS-256 adds 49 bytes to a frame of 1514
     (told(carrying(1563)), "mtu", "ok", "1514 bytes fits one datagram", ""),
     (told(carrying(1562)), "mtu", "ok", "is cut into 2 fragments", ""),
@@ -222,7 +225,7 @@ TABLE = [
      "5 frames dropped in the last minute, most as tap_down", "ip link set tap0 up"),
     (told(with_check(WELL, failing("disk", "/var/lib/x has 3 bytes left"))), "daemon", "warn",
      "/var/lib/x has 3 bytes left", "act"),
-    (told(), "daemon", "ok", "nothing else is wrong (disk)", ""),
+    (told(), "daemon", "ok", "nothing else is wrong", ""),
 ]  # fmt: skip
 
 
@@ -250,7 +253,7 @@ def test_a_frame_passes_when_all_is_well():
 
 def test_the_summary_names_the_first_cause_and_counts_the_warnings():
     assert told(ERROR, NO_TAP).summary == (
-        "no frame is delivered: error: cannot reach 198.51.100.2:9001"
+        "no frame is delivered: the last attempt failed: cannot reach 198.51.100.2:9001"
     )
     assert told(facts=device(up=False)).summary == "no frame is delivered: tap0 is down"
     doubtful = told(with_check(keys(20), failing("disk", "full")))
@@ -297,7 +300,7 @@ def test_a_refusal_after_the_last_failure_is_the_news():
     )
     late = with_check(late, failing("refused", "the handshake with a:1 failed: wrong key"))
     assert step_of("connection", told(late)).text == (
-        "error: the handshake with a:1 failed: wrong key"
+        "the last attempt failed: the handshake with a:1 failed: wrong key"
     )
 
 

@@ -48,6 +48,8 @@ FAILING = [
      "not valid before", "clock"),
     (health.path("wss", "no answer over UDP", **PATH), "udp_unavailable", "warning",
      "no answer over UDP", "netcheck"),
+    (health.path("wss", "UDP is silent", **PATH | {"forbidden": 3}), "udp_forbidden_here",
+     "warning", "a firewall on this host", "nft list ruleset"),
     (health.path("udp", "punched", **PATH | {"loss": 0.25}), "path_lossy", "warning", "25%",
      "overloaded"),
     (health.path("wss", "UDP is silent", **PATH | {"connected_s": 1.0, "fallen": True}),
@@ -122,12 +124,13 @@ class Looking:
         self.wall, self.boot = Clock(NOW), Clock(1000.0)
         self.recorder = FlightRecorder(clock=self.wall, monotonic=self.boot)
         self.connections = {}
+        self.udp_errors = {}
         self.vitals = Vitals(self.recorder, wall=self.wall, boot=self.boot)
 
     def look(self, seconds=1.0, **dropped):
         self.wall.now += seconds
         self.boot.now += seconds
-        self.vitals.look(dropped, self.connections)
+        self.vitals.look(dropped, self.connections, self.udp_errors)
 
     def events(self):
         return [(event.message, event.fields) for event in self.recorder.recent()]
@@ -157,11 +160,22 @@ def test_drops_are_told_at_once_and_then_added_up(looking):
     ]
 
 
+def test_sends_that_the_kernel_does_not_permit_are_those_of_the_last_minute(looking):
+    assert looking.vitals.forbidden == 0
+    for total, lately in ((5, 0), (8, 3)):  # the first look knows of none before
+        looking.udp_errors = {"EPERM": total, "EAGAIN": total}
+        looking.look()
+        assert looking.vitals.forbidden == lately
+    for _ in range(60):
+        looking.look()
+    assert looking.vitals.forbidden == 0
+
+
 def test_frames_that_found_no_room_are_those_of_the_last_minute(looking):
     looking.look(link_stalled=5)
     assert looking.vitals.full_drops == 0  # they may be old
     looking.look(link_stalled=8, tap_full=1, udp_send=1, runt=7)
-    assert looking.vitals.full_drops == 5
+    assert looking.vitals.full_drops == 4  # what the UDP socket refuses is no lack of room
     for _ in range(60):
         looking.look(link_stalled=8, tap_full=1, udp_send=1)
     assert looking.vitals.full_drops == 0

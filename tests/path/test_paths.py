@@ -412,7 +412,7 @@ def test_a_bug_leaves_the_frames_on_wss(rig):
     rig.session.udp_activity = None
     wait_for(lambda: rig.session.uses[-1] == "wss")
     assert rig.paths._machine.transport is Transport.OFF
-    assert "internal error" in rig.paths.reason
+    assert "because of a bug" in rig.paths.reason
 
 
 def test_stopped_paths_hold_nobody_and_are_held_by_nobody():

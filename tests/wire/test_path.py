@@ -428,17 +428,17 @@ def test_a_path_is_used_only_after_an_own_probe_was_answered_from_there():
 
 def test_the_reason_is_a_sentence_at_every_stage():
     path = machine()
-    assert path.reason == "UDP not tried yet: no candidates of the peer"
+    assert path.reason == "UDP is not tried yet, as the peer has named no address"
     path.set_candidates([HOST], 0.0)
-    assert path.reason == "UDP not tried yet: 1 addresses of the peer are known"
+    assert path.reason == "UDP is not tried yet, 1 address of the peer known"
     path.punch(0.0)
-    assert path.reason == "trying UDP: probing 1 addresses of the peer"
+    assert path.reason == "UDP is being tried to 1 address of the peer"
     path.handle_timeout(0.5)
     assert path.reason == (
-        "no UDP path: 1 probes to 1 addresses unanswered; tried again every 60 s"
+        "no UDP path: 1 probe to 1 address of the peer unanswered; tried again every 60 s"
     )
     path = on_udp()
-    assert path.reason == "UDP: 198.51.100.2:9001 (host) answers"
+    assert path.reason == "198.51.100.2:9001 (host) answers"
 
 
 def test_every_probe_is_answered_to_its_source():

@@ -24,6 +24,7 @@ from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.parameters import Duration
 from shadowmesh.cli.settings import Settings
+from shadowmesh.insight.frame_words import describe
 from shadowmesh.insight.pcapng import (
     INBOUND,
     MAX_SNAP_BYTES,
@@ -37,17 +38,6 @@ from shadowmesh.insight.pcapng import (
 _LONGEST_S: Final = 86400.0
 _ARROWS: Final = {INBOUND: "in ", OUTBOUND: "out"}
 _WORDS: Final = {INBOUND: "in", OUTBOUND: "out"}
-#: those that are met on every LAN
-_ETHERTYPES: Final = {
-    0x0800: "IPv4",
-    0x0806: "ARP",
-    0x8100: "VLAN",
-    0x86DD: "IPv6",
-    0x88A8: "QinQ",
-    0x88CC: "LLDP",
-    0x8863: "PPPoE",
-    0x8864: "PPPoE",
-}
 #: without it there are no addresses and no type to show
 _ETHERNET_BYTES: Final = 14
 
@@ -235,6 +225,7 @@ def _show(settings: Settings, packet: Packet) -> None:
     ethertype = int.from_bytes(data[12:14], "big")
     if len(data) < _ETHERNET_BYTES:
         target, source, ethertype = "?", "?", 0
+    words = describe(data)
     if settings.json:
         print_json(
             {
@@ -244,6 +235,9 @@ def _show(settings: Settings, packet: Packet) -> None:
                 "source": source,
                 "destination": target,
                 "ethertype": f"0x{ethertype:04x}",
+                "vlans": words.vlans,
+                "inner_ethertype": None if words.ethertype is None else f"0x{words.ethertype:04x}",
+                "detail": words.detail,
                 "length": packet.frame_bytes,
                 "remark": packet.comment or None,
             },
@@ -253,9 +247,10 @@ def _show(settings: Settings, packet: Packet) -> None:
     seconds, rest_ns = divmod(packet.time_ns, 1_000_000_000)
     moment = time.strftime("%H:%M:%S", time.localtime(seconds))
     remark = f" ({text(packet.comment)})" if packet.comment else ""
+    detail = f" {words.detail}" if words.detail else ""
     click.echo(
         f"{moment}.{rest_ns:09d} {_ARROWS.get(packet.direction, '?  ')} {source} > {target}"
-        f" {_ETHERTYPES.get(ethertype, f'0x{ethertype:04x}')} {packet.frame_bytes}{remark}"
+        f" {words.kind} {packet.frame_bytes}{detail}{remark}"
     )
 
 

@@ -42,6 +42,7 @@ from shadowmesh.base.constants import (
     UDP_PROBES_LOST,
 )
 from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.base.units import count
 from shadowmesh.wire.control import PROBE_MIN_BYTES, Candidate, Endpoint, Network, Probe
 from shadowmesh.wire.path import events, rules
 from shadowmesh.wire.path.pmtu import BASE_BYTES, CONFIRM_S, MtuProber
@@ -83,7 +84,7 @@ class PathMachine:
 
         self._transport = Transport.WSS
         self._active: Remote | None = None
-        self._reason = "UDP not tried yet: no candidates of the peer"
+        self._reason = "UDP is not tried yet, as the peer has named no address"
         self._sent_at = now  # frames, by the data plane
         self._heard_at = now  # anything that authenticated, over UDP
         self._heard_from: Endpoint | None = None
@@ -138,14 +139,16 @@ class PathMachine:
         """Take the peer's CANDIDATES; they are probed by the next `punch`."""
         self._book.replace_candidates(candidates, now, self._active)
         if self._transport is Transport.WSS and not self._punching.running:
-            self._say(f"UDP not tried yet: {len(self._book)} addresses of the peer are known")
+            self._say(
+                f"UDP is not tried yet, {count(len(self._book), 'address')} of the peer known"
+            )
 
     def punch(self, now: float) -> None:
         """Start a round: PUNCH_NOW was sent or came. One that runs goes on."""
         if self._transport is Transport.OFF:
             return
         if self._punching.start(self._book, now) and self._transport is Transport.WSS:
-            self._say(f"trying UDP: probing {len(self._book)} addresses of the peer")
+            self._say(f"UDP is being tried to {count(len(self._book), 'address')} of the peer")
         self._punch_tick(now)
 
     def network_changed(self, now: float) -> None:
@@ -266,7 +269,7 @@ class PathMachine:
         """Undo `disable`; nothing is proven."""
         self._become(Cause.ENABLED)
         self._heard_at = self._sent_at = now
-        self._say("UDP not tried yet")
+        self._say("UDP is not tried yet")
 
     # --- Time ----------------------------------------------------------------------------------
 
@@ -336,8 +339,9 @@ class PathMachine:
             return
         if self._transport is Transport.WSS:
             self._say(
-                f"no UDP path: {self._punching.sent} probes to {len(self._book)} addresses "
-                f"unanswered; tried again every {PUNCH_RETRY_S:g} s"
+                f"no UDP path: {count(self._punching.sent, 'probe')} to "
+                f"{count(len(self._book), 'address')} of the peer unanswered; tried "
+                f"again every {PUNCH_RETRY_S:g} s"
             )
         self._punching.end()
 
@@ -354,10 +358,10 @@ class PathMachine:
         if remote.narrow:
             return
         if self._transport is Transport.WSS:
-            self._take(remote, Cause.PROVED, f"UDP: {_answered(remote)}", now)
+            self._take(remote, Cause.PROVED, _answered(remote), now)
         elif self._transport is Transport.FALLEN:
             if remote.good >= UDP_PROBES_GOOD:
-                good = f"UDP is back: {remote.endpoint} answered {UDP_PROBES_GOOD} probes"
+                good = f"UDP is back, {remote.endpoint} answered {UDP_PROBES_GOOD} probes"
                 self._take(remote, Cause.PROVED, good, now)
             else:
                 self._recovery.answered(now)
@@ -407,7 +411,7 @@ class PathMachine:
     def _udp_tick(self, active: Remote, now: float) -> None:
         if now >= self._doubt_at(active):
             silent = self._sent_at > self._heard_at
-            self._doubt("nothing heard while sending" if silent else "idle", now)
+            self._doubt("nothing came back" if silent else "nothing was sent for a while", now)
             return
         if now >= self._refresh_due:
             self._refresh_due = now + rules.REFRESH_S
@@ -428,8 +432,8 @@ class PathMachine:
             self._take(other, Cause.ANSWERED, reason, now)
         elif self._check.lost:
             self._fall(
-                f"UDP to {active.endpoint} is silent ({self._check.reason}): "
-                f"{UDP_PROBES_LOST} probes unanswered",
+                f"UDP to {active.endpoint} is silent: {UDP_PROBES_LOST} probes unanswered,"
+                f" sent because {self._check.reason}",
                 now,
             )
         else:
