@@ -835,6 +835,31 @@ def test_a_path_that_shrinks_is_noticed_without_icmp_and_one_that_grows_in_ten_m
     assert [len([c for _, c in n.log if c.before != c.after]) for n in lab.nodes] == [1, 1]
 
 
+def test_a_stream_that_stands_on_a_path_that_answers_asks_for_its_length_at_once():
+    path = on_udp()
+    now = 4.0
+    path.data_heard(now)
+    path.data_sent(now + 0.3)  # TCP repeats itself, and nothing is acknowledged
+    while path.report()[0].mtu == 1472:
+        now = path.next_timeout()
+        path.handle_timeout(now)
+        for probe in probes(path, PEER):
+            if probe.size < 1000:  # what is long does not pass any more
+                path.answer_received(PEER, probe.token, None, now + 0.01)
+    assert now < 4.0 + 1.2, "TCP's next attempt comes 1.4 s after it lost a packet"
+    assert path.path == "udp"
+
+
+def test_a_stream_in_one_direction_does_not_ask_for_the_length_all_the_time():
+    lab = Lab("full", "full")
+    lab.connect()
+    lab.run(10.0)
+    lab.a.talk(until=70.0, every=0.1)
+    lab.run(60.0)
+    long = [probe for at, probe in lab.a.probes if at > 10.0 and probe.size > 1000]
+    assert 10 <= len(long) <= 32, "every two seconds at most"
+
+
 def test_a_path_below_the_base_size_is_left_to_wss_until_it_carries_it():
     lab = Lab("full", "full")
     lab.network.mtu = 1000

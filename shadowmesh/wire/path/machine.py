@@ -368,6 +368,9 @@ class PathMachine:
         elif remote is self._active:
             if self._transport is Transport.CHECKING:
                 self._become(Cause.ANSWERED)
+                if remote.prober is not None and self._busy(now):
+                    # What is small passes. Was it what is long that nobody answered?
+                    remote.prober.confirm(now)
         elif self._transport is Transport.UDP:
             self._consider_better(now)
 
@@ -494,8 +497,9 @@ class PathMachine:
         active = self._active
         if active is None or active.prober is None or now < active.prober.due:
             return
-        busy = self._sent_at >= now - CONFIRM_S
-        step = active.prober.tick(now, active.answered_at, active.rtt_s or 0.0, busy=busy)
+        step = active.prober.tick(
+            now, active.answered_at, active.rtt_s or 0.0, busy=self._busy(now)
+        )
         if step.size is not None:
             self._probe(active, now, padded=step.size)
             self._probe(active, now)
@@ -503,6 +507,10 @@ class PathMachine:
         self._tell_mtu()
         if step.doubt and self._transport is Transport.UDP:
             self._doubt("probes are unanswered", now)
+
+    def _busy(self, now: float) -> bool:
+        """Whether frames were sent lately: what nobody uses is not confirmed."""
+        return self._sent_at >= now - CONFIRM_S
 
     def _leave_if_narrow(self, active: Remote, now: float) -> None:
         """Give up an address that answers but does not carry datagrams of the base size."""

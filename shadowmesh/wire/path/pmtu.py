@@ -15,8 +15,12 @@ from typing import Final
 
 #: a padded probe is given so long, or two round trips: PROBE_TIMER
 PROBE_TIMER_S: Final = 0.5
-#: a size that was found is confirmed this often, and larger ones are tried again that often
-CONFIRM_S: Final = 15.0
+#: while a size that was found is confirmed the next probe follows sooner: frames may be getting lost
+CONFIRM_TIMER_S: Final = 0.1
+#: a size that was found is confirmed this often, when something is odd at most so often, and larger
+#: ones are tried again that often
+CONFIRM_S: Final = 5.0
+CONFIRM_SPACING_S: Final = 2.0
 RAISE_S: Final = 600.0  # PMTU_RAISE_TIMER
 #: probes of one size that are lost before it counts as too large: MAX_PROBES
 MAX_PROBES: Final = 3
@@ -124,6 +128,7 @@ class MtuProber:
         self._search = MtuSearch(link_mtu, version)
         self._pending: tuple[int, float] | None = None
         self._raise_due = now + RAISE_S
+        self._confirmed_at = now
         self.due = now
 
     @property
@@ -155,15 +160,21 @@ class MtuProber:
         if now >= self._raise_due:
             self._raise_due = now + RAISE_S
             self._search.search_again()
-        next_size = self._search.next_size()
+        next_size, timer_s = self._search.next_size(), PROBE_TIMER_S
         if next_size is None and ((pending is None and busy) or self._search.doubted):
-            next_size = self._search.mtu  # does it still pass?
+            next_size, timer_s = self._search.mtu, CONFIRM_TIMER_S  # does it still pass?
+            self._confirmed_at = now
         if next_size is None:
             self.due = now + CONFIRM_S
         else:
             self._pending = next_size, now
-            self.due = now + max(PROBE_TIMER_S, 2.0 * rtt_s)
+            self.due = now + max(timer_s, 2.0 * rtt_s)
         return MtuStep(next_size)
+
+    def confirm(self, now: float) -> None:
+        """The path answers and is odd all the same: does the size that was found still pass?"""
+        if self._pending is None and now >= self._confirmed_at + CONFIRM_SPACING_S:
+            self.due = now
 
     def answered(self, size: int, now: float) -> None:
         """A padded probe was answered."""
