@@ -5,4 +5,4 @@ Does not know: handshakes, sessions, whether a link is wanted.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["dial", "known", "link", "peer_port", "tcp", "tls"]
+__all__ = ["dial", "known", "link", "peer_port", "route", "tcp", "tls"]

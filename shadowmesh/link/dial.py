@@ -1,8 +1,14 @@
 """Dialling the peer: name, TCP, TLS, WebSocket upgrade, in one call.
 
 Owns: the order of the steps, their time limits, and what an operator reads when one fails. Does
-not know: when or why to dial, what runs over the connection afterwards. Proxies (CONNECT, SOCKS)
-are not supported.
+not know: when or why to dial, what earlier dials taught (`route`), what runs over the connection
+afterwards. Proxies (CONNECT, SOCKS) are not supported.
+
+::
+
+    name --> addresses, families in turn --> TCP to one after the other, 250 ms apart
+                     ^                                 | the first that connects
+                     '------- none: the next --- TLS, upgrade --> Upgraded
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
+import gevent.queue
 import gevent.socket
 
 from shadowmesh.base.constants import HANDSHAKE_TIMEOUT_S, TLS_TIMEOUT_S
@@ -26,21 +33,29 @@ from shadowmesh.base.errors import (
     RemoteProtocolError,
 )
 from shadowmesh.link.link import Upgraded
+from shadowmesh.link.route import Route
 from shadowmesh.link.stream import TlsStream
-from shadowmesh.link.tcp import plain_address, set_socket_options
+from shadowmesh.link.tcp import limit_segments, plain_address, set_socket_options
 from shadowmesh.link.tls import peer_certificate_sha256
 from shadowmesh.wire.websocket import ClientUpgrade
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gevent.ssl import SSLContext
 
     from shadowmesh.config import HostPort
+    from shadowmesh.link.route import Way
 
 #: All steps, all addresses. Shorter than what an operator waits for `connect`, long enough for
 #: one dead address, one good one and a slow resolver.
 DIAL_TIMEOUT_S: Final = 20.0
 #: One address: two retransmitted SYNs (1 s, 3 s) and a little more.
 CONNECT_TIMEOUT_S: Final = 5.0
+#: From one address to the next (RFC 8305, section 8), while none has connected.
+STAGGER_S: Final = 0.25
+#: Connections on their way at a time; with the stagger the ninth begins after two seconds.
+CONNECTS_AT_ONCE: Final = 10
 #: From our request to the whole answer; a proxy in between may need to connect first.
 UPGRADE_ANSWER_TIMEOUT_S: Final = 5.0
 HTTPS_PORT: Final = 443
@@ -50,18 +65,24 @@ SERVER_ALLOWANCE_BYTES: Final = 32 * 1024
 
 
 def dial(
-    address: HostPort, path: str, context: SSLContext, *, timeout_s: float = DIAL_TIMEOUT_S
+    address: HostPort,
+    path: str,
+    context: SSLContext,
+    route: Route | None = None,
+    *,
+    timeout_s: float = DIAL_TIMEOUT_S,
 ) -> Upgraded:
     """Connect to a peer and upgrade to WebSocket; blocks the calling greenlet only.
 
-    The name is resolved anew on each call. Its addresses are tried one after the other, IPv6
-    and IPv4 in turn, each through all steps, until one is upgraded. A killed caller leaves no
-    socket behind.
+    The name is resolved anew on each call. TCP is tried to its addresses in an overlapping way
+    (RFC 8305): the first that connects goes on to TLS and upgrade while the others wait; if that
+    fails it is their turn again. A killed caller leaves no socket behind.
 
     Args:
         address: name or IP address of the peer, or of the proxy in front of it.
         path: websocket.path of the peer.
         context: `tls.client_context()`.
+        route: what earlier dials to this peer taught; this one adds what it learns.
         timeout_s: for everything together.
     Raises:
         PeerUnreachable: no address, no connection, or no TLS 1.3 at the other end.
@@ -69,15 +90,25 @@ def dial(
         ConnectTimeout: a step took too long.
         The text names the step that came furthest, why it failed and what to do.
     """
+    route = Route() if route is None else route
     progress = _Progress(address)
     timer = gevent.Timeout.start_new(timeout_s)
+    race = _Race(progress, route)
+    failures: list[tuple[int, ControlError]] = []
     try:
-        failures: list[tuple[int, ControlError]] = []
-        for family, sockaddr in _resolve(progress):
+        race.add(route.order(_resolve(progress)))
+        while (winner := race.next()) is not None:
+            sock, sockaddr = winner
+            progress.begin("tls", sockaddr[0])
+            # Whether the peer is behind it only the handshake will show.
+            route.tried(plain_address(sockaddr))
             try:
-                return _dial_one(progress, family, sockaddr, path, context)
+                return _take(progress, sock, sockaddr, path, context)
             except ControlError as error:
                 failures.append((progress.step, error))
+                if isinstance(error, ConnectTimeout):
+                    route.timed_out()
+        failures = race.failures + failures
         # The first of those that came furthest says most about what is wrong.
         raise max(failures, key=lambda failure: failure[0])[1]
     except gevent.Timeout as timeout:
@@ -86,6 +117,7 @@ def dial(
         raise progress.timeout(timeout_s) from None
     finally:
         timer.close()
+        race.close()
 
 
 class _Progress:
@@ -106,8 +138,8 @@ class _Progress:
 
     def begin(self, name: str, at: str | None = None) -> None:
         self.step = self.STEPS.index(name)
-        if at is not None and at != self.address.host:
-            self.at = f" at {at}"
+        if at is not None:
+            self.at = "" if at == self.address.host else f" at {at}"
 
     def text(self, why: str) -> str:
         return (
@@ -158,10 +190,105 @@ def _resolve(progress: _Progress) -> list[tuple[int, Any]]:
     return [item for pair in zip_longest(first, other) for item in pair if item is not None]
 
 
-def _dial_one(
-    progress: _Progress, family: int, sockaddr: Any, path: str, context: SSLContext
+class _Race:
+    """TCP connections to several addresses, begun one after the other until one is there.
+
+    Attributes:
+        failures: (step, why) of the addresses that could not be connected to.
+    """
+
+    def __init__(self, progress: _Progress, route: Route) -> None:
+        self.failures: list[tuple[int, ControlError]] = []
+        self._progress = progress
+        self._route = route
+        self._waiting: list[Way] = []
+        self._running: dict[gevent.Greenlet, Way] = {}
+        self._ended: gevent.queue.Queue = gevent.queue.Queue()
+
+    def add(self, ways: Iterable[Way]) -> None:
+        """Give the addresses, the best first."""
+        self._waiting.extend(ways)
+
+    def next(self) -> tuple[gevent.socket.socket, Any] | None:
+        """Return the next connection, which is the caller's, and where to; None: there is none.
+
+        What else was on its way begins anew when another is asked for.
+        """
+        while self._waiting or self._running:
+            if self._waiting and len(self._running) < CONNECTS_AT_ONCE:
+                self._begin(self._waiting.pop(0))
+            more = self._waiting and len(self._running) < CONNECTS_AT_ONCE
+            try:
+                greenlet = self._ended.get(timeout=STAGGER_S if more else None)
+            except gevent.queue.Empty:
+                continue
+            way = self._running.pop(greenlet, None)
+            if way is None:
+                continue  # given up when another had won
+            outcome = greenlet.get()
+            if isinstance(outcome, ControlError):
+                self.failures.append((_Progress.STEPS.index("tcp"), outcome))
+                self._route.tried(plain_address(way[1]))
+                continue
+            self._waiting = [*self._running.values(), *self._waiting]
+            try:
+                self.close()
+            except BaseException:  # it waits, so we may be killed meanwhile
+                outcome.close()
+                raise
+            return outcome, way[1]
+        return None
+
+    def close(self) -> None:
+        """Give up what is on its way."""
+        running, self._running = self._running, {}
+        gevent.killall(list(running))
+        for greenlet in running:
+            if isinstance(greenlet.value, gevent.socket.socket):
+                greenlet.value.close()  # it came too late for the kill
+
+    def _begin(self, way: Way) -> None:
+        progress = _Progress(self._progress.address)
+        progress.begin("tcp", way[1][0])
+        if not self._running:
+            self._progress.begin("tcp", way[1][0])  # whom to name if all time is up
+        greenlet = gevent.Greenlet(_connect, progress, *way, self._route.segment_bytes)
+        self._running[greenlet] = way
+        greenlet.rawlink(self._ended.put)
+        greenlet.start()
+
+
+def _connect(
+    progress: _Progress, family: int, sockaddr: Any, segment_bytes: int | None
+) -> gevent.socket.socket | ControlError:
+    """Return the connected socket, or why there is none; ends with either or when killed."""
+    try:
+        sock = gevent.socket.socket(family, gevent.socket.SOCK_STREAM)
+    except OSError as error:  # this family is not available here, or no descriptor is left
+        return PeerUnreachable(progress.text(error.strerror or str(error)))
+    try:
+        set_socket_options(sock)
+        if segment_bytes is not None:
+            limit_segments(sock, segment_bytes)
+        with _Limit(progress, CONNECT_TIMEOUT_S):
+            sock.connect(sockaddr)
+    except ControlError as error:
+        sock.close()
+        return error
+    except OSError as error:
+        sock.close()
+        return PeerUnreachable(progress.text(error.strerror or str(error)))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _take(
+    progress: _Progress, sock: gevent.socket.socket, sockaddr: Any, path: str, context: SSLContext
 ) -> Upgraded:
-    stream = _start_tls(progress, _connect(progress, family, sockaddr), context)
+    """Take a connection through TLS and upgrade; closes it when that fails."""
+    stream = _start_tls(progress, sock, context)
     try:
         leftover = _upgrade(progress, stream, path)
         stream.unlimited()
@@ -177,25 +304,6 @@ def _dial_one(
     except BaseException:
         stream.close()
         raise
-
-
-def _connect(progress: _Progress, family: int, sockaddr: Any) -> gevent.socket.socket:
-    progress.begin("tcp", sockaddr[0])
-    try:
-        sock = gevent.socket.socket(family, gevent.socket.SOCK_STREAM)
-    except OSError as error:  # this family is not available here, or no descriptor is left
-        raise PeerUnreachable(progress.text(error.strerror or str(error))) from None
-    try:
-        set_socket_options(sock)
-        with _Limit(progress, CONNECT_TIMEOUT_S):
-            sock.connect(sockaddr)
-    except OSError as error:
-        sock.close()
-        raise PeerUnreachable(progress.text(error.strerror or str(error))) from None
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _start_tls(progress: _Progress, sock: gevent.socket.socket, context: SSLContext) -> TlsStream:
@@ -237,14 +345,17 @@ def _upgrade(progress: _Progress, sock: TlsStream, path: str) -> bytes:
 
 
 def _server_name(host: str) -> str | None:
-    """The name for SNI; none for an IP address (RFC 6066 section 3)."""
+    """The name for SNI: without a dot at its end, and none for an IP address (RFC 6066 section 3).
+
+    The dot says to the resolver that the name is whole; others take it for another name.
+    """
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host.partition("%")[0])
         except OSError:
             continue
         return None
-    return host
+    return host.removesuffix(".")
 
 
 def _host_header(address: HostPort) -> str:
@@ -252,7 +363,7 @@ def _host_header(address: HostPort) -> str:
     if ":" in address.host:
         host = f"[{address.host.partition('%')[0]}]"
     else:
-        host = address.host.encode("idna").decode("ascii")
+        host = address.host.removesuffix(".").encode("idna").decode("ascii")
     return host if address.port == HTTPS_PORT else f"{host}:{address.port}"
 
 

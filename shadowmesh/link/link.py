@@ -31,7 +31,13 @@ from shadowmesh.base import log
 from shadowmesh.base.constants import WS_ABNORMAL, WS_NORMAL
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.link.stream import TlsStream, plain_reason
-from shadowmesh.link.tcp import NOTSENT_LOWAT_BYTES, bytes_acked, limit_unsent
+from shadowmesh.link.tcp import (
+    NOTSENT_LOWAT_BYTES,
+    Progress,
+    bytes_acked,
+    limit_unsent,
+    progress,
+)
 from shadowmesh.wire.websocket import decode_close, encode_close
 
 #: A greenlet whose socket never makes it wait steps aside after so many calls. One call works on
@@ -181,6 +187,10 @@ class Link:
     def closed(self) -> bool:
         """The link is ending or has ended; on_closed was or will be called."""
         return self._ending is not None
+
+    def progress(self) -> Progress | None:
+        """How far the peer's kernel is with what we sent; None when the link is ending."""
+        return None if self.closed else progress(self._stream.tcp)
 
     def start(self) -> None:
         """Start both greenlets. They end with the link."""

@@ -7,10 +7,19 @@ the bytes (`link`, `stream`), who opened the connection (`dial`, `listener`).
 
 from __future__ import annotations
 
+import errno
 import struct
 from ipaddress import IPv6Address
-from socket import IPPROTO_TCP, TCP_INFO, TCP_NODELAY
-from typing import TYPE_CHECKING, Any, Final
+from socket import (
+    AF_INET6,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    TCP_INFO,
+    TCP_MAXSEG,
+    TCP_NODELAY,
+)
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from socket import socket
@@ -23,8 +32,20 @@ if TYPE_CHECKING:
 NOTSENT_LOWAT_BYTES: Final = 128 * 1024
 #: linux/tcp.h; Python 3.11 does not name it
 TCP_NOTSENT_LOWAT: Final = 25
-#: offset of tcpi_bytes_acked (u64) in struct tcp_info, linux/tcp.h since 4.1
+#: offsets in struct tcp_info, linux/tcp.h since 4.1: tcpi_snd_mss, tcpi_unacked (both u32) and
+#: tcpi_bytes_acked (u64)
+_SND_MSS_OFFSET: Final = 16
+_UNACKED_OFFSET: Final = 24
 _BYTES_ACKED_OFFSET: Final = 120
+#: of TCP, with the time stamps that the kernel leaves out of the sizes above
+_TCP_HEADERS: Final = 20 + 12
+_IPV4_HEADERS: Final = 20
+_IPV6_HEADERS: Final = 40
+#: the least that is in front of a segment
+SEGMENT_HEADERS_BYTES: Final = _TCP_HEADERS + _IPV4_HEADERS
+# linux/in.h, in6.h
+_IP_MTU: Final = 14
+_IPV6_MTU: Final = 24
 
 
 def set_socket_options(sock: socket | gevent_socket) -> None:
@@ -38,11 +59,55 @@ def limit_unsent(sock: socket | gevent_socket, count: int) -> None:
     sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, count)
 
 
+def limit_segments(sock: socket | gevent_socket, count: int) -> None:
+    """Let segments have so many bytes, TCP's options included; before connect(), for both sides."""
+    sock.setsockopt(IPPROTO_TCP, TCP_MAXSEG, count)
+
+
 def bytes_acked(sock: socket | gevent_socket) -> int:
     """Bytes that the peer's kernel has acknowledged since the connection began."""
+    return progress(sock).acked_bytes
+
+
+class Progress(NamedTuple):
+    """How far the peer's kernel is with what we sent.
+
+    Attributes:
+        acked_bytes: acknowledged since the connection began.
+        in_flight: segments that are sent and not acknowledged; 0 while its window is closed.
+        segment_bytes: the longest that we send, without TCP's options.
+        room_bytes: the longest that the way out would take now; None when the kernel knows none.
+    """
+
+    acked_bytes: int
+    in_flight: int
+    segment_bytes: int
+    room_bytes: int | None
+
+
+def progress(sock: socket | gevent_socket) -> Progress:
+    """Ask the kernel. Raises OSError: the socket is closed."""
     info = sock.getsockopt(IPPROTO_TCP, TCP_INFO, _BYTES_ACKED_OFFSET + 8)
-    (acked,) = struct.unpack_from("=Q", info, _BYTES_ACKED_OFFSET)
-    return int(acked)
+    (acked_bytes,) = struct.unpack_from("=Q", info, _BYTES_ACKED_OFFSET)
+    (in_flight,) = struct.unpack_from("=I", info, _UNACKED_OFFSET)
+    (segment_bytes,) = struct.unpack_from("=I", info, _SND_MSS_OFFSET)
+    return Progress(acked_bytes, in_flight, segment_bytes, _room_bytes(sock))
+
+
+def _room_bytes(sock: socket | gevent_socket) -> int | None:
+    """Longest segment that the way out would take; None without a way, or a connection."""
+    try:
+        if sock.family == AF_INET6:
+            mtu = sock.getsockopt(IPPROTO_IPV6, _IPV6_MTU)
+        else:
+            mtu = sock.getsockopt(IPPROTO_IP, _IP_MTU)
+        # The peer name of a dual-stack socket may be an IPv4 address all the same.
+        ipv6 = ":" in plain_address(sock.getpeername())[0]
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return None
+    return mtu - _TCP_HEADERS - (_IPV6_HEADERS if ipv6 else _IPV4_HEADERS)
 
 
 def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:

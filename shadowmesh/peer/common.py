@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shadowmesh.keys.identity import Identity
     from shadowmesh.link.known import KnownAddresses
     from shadowmesh.link.link import Upgraded
+    from shadowmesh.link.route import Route
     from shadowmesh.path.traversal import Traversal
     from shadowmesh.peer.mailbox import Mailbox
     from shadowmesh.peer.tunnel import HandshakeOwner
@@ -52,7 +53,7 @@ class Common:
         client_context: SSLContext,
         mailbox: Mailbox,
         *,
-        dial: Callable[[HostPort, str, SSLContext], Upgraded] = dial,
+        dial: Callable[[HostPort, str, SSLContext, Route], Upgraded] = dial,
         traversal: Traversal | None,
         recorder: Recorder,
         known: KnownAddresses,
@@ -73,9 +74,9 @@ class Common:
         self._dial = dial
         self._holders: set[object] = set()
 
-    def dial(self, target: HostPort) -> Upgraded:
+    def dial(self, target: HostPort, route: Route) -> Upgraded:
         """Dial once; waits. Raises ControlError: there is no connection."""
-        return self._dial(target, self.config.websocket.path, self._client_context)
+        return self._dial(target, self.config.websocket.path, self._client_context, route)
 
     def start_tunnel(self, upgraded: Upgraded, owner: HandshakeOwner) -> Tunnel:
         """Begin the handshake of a session over a connection.

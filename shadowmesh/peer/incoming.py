@@ -94,6 +94,9 @@ class Incoming:
     def link_lost(self, tunnel: Tunnel) -> None:
         """Only an accepted session goes on over UDP, and that has another owner."""
 
+    def link_stands(self, tunnel: Tunnel, stands: bool) -> None:
+        """Only an accepted session is watched for that, and that has another owner."""
+
     def ended(self, tunnel: Tunnel, ended: Ended) -> None:
         """It was not taken in."""
         self._tunnels.discard(tunnel)

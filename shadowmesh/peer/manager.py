@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from shadowmesh.insight.status import Pong, Refused
     from shadowmesh.keys.identity import Identity
     from shadowmesh.link.link import Upgraded
+    from shadowmesh.link.route import Route
     from shadowmesh.path.traversal import Traversal
 
 #: how long an operator's connect waits for the outcome: a dial and a handshake at their limits
@@ -75,7 +76,7 @@ class ConnectionManager:
         device: Device,
         client_context: SSLContext,
         *,
-        dial: Callable[[HostPort, str, SSLContext], Upgraded] = dial,
+        dial: Callable[[HostPort, str, SSLContext, Route], Upgraded] = dial,
         later: Callable[[float, Callable[[], None]], gevent.Greenlet] = gevent.spawn_later,
         traversal: Traversal | None = None,
         recorder: Recorder = NOBODY,

@@ -11,10 +11,14 @@ that fail. Does not know: when to try and what follows (`peer` does), who came t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
-from shadowmesh.base.constants import CloseReason, RejectReason
+from shadowmesh.base import log
+from shadowmesh.base.clock import boottime
+from shadowmesh.base.constants import HANDSHAKE_MESSAGE_TIMEOUT_S, CloseReason, RejectReason
 from shadowmesh.base.errors import LocalProtocolError, PeerUnreachable
+from shadowmesh.link.route import SMALL_PACKET_BYTES, Route
 from shadowmesh.peer.dialler import Dialler
 from shadowmesh.peer.verdicts import INTERCEPTED, failed_dial, intercepted
 from shadowmesh.wire.peer.states import Phase
@@ -30,12 +34,18 @@ if TYPE_CHECKING:
     from shadowmesh.peer.tunnel import Tunnel
     from shadowmesh.wire.handshake.agreement import HandshakeResult
 
+#: a handshake that ends after so long has ended because a message did not come
+SILENCE_S: Final = HANDSHAKE_MESSAGE_TIMEOUT_S - 1.0
+
+_log = log.get("connection")
+
 
 class Outgoing:
     """At most one attempt, with one outcome or none. Satisfies `tunnel.DiallingOwner`.
 
     Attributes for reading only:
         tunnel: the session whose handshake is on its way; None before, and without one.
+        route: what the attempts so far have taught.
     """
 
     def __init__(
@@ -62,7 +72,9 @@ class Outgoing:
         self._on_phase = on_phase
         self._on_established = on_established
         self._on_failed = on_failed
-        self._dialler = Dialler(post, common.dial, self._upgraded, self._failed)
+        self.route = Route()
+        dial = partial(common.dial, route=self.route)
+        self._dialler = Dialler(post, dial, self._upgraded, self._failed)
 
     @property
     def running(self) -> bool:
@@ -90,8 +102,18 @@ class Outgoing:
             upgraded.sock.close()
             self._failed(PeerUnreachable(f"cannot start a session: {error or 'no memory'}"))
 
-    def _failed(self, error: ControlError) -> None:
-        self._on_failed(error, False)
+    def _failed(self, error: ControlError, collision: bool = False) -> None:
+        if self.route.take_retry():
+            assert self._target is not None
+            _log.info(
+                "dialling again with short segments: the path may swallow longer packets",
+                peer=self._target,
+                packet_bytes=SMALL_PACKET_BYTES,
+                cause=str(error),
+            )
+            self.start(self._target)
+            return
+        self._on_failed(error, collision)
 
     # --- tunnel.DiallingOwner -----------------------------------------------------------------
 
@@ -108,15 +130,30 @@ class Outgoing:
         """The peer has accepted us."""
         if not tunnel.over and tunnel is self.tunnel:
             self.tunnel = None
+            self.route.succeeded(tunnel.wss.remote_address)
+            if self.route.segment_bytes is not None:
+                self._common.tell(
+                    _log.warning,
+                    "longer packets get lost on the way to the peer, the WSS link keeps its short",
+                    peer=tunnel.peer_name,
+                    packet_bytes=SMALL_PACKET_BYTES,
+                    remedy="let ICMP through on the way (fragmentation needed, packet too big)",
+                )
             self._on_established(tunnel)
 
     def link_lost(self, tunnel: Tunnel) -> None:
         """Of an attempt that was aborted while the word that it is established was on its way."""
+
+    def link_stands(self, tunnel: Tunnel, stands: bool) -> None:
+        """Of such an attempt, too."""
 
     def ended(self, tunnel: Tunnel, ended: Ended) -> None:
         """The handshake has failed, or the attempt was aborted."""
         if tunnel is self.tunnel:
             self.tunnel = None
             self._common.handshakes[ended.kind] += 1
+            # A refusal comes at once; one that comes late is the peer's own time-out.
+            if boottime() >= tunnel.started_at + SILENCE_S:
+                self.route.timed_out()
             collision = ended.rejected == RejectReason.COLLISION
-            self._on_failed(failed_dial(self._target, ended), collision)
+            self._failed(failed_dial(self._target, ended), collision)

@@ -48,6 +48,7 @@ from shadowmesh.base.errors import (
     PeerUnreachable,
 )
 from shadowmesh.keys.identity import format_public_key
+from shadowmesh.link.route import SMALL_PACKET_BYTES
 from shadowmesh.peer.last_seen import LastSeen
 from shadowmesh.peer.outgoing import Outgoing
 from shadowmesh.peer.pause import Pause
@@ -481,10 +482,32 @@ class Peer:
             cause=tunnel.link_error,
             remedy="none is needed if it comes back; else something on the way cuts TCP",
         )
-        if self._dials_again(tunnel):
+        if self._dials_again(tunnel) and not self.dialling:
             self._redial = True
             self._backoff.session_ended(tunnel.age_s)
             self._pause.plan(self._backoff.next_delay(), self._begin)
+
+    def link_stands(self, tunnel: Tunnel, stands: bool) -> None:
+        """The link of the live session gets nowhere: try another beside it, with short segments.
+
+        Which is it, a path that is down for a while or one that swallows long packets? The new
+        connection will tell: only if it comes through does it take over. Once per standstill, and
+        not for a link whose segments are short already.
+        """
+        if tunnel is not self.current or tunnel.over or self.on_udp_alone:
+            return
+        if not stands:
+            self._outgoing.abort(CloseReason.REPLACED, "the link goes on after all")
+        elif self._dials_again(tunnel) and not self.dialling and not tunnel.wss.short_segments:
+            _log.warning(
+                "the WSS link stands still, trying another with short segments",
+                peer=tunnel.peer_name,
+                packet_bytes=SMALL_PACKET_BYTES,
+                remedy="let ICMP through on the way to the peer if this comes again",
+            )
+            self._redial = True
+            self._outgoing.route.keep_small()
+            self._begin()
 
     def _dials_again(self, tunnel: Tunnel) -> bool:
         """Whether a session that ended by itself is ours to bring back."""
@@ -555,6 +578,7 @@ class Peer:
         Args:
             held: the addresses that this host has now.
         """
+        self._outgoing.route.network_changed()
         if self.current is not None:
             self.current.network_changed(held)
         if self.next_retry_at is not None and self.next_retry_at > boottime() + BACKOFF_MIN_S:

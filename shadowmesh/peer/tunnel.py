@@ -73,6 +73,9 @@ class Owner(Protocol):
     def link_lost(self, tunnel: Tunnel) -> None:
         """The session goes on over UDP, but wants another link soon."""
 
+    def link_stands(self, tunnel: Tunnel, stands: bool) -> None:
+        """The link of an established session gets nowhere, or goes on after all."""
+
     def ended(self, tunnel: Tunnel, ended: Ended) -> None:
         """The link is closed and the keys are erased; told exactly once."""
 
@@ -439,6 +442,9 @@ class Tunnel:
         if self.wss.overdue(now):
             self._end(Ended("the peer did not authenticate in time", "timeout"), WS_POLICY)
             return
+        stands = self.wss.stands(now)
+        if stands is not None:
+            self.owner.post(lambda: self.owner.link_stands(self, stands))
         dead = self.wss.check(now)
         if dead is None:
             return

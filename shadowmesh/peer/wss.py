@@ -23,11 +23,14 @@ import gevent
 
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import WS_GOING_AWAY, Inner
+from shadowmesh.device import addresses
 from shadowmesh.link.link import Link
-from shadowmesh.link.tcp import plain_address
+from shadowmesh.link.route import SMALL_SEGMENT_BYTES
+from shadowmesh.link.tcp import SEGMENT_HEADERS_BYTES, plain_address
 from shadowmesh.peer.probes import Probes
 from shadowmesh.wire import control
 from shadowmesh.wire.liveness import Dead, Liveness, SendKeepalive, SendProbe
+from shadowmesh.wire.standstill import Finding, Readings, Standstill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -93,6 +96,10 @@ class WssSide:
         self._liveness: Liveness | None = None
         self._measured = 0
         self._measured_at = 0.0
+        self._standstill: Standstill | None = None
+        #: what both sides agreed on when they connected, or what has fitted since
+        self._segment_bytes = 0
+        self._server = upgraded.server
         self.link = Link(
             upgraded,
             pipe,
@@ -107,6 +114,12 @@ class WssSide:
         host, port = self.remote_address
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
+    @property
+    def short_segments(self) -> bool:
+        """Whether the segments of the link fit every path, and so are not what is lost."""
+        progress = self.link.progress()
+        return progress is not None and progress.segment_bytes <= SMALL_SEGMENT_BYTES
+
     def start(self) -> None:
         """Begin to move bytes."""
         self.link.start()
@@ -117,9 +130,13 @@ class WssSide:
         self._authenticate_by = None
         self._liveness = Liveness(self._terms.keepalive_interval_s, self._terms.read_timeout_s, now)
         self._measured_at = now
+        self._standstill = Standstill(now)
+        progress = self.link.progress()
+        self._segment_bytes = 0 if progress is None else progress.segment_bytes
 
     def next_timeout(self) -> float | None:
-        """When overdue() or check() has to be asked, boot-time seconds; None: no need."""
+        """When overdue(), check() or stands() has to be asked, boot-time seconds; None: no need."""
+        # That of Standstill comes no earlier.
         return self._authenticate_by if self._liveness is None else self._liveness.next_timeout()
 
     def overdue(self, now: float) -> bool:
@@ -152,6 +169,48 @@ class WssSide:
             self._measured += 1
             self._measured_at = now
             self.probes.send(now)
+    def stands(self, now: float) -> bool | None:
+        """Whether the link stands still, when that is news; sends the probe that may be due."""
+        progress = self.link.progress()
+        if self._standstill is None or progress is None:
+            return None
+        if progress.room_bytes is not None and progress.room_bytes < self._segment_bytes:
+            narrower = self._interface_is_narrower()
+            self._segment_bytes = progress.room_bytes  # asked once for each size
+            if narrower:
+                return self._leave_narrow_interface()
+        data_sent_at, heard_at = self._session.activity()
+        readings = Readings(
+            data_sent_at,
+            heard_at,
+            progress.acked_bytes,
+            in_flight=progress.in_flight > 0,
+            queued=self.pipe.queued_bytes > 0,
+        )
+        match self._standstill.check(now, readings):
+            case Finding.ASK:
+                self.probes.send(now)
+            case Finding.STANDS:
+                return True
+            case Finding.MOVES:
+                return False
+        return None
+
+    def _interface_is_narrower(self) -> bool:
+        """Whether our interface takes less than it did, and not only something on the way."""
+        mtu = addresses.look(None).mtu_of(ip_address(self.local_address.partition("%")[0]))
+        return mtu is not None and mtu < self._segment_bytes + SEGMENT_HEADERS_BYTES
+
+    def _leave_narrow_interface(self) -> bool | None:
+        """What the peer sends is too long now and TCP never tells it: another link is wanted.
+
+        Who dialled tries one beside this. Who cannot dial closes the link, which is short enough
+        for the peer to hear of.
+        """
+        if not self._server:
+            return True
+        self.close(WS_GOING_AWAY, "the MTU of this side's interface has fallen")
+        return None
 
     def close(self, code: int, reason: str) -> gevent.Greenlet:
         """Close the link; join the greenlet to wait for its end, at most about 3 s later.
@@ -162,13 +221,13 @@ class WssSide:
 
     def cut(self, reason: str) -> None:
         """Close a link that nothing comes through any more."""
-        self._liveness = None
+        self._liveness = self._standstill = None
         self.close(WS_GOING_AWAY, reason)
 
     def lost(self, reason: str) -> None:
         """The link has ended, and the session goes on without it."""
         self.error = reason
-        self._liveness = None
+        self._liveness = self._standstill = None
 
     def network_changed(self, held: Collection[Address]) -> None:
         """Close the link if our end of it is not an address of this host any more."""

@@ -10,7 +10,18 @@ runs in the daemon. Source: the protocol text of the documentation.
     path/       which UDP path, probes, punching    nat/       STUN, and what it tells of a NAT
     peer/       states, collision, back-off         control    small records
     liveness    is the WSS link alive               websocket  the upgrade, close frames
+    standstill  does it get anywhere
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["control", "handshake", "liveness", "nat", "path", "peer", "session", "websocket"]
+__all__ = [
+    "control",
+    "handshake",
+    "liveness",
+    "nat",
+    "path",
+    "peer",
+    "session",
+    "standstill",
+    "websocket",
+]

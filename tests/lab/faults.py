@@ -66,6 +66,19 @@ def mtu_hole(net: Net, longest_bytes: int) -> contextlib.AbstractContextManager[
     return forwarding(net, f"udp length > {longest_bytes} drop")
 
 
+def swallow(net: Net, longest_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """Swallow IP packets that are longer, without an ICMP message; see `without_offload`."""
+    return forwarding(net, f"meta length > {longest_bytes} drop")
+
+
+def without_offload(net: Net, *hosts: Host) -> None:
+    """Cut packets before they leave a host, as a network card does, not behind the switch."""
+    features = ("tso", "gso", "tx-udp-segmentation")
+    off = [word for feature in features for word in (feature, "off")]
+    for host in hosts:
+        host.run("ethtool", "-K", "eth0", *off)
+
+
 def lose(net: Net, percent: int) -> contextlib.AbstractContextManager[None]:
     """Lose UDP datagrams at random."""
     return forwarding(net, f"meta l4proto udp numgen random mod 100 < {percent} drop")

@@ -15,6 +15,8 @@ from shadowmesh.config import HostPort
 from shadowmesh.link import dial as dial_module
 from shadowmesh.link import tls
 from shadowmesh.link.dial import dial
+from shadowmesh.link.route import MAX_ADDRESSES, SMALL_SEGMENT_BYTES, Route
+from shadowmesh.link.tcp import progress
 from tests.link.peerport import PATH, PATIENCE_S, PeerPort, read_all
 
 CONTEXT = tls.client_context()
@@ -89,6 +91,28 @@ def closed_port():
         return sock.getsockname()[1]
 
 
+@pytest.fixture
+def black_hole():
+    """Make socket addresses that swallow every SYN: a full backlog does."""
+    opened = []
+
+    def make(host="127.0.0.1"):
+        full = socket.socket()
+        full.bind((host, 0))
+        full.listen(0)
+        opened.append(full)
+        for _ in range(3):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+            opened.append(waiting)
+        return full.getsockname()
+
+    yield make
+    for sock in opened:
+        sock.close()
+
+
 def silent(sock):
     read_all(sock)
 
@@ -136,6 +160,10 @@ def test_the_name_goes_into_sni_and_the_host_header_and_an_address_does_not(cert
     assert seen == ["localhost", f"Host: localhost:{port}".encode(), None, f"Host: 127.0.0.1:{port}".encode()]  # fmt: skip
 
 
+def test_a_dot_that_makes_a_name_whole_is_for_the_resolver_alone():
+    assert dial_module._server_name("peer.example.") == "peer.example"
+
+
 @pytest.mark.parametrize(
     ("host", "port", "header"),
     [
@@ -143,6 +171,7 @@ def test_the_name_goes_into_sni_and_the_host_header_and_an_address_does_not(cert
         ("peer.example", 9001, "peer.example:9001"),
         ("2001:db8::1", 9001, "[2001:db8::1]:9001"),
         ("fe80::1%eth0", 443, "[fe80::1]"),
+        ("peer.example.", 9001, "peer.example:9001"),
         ("b\u00fccher.example", 443, "xn--bcher-kva.example"),
     ],
 )
@@ -169,6 +198,121 @@ def test_a_dead_address_does_not_hide_a_good_one(port, monkeypatch):
     upgraded = dial(HostPort("peer.example", port.port), PATH, CONTEXT)
     assert upgraded.remote_address == good[1]
     upgraded.sock.close()
+
+
+@pytest.mark.parametrize("dead", [1, 4, 8])
+def test_addresses_that_swallow_packets_do_not_hide_a_good_one(port, monkeypatch, black_hole, dead):
+    good = ("127.0.0.1", port.port)
+    ways = [(socket.AF_INET, black_hole()) for _ in range(dead)]
+    resolves_to(monkeypatch, *ways, (socket.AF_INET, good))
+    upgraded = dial(HostPort("peer.example", port.port), PATH, CONTEXT)
+    assert upgraded.remote_address == good
+    upgraded.sock.close()
+    holes = {way[1] for way in ways}
+    left = [one for one in psutil.Process().net_connections("tcp") if one.raddr in holes]
+    assert len(left) <= 3 * dead, "those that fill the backlogs, and none of the dial's"
+
+
+def test_the_next_dial_goes_on_where_the_last_one_stopped(port, monkeypatch, black_hole):
+    monkeypatch.setattr(dial_module, "CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(dial_module, "CONNECTS_AT_ONCE", 1)
+    good = ("127.0.0.1", port.port)
+    dead = [(socket.AF_INET, black_hole()) for _ in range(MAX_ADDRESSES)]
+    resolves_to(monkeypatch, *dead, (socket.AF_INET, good))
+    route = Route()
+    with pytest.raises(ConnectTimeout):
+        dial(HostPort("peer.example", port.port), PATH, CONTEXT, route)
+    upgraded = dial(HostPort("peer.example", port.port), PATH, CONTEXT, route)
+    assert upgraded.remote_address == good
+    upgraded.sock.close()
+
+
+def test_an_address_behind_which_there_is_no_peer_is_not_preferred_for_ever(
+    port, serve, monkeypatch
+):
+    other = serve(lambda sock: sock.close())
+    first, good = (socket.AF_INET, ("127.0.0.1", other)), ("127.0.0.1", port.port)
+    resolves_to(monkeypatch, first, (socket.AF_INET, good))
+    route = Route()
+    for _ in range(2):
+        dial(HostPort("peer.example", 9001), PATH, CONTEXT, route).sock.close()
+        route.succeeded(good)
+        assert route.order([first, (socket.AF_INET, good)])[0][1] == good
+
+
+def test_a_dial_that_is_killed_while_others_are_given_up_keeps_no_connection(
+    port, monkeypatch, black_hole
+):
+    taken = []
+    connect, killall = dial_module._connect, gevent.killall
+
+    def noted(*what):
+        taken.append(connect(*what))
+        return taken[-1]
+
+    def slow(greenlets):
+        if greenlets and not dialling.dead:
+            gevent.sleep(PATIENCE_S)
+        killall(greenlets)
+
+    good = (socket.AF_INET, ("127.0.0.1", port.port))
+    resolves_to(monkeypatch, (socket.AF_INET, black_hole()), good)
+    monkeypatch.setattr(dial_module, "_connect", noted)
+    monkeypatch.setattr(dial_module, "STAGGER_S", 0.001)
+    dialling = gevent.Greenlet(dial, HostPort("peer.example", 9001), PATH, CONTEXT)
+    monkeypatch.setattr(gevent, "killall", slow)
+    dialling.start()
+    while not taken:
+        gevent.sleep(0.01)
+    gevent.sleep(0.05)
+    monkeypatch.setattr(gevent, "killall", killall)
+    dialling.kill()
+    assert [sock.fileno() for sock in taken if not isinstance(sock, ControlError)] == [-1]
+
+
+def test_connections_on_their_way_are_capped(monkeypatch, black_hole):
+    monkeypatch.setattr(dial_module, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(dial_module, "STAGGER_S", 0.001)
+    running, most = [], []
+    connect = dial_module._connect
+
+    def counted(*what):
+        running.append(what)
+        most.append(len(running))
+        try:
+            return connect(*what)
+        finally:
+            running.remove(what)
+
+    monkeypatch.setattr(dial_module, "_connect", counted)
+    hole = black_hole()
+    ways = [(socket.AF_INET, (f"127.0.0.{n}", hole[1])) for n in range(1, 30)]
+    holes = [(family, black_hole(host)) for family, (host, _) in ways]
+    resolves_to(monkeypatch, *holes)
+    refusal(ConnectTimeout, 9001, host="peer.example")
+    assert max(most) == dial_module.CONNECTS_AT_ONCE
+    assert len(most) == MAX_ADDRESSES
+
+
+def test_a_connection_with_short_segments_says_so_to_both_sides(port):
+    route = Route()
+    route.keep_small()
+    upgraded = dial(HostPort("127.0.0.1", port.port), PATH, CONTEXT, route)
+    accepted = port.upgraded.get(timeout=PATIENCE_S)
+    for sock in (upgraded.sock, accepted.sock):
+        assert progress(sock.tcp).segment_bytes <= SMALL_SEGMENT_BYTES
+    upgraded.sock.close()
+
+
+def test_a_step_after_tcp_that_times_out_asks_for_short_segments(serve, monkeypatch):
+    monkeypatch.setattr(dial_module, "TLS_TIMEOUT_S", 0.1)
+    route = Route()
+    with pytest.raises(ConnectTimeout):
+        dial(HostPort("127.0.0.1", serve(silent)), PATH, CONTEXT, route)
+    assert route.take_retry()
+    with pytest.raises(PeerUnreachable):
+        dial(HostPort("127.0.0.1", closed_port()), PATH, CONTEXT, route)
+    assert not route.take_retry()
 
 
 def test_an_address_of_a_family_that_is_missing_here_does_not_hide_a_good_one(port, monkeypatch):

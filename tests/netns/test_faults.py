@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shadowmesh.netlab import Daemon, wait_until
+from shadowmesh.netlab.transfer import transfer
 from tests.lab import faults
 from tests.lab.pair import Pair, connected_pair, running_pair, streams
 
@@ -31,6 +32,7 @@ AT_ONCE = 6
 EXIT_S = 8
 LEFT = "198.51.100.1:9001"
 AUTO = {"peer.auto_connect": True}
+UDP = {"nat.enabled": True, "nat.stun_server": ""}
 SCENARIOS: list[Callable[[Path], None]] = []
 
 
@@ -94,6 +96,78 @@ def a_link_that_is_down_for_twenty_seconds_comes_back(directory: Path) -> None:
         pair.await_connected()
         pair.assert_pings()
         assert pair.peer_connections() == 1
+
+
+def long_pings(pair: Pair) -> bool:
+    """Frames that fill an Ethernet packet's 1,400 bytes cross both ways."""
+    return all(
+        source.host.ping(target.tunnel_ip, count=1, size=1350, timeout_s=0.5).complete
+        for source, target in ((pair.left, pair.right), (pair.right, pair.left))
+    )
+
+
+def connects_over_a_path_that_swallows(directory: Path, longest_bytes: int) -> None:
+    with running_pair(directory, UDP) as pair:
+        faults.without_offload(pair.net, pair.left.host, pair.right.host)
+        with faults.swallow(pair.net, longest_bytes):
+            pair.connect()
+            wait_until(lambda: long_pings(pair), 20, "long frames cross")
+            pair.left.wait_for(20, path="udp")
+            assert long_pings(pair)
+
+
+@scenario
+def a_path_that_swallows_packets_above_1400_bytes_connects(directory: Path) -> None:
+    connects_over_a_path_that_swallows(directory, 1400)
+
+
+@scenario
+def a_path_that_swallows_packets_above_1280_bytes_connects(directory: Path) -> None:
+    connects_over_a_path_that_swallows(directory, 1280)
+
+
+def heals_on_a_path_that_begins_to_swallow(
+    directory: Path, both: dict[str, object], path: str, longest_bytes: int
+) -> None:
+    with connected_pair(directory, both) as pair:
+        faults.without_offload(pair.net, pair.left.host, pair.right.host)
+        pair.left.wait_for(10, path=path)
+        wait_until(lambda: long_pings(pair), 10, "long frames cross")
+        with faults.swallow(pair.net, longest_bytes):
+            wait_until(lambda: long_pings(pair), 20, "long frames cross again")
+            assert pair.left.status()["path"] == path
+            assert long_pings(pair)
+
+
+@scenario
+def a_wss_session_whose_path_begins_to_swallow_long_packets_heals(directory: Path) -> None:
+    heals_on_a_path_that_begins_to_swallow(directory, {}, "wss", 1280)
+
+
+@scenario
+def a_udp_session_whose_path_begins_to_swallow_long_packets_heals(directory: Path) -> None:
+    heals_on_a_path_that_begins_to_swallow(directory, UDP, "udp", 1280)
+
+
+def goes_on_when_the_uplink_of_the_receiver_narrows(
+    directory: Path, both: dict[str, object]
+) -> None:
+    with connected_pair(directory, both) as pair:
+        wait_until(lambda: long_pings(pair), 10, "long frames cross")
+        pair.right.host.ip("link set eth0 mtu 1300")
+        wait_until(lambda: long_pings(pair), 15, "long frames cross again")
+        rate, received = transfer(pair.left.host, pair.right.host, pair.right.tunnel_ip, 1.0)
+        assert rate > 1e6, received
+
+
+@scenario
+def a_wss_session_goes_on_when_the_uplink_of_the_receiver_narrows(directory: Path) -> None:
+    goes_on_when_the_uplink_of_the_receiver_narrows(directory, {})
+
+
+@scenario
+def a_udp_session_goes_on_when_the_uplink_of_the_receiver_narrows(directory: Path) -> None:
+    goes_on_when_the_uplink_of_the_receiver_narrows(directory, UDP)
 
 
 @scenario

@@ -43,6 +43,8 @@ from shadowmesh.insight.events import NOBODY as NOBODY_RECORDS
 from shadowmesh.insight.status import Refused
 from shadowmesh.insight.vitals import Vitals
 from shadowmesh.link import tls
+from shadowmesh.link.dial import dial
+from shadowmesh.link.route import SMALL_SEGMENT_BYTES
 from shadowmesh.peer.endings import Ended
 from shadowmesh.peer.last_seen import LastSeen
 from shadowmesh.peer.peer import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
@@ -98,7 +100,7 @@ def lonely(make):
     event to wait for."""
     answers = []
 
-    def dial(address, path, context):
+    def dial(address, path, context, route):
         dialled.append(address)
         answer = answers.pop(0) if answers else PeerUnreachable(f"nobody at {address}")
         if isinstance(answer, Exception):
@@ -156,6 +158,85 @@ def test_a_disconnect_undoes_everything_in_reverse_order(connected):
     assert log == ["tap opened", "keys erased", "tap closed"]
     listening.wait_for("connecting", "waiting_for_peer")
     assert not listening.tap.closed
+
+
+def stands(machine, stands=True):
+    """The link of the live session gets nowhere, or goes on after all."""
+    peer, tunnel = machine.peer, machine.peer.current
+    peer.post(lambda: peer.link_stands(tunnel, stands))
+
+
+def test_a_link_that_stands_is_replaced_by_one_with_short_segments(connected):
+    dialling, listening = connected
+    before = dialling.peer.current
+    assert not before.wss.short_segments
+    stands(dialling)
+    wait_for(lambda: dialling.peer.current is not before, "another session")
+    wait_for(lambda: before.over, "the old one is over")
+    for machine in connected:
+        assert machine.state == "connected"
+        wait_for(lambda machine=machine: machine.peer.current.wss.short_segments, "short")
+    exchange(dialling, listening)
+    replacement = dialling.peer.current
+    stands(dialling)  # now it cannot be the length
+    gevent.sleep(0.05)
+    assert not dialling.peer.dialling
+    assert dialling.peer.current is replacement
+
+
+def test_a_link_that_goes_on_after_all_keeps_its_session(make):
+    listening, stuck = make().start(), gevent.event.Event()
+    dials = []
+
+    def dial_once(address, path, context, route):
+        dials.append(route.segment_bytes)
+        if len(dials) > 1:
+            stuck.wait()
+        return dial(address, path, context, route)
+
+    dialling = make(dial=dial_once).trust(address=listening.address).start()
+    dialling.manager.connect(None)
+    before = dialling.peer.current
+    stands(dialling)
+    wait_for(lambda: dialling.peer.dialling, "another dial")
+    stands(dialling, stands=False)
+    wait_for(lambda: not dialling.peer.dialling, "it is given up")
+    assert dialling.peer.current is before
+    assert dials[0] is None
+    assert dials[1] is not None
+    exchange(dialling, listening)
+
+
+def test_a_link_that_stands_on_the_side_that_cannot_dial_is_left_alone(connected):
+    _, listening = connected
+    before = listening.peer.current
+    stands(listening)
+    gevent.sleep(0.05)
+    assert listening.peer.current is before
+    assert not listening.peer.dialling
+
+
+def test_a_handshake_without_an_answer_is_tried_again_with_short_segments(make, monkeypatch):
+    monkeypatch.setattr("shadowmesh.wire.session.attempts.HANDSHAKE_MESSAGE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("shadowmesh.peer.outgoing.SILENCE_S", 0.1)
+    listening, segments = make().start(), []
+    silent = []  # connections that nobody says anything on
+    take, listening.listener._on_upgraded = listening.listener._on_upgraded, silent.append
+
+    def watched(address, path, context, route):
+        segments.append(route.segment_bytes)
+        if len(segments) == 2:
+            listening.listener._on_upgraded = take
+        return dial(address, path, context, route)
+
+    dialling = make(dial=watched, clock=Clock()).trust(address=listening.address).start()
+    dialling.manager.connect(None)
+    for upgraded in silent:
+        upgraded.sock.close()
+        upgraded.release()
+    assert segments == [None, SMALL_SEGMENT_BYTES]
+    assert dialling.peer.current.wss.short_segments
+    exchange(dialling, listening)
 
 
 def test_a_peer_that_left_is_taken_in_again(connected):
@@ -519,13 +600,11 @@ def test_connecting_while_a_dial_runs_is_a_conflict_and_a_disconnect_ends_it(lon
 
 def test_a_dial_that_arrives_after_it_was_given_up_is_closed(make):
     listening = make().start()
-    from shadowmesh.link.dial import dial
-
     released = gevent.event.Event()
     upgraded = []
 
-    def slow(address, path, context):
-        upgraded.append(dial(address, path, context))
+    def slow(address, path, context, route):
+        upgraded.append(dial(address, path, context, route))
         with contextlib.suppress(gevent.GreenletExit):
             released.wait()  # as if it had been a moment faster than the kill
         return upgraded[0]
