@@ -136,8 +136,7 @@ class Listener:
         """
         self._address = address
         self._path = path
-        self._context = context
-        self._certificate_sha256 = certificate_sha256
+        self._served = context, certificate_sha256
         self._on_upgraded = on_upgraded
         self._known = known
         self._admission = Admission(limits or _affordable_limits())
@@ -165,6 +164,10 @@ class Listener:
             ),
             0,
         )
+
+    def serve(self, context: SSLContext, certificate_sha256: bytes) -> None:
+        """Show another certificate to those who connect from now on."""
+        self._served = context, certificate_sha256
 
     @property
     def bound(self) -> tuple[str, int]:
@@ -360,8 +363,9 @@ class Listener:
     def _start_tls(self, connection: _Connection) -> None:
         try:
             set_socket_options(connection.raw)
+            context, connection.certificate_sha256 = self._served
             connection.stream = TlsStream(
-                connection.raw, self._context, server_side=True, allowance=CLIENT_ALLOWANCE_BYTES
+                connection.raw, context, server_side=True, allowance=CLIENT_ALLOWANCE_BYTES
             )
             connection.stream.do_handshake()
         except OSError:
@@ -379,7 +383,7 @@ class Listener:
             remote_address=connection.remote,
             leftover=leftover,
             server=True,
-            certificate_sha256=self._certificate_sha256,
+            certificate_sha256=connection.certificate_sha256,
             authenticate_by=connection.authenticate_by,
             release=connection.place.release,
         )
@@ -402,6 +406,7 @@ class _Connection:
     stream: TlsStream = field(init=False)
     first_byte: Any = field(init=False)
     deadline: Any = field(init=False)
+    certificate_sha256: bytes = b""
     outcome: str = "lost"
     detail: str = ""
     evicted: bool = False

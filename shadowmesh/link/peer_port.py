@@ -15,7 +15,7 @@ from shadowmesh.device.fdstore import NO_STORE, PEER
 from shadowmesh.link.bind import misfit
 from shadowmesh.link.known import KnownAddresses
 from shadowmesh.link.listener import Listener
-from shadowmesh.link.tls import server_context
+from shadowmesh.link.tls import load_renewed, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,7 @@ class PeerPort:
 
     Attributes:
         listener: None while closed.
+        certificate: what is shown to those who connect from now on.
     """
 
     def __init__(
@@ -53,9 +54,14 @@ class PeerPort:
         store: FdStore = NO_STORE,
         known: KnownAddresses | None = None,
     ) -> None:
-        """Args: on_upgraded, known: as for `Listener`; follow() names the configured addresses."""
+        """Args: on_upgraded, known: as for `Listener`; follow() names the configured addresses.
+
+        Raises:
+            KeyFileError: the certificate cannot be served.
+        """
         self.listener: Listener | None = None
-        self._certificate = certificate
+        self.certificate = certificate
+        self._context = server_context(certificate)
         self._on_upgraded = on_upgraded
         self._store = store
         self._known = known if known is not None else KnownAddresses()
@@ -80,8 +86,8 @@ class PeerPort:
             listener = Listener(
                 address,
                 config.websocket.path,
-                server_context(self._certificate),
-                self._certificate.sha256,
+                self._context,
+                self.certificate.sha256,
                 self._on_upgraded,
                 self._known,
             )
@@ -90,6 +96,20 @@ class PeerPort:
             self._store.keep(PEER, listener.fd)
             self.listener = listener
             _log.info("peer port is open", address=address, taken_over=held is not None)
+
+    def renew_certificate(self) -> bool:
+        """Serve what is in the certificate's files by now; False when it is the same.
+
+        Who is connected stays so, under the certificate that was served then.
+
+        Raises:
+            KeyFileError: the files cannot be served; the old certificate stays.
+        """
+        before = self.certificate
+        self.certificate, self._context = load_renewed(before)
+        if self.listener is not None:
+            self.listener.serve(self._context, self.certificate.sha256)
+        return self.certificate != before
 
     def stop(self) -> None:
         """Close the port and what is not upgraded yet; idempotent."""

@@ -75,16 +75,38 @@ def load_or_create_certificate(cert_path: Path, key_path: Path) -> Certificate:
             f"{missing}: missing, but {there} exists; restore it, or move {there} away to get a"
             " new pair"
         )
+    certificate = _look_at(cert_path, key_path)
+    server_context(certificate)
+    return certificate
+
+
+def load_renewed(certificate: Certificate) -> tuple[Certificate, SSLContext]:
+    """Return what the files of a certificate hold by now, and the context to serve it with.
+
+    Nothing is made: files that are gone are a mistake.
+
+    Raises:
+        KeyFileError: as for `load_or_create_certificate`, or they are being replaced right now.
+    """
+    renewed = _look_at(certificate.cert_path, certificate.key_path)
+    context = server_context(renewed)
+    # What is told to the peer has to be what is served: the context has read the file anew.
+    if _look_at(certificate.cert_path, certificate.key_path) != renewed:
+        raise KeyFileError(
+            f"{certificate.cert_path}: changed while it was read; reload again when it is complete"
+        )
+    return renewed, context
+
+
+def _look_at(cert_path: Path, key_path: Path) -> Certificate:
     first = _read_first(cert_path)
-    certificate = Certificate(
+    return Certificate(
         cert_path,
         key_path,
         hashlib.sha256(first.public_bytes(Encoding.DER)).digest(),
         first.not_valid_before_utc.timestamp(),
         first.not_valid_after_utc.timestamp(),
     )
-    server_context(certificate)
-    return certificate
 
 
 def server_context(certificate: Certificate) -> SSLContext:

@@ -26,7 +26,7 @@ from shadowmesh import __version__
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.base import log, stdio
 from shadowmesh.base.constants import EVENT_NOT_RELOADED, EVENT_RELOADED
-from shadowmesh.base.errors import BadRequest, ConfigError, ShadowMeshError
+from shadowmesh.base.errors import BadRequest, ConfigError, KeyFileError, ShadowMeshError
 from shadowmesh.base.units import listed
 from shadowmesh.base.words import nearest
 from shadowmesh.config import (
@@ -424,8 +424,24 @@ class Daemon:
             self._peer_port.follow(config)
         except ShadowMeshError as error:
             _log.error("the peer port stays closed; reload again when it is free", cause=str(error))
+        self._renew_certificate()
         # Told last: who waits for it finds everything done.
         self._recorder.record("config", EVENT_RELOADED, applied=applied, restart=restart)
+
+    def _renew_certificate(self) -> None:
+        """Take a certificate that was renewed in its place; a wrong pair changes nothing."""
+        try:
+            renewed = self._peer_port.renew_certificate()
+        except KeyFileError as error:
+            _log.error("the old certificate is served on", cause=str(error))
+            self._recorder.record("config", "the old certificate is served on", cause=str(error))
+            return
+        if renewed:
+            certificate = self._peer_port.certificate
+            self._view.certificate_renewed(certificate)
+            sha256 = certificate.sha256.hex()
+            _log.info("another certificate is served", sha256=sha256)
+            self._recorder.record("config", "another certificate is served", sha256=sha256)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,10 @@ class View:
         self._dates = Dates()
         self._history = History()
 
+    def certificate_renewed(self, certificate: TlsCertificate) -> None:
+        """The peer port shows this one from now on."""
+        self._certificate = certificate
+
     def snapshot(self, *, resources_age_s: float = 0.0) -> Snapshot:
         """Return everything that is known now.
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
+import ssl
 from dataclasses import replace
 
+import gevent
 import pytest
 
-from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.base.errors import KeyFileError, ShadowMeshError
 from shadowmesh.config import HostPort, load
 from shadowmesh.config.model import Secret
 from shadowmesh.link import tls
+from shadowmesh.link.dial import dial
 from shadowmesh.link.peer_port import PeerPort
 
 LOOPBACK = HostPort("127.0.0.1", 0)
 
 
 @pytest.fixture
-def port(tmp_path):
-    certificate = tls.load_or_create_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+def certificate(tmp_path):
+    return tls.load_or_create_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+
+@pytest.fixture
+def port(certificate):
     port = PeerPort(certificate, lambda upgraded: None)
     yield port
     port.stop()
@@ -88,3 +96,102 @@ def test_a_port_that_is_taken_can_be_opened_by_the_next_reload(port, config):
         assert port.listener is None
     port.follow(with_key(wanted))
     assert answers(port.listener.bound)
+
+
+# --- The certificate --------------------------------------------------------------------------
+
+
+def served(port):
+    """Return the hash of the certificate that somebody sees who connects now."""
+    with socket.create_connection(port.listener.bound, 5) as raw:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(raw) as sock:
+            return hashlib.sha256(sock.getpeercert(binary_form=True)).digest()
+
+
+def in_thread(call, *arguments):
+    """Run what blocks beside the hub."""
+    return gevent.get_hub().threadpool.apply(call, arguments)
+
+
+def replace_pair(certificate, directory, *names):
+    """Put the files of another pair in the place of these; return its hash."""
+    other = tls.load_or_create_certificate(directory / "cert2.pem", directory / "key2.pem")
+    for name in names or ("cert", "key"):
+        getattr(other, f"{name}_path").replace(getattr(certificate, f"{name}_path"))
+    return other.sha256
+
+
+def test_a_renewed_certificate_is_served_to_those_who_come_and_told_to_nobody_else(
+    certificate, config, tmp_path
+):
+    arrived = []
+    port = PeerPort(certificate, arrived.append)
+    try:
+        port.follow(with_key(config))
+        client = tls.client_context()
+        address = HostPort(*port.listener.bound)
+        before = dial(address, config.websocket.path, client)
+        renewed = replace_pair(certificate, tmp_path)
+        assert in_thread(served, port) == certificate.sha256, "nobody said reload"
+        assert port.renew_certificate()
+        assert port.certificate.sha256 == renewed
+        after = dial(address, config.websocket.path, client)
+        told = [upgraded.certificate_sha256 for upgraded in arrived]
+        assert told == [before.certificate_sha256, after.certificate_sha256]
+        assert told == [certificate.sha256, renewed]
+        arrived[0].sock.sendall(b"x")
+        assert before.sock.recv(1) == b"x", "who is connected stays so"
+        assert not port.renew_certificate(), "nothing new"
+        for upgraded in (before, after, *arrived):
+            upgraded.sock.close()
+            upgraded.release()
+    finally:
+        port.stop()
+
+
+@pytest.mark.parametrize("half", ["cert", "key"])
+def test_a_pair_that_does_not_fit_is_refused_and_the_old_one_is_served_on(
+    port, config, certificate, tmp_path, half
+):
+    port.follow(with_key(config))
+    replace_pair(certificate, tmp_path, half)
+    with pytest.raises(KeyFileError, match="is not the key of"):
+        port.renew_certificate()
+    assert port.certificate == certificate
+    assert in_thread(served, port) == certificate.sha256
+
+
+def test_a_certificate_that_is_gone_is_refused_and_none_is_made(port, config, certificate):
+    port.follow(with_key(config))
+    certificate.cert_path.unlink()
+    with pytest.raises(KeyFileError, match="cannot be read"):
+        port.renew_certificate()
+    assert not certificate.cert_path.exists()
+    assert in_thread(served, port) == certificate.sha256
+
+
+def test_a_certificate_that_is_replaced_while_it_is_read_is_not_taken(
+    certificate, tmp_path, monkeypatch
+):
+    other = tls.load_or_create_certificate(tmp_path / "cert2.pem", tmp_path / "key2.pem")
+    load = tls.server_context
+
+    def slow(pair):
+        context = load(pair)
+        other.cert_path.replace(certificate.cert_path)
+        return context
+
+    monkeypatch.setattr(tls, "server_context", slow)
+    with pytest.raises(KeyFileError, match="changed while it was read"):
+        tls.load_renewed(certificate)
+
+
+def test_a_port_that_opens_later_serves_the_renewed_certificate(
+    port, config, certificate, tmp_path
+):
+    renewed = replace_pair(certificate, tmp_path)
+    assert port.renew_certificate()
+    port.follow(with_key(config))
+    assert in_thread(served, port) == renewed

@@ -271,6 +271,29 @@ def a_reload_without_the_peer_ends_its_session_at_once(directory: Path) -> None:
 
 
 @scenario
+def a_renewed_certificate_is_taken_by_a_reload_and_ends_no_session(directory: Path) -> None:
+    with connected_pair(directory) as pair:
+        old = pair.right.status()["certificate"]["sha256"]
+        session = pair.right.status()["session"]["established_at"]
+        cert, key = (pair.right.directory / name for name in ("cert.pem", "key.pem"))
+        other = pair.left.directory / "cert.pem"
+        mine = cert.read_bytes()
+        cert.write_bytes(other.read_bytes())  # without its key
+        pair.right.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "old certificate is served on" in pair.right.log(), 5, "refused")
+        assert pair.right.status()["certificate"]["sha256"] == old
+        key.write_bytes((pair.left.directory / "key.pem").read_bytes())
+        pair.right.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: pair.right.status()["certificate"]["sha256"] != old, 5, "renewed")
+        assert cert.read_bytes() != mine
+        pair.assert_pings()
+        assert pair.right.status()["session"]["established_at"] == session
+        pair.disconnect()
+        pair.connect()
+        assert pair.left.status()["tls_path"] == "direct"
+
+
+@scenario
 def any_order_of_connects_and_disconnects_leaves_one_tap_or_none(directory: Path) -> None:
     with running_pair(directory) as pair:
 
