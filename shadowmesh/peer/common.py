@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from shadowmesh.link.dial import dial
+from shadowmesh.peer.hellos import Hellos
 from shadowmesh.peer.terms import terms_of
 from shadowmesh.peer.tunnel import Tunnel
 
@@ -72,6 +73,7 @@ class Common:
         self.refused: Refused | None = None
         self._client_context = client_context
         self._dial = dial
+        self._hellos = Hellos()
         self._holders: set[object] = set()
 
     def dial(self, target: HostPort, route: Route) -> Upgraded:
@@ -96,6 +98,7 @@ class Common:
                 udp_super_frames=self.device.udp_super_frames,
             ),
             owner,
+            hellos=self._hellos,
             traversal=self.traversal,
             recorder=self.recorder,
         )

@@ -14,8 +14,9 @@ All methods belong to the hub's thread.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from shadowmesh.base.constants import WS_HANDSHAKE_FAILED, CloseReason
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire.session import events
 from shadowmesh.wire.session.machine import SessionMachine
@@ -24,9 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shadowmesh._fastpath import Pipe, Session
-    from shadowmesh.base.constants import CloseReason, Inner, RejectReason
+    from shadowmesh.base.constants import Inner, RejectReason
+    from shadowmesh.peer.hellos import Hellos
     from shadowmesh.peer.terms import Terms
     from shadowmesh.wire.handshake.agreement import HandshakeResult
+
+DIALLED_ITSELF: Final = events.Failed(
+    "this daemon has dialled itself",
+    WS_HANDSHAKE_FAILED,
+    local=False,
+    reason=CloseReason.POLICY,
+)
 
 
 def _ignore(_what: object) -> None:
@@ -43,6 +52,7 @@ class Keying:
         terms: Terms,
         *,
         initiator: bool,
+        hellos: Hellos,
         do: Callable[[events.Event], None],
         on_stuck: Callable[[LocalProtocolError], None],
         on_turn: Callable[[], None],
@@ -51,6 +61,7 @@ class Keying:
 
         Args:
             session, pipe: the seat and the link in the data plane; stay the caller's.
+            hellos: the first messages of all dials of this daemon.
             do: carries out an event that is not about keys, messages or records; may call methods
                 of this object, which then take effect behind what is queued.
             on_stuck: the link takes no more, or keys ran out meanwhile; what is left in the queue
@@ -59,6 +70,10 @@ class Keying:
         """
         self._session = session
         self._pipe = pipe
+        self._initiator = initiator
+        self._hellos = hellos
+        #: the first message, ours or the peer's; None before
+        self._hello: bytes | None = None
         self._do_else = do
         self._on_stuck = on_stuck
         self._on_turn = on_turn
@@ -80,6 +95,11 @@ class Keying:
     def keys_expire_at(self) -> float | None:
         """When the keys that frames are sealed under end, boot-time seconds; None without any."""
         return self._machine.keys_expire_at
+
+    @property
+    def dialled_itself(self) -> bool:
+        """Whether our first message has reached this daemon itself."""
+        return self._initiator and self._hello is not None and self._hellos.came_back(self._hello)
 
     @property
     def rekey_at(self) -> float | None:
@@ -123,6 +143,11 @@ class Keying:
         Raises:
             RemoteProtocolError: it breaks a rule; what the machine says to that has been sent.
         """
+        if self._hello is None:
+            self._hello = data
+            if self._hellos.is_own(data):
+                self._do_else(DIALLED_ITSELF)
+                return
         try:
             self._machine.receive_message(data, now)
         except RemoteProtocolError:
@@ -188,6 +213,9 @@ class Keying:
             self._finish_switch()
         match event:
             case events.SendMessage(data):
+                if self._initiator and self._hello is None:
+                    self._hello = data
+                    self._hellos.sent(data)
                 self._pipe.send_message(data)
             case events.SendRecord(inner_type, body):
                 self._send(inner_type, body)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 from shadowmesh.base import log
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import HANDSHAKE_MESSAGE_TIMEOUT_S, CloseReason, RejectReason
-from shadowmesh.base.errors import LocalProtocolError, PeerUnreachable
+from shadowmesh.base.errors import LocalProtocolError, PeerRefused, PeerUnreachable
 from shadowmesh.link.route import SMALL_PACKET_BYTES, Route
 from shadowmesh.peer.dialler import Dialler
-from shadowmesh.peer.verdicts import INTERCEPTED, failed_dial, intercepted
+from shadowmesh.peer.verdicts import INTERCEPTED, SELF, failed_dial, intercepted
 from shadowmesh.wire.peer.states import Phase
 
 if TYPE_CHECKING:
@@ -156,4 +156,7 @@ class Outgoing:
             if boottime() >= tunnel.started_at + SILENCE_S:
                 self.route.timed_out()
             collision = ended.rejected == RejectReason.COLLISION
-            self._failed(failed_dial(self._target, ended), collision)
+            if tunnel.dialled_itself:
+                self._failed(PeerRefused(f"{self._target}: {SELF}"))
+            else:
+                self._failed(failed_dial(self._target, ended), collision)

@@ -40,6 +40,7 @@ from shadowmesh.insight.status import Pong
 from shadowmesh.path.paths import Paths
 from shadowmesh.peer import endings
 from shadowmesh.peer.endings import Ended
+from shadowmesh.peer.hellos import Hellos
 from shadowmesh.peer.keying import Keying
 from shadowmesh.peer.probes import try_to_send
 from shadowmesh.peer.wss import WssSide
@@ -117,6 +118,7 @@ class Tunnel:
         terms: Terms,
         owner: HandshakeOwner,
         *,
+        hellos: Hellos | None = None,
         traversal: Traversal | None = None,
         recorder: Recorder = NOBODY,
     ) -> None:
@@ -124,6 +126,7 @@ class Tunnel:
 
         Args:
             owner: a DiallingOwner if we dialled.
+            hellos: shared by all sessions of this daemon; None to be alone.
             traversal: the UDP side of this host, None to stay on WSS.
         Raises:
             LocalProtocolError, OSError, MemoryError: no seat in the data plane, or no file
@@ -152,6 +155,7 @@ class Tunnel:
                 pipe,
                 terms,
                 initiator=self.initiator,
+                hellos=Hellos() if hellos is None else hellos,
                 do=self._do,
                 on_stuck=self._on_stuck,
                 on_turn=self._wakeup.set,
@@ -180,6 +184,11 @@ class Tunnel:
     def link_error(self) -> str | None:
         """Why the link ended although the session goes on over UDP; None while it is up."""
         return self.wss.error
+
+    @property
+    def dialled_itself(self) -> bool:
+        """Whether what we dialled is this daemon."""
+        return self._keying.dialled_itself
 
     @property
     def keys_expire_at(self) -> float | None:

@@ -24,6 +24,10 @@ INTERCEPTED: Final = (
     "TLS is proxied or intercepted, and websocket.require_direct_tls is set; dial the peer itself,"
     " or set it to false"
 )
+SELF: Final = (
+    "this is the daemon itself; give the address at which the other machine listens, or dial from"
+    " there"
+)
 DUPLICATE: Final = (
     "another daemon connected there with the key of this one; give each its own identity.key"
 )

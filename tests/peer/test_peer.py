@@ -286,6 +286,18 @@ def test_another_key_is_refused_and_both_sides_say_why(make, caplog):
     assert "another encryption.key" in record.fields["cause"]
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_daemon_that_dials_itself_is_told_so(make, pinned):
+    machine = make(clock=Clock())
+    if pinned:
+        machine.trust(public_key=make().identity.public_key)
+    machine.start()
+    with pytest.raises(PeerRefused, match="this is the daemon itself; give the address"):
+        machine.manager.connect(machine.address)
+    refused = wait_for(lambda: machine.manager.refused, "the other end of it has failed, too")
+    assert refused.cause == "this daemon has dialled itself"
+
+
 def test_a_lost_link_is_dialled_again_by_the_side_that_dialled(connected):
     dialling, listening = connected
     break_link(listening)
