@@ -175,6 +175,7 @@ class Keying:
     def handle_timeout(self, now: float) -> None:
         """Rekey, give up or erase what is due."""
         self._machine.records_sealed(self._session.records_sealed(), now)
+        self._machine.note_open_failures(self._session.open_failures(), now)
         self._machine.handle_timeout(now)
         self._carry_out()
 

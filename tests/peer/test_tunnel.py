@@ -15,7 +15,14 @@ import pytest
 
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.base.clock import boottime
-from shadowmesh.base.constants import Caps, CloseReason, Inner, RejectReason
+from shadowmesh.base.constants import (
+    CLOSE_AFTER_FAILED,
+    REKEY_AFTER_FAILED,
+    Caps,
+    CloseReason,
+    Inner,
+    RejectReason,
+)
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.device.tap import OFFLOAD_TCP
 from shadowmesh.keys.identity import Identity
@@ -222,6 +229,39 @@ def test_the_round_trip_is_measured_and_smoothed(up):
     probes._stopwatch._departed[token] -= 8.0
     wait_for(lambda: dialling.tunnel.rtt_s > first, "another round trip")
     assert 1.0 < dialling.tunnel.rtt_s < 1.5, "one eighth of the new one"
+
+
+class Forged:
+    """A session in the data plane under one of whose keys so many datagrams did not open."""
+
+    def __init__(self, session, failures):
+        self._session = session
+        self._failures = failures
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def open_failures(self):
+        return self._failures
+
+
+def test_a_million_forged_datagrams_change_the_keys(up):
+    dialling, listening = up()
+    keying = dialling.tunnel._keying
+    keying._machine._rekey._created_at -= 60.0  # not the keys of just now
+    keying._session = Forged(dialling.tunnel.session, REKEY_AFTER_FAILED)
+    dialling.tunnel._wakeup.set()
+    for side in (dialling, listening):
+        wait_for(lambda side=side: side.tunnel.rekeys == 1, "other keys")
+    cross(dialling, listening)
+
+
+def test_too_many_forged_datagrams_end_the_session(up):
+    dialling, listening = up()
+    dialling.tunnel._keying._session = Forged(dialling.tunnel.session, CLOSE_AFTER_FAILED)
+    dialling.tunnel._wakeup.set()
+    assert "failed to open under one key" in dialling.ended().detail
+    assert "policy" in listening.ended().detail
 
 
 def test_keys_change_under_traffic_without_losing_a_frame(up):

@@ -338,6 +338,15 @@ def test_failed_opens_rekey_at_2_to_20_and_end_the_session_at_2_to_36(name: str)
     assert other.said(events.PeerClosed) == [events.PeerClosed(CloseReason.POLICY, "")]
 
 
+def test_failures_under_the_key_that_was_replaced_ask_for_no_other_rekey() -> None:
+    pair = connected()
+    pair.advance(20, flowing=True)
+    for _ in range(15):  # the data plane tells of both keys while both may open
+        pair.i.machine.note_open_failures(REKEY_AFTER_FAILED, pair.now)
+        pair.advance(0.5, flowing=True)
+    assert len(pair.i.said(events.Rekeyed)) == 1
+
+
 def test_the_responder_asks_30_s_after_the_interval_and_is_heard() -> None:
     pair = connected(rotation_s=100)
     pair.i.machine._rekey.due = None  # an initiator that forgot

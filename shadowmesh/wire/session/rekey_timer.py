@@ -17,6 +17,7 @@ from shadowmesh.base.constants import (
     REKEY_AFTER_RECORDS,
     REKEY_JITTER_S,
     REKEY_REQUEST_DELAY_S,
+    UDP_OLD_KEY_S,
 )
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ class RekeyTimer:
         self._rotation_interval_s = rotation_interval_s
         self._jitter = jitter
         self.due: float | None = None
+        self._created_at = 0.0
         #: these keys already reached a limit that asks for a rekey
         self._worn = False
 
     def keys_switched(self, created_at: float) -> None:
         """Plan anew: keys made then are sent under from now on."""
         self._worn = False
+        self._created_at = created_at
         self.due = created_at + self._rotation_interval_s
         if self._initiator:
             self.due += REKEY_JITTER_S * self._jitter()
@@ -63,8 +66,11 @@ class RekeyTimer:
             self._wear_out(now)
 
     def opens_failed(self, count: int, now: float) -> None:
-        """So many AEADs failed under one key: 2^20 ask for a rekey."""
-        if count >= REKEY_AFTER_FAILED:
+        """So many AEADs failed under one key: 2^20 ask for a rekey.
+
+        Right after a rekey that may be the key that it replaced, which needs no other.
+        """
+        if count >= REKEY_AFTER_FAILED and now >= self._created_at + UDP_OLD_KEY_S:
             self._wear_out(now)
 
     def peer_asked(self, created_at: float, now: float) -> None:
