@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from shadowmesh.device import addresses
 from shadowmesh.link.dial import dial
 from shadowmesh.peer.hellos import Hellos
 from shadowmesh.peer.terms import terms_of
@@ -99,6 +100,7 @@ class Common:
             ),
             owner,
             hellos=self._hellos,
+            interface_mtu=lambda address: addresses.look(None).mtu_of(address),
             traversal=self.traversal,
             recorder=self.recorder,
         )

@@ -119,6 +119,7 @@ class Tunnel:
         owner: HandshakeOwner,
         *,
         hellos: Hellos | None = None,
+        interface_mtu: Callable[[Address], int | None] = lambda _address: None,
         traversal: Traversal | None = None,
         recorder: Recorder = NOBODY,
     ) -> None:
@@ -127,6 +128,7 @@ class Tunnel:
         Args:
             owner: a DiallingOwner if we dialled.
             hellos: shared by all sessions of this daemon; None to be alone.
+            interface_mtu: tells that of the interface that has an address of ours, if it knows.
             traversal: the UDP side of this host, None to stay on WSS.
         Raises:
             LocalProtocolError, OSError, MemoryError: no seat in the data plane, or no file
@@ -161,7 +163,14 @@ class Tunnel:
                 on_turn=self._wakeup.set,
             )
             self.wss = WssSide(
-                upgraded, self.session, pipe, keying, terms, recorder, self._on_link_closed
+                upgraded,
+                self.session,
+                pipe,
+                keying,
+                terms,
+                recorder,
+                self._on_link_closed,
+                interface_mtu,
             )
         except BaseException:
             self.session.close()

@@ -23,7 +23,6 @@ import gevent
 
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import WS_GOING_AWAY, Inner
-from shadowmesh.device import addresses
 from shadowmesh.link.link import Link
 from shadowmesh.link.route import SMALL_SEGMENT_BYTES
 from shadowmesh.link.tcp import SEGMENT_HEADERS_BYTES, plain_address
@@ -71,12 +70,14 @@ class WssSide:
         terms: Terms,
         recorder: Recorder,
         on_closed: Callable[[str, int], None],
+        interface_mtu: Callable[[Address], int | None],
     ) -> None:
         """Take over the socket; nothing happens before start().
 
         Args:
             keying: gets what the peer sends.
             on_closed: the link has ended by itself or by close(): why, and its close code.
+            interface_mtu: tells that of the interface that has an address of ours, if it knows.
         """
         self.remote_address = upgraded.remote_address
         self.local_address = plain_address(upgraded.sock.getsockname())[0]
@@ -100,6 +101,7 @@ class WssSide:
         #: what both sides agreed on when they connected, or what has fitted since
         self._segment_bytes = 0
         self._server = upgraded.server
+        self._interface_mtu = interface_mtu
         self.link = Link(
             upgraded,
             pipe,
@@ -198,7 +200,7 @@ class WssSide:
 
     def _interface_is_narrower(self) -> bool:
         """Whether our interface takes less than it did, and not only something on the way."""
-        mtu = addresses.look(None).mtu_of(ip_address(self.local_address.partition("%")[0]))
+        mtu = self._interface_mtu(ip_address(self.local_address.partition("%")[0]))
         return mtu is not None and mtu < self._segment_bytes + SEGMENT_HEADERS_BYTES
 
     def _leave_narrow_interface(self) -> bool | None:

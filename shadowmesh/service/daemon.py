@@ -433,7 +433,10 @@ class Daemon:
         try:
             renewed = self._peer_port.renew_certificate()
         except KeyFileError as error:
-            _log.error("the old certificate is served on", cause=str(error))
+            _log.error(
+                "the old certificate is served on; reload again when the new pair fits",
+                cause=str(error),
+            )
             self._recorder.record("config", "the old certificate is served on", cause=str(error))
             return
         if renewed:
