@@ -105,6 +105,21 @@ def parse_seed(text: str) -> bytes:
     return seed
 
 
+def seed_of(content: bytes) -> bytes:
+    """Return the private key that is written somewhere: 32 raw bytes, or its text form.
+
+    Raises:
+        ValueError: it is neither, or all zero. Never names the key.
+    """
+    if len(content) != SEED_BYTES:
+        # latin-1 takes every byte; what is not ASCII is refused as base64
+        return parse_seed(content.decode("latin-1"))
+    if not any(content):
+        # What a file system may leave of a file whose data did not reach the disk.
+        raise ValueError("a private key of zeros is no secret; make one with `shadowmesh genkey`")
+    return content
+
+
 def _decode_base64(text: str, what: str) -> bytes:
     """Return the 32 bytes that text encodes in the one canonical way; else ValueError."""
     problem = f"{what} is {_BASE64_LENGTH} characters of base64"
@@ -135,16 +150,10 @@ def load_or_create_identity(state_dir: Path) -> Identity:
     path = state_dir / IDENTITY_FILE
     remedy = "restore it from a backup, or move it away to get a new identity (peers pin the old)"
     content = read_or_create(path, lambda: sodium.random_bytes(SEED_BYTES), remedy)
-    if len(content) == SEED_BYTES:
-        seed = content
-    else:
-        try:
-            seed = parse_seed(content.decode("ascii"))
-        except ValueError:
-            raise KeyFileError(
-                f"{path}: holds no identity (32 bytes, or 44 characters of base64); {remedy}"
-            ) from None
-    if not any(seed):
-        # What a file system may leave of a file whose data did not reach the disk.
-        raise KeyFileError(f"{path}: holds only zeros; {remedy}")
-    return Identity.from_seed(seed)
+    try:
+        return Identity.from_seed(seed_of(content))
+    except ValueError:
+        form = f"{SEED_BYTES} bytes, or {_BASE64_LENGTH} characters of base64"
+        zeros = content and not any(content)
+        what = "holds only zeros" if zeros else f"holds no identity ({form})"
+        raise KeyFileError(f"{path}: {what}; {remedy}") from None

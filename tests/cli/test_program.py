@@ -26,6 +26,7 @@ from shadowmesh.cli.group import Commands
 from shadowmesh.cli.program import program
 from shadowmesh.cli.settings import Settings
 from shadowmesh.insight import status
+from shadowmesh.keys import sodium
 from tests.control.fake_control import (
     CONNECTED,
     DISCONNECTED,
@@ -862,6 +863,13 @@ def test_pubkey_agrees_with_the_standard(end):
     result = invoke("pubkey", input=base64.b64encode(SEED).decode() + end)
     assert result.stdout == base64.b64encode(PUBLIC).decode() + "\n"
     assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("seed", [SEED, b" " + SEED[2:] + b"\n"])
+def test_pubkey_takes_the_file_of_the_daemon_on_standard_input(seed):
+    result = invoke("pubkey", input=seed)
+    public = sodium.public_key(seed)
+    assert (result.exit_code, result.stdout) == (0, base64.b64encode(public).decode() + "\n")
 
 
 @pytest.mark.parametrize("content", [SEED, base64.b64encode(SEED), base64.b64encode(SEED) + b"\n"])

@@ -46,7 +46,7 @@ def genpsk(settings: Settings) -> None:
 )  # fmt: skip
 @click.pass_obj
 def pubkey(settings: Settings, identity: Path | None) -> None:
-    """Print the public key of a private key on standard input.
+    """Print the public key of a private key on standard input, as genkey or the daemon wrote it.
 
     Without --identity and with a terminal as standard input: the public key of this machine's
     daemon, from identity.key in daemon.state_dir. The peer needs it as peer.public_key.
@@ -59,7 +59,7 @@ def pubkey(settings: Settings, identity: Path | None) -> None:
     if identity is None and sys.stdin.isatty():
         identity = settings.load_config().daemon.state_dir / IDENTITY_FILE
     if identity is None:
-        seed = _parse_seed(sys.stdin.buffer.read(_READ_LIMIT), "standard input")
+        seed = _seed_of(sys.stdin.buffer.read(_READ_LIMIT), "standard input")
     else:
         seed = _read_identity(identity)
     _print_key(settings, "public_key", keys.format_public_key(sodium.public_key(seed)))
@@ -79,15 +79,15 @@ def _read_identity(path: Path) -> bytes:
             f"{path} cannot be read: {error.strerror}; start shadowmesh-daemon once to get an"
             " identity, or name another file with --identity"
         ) from None
-    return content if len(content) == SEED_BYTES else _parse_seed(content, str(path))
+    return _seed_of(content, str(path))
 
 
-def _parse_seed(content: bytes, source: str) -> bytes:
-    from shadowmesh.keys.identity import parse_seed
+def _seed_of(content: bytes, source: str) -> bytes:
+    from shadowmesh.keys.identity import seed_of
 
     try:
-        # latin-1 takes every byte; what is not ASCII is refused as base64
-        return parse_seed(content.decode("latin-1").strip())
+        # People paste keys with spaces around them; 32 raw bytes may begin or end like a space.
+        return seed_of(content if len(content) == SEED_BYTES else content.strip())
     except ValueError as error:
         raise KeyFileError(f"no private key on {source}: {error}") from None
 
