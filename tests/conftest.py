@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -69,6 +71,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and (reason := why_no_namespaces()):
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def shared_directory():
+    """A directory of root in which every user may look around, unlike pytest's."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to give files away")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
+@pytest.fixture
+def as_user():
+    """A context in which this process has the rights of another user and of one group."""
+
+    @contextlib.contextmanager
+    def run(uid: int, gid: int):
+        groups, own_gid = os.getgroups(), os.getegid()
+        os.setgroups([])
+        os.setegid(gid)
+        os.seteuid(uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(own_gid)
+            os.setgroups(groups)
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

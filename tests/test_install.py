@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import stat
@@ -14,8 +15,11 @@ import pytest
 from shadowmesh import netlab
 from shadowmesh.base.errors import ConfigError
 from shadowmesh.config import load, loader
-from shadowmesh.config.yamlfile import is_for_the_group
 from shadowmesh.keys import sodium
+from shadowmesh.keys.api_token import load_or_create_token
+from shadowmesh.keys.identity import load_or_create_identity
+from shadowmesh.keys.private_file import hands_on_its_group
+from shadowmesh.link.tls import load_or_create_certificate
 from tests.lab.pair import make_pair
 
 NOBODY = 65534
@@ -74,13 +78,11 @@ def test_outside_of_a_service_nothing_changes(value):
 
 
 @pytest.fixture
-def own_group(tmp_path):
+def own_group(shared_directory):
     """A directory that hands its group to new files, as the package makes /etc/shadowmesh."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to give a file away")
-    os.chown(tmp_path, 0, NOBODY)
-    tmp_path.chmod(0o2750)
-    return tmp_path
+    os.chown(shared_directory, 0, NOBODY)
+    shared_directory.chmod(0o2750)
+    return shared_directory
 
 
 def write_secret(directory, mode):
@@ -90,34 +92,53 @@ def write_secret(directory, mode):
     return path
 
 
-@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True)])
-def test_a_file_for_the_service_s_group_is_no_reason_to_warn(own_group, mode, warned):
+@pytest.mark.parametrize(("mode", "refused"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_file_for_the_service_s_group_is_private(own_group, mode, refused):
     path = write_secret(own_group, mode)
     assert path.stat().st_gid == NOBODY
-    warnings = " ".join(load(path, {}, {}).warnings)
-    assert ("others may read it" in warnings) is warned
-
-
-def test_a_group_that_the_directory_does_not_hand_out_is(tmp_path):
-    warnings = " ".join(load(write_secret(tmp_path, 0o640), {}, {}).warnings)
-    assert "others may read it" in warnings
+    with pytest.raises(ConfigError, match="chmod 640") if refused else contextlib.nullcontext():
+        load(path, {}, {})
 
 
 def test_the_group_of_root_is_nobody_s_own(own_group):
     os.chown(own_group, 0, 0)
     own_group.chmod(0o2750)
-    assert not is_for_the_group(own_group, 0)
-    assert not is_for_the_group(own_group / "missing", 0)
+    assert not hands_on_its_group(own_group, 0)
+    assert not hands_on_its_group(own_group / "missing", 0)
 
 
-def test_a_file_that_may_not_be_read_says_how_to_allow_it(tmp_path, monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise PermissionError(13, "Permission denied")
-
-    path = write_secret(tmp_path, 0o600)
-    monkeypatch.setattr("shadowmesh.config.yamlfile.Path.open", refuse)
-    with pytest.raises(ConfigError, match=f"chgrp {os.getegid()} {path} && chmod 640"):
+def test_the_service_is_told_how_its_group_gets_the_file(own_group, as_user):
+    path = write_secret(own_group, 0o600)
+    with as_user(998, NOBODY), pytest.raises(ConfigError) as caught:
         load(path, {}, {})
+    assert f"as root: `chgrp nogroup {path} && chmod 640 {path}`" in str(caught.value)
+
+
+def test_a_person_is_not_told_to_take_the_file_from_the_service(shared_directory, as_user):
+    path = write_secret(shared_directory, 0o600)
+    with as_user(4321, 4321), pytest.raises(ConfigError) as caught:
+        load(path, {}, {})
+    assert "chgrp" not in str(caught.value)
+    assert "run the command as root" in str(caught.value)
+
+
+@pytest.mark.parametrize("owner", [0, NOBODY], ids=["group of the directory", "its owner"])
+def test_what_root_makes_in_a_directory_of_the_service_is_the_service_s_to_read(
+    shared_directory, as_user, owner
+):
+    os.chown(shared_directory, owner, NOBODY)
+    shared_directory.chmod(0o2750 if owner == 0 else 0o700)
+    cert, key = shared_directory / "cert.pem", shared_directory / "key.pem"
+    made = load_or_create_certificate(cert, key)
+    identity = load_or_create_identity(shared_directory)
+    token = load_or_create_token(shared_directory)
+    # Root reads it again, too: a second try is as good as the first.
+    assert load_or_create_identity(shared_directory).public_key == identity.public_key
+    with as_user(NOBODY, NOBODY):
+        assert load_or_create_certificate(cert, key).sha256 == made.sha256
+        assert load_or_create_identity(shared_directory).public_key == identity.public_key
+        assert load_or_create_token(shared_directory) == token
+    assert {path.stat().st_mode & 0o007 for path in shared_directory.iterdir()} == {0}
 
 
 # --- The daemon as a user of its own ----------------------------------------------------------

@@ -36,7 +36,6 @@ __all__ = [
     "report",
     "values",
     "why_not_dialled",
-    "yamlfile",
 ]
 
 

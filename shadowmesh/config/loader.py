@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
@@ -31,6 +32,7 @@ from shadowmesh.config.model import Config, HostPort, LoadedConfig
 from shadowmesh.config.schema import ENVIRONMENT_PREFIX, KEYS, SECTIONS, Key
 from shadowmesh.config.values import format_duration, show
 from shadowmesh.config.yamlfile import FileContent, Raw
+from shadowmesh.keys.private_file import closing_command
 
 DEFAULT_SOURCE = "default"
 
@@ -94,12 +96,14 @@ def load(
         _resolve(values, home, problems, is_root=root)
     if not problems:
         _check_together(values, settings, problems)
+    if found is not None and content is not None and content.mode & 0o077:
+        _check_private(found, settings, problems)
     if problems:
         raise ConfigError(problems)
 
     sources = {name: str(settings.get(name, DEFAULT_SOURCE)) for name in KEYS}
     config = _build(values)
-    warnings = tuple(_warnings(config, settings, found, content))
+    warnings = tuple(_warnings(config, found, content))
     return LoadedConfig(config, sources, found, warnings)
 
 
@@ -349,6 +353,19 @@ def _why_not_dialled(
     return None
 
 
+def _check_private(path: Path, settings: Mapping[str, _Setting], problems: list[Problem]) -> None:
+    """Refuse secrets in a file that others have rights to. Source: `keys.private_file`."""
+    status = path.stat()
+    for name, setting in settings.items():
+        if KEYS[name].secret and setting.line is not None and setting.raw.text:
+            message = (
+                f"stands in a file of mode {stat.S_IMODE(status.st_mode):04o}, so others may have"
+                f" read it; if nobody did, `{closing_command(path, status)}`, else make a new key"
+                " too"
+            )
+            problems.append(Problem(setting.source, setting.line, name, message))
+
+
 def _ip(address: HostPort) -> Any:
     try:
         return ip_address(address.host)
@@ -371,19 +388,8 @@ def _build(values: Mapping[str, Any]) -> Config:
     return Config(**{name: SECTIONS[name](**fields) for name, fields in sections.items()})
 
 
-def _warnings(
-    config: Config,
-    settings: Mapping[str, _Setting],
-    path: Path | None,
-    content: FileContent | None,
-) -> Iterable[str]:
+def _warnings(config: Config, path: Path | None, content: FileContent | None) -> Iterable[str]:
     mode = 0 if content is None else content.mode
-    key = settings.get("encryption.key")
-    if config.encryption.key is not None and key is not None and key.line and mode & 0o044:
-        yield (
-            f"{path} holds encryption.key and others may read it (mode {mode:04o}); "
-            f"`chmod 600 {path}`, and make a new key if others use this machine"
-        )
     if mode & 0o022:
         yield f"{path} may be changed by others (mode {mode:04o}); `chmod go-w {path}`"
     if config.mode == 0:

@@ -25,6 +25,12 @@ import yaml
 from shadowmesh.base.constants import MAX_CONFIG_BYTES
 from shadowmesh.base.errors import Problem
 from shadowmesh.config.values import cut, show
+from shadowmesh.keys.private_file import (
+    group_name,
+    hands_on_its_group,
+    user_name,
+    why_not_opened,
+)
 
 #: libyaml's parser is ten times as fast; both give the same events
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -37,6 +43,8 @@ _MAX_SKIPPED_DEPTH = 16
 MAX_PROBLEMS = 50
 
 _NOT_YAML_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+#: users below it are services (UID_MIN of login.defs)
+_FIRST_PERSON = 1000
 _TAG_PREFIX = "tag:yaml.org,2002:"
 
 #: what a raw value is: the type that YAML sees in it, or the text of a flag or variable
@@ -73,7 +81,8 @@ class FileContent:
         entries: in the order of the file; sections and keys are unique but may be unknown.
         sections: the line of each section, also of empty ones.
         problems: what is wrong with the form; the entries are then incomplete.
-        mode: permission bits of a regular file, 0 for others.
+        mode: permission bits of a regular file, 0 for others; without that of the group to read
+            where the group is meant to.
     """
 
     entries: tuple[Entry, ...]
@@ -93,32 +102,39 @@ def read(path: Path) -> FileContent | None:
             data = _read_capped(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except PermissionError:
-        message = (
-            f"may not be read by this process (user {os.geteuid()}, group {os.getegid()});"
-            f" `chgrp {os.getegid()} {path} && chmod 640 {path}` allows it"
-        )
+    except PermissionError as error:
+        message = _why_unreadable(path, error)
         return FileContent((), {}, (Problem(str(path), None, None, message),), 0)
     except OSError as error:
         message = f"cannot be read: {error.strerror}; check the path and its permissions"
         return FileContent((), {}, (Problem(str(path), None, None, message),), 0)
     mode = stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else 0
-    if is_for_the_group(path.parent, status.st_gid):
+    ours = status.st_uid == os.geteuid() != 0
+    if not ours or hands_on_its_group(path.parent, status.st_gid):
+        # As with every private file: what is not our own can only come to us through its group.
         mode &= ~stat.S_IRGRP
     return parse(data, str(path), mode)
 
 
-def is_for_the_group(directory: Path, group: int) -> bool:
-    """Tell whether a file of that group in a directory is meant for the group to read.
+def _why_unreadable(path: Path, error: PermissionError) -> str:
+    """Say why a file may not be read, and what to do that gives it to nobody else.
 
-    It is where the directory hands its own group to new files (setgid): so the package makes
-    /etc/shadowmesh, with the group of the service.
+    A file that may hold encryption.key is not given to the group of whoever asks: that can be a
+    person at a terminal, whose group would get the secret and the service lose it.
     """
     try:
-        status = directory.stat()
+        group = path.parent.stat().st_gid
     except OSError:
-        return False
-    return bool(status.st_mode & stat.S_ISGID) and status.st_gid == group != 0
+        group = 0
+    if group in (os.getegid(), *os.getgroups()) and hands_on_its_group(path.parent, group):
+        name = group_name(group)
+        return f"may not be read; as root: `chgrp {name} {path} && chmod 640 {path}`"
+    if os.geteuid() < _FIRST_PERSON:
+        return why_not_opened(path, error)
+    return (
+        f"may not be read by {user_name(os.geteuid())}; run the command as root or as the user of"
+        " the daemon, or name a file of your own with --config"
+    )
 
 
 def parse(data: bytes, source: str, mode: int = 0) -> FileContent:

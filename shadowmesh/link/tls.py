@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from gevent.ssl import SSLContext
 
 from shadowmesh.base.constants import TLS_ALPN
 from shadowmesh.base.errors import KeyFileError
-from shadowmesh.keys.private_file import write_private_file
+from shadowmesh.keys.private_file import open_private_file, why_not_opened, write_private_file
 
 #: What countless self-signed certificates say; the real host name would tell every scanner more
 #: about this machine than it needs to know.
@@ -59,11 +60,11 @@ def load_or_create_certificate(cert_path: Path, key_path: Path) -> Certificate:
     """Return the certificate to serve; both files are made when neither exists.
 
     Files that exist are used as they are and never changed: the operator may have put a chain
-    from a real authority there.
+    from a real authority there. Both may be symbolic links, as certbot makes them.
 
     Raises:
         KeyFileError: only one of the two exists; one is unreadable, no PEM, or needs a
-            password; the key is not the certificate's; a file cannot be made.
+            password; the key is not private or not the certificate's; a file cannot be made.
     Source: protocol sections 5 and 10.
     """
     have_cert, have_key = _exists(cert_path), _exists(key_path)
@@ -99,6 +100,7 @@ def load_renewed(certificate: Certificate) -> tuple[Certificate, SSLContext]:
 
 
 def _look_at(cert_path: Path, key_path: Path) -> Certificate:
+    _check_private(key_path)
     first = _read_first(cert_path)
     return Certificate(
         cert_path,
@@ -122,9 +124,7 @@ def server_context(certificate: Certificate) -> SSLContext:
 
     def no_password() -> NoReturn:
         # Without this OpenSSL asks on the terminal and the daemon hangs.
-        raise KeyFileError(
-            f"{key_path}: is protected by a password; store the key without one, mode 0600"
-        )
+        raise KeyFileError(f"{key_path}: is protected by a password; store the key without one")
 
     try:
         context.load_cert_chain(cert_path, key_path, password=no_password)
@@ -137,9 +137,7 @@ def server_context(certificate: Certificate) -> SSLContext:
             f"{problem}; restore the pair, or move both away to get a new one"
         ) from None
     except OSError as error:
-        raise KeyFileError(
-            f"{key_path}: cannot be read: {error.strerror}; see `ls -l {key_path}`"
-        ) from None
+        raise KeyFileError(f"{key_path}: {why_not_opened(key_path, error)}") from None
     return context
 
 
@@ -185,14 +183,23 @@ def _exists(path: Path) -> bool:
     return True
 
 
+def _check_private(key_path: Path) -> None:
+    """Refuse a key that others may read, like every file with a secret."""
+    remedy = "get a new certificate with a new key"
+    try:
+        os.close(open_private_file(key_path, remedy, follow=True))
+    except FileNotFoundError:
+        raise KeyFileError(
+            f"{key_path}: is a symbolic link to nothing; see `ls -l {key_path}`"
+        ) from None
+
+
 def _read_first(cert_path: Path) -> x509.Certificate:
     """Return the first certificate in a PEM file."""
     try:
         return x509.load_pem_x509_certificate(cert_path.read_bytes())
     except OSError as error:
-        raise KeyFileError(
-            f"{cert_path}: cannot be read: {error.strerror}; see `ls -l {cert_path}`"
-        ) from None
+        raise KeyFileError(f"{cert_path}: {why_not_opened(cert_path, error)}") from None
     except ValueError:
         raise KeyFileError(
             f"{cert_path}: holds no PEM certificate; restore it, or move it and the key away to"

@@ -135,6 +135,10 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return error.exit_code
+    except KeyFileError as error:
+        print(f"shadowmesh-daemon: {error}", file=sys.stderr)
+        # It does not mend itself: the unit does not start us again for these exit codes.
+        return ConfigError.exit_code
     except ShadowMeshError as error:
         print(f"shadowmesh-daemon: {error}", file=sys.stderr)
         return error.exit_code

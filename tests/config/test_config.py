@@ -707,22 +707,22 @@ def test_the_mode_byte_says_which_keys_are_set(load, text, mode):
     assert load(text).config.mode == mode
 
 
-@pytest.mark.parametrize(
-    ("mode", "words"),
-    [
-        (0o600, []),
-        (0o400, []),
-        (0o640, ["others may read it"]),
-        (0o604, ["others may read it"]),
-        (0o620, ["may be changed by others"]),
-        (0o666, ["others may read it", "may be changed by others"]),
-    ],
-)
-def test_a_key_in_an_open_file_gives_a_warning(load, mode, words):
+@pytest.mark.parametrize("mode", [0o604, 0o620, 0o644, 0o660, 0o666, 0o601])
+def test_a_key_in_a_file_that_is_open_to_others_is_refused(load, mode):
+    with pytest.raises(ConfigError, match=rf":2: encryption\.key: .*mode {mode:04o}.*chmod 600"):
+        load(f"encryption:\n  key: {PSK}\n", mode=mode)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
+def test_a_key_in_a_file_for_its_owner_alone_is_accepted(load, mode):
     text = f"encryption:\n  key: {PSK}\npeer:\n  public_key: {PUBLIC_TEXT}\n"
-    warnings = load(text, mode=mode).warnings
-    assert len(warnings) == len(words)
-    assert all(word in warning for word, warning in zip(words, warnings, strict=True))
+    assert load(text, mode=mode).warnings == ()
+
+
+def test_a_file_without_a_secret_may_be_open_and_is_warned_of_when_it_can_be_changed(load):
+    text = f"peer:\n  public_key: {PUBLIC_TEXT}\nencryption:\n  key:\n"
+    assert load(text, mode=0o644).warnings == ()
+    assert "may be changed by others" in load(text, mode=0o666).warnings[0]
 
 
 def test_an_open_file_without_the_key_gives_no_warning(load):

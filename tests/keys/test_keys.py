@@ -7,6 +7,8 @@ import errno
 import os
 import pickle
 import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,8 @@ from shadowmesh.keys.private_file import write_private_file
 from shadowmesh.keys.psk import generate_psk, parse_psk
 
 SEED = bytes(range(1, 33))
+#: a user and a group without a name
+SERVICE = 4321
 GOOD_PSK = "38aa9f4f4e267cab95bf6380d211807740623e3a50b4e4aed32703b79297c20a"
 SAMPLE_PSK = "0123456789abcdef" * 4
 
@@ -245,7 +249,7 @@ def test_a_wrong_content_refuses_the_start_and_is_left_alone(
         assert content[:8].hex() not in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o660, 0o700, 0o4600, 0o666])
+@pytest.mark.parametrize("mode", [0o604, 0o620, 0o644, 0o660, 0o700, 0o4600, 0o666])
 def test_a_wrong_mode_refuses_the_start_and_is_left_alone(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "identity.key"
     write(path, SEED, mode)
@@ -255,12 +259,58 @@ def test_a_wrong_mode_refuses_the_start_and_is_left_alone(tmp_path: Path, mode: 
     assert path.read_bytes() == SEED
 
 
-def test_another_owner_refuses_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "identity.key", SEED)
-    owner = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    with pytest.raises(KeyFileError, match=f"belongs to user {owner}.*chown {owner + 1}"):
-        load_or_create_identity(tmp_path)
+def test_a_group_may_read_what_is_root_s_and_not_what_is_the_daemon_s(
+    shared_directory: Path, as_user: Callable[..., AbstractContextManager[None]]
+) -> None:
+    path = shared_directory / "identity.key"
+    write(path, SEED, 0o640)
+    os.chown(path, 0, SERVICE)
+    with as_user(SERVICE, SERVICE):
+        assert load_or_create_identity(shared_directory).public_key == sodium.public_key(SEED)
+    os.chown(path, SERVICE, SERVICE)
+    with (
+        as_user(SERVICE, SERVICE),
+        pytest.raises(KeyFileError, match=f"mode 0640.*chmod 600 {path}"),
+    ):
+        load_or_create_identity(shared_directory)
+
+
+def test_root_is_not_told_to_take_an_identity_from_the_service(shared_directory: Path) -> None:
+    path = shared_directory / "identity.key"
+    write(path, SEED)
+    os.chown(path, SERVICE, SERVICE)
+    with pytest.raises(
+        KeyFileError, match=f"belongs to user {SERVICE}.*run the daemon as"
+    ) as caught:
+        load_or_create_identity(shared_directory)
+    assert "chown" not in str(caught.value)
+
+
+def test_what_root_left_tells_the_service_how_to_get_it(
+    shared_directory: Path, as_user: Callable[..., AbstractContextManager[None]]
+) -> None:
+    path = shared_directory / "identity.key"
+    write(path, SEED)
+    remedy = f"belongs to root:root with mode 0600.*`chgrp {SERVICE} {path} && chmod 640 {path}`"
+    with as_user(SERVICE, SERVICE), pytest.raises(KeyFileError, match=remedy):
+        load_or_create_identity(shared_directory)
+    os.chown(path, -1, SERVICE)
+    path.chmod(0o640)
+    with as_user(SERVICE, SERVICE):
+        assert load_or_create_identity(shared_directory)
+
+
+def test_another_service_s_file_is_nobody_s_to_use(
+    shared_directory: Path, as_user: Callable[..., AbstractContextManager[None]]
+) -> None:
+    path = shared_directory / "identity.key"
+    write(path, SEED, 0o604)
+    os.chown(path, SERVICE + 1, SERVICE + 1)
+    with (
+        as_user(SERVICE, SERVICE),
+        pytest.raises(KeyFileError, match=f"user {SERVICE + 1}.*`chown {SERVICE} {path}`"),
+    ):
+        load_or_create_identity(shared_directory)
 
 
 def test_a_symbolic_link_refuses_the_start_even_to_a_good_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 import ssl
 import stat
 
@@ -82,8 +83,37 @@ def test_a_dangling_link_counts_as_a_file_that_exists(paths):
     tls.load_or_create_certificate(*paths)
     paths[1].unlink()
     paths[1].symlink_to("nowhere")
-    with pytest.raises(KeyFileError, match="cannot be read"):
+    with pytest.raises(KeyFileError, match="symbolic link to nothing"):
         tls.load_or_create_certificate(*paths)
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o620, 0o644, 0o666])
+def test_a_key_that_others_may_read_is_refused_like_every_private_file(paths, mode):
+    tls.load_or_create_certificate(*paths)
+    paths[1].chmod(mode)
+    with pytest.raises(KeyFileError, match=rf"key\.pem: has mode {mode:04o}.*chmod 600"):
+        tls.load_or_create_certificate(*paths)
+
+
+def test_a_pair_behind_links_as_certbot_has_them_is_used(paths, tmp_path):
+    made = tls.load_or_create_certificate(*paths)
+    live = tmp_path / "live"
+    live.mkdir()
+    for path in paths:
+        (live / path.name).symlink_to(path)
+    assert tls.load_or_create_certificate(live / "cert.pem", live / "key.pem").sha256 == made.sha256
+
+
+def test_a_key_of_root_for_a_group_reaches_a_service_of_that_group(shared_directory, as_user):
+    cert, key = shared_directory / "cert.pem", shared_directory / "key.pem"
+    made = tls.load_or_create_certificate(cert, key)
+    for path in (cert, key):
+        os.chown(path, 0, 65534)
+        path.chmod(0o640)
+    with as_user(4321, 65534):
+        assert tls.load_or_create_certificate(cert, key).sha256 == made.sha256
+    with as_user(4321, 4321), pytest.raises(KeyFileError, match="SupplementaryGroups="):
+        tls.load_or_create_certificate(cert, key)
 
 
 def test_a_key_of_another_certificate_is_refused(paths, tmp_path):

@@ -191,7 +191,7 @@ def test_a_spoilt_identity_stops_the_start_and_is_left_alone(daemon, spoil, word
     path = daemon.state_dir / "identity.key"
     spoil(path)
     before = sorted((p.name, p.lstat().st_mode) for p in daemon.state_dir.iterdir())
-    fails_to_start(daemon, 1, word)
+    fails_to_start(daemon, 7, word)
     after = sorted((p.name, p.lstat().st_mode) for p in daemon.state_dir.iterdir())
     assert [entry for entry in after if entry[0] in {"identity.key", "x"}] == [
         entry for entry in before if entry[0] in {"identity.key", "x"}

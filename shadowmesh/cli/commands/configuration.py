@@ -169,14 +169,11 @@ def _filled(template: str, values: dict[str, str]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from shadowmesh.config.yamlfile import is_for_the_group
     from shadowmesh.keys.private_file import write_private_file
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private_file(path, text.encode(), replace=_is_untouched(path))
-        if is_for_the_group(path.parent, path.stat().st_gid):
-            path.chmod(0o640)
     except FileExistsError:
         raise Exists(
             f"{path} exists and is not overwritten; name another file or move it away"
