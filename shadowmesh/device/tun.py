@@ -11,15 +11,22 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from shadowmesh.base.errors import DeviceError, NotPermitted
 from shadowmesh.device.netlink import Netlink
 
 CLONE_DEVICE: Final = "/dev/net/tun"
+#: major and minor: Documentation/admin-guide/devices.txt
+CLONE_NUMBERS: Final = (10, 200)
+_GET_DRIVER: Final = (
+    "load the driver (modprobe tun) or, in a container, pass the device in (--device /dev/net/tun)"
+)
 
 # linux/if_tun.h
 TUNSETIFF: Final = 0x400454CA
@@ -49,6 +56,11 @@ KIND_MASK: Final = KIND | IFF_TUN
 class Kernel:
     """The system calls that a TAP device takes: the seam at which tests put a fake."""
 
+    def is_driver(self) -> bool:
+        """Whether the clone device is the driver's node. Raises OSError when there is nothing."""
+        status = Path(CLONE_DEVICE).stat()
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(*CLONE_NUMBERS)
+
     def open(self) -> int:
         return os.open(CLONE_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -73,16 +85,29 @@ def open_clone(kernel: Kernel) -> int:
 
     Raises:
         NotPermitted: access to /dev/net/tun is missing.
-        DeviceError: the driver is missing, or anything else.
+        DeviceError: the driver is missing, something else has its name, or anything else.
     """
     try:
+        # Before it is opened: to open another device can be to use it.
+        if not kernel.is_driver():
+            raise DeviceError(
+                f"{CLONE_DEVICE} is not the driver of TAP devices (character device"
+                f" {CLONE_NUMBERS[0]}:{CLONE_NUMBERS[1]}); remove it, then {_GET_DRIVER}"
+            )
         return kernel.open()
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            raise DeviceError(
-                f"cannot open {CLONE_DEVICE}: {error.strerror}; load the driver (modprobe tun) or, "
-                "in a container, pass the device in (mknod /dev/net/tun c 10 200)",
-                error.errno,
+        problem = f"cannot open {CLONE_DEVICE}: {error.strerror}"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO):
+            raise DeviceError(f"{problem}; {_GET_DRIVER}", error.errno) from error
+        if error.errno == errno.EACCES:
+            raise NotPermitted(
+                f"{problem}; run as root, or `chmod 666 {CLONE_DEVICE}` as udev does it: the right"
+                " to make a device is CAP_NET_ADMIN"
+            ) from error
+        if error.errno == errno.EPERM:
+            raise NotPermitted(
+                f"{problem}; let the container have it (--device {CLONE_DEVICE}), or the unit"
+                f" (DeviceAllow={CLONE_DEVICE} rw)"
             ) from error
         with explained(f"cannot open {CLONE_DEVICE}"):
             raise

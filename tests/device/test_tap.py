@@ -42,6 +42,7 @@ class FakeKernel(tun.Kernel):
     permanent: set[int] = field(default_factory=set)
     processors: int = 2
     knows_queues: bool = True
+    driver: bool = True
     given: list[tuple[int, tap.Interface]] = field(default_factory=list)
     attached: dict[int, int] = field(default_factory=dict)
     offload: int | None = None
@@ -72,6 +73,9 @@ class FakeKernel(tun.Kernel):
 
     def state(self) -> object:
         return sorted(self.links.items()), sorted(map(str, self.given)), self.held, self.sockets
+
+    def is_driver(self) -> bool:
+        return self.driver
 
     def open(self) -> int:
         self.step("open")
@@ -274,7 +278,7 @@ def test_a_failure_at_any_step_leaves_everything_as_it_was(step, existed):
     assert kernel.state() == before
 
 
-@pytest.mark.parametrize("step", ["open", *STEPS[:3], "add_address", ("set_link", True)], ids=str)
+@pytest.mark.parametrize("step", [*STEPS[:3], "add_address", ("set_link", True)], ids=str)
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES])
 def test_a_missing_permission_names_the_capability(step, code):
     kernel = FakeKernel(failures={step: code})
@@ -283,9 +287,41 @@ def test_a_missing_permission_names_the_capability(step, code):
     assert kernel.held == set()
 
 
+@pytest.mark.parametrize(
+    "put", ["file", "another device", "directory", "nothing", "link to nothing"]
+)
+def test_what_is_not_the_driver_is_named_at_the_start_and_not_opened(tmp_path, monkeypatch, put):
+    path = tmp_path / "tun"
+    if put == "file":
+        path.touch()
+    elif put == "another device":
+        path.symlink_to("/dev/null")
+    elif put == "directory":
+        path.mkdir()
+    elif put == "link to nothing":
+        path.symlink_to("nowhere")
+    monkeypatch.setattr(tun, "CLONE_DEVICE", str(path))
+    kernel = tun.Kernel()
+    kernel.open = lambda: pytest.fail("opened")  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match=r"modprobe tun.*--device"):
+        tap.check_permission("tap0", kernel)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.EACCES, "chmod 666 /dev/net/tun"),
+        (errno.EPERM, "DeviceAllow=/dev/net/tun rw"),
+    ],
+)
+def test_a_driver_that_may_not_be_opened_says_who_has_to_allow_it(code, remedy):
+    with pytest.raises(NotPermitted, match=remedy):
+        tap.check_permission("tap0", FakeKernel(failures={"open": code}))
+
+
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.ENODEV, errno.ENXIO])
 def test_a_missing_driver_is_explained(code):
-    with pytest.raises(DeviceError, match=r"modprobe tun.*mknod /dev/net/tun") as caught:
+    with pytest.raises(DeviceError, match=r"modprobe tun.*--device /dev/net/tun") as caught:
         open_tap(FakeKernel(failures={"open": code}))
     assert caught.value.errno == code
 
