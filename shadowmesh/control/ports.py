@@ -6,12 +6,13 @@ know: what the applications answer, the limits of a connection (`server`), when 
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final
 
 import gevent.socket
 
 from shadowmesh.base import log
-from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.base.errors import NotPermitted, ShadowMeshError
 from shadowmesh.config import HostPort
 from shadowmesh.control import api_socket
 from shadowmesh.control.rights import GROUPS, rights_of_this_process
@@ -49,9 +50,7 @@ def serve(
         sock.listen(64)
     except OSError as error:
         sock.close()
-        raise ShadowMeshError(
-            f"cannot listen on {address}: {error.strerror}; stop what uses the port or change {key}"
-        ) from None
+        raise _listen_problem(address, key, error) from None
     bound = HostPort(address.host, sock.getsockname()[1])
     server: WSGIServer = LimitedServer(sock, make_app(bound))
     server.start()
@@ -78,6 +77,18 @@ def serve_socket(undo: ExitStack, path: Path, application: WSGIApplication) -> N
     server.start()
     undo.callback(server.stop, API_STOP_TIMEOUT_S)
     _log.info("control API has a Unix socket", path=path, groups=sorted(GROUPS.values()))
+
+
+def _listen_problem(address: HostPort, key: str, error: OSError) -> ShadowMeshError:
+    text = f"cannot listen on {address}"
+    if error.errno == errno.EADDRINUSE:
+        return ShadowMeshError(
+            f"{text}: port {address.port} is taken; stop the program that"
+            f" `ss -ltnp 'sport = :{address.port}'` shows, or set {key} to another"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotPermitted(f"{text}: not permitted; set {key} to a port above 1023")
+    return ShadowMeshError(f"{text}: {error.strerror}; set {key} to an address of this machine")
 
 
 def check_answer(api: HostPort) -> None:

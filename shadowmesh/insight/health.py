@@ -279,3 +279,14 @@ def disk(directory: Path, free_bytes: int | None) -> Check:
         text = f"{directory} has {size(free_bytes)} left; the tunnel goes on, logs are lost"
         return Check("disk", False, "warning", text, "make room", "disk_full")
     return Check("disk", True, text=f"{directory} has {size(free_bytes)} left")
+
+
+def metrics_port(problem: str | None) -> Check:
+    """Judge monitoring.prometheus_port; problem None: it is open, or none is wanted."""
+    if problem is not None:
+        return Check(
+            "metrics_port", False, "warning", problem,
+            "metrics are on the control API meanwhile; the port opens when it is free",
+            "metrics_port_taken",
+        )  # fmt: skip
+    return Check("metrics_port", True, text="open, or none is wanted")

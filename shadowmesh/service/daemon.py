@@ -62,12 +62,15 @@ from shadowmesh.service import switches
 from shadowmesh.service.hardening import forbid_core_dumps
 from shadowmesh.service.hub_errors import report_errors_of
 from shadowmesh.service.hub_lag import HubLag
+from shadowmesh.service.optional_port import OptionalPort
 from shadowmesh.service.pid_file import pid_file
 from shadowmesh.service.systemd import Notifier
 from shadowmesh.service.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from prometheus_client.core import CollectorRegistry
 
     from shadowmesh.config import LoadedConfig
     from shadowmesh.insight.explain import Explanation
@@ -207,6 +210,7 @@ class Daemon:
         self._store = store
         self._hub_lag = HubLag(self._beat)
         self._recorder = FlightRecorder()
+        self._metrics_port: OptionalPort | None = None
 
     def run(self) -> None:
         """Start everything, wait for SIGTERM or SIGINT, undo everything.
@@ -331,6 +335,7 @@ class Daemon:
             certificate,
             self._captures.report,
             self._peer_port,
+            self._metrics_problem,
         )
         self._hub_lag.start()
         undo.callback(self._hub_lag.stop)
@@ -382,12 +387,23 @@ class Daemon:
         check_answer(bound)
         _log.info("control API is open", address=listen)
         if registry is not None and config.monitoring.prometheus_port:
-            serve(
-                undo,
-                HostPort("127.0.0.1", config.monitoring.prometheus_port),
-                "monitoring.prometheus_port",
-                lambda bound: make_metrics_app(registry, bound),
-            )
+            self._serve_metrics(undo, registry, config.monitoring.prometheus_port)
+
+    def _serve_metrics(self, undo: ExitStack, registry: CollectorRegistry, port: int) -> None:
+        """Open the metrics port, which no frame needs: taken, it is no reason not to start."""
+        key = "monitoring.prometheus_port"
+        address = HostPort("127.0.0.1", port)
+        self._metrics_port = OptionalPort(
+            key,
+            lambda stack: serve(
+                stack, address, key, lambda bound: make_metrics_app(registry, bound)
+            ),
+        )
+        self._metrics_port.start()
+        undo.callback(self._metrics_port.stop)
+
+    def _metrics_problem(self) -> str | None:
+        return None if self._metrics_port is None else self._metrics_port.problem
 
     def _watch_signals(self, undo: ExitStack) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

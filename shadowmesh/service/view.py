@@ -74,6 +74,7 @@ class View:
         certificate: of the peer port.
         capture: returns what is known of the capture that is running.
         peer_port: where peers are accepted.
+        metrics_problem: says why the metrics port is not open; None when it is, or not wanted.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class View:
         certificate: TlsCertificate,
         capture: Callable[[], Capture | None],
         peer_port: PeerPort,
+        metrics_problem: Callable[[], str | None],
     ) -> None:
         self._manager = manager
         self._hub_lag = hub_lag
@@ -91,6 +93,7 @@ class View:
         self._certificate = certificate
         self._capture = capture
         self._port = peer_port
+        self._metrics_problem = metrics_problem
         self._process = psutil.Process(os.getpid())
         self._resources: Resources | None = None
         self._resources_at = 0.0
@@ -199,6 +202,7 @@ class View:
                     certificate.cert_path, certificate.not_before, certificate.not_after, date
                 ),
                 self._check_disk(),
+                health.metrics_port(self._metrics_problem()),
             )
         )
 

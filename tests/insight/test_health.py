@@ -58,6 +58,8 @@ FAILING = [
      "192.0.2.1:5 failed: not the pinned key", "peer.public_key"),
     (health.disk(Path("/var/lib/x"), 100), "disk_full", "warning", "/var/lib/x", "make room"),
     (health.disk(Path("/var/lib/x"), None), "disk_unreadable", "warning", "/var/lib/x", "file"),
+    (health.metrics_port("port 9091 is taken"), "metrics_port_taken", "warning", "9091 is taken",
+     "control API"),
 ]  # fmt: skip
 
 PASSING = [
@@ -79,6 +81,7 @@ PASSING = [
     health.path("wss", "still looking", **PATH | {"connected_s": 1.0}),
     health.path("wss", "nat.enabled: false", **PATH | {"udp_wanted": False}),
     health.disk(Path("/var/lib/x"), 1 << 30),
+    health.metrics_port(None),
 ]
 
 
@@ -103,6 +106,7 @@ def test_every_code_of_a_failure_is_its_own():
     assert len(set(codes) - again) == len(codes) - 2 * len(again)
     assert {name for name, _ in codes} == {
         "tap", "peer", "refused", "strangers", "hub_lag", "clock", "queue", "certificate", "path", "disk",
+        "metrics_port",
     }  # fmt: skip
 
 

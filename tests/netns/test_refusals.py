@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import secrets
 
 import pytest
@@ -154,6 +155,30 @@ def daemon(net, tmp_path):
 def test_a_port_in_use_is_named(daemon, key, address):
     with daemon.host.listen(address):
         fails_to_start(daemon, 1, str(address[1]))
+
+
+def test_a_taken_metrics_port_does_not_stop_the_start(daemon):
+    with daemon.host.listen(("127.0.0.1", 9091)):
+        daemon.settings["monitoring.prometheus_port"] = 9091
+        daemon.start()
+        check = daemon.api("GET", "/health")[1]["checks"]["metrics_port"]
+    assert not check["ok"]
+    assert "port 9091 is taken" in check["text"]
+    assert "monitoring.prometheus_port" in check["text"]
+    assert "monitoring.prometheus_port" in daemon.log()
+
+
+def test_a_file_in_the_place_of_the_driver_stops_the_start(daemon, tmp_path):
+    (tmp_path / "plain").touch()
+    inside = f'mount --bind {tmp_path}/plain /dev/net/tun && exec "$@"'
+    daemon.wrapper = ("unshare", "--mount", "sh", "-c", inside, "sh")
+    fails_to_start(daemon, 1, "/dev/net/tun", "modprobe tun", "--device")
+
+
+def test_a_fifo_in_the_place_of_the_pid_file_stops_the_start(daemon):
+    os.mkfifo(daemon.directory / "daemon.pid")
+    daemon.settings["daemon.pid_file"] = str(daemon.directory / "daemon.pid")
+    fails_to_start(daemon, 7, "daemon.pid_file", "not a regular file")
 
 
 def test_two_daemons_with_one_pid_file_do_not_run_together(daemon, tmp_path):
