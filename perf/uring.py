@@ -170,7 +170,7 @@ def device() -> Iterator[tuple[Tap, socket.socket]]:
             tap = open_tap(
                 "tap0",
                 mtu=1500,
-                address=ADDRESS,
+                addresses=(ADDRESS,),
                 persist=False,
                 offload=OFFLOAD_TCP | OFFLOAD_UDP,
             )

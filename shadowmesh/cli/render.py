@@ -187,7 +187,9 @@ def _nat(nat: dict[str, Any], now: float) -> str:
 
 
 def _tap(tap: dict[str, Any]) -> str:
-    address = text(tap["address"]) if tap.get("address") else "no address"
+    # A daemon of another version may know one address only.
+    addresses = tap.get("addresses") or [address for address in (tap.get("address"),) if address]
+    address = ", ".join(map(text, addresses)) or "no address"
     line = f"{text(tap.get('device'))}, {address}, MTU {text(tap.get('mtu'))}"
     queues = len(tap.get("queues") or ())
     return f"{line}, {queues} queues" if queues > 1 else line

@@ -12,7 +12,7 @@ import pwd
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from shadowmesh.base.constants import (
 from shadowmesh.base.errors import ConfigError, Problem
 from shadowmesh.base.words import nearest
 from shadowmesh.config import yamlfile
-from shadowmesh.config.model import Config, HostPort, LoadedConfig
+from shadowmesh.config.model import Addresses, Config, HostPort, LoadedConfig
 from shadowmesh.config.schema import ENVIRONMENT_PREFIX, KEYS, SECTIONS, Key
 from shadowmesh.config.values import format_duration, show
 from shadowmesh.config.yamlfile import FileContent, Raw
@@ -334,15 +334,14 @@ def why_not_dialled(target: HostPort, config: Config) -> str | None:
     return _why_not_dialled(target, config.network.local_ip, config.websocket.listen_address)
 
 
-def _why_not_dialled(
-    target: HostPort, local_ip: IPv4Interface | IPv6Interface | None, listen: HostPort | None
-) -> str | None:
+def _why_not_dialled(target: HostPort, local_ips: Addresses, listen: HostPort | None) -> str | None:
     ip = _ip(target)
-    if local_ip is not None and ip is not None and ip in local_ip.network:
-        return (
-            f"{ip} lies in {local_ip.network}, the network inside the tunnel; give the "
-            "address that the peer has outside of it"
-        )
+    for local_ip in local_ips:
+        if ip is not None and ip in local_ip.network:
+            return (
+                f"{ip} lies in {local_ip.network}, the network inside the tunnel; give the "
+                "address that the peer has outside of it"
+            )
     # The same port of the loopback interface cannot be anybody else's.
     is_loopback = target.host == "localhost" if ip is None else ip.is_loopback
     if listen is not None and is_loopback and _collide(target, listen):

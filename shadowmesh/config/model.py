@@ -56,6 +56,18 @@ class HostPort:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Addresses(tuple[IPv4Interface | IPv6Interface, ...]):
+    """The addresses of this host in the tunnel, each with its network; may be none.
+
+    None: the TAP is a bridge member, or set up by somebody else.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self))
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonSection:
     listen_address: HostPort
@@ -71,8 +83,7 @@ class DaemonSection:
 @dataclass(frozen=True, slots=True)
 class NetworkSection:
     tap_device: str
-    #: None: no address, the TAP is a bridge member or set up by somebody else
-    local_ip: IPv4Interface | IPv6Interface | None
+    local_ip: Addresses
     mtu: int
     persist_tap: bool
     offload: bool

@@ -12,7 +12,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 from shadowmesh.base.errors import one_line
-from shadowmesh.config.model import Config, HostPort, LoadedConfig, Secret
+from shadowmesh.config.model import Addresses, Config, HostPort, LoadedConfig, Secret
 from shadowmesh.config.schema import KEYS, SECTIONS, Key
 from shadowmesh.config.values import format_duration
 from shadowmesh.keys import identity
@@ -31,6 +31,8 @@ def render(value: object) -> str:
         return str(value)
     if isinstance(value, float):
         return format_duration(value)
+    if isinstance(value, Addresses) and len(value) < 2:
+        return _quoted(str(value))  # as most write it, and as it was before it could be a list
     if isinstance(value, tuple):
         return "[" + ", ".join(render(item) for item in value) + "]"
     if value is None:

@@ -125,8 +125,8 @@ _KEYS = (
         "name of the TAP device, at most 15 bytes",
     ),
     Key(
-        "network.local_ip", "10.0.0.1/24", _TEXT_OR_EMPTY, values.interface_address,
-        'address/prefix of the TAP; "" for none',
+        "network.local_ip", "10.0.0.1/24", _TEXT_OR_LIST, values.interface_addresses,
+        'address/prefix of the TAP, several separated by commas; "" for none',
     ),
     Key(
         "network.mtu", "1500", _INTEGER, values.whole(MIN_MTU, MAX_MTU),

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from shadowmesh.base.constants import DEFAULT_PEER_PORT
-from shadowmesh.config.model import REDACTED, HostPort, Secret
+from shadowmesh.config.model import REDACTED, Addresses, HostPort, Secret
 from shadowmesh.keys import identity, psk
 
 _SHOWN_CHARS = 60
@@ -40,6 +40,8 @@ _URL_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
 #: IFNAMSIZ - 1, linux/if.h
 INTERFACE_NAME_MAX_BYTES = 15
 MAX_STUN_SERVERS = 8
+#: one of each family is what most want; each is one more request when the device is made
+MAX_TUNNEL_ADDRESSES = 8
 _MAX_URL_PATH = 256
 _URL_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _MAX_PATH_BYTES = 4096
@@ -246,10 +248,20 @@ def remotes(text: str) -> tuple[HostPort, ...]:
     return values
 
 
-def interface_address(text: str) -> IPv4Interface | IPv6Interface | None:
-    """An address with its prefix length that a host can have on a LAN; empty for none."""
-    if not text:
-        return None
+def interface_addresses(text: str) -> Addresses:
+    """Addresses with their prefix lengths, separated by commas; empty for none."""
+    parts = text.split(",") if text.strip() else []
+    if len(parts) > MAX_TUNNEL_ADDRESSES:
+        raise ValueError(f"at most {MAX_TUNNEL_ADDRESSES} addresses, got {len(parts)}")
+    values = Addresses(interface_address(part.strip()) for part in parts)
+    for index, value in enumerate(values):
+        if value.ip in {other.ip for other in values[:index]}:
+            raise ValueError(f"{value.ip} stands there twice")
+    return values
+
+
+def interface_address(text: str) -> IPv4Interface | IPv6Interface:
+    """An address with its prefix length that a host can have on a LAN."""
     wanted = "must be an address with prefix length like 10.0.0.1/24 or fd00::1/64"
     address, slash, prefix = text.partition("/")
     if not slash or not _INTEGER.fullmatch(prefix) or "%" in address:

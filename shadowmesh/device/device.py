@@ -104,7 +104,7 @@ class Device:
             fd,
             network.tap_device,
             mtu=network.mtu,
-            address=network.local_ip,
+            addresses=network.local_ip,
             queues=self._queues,
         )
         if why is None:
@@ -130,7 +130,7 @@ class Device:
             tap = self._open_tap(
                 network.tap_device,
                 mtu=network.mtu,
-                address=network.local_ip,
+                addresses=network.local_ip,
                 persist=network.persist_tap,
                 offload=self._offload,
                 queues=self._queues,

@@ -19,7 +19,7 @@ import errno
 import hashlib
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface
@@ -141,7 +141,7 @@ def open_tap(
     name: str,
     *,
     mtu: int,
-    address: Interface | None,
+    addresses: Sequence[Interface],
     persist: bool,
     offload: int,
     queue_length: int = QUEUE_LENGTH,
@@ -153,13 +153,13 @@ def open_tap(
     """Open the TAP device `name`, set it up and bring it up; on failure leave nothing behind.
 
     A device that exists already (a persistent one) is taken over: what differs is changed, and
-    addresses that it has besides `address` stay. On such a device nothing is changed that is right
+    addresses that it has besides these stay. On such a device nothing is changed that is right
     already, so one that root has prepared for a user opens without privileges.
 
     Args:
         name: 1 to 15 bytes; may be a pattern such as "tap%d".
         mtu: bytes of payload, without the 14 bytes of the Ethernet header.
-        address: of this host on the tunnel; None for a member of a bridge.
+        addresses: of this host on the tunnel; none for a member of a bridge.
         persist: keep the device when the descriptor is closed. Persistence that was there is not
             taken away, since whoever made it may need it.
         offload: the flags of `Tap.set_offload`.
@@ -186,7 +186,7 @@ def open_tap(
             index = kernel.index_of(name)
             netlink = undo.enter_context(kernel.netlink())
             before = netlink.link(index)
-        if address is not None:
+        for address in addresses:
             _add_address(netlink, index, name, address, undo)
         _bring_up(netlink, before, mtu, queue_length, mac, undo)
         with explained(f"cannot set up {name}"):
@@ -202,7 +202,7 @@ def open_tap(
         "TAP device is up",
         device=name,
         mtu=after.mtu,
-        address=address,
+        addresses=[str(address) for address in addresses],
         offload=bool(offload),
         queues=len(fds),
     )
@@ -223,14 +223,14 @@ def misfit(
     name: str,
     *,
     mtu: int,
-    address: Interface | None,
+    addresses: Sequence[Interface],
     queues: int | None = 1,
     kernel: Kernel | None = None,
 ) -> str | None:
     """Say why a descriptor that somebody kept is not this TAP device; None when it is.
 
     Args:
-        name, mtu, address: as for `open_tap`; other addresses of the device do not matter.
+        name, mtu, addresses: as for `open_tap`; other addresses of the device do not matter.
         queues: as for `open_tap`; one descriptor is enough for the others to be opened anew.
     """
     kernel = kernel or Kernel()
@@ -248,8 +248,10 @@ def misfit(
         with kernel.netlink() as netlink:
             if (found := netlink.link(index).mtu) != mtu:
                 return f"{real} has an MTU of {found}, not {mtu}"
-            if address is not None and (index, address) not in netlink.addresses():
-                return f"{real} does not have the address {address}"
+            present = netlink.addresses()
+            for address in addresses:
+                if (index, address) not in present:
+                    return f"{real} does not have the address {address}"
     except (OSError, DeviceError) as error:
         return str(error)
     return None

@@ -93,18 +93,23 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """The TAP device: its name, MTU in bytes, address with prefix (None in a bridge) and queues."""
+    """The TAP device: its name, MTU in bytes, queues, and addresses with prefix, none in a bridge.
+
+    `address` is the first of `addresses`, for who knows one only.
+    """
 
     device: str | None = None
     mtu: int | None = None
     address: str | None = None
     queues: Sequence[Queue] = ()
+    addresses: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "device": self.device,
             "mtu": self.mtu,
             "address": self.address,
+            "addresses": list(self.addresses),
             "queues": [queue.to_dict() for queue in self.queues],
         }
 

@@ -340,13 +340,14 @@ class View:
         tap = self._manager.tap
         if tap is None:
             return None
-        address = config.network.local_ip
+        addresses = tuple(map(str, config.network.local_ip))
         frames = self._manager.plane.counters()["queues"]
         return Tap(
             tap.name,
             tap.mtu,
-            None if address is None else str(address),
+            addresses[0] if addresses else None,
             tuple(Queue(written, read) for read, written in frames[: len(tap.fds)]),
+            addresses,
         )
 
     def _read_resources(self, age_s: float) -> Resources | None:

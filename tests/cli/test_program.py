@@ -591,7 +591,7 @@ def test_the_status_of_a_connection_is_told_in_full():
         "session   established 2m 12s ago, 1 rekey, last 12s ago",
         "link      203.0.113.7:9001 up for 2m 12s, 2 reconnects",
         "nat       full cone, seen as 198.51.100.4:9001, 2m 10s ago",
-        "tap       tap0, 10.0.0.1/24, MTU 1500, 2 queues",
+        "tap       tap0, 10.0.0.1/24, fd00::1/64, MTU 1500, 2 queues",
         "traffic   in   12,345 frames  3.0 GiB",
         "          out  12,001 frames  1.0 MiB",
         "drops     queue_full 10, replay 2",

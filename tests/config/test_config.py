@@ -82,7 +82,7 @@ def test_flags_beat_the_environment_beats_the_file_beats_defaults(load):
     network = loaded.config.network
     assert network.mtu == 1303
     assert network.tap_device == "env0"
-    assert network.local_ip == ip_interface("10.9.0.1/24")
+    assert network.local_ip == (ip_interface("10.9.0.1/24"),)
     assert network.persist_tap is False
     assert loaded.sources["network.mtu"] == "flag --network.mtu"
     assert loaded.sources["network.tap_device"] == "environment SHADOWMESH_NETWORK_TAP_DEVICE"
@@ -363,7 +363,9 @@ WRONG = {
         "10.0.0.255/24", "127.0.0.1/8", "127.5.5.5/24", "224.0.0.1/24", "0.0.0.0/0", "10.0.0.1/0",
         "0.1.2.3/8", "255.255.255.255/32", "240.0.0.1/24", "::1/128", "::/0", "ff02::1/64",
         "fd00::/64", "fd00::1", "fd00::1/129", "fe80::1%eth0/64", "::ffff:10.0.0.1/120", "x/24",
-        "010.0.0.1/24", "10.0.0.1/-1", "10.0.0.1/024",
+        "010.0.0.1/24", "10.0.0.1/-1", "10.0.0.1/024", "10.0.0.1/24,", ",", "10.0.0.1/24 fd00::1/64",
+        "10.0.0.1/24,10.0.0.1/16", "fd00::1/64,fd00:0::1/64", "10.0.0.1/24,10.0.1.255/24",
+        ",".join(f"10.0.{n}.1/24" for n in range(9)),
     ],
     "network.mtu": ["", "1279", "9001", "-1500", "1500.0", "0x5dc", "1_500", "01500", "x", "१५००"],
     "network.persist_tap": ["", "maybe", "2"],
@@ -418,11 +420,17 @@ def test_wrong_values_are_refused_with_the_name_of_the_key(problem, name):
         ("daemon.api_socket", "", None),
         ("daemon.api_socket", "/" + "a" * 99, Path("/" + "a" * 99)),
         ("network.tap_device", "fifteen-bytes-a", "fifteen-bytes-a"),
-        ("network.local_ip", "", None),
-        ("network.local_ip", "fd00::1/64", ip_interface("fd00::1/64")),
-        ("network.local_ip", "10.0.0.0/31", ip_interface("10.0.0.0/31")),
-        ("network.local_ip", "10.0.0.7/32", ip_interface("10.0.0.7/32")),
-        ("network.local_ip", "fd00::/127", ip_interface("fd00::/127")),
+        ("network.local_ip", "", ()),
+        ("network.local_ip", " ", ()),
+        ("network.local_ip", "fd00::1/64", (ip_interface("fd00::1/64"),)),
+        ("network.local_ip", "10.0.0.0/31", (ip_interface("10.0.0.0/31"),)),
+        ("network.local_ip", "10.0.0.7/32", (ip_interface("10.0.0.7/32"),)),
+        ("network.local_ip", "fd00::/127", (ip_interface("fd00::/127"),)),
+        (
+            "network.local_ip",
+            "10.0.0.1/24, fd00::1/64",
+            (ip_interface("10.0.0.1/24"), ip_interface("fd00::1/64")),
+        ),
         ("network.mtu", "1280", 1280),
         ("network.mtu", "9000", 9000),
         ("network.persist_tap", "Yes", True),
@@ -472,7 +480,7 @@ def test_values_at_the_edge_are_taken(load, name, text, value):
         ("network:\n  tap_device: no\n", 'must be text, got "no"; put it in quotes'),
         ("network:\n  persist_tap: 'yes'\n", "must be true or false"),
         ("network:\n  persist_tap: 1\n", "must be true or false"),
-        ("network:\n  local_ip: [10.0.0.1/24]\n", "must be text, got a list"),
+        ("network:\n  local_ip: [10.0.0.1/24, 5]\n", "every item of the list must be text"),
         ("nat:\n  stun_server: [a:1, 5]\n", "every item of the list must be text"),
         ("nat:\n  stun_server: [[a:1]]\n", "every item of the list must be text"),
         ("nat:\n  stun_server: ['a:1,b:1']\n", "every item of the list must be text"),
@@ -497,7 +505,7 @@ def test_lists_may_be_written_in_both_ways(load):
 def test_an_empty_value_in_the_file_means_unset_where_that_exists(load):
     text = "network:\n  local_ip:\npeer:\n  address: ~\n  public_key:\nencryption:\n  key:\n"
     loaded = load(text).config
-    assert loaded.network.local_ip is None
+    assert loaded.network.local_ip == ()
     assert loaded.peer.address is None
     assert loaded.mode == 0
 
@@ -540,6 +548,10 @@ def test_no_text_makes_a_parser_fail_in_another_way_than_valueerror(text):
         ({"peer.address": "127.0.0.1:9001"}, "peer.address"),
         ({"peer.address": "[::1]"}, "peer.address"),
         ({"peer.address": "localhost"}, "peer.address"),
+        (
+            {"peer.address": "[fd00::2]:9001", "network.local_ip": "10.0.0.1/24,fd00::1/64"},
+            "peer.address",
+        ),
         ({"daemon.listen_address": "127.0.0.1:9001"}, "daemon.listen_address"),
         ({"daemon.listen_address": "127.0.0.1:9091"}, "daemon.listen_address"),
         ({"websocket.listen_address": "0.0.0.0:9090"}, "websocket.listen_address"),
@@ -787,3 +799,20 @@ def test_a_changed_pre_shared_key_is_a_change(load):
     first = load(f"encryption:\n  key: {PSK}\n").config
     second = load(f"encryption:\n  key: {PSK[:-1]}0\n").config
     assert config.diff(first, second) == (("encryption.key",), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("''", 'local_ip: ""'),
+        ("10.0.0.1/24", 'local_ip: "10.0.0.1/24"'),
+        ("[10.0.0.1/24]", 'local_ip: "10.0.0.1/24"'),
+        ("10.0.0.1/24,fd00::1/64", 'local_ip: ["10.0.0.1/24", "fd00::1/64"]'),
+        ("[10.0.0.1/24, fd00::1/64]", 'local_ip: ["10.0.0.1/24", "fd00::1/64"]'),
+    ],
+)
+def test_one_address_is_shown_as_text_and_several_as_a_list(load, text, shown):
+    printed = config.redacted(load(f"network:\n  local_ip: {text}\n"))
+    assert f"  {shown}  # " in printed
+    again = load(printed).config
+    assert again.network == load(f"network:\n  local_ip: {text}\n").config.network

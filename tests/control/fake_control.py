@@ -41,7 +41,11 @@ CONNECTED = status.Snapshot(
     rtt_ms=0.8412345,
     mtu=1420,
     tap=status.Tap(
-        "tap0", 1500, "10.0.0.1/24", (status.Queue(12000, 11001), status.Queue(345, 1000))
+        "tap0",
+        1500,
+        "10.0.0.1/24",
+        (status.Queue(12000, 11001), status.Queue(345, 1000)),
+        ("10.0.0.1/24", "fd00::1/64"),
     ),
     nat=status.Nat("full cone", "198.51.100.4:9001", NOW - 130),
     session=status.Session(NOW - 132, 1, NOW - 12, True, NOW + 108, NOW + 168),

@@ -175,7 +175,7 @@ ALL = tap.OFFLOAD_TCP | tap.OFFLOAD_UDP
 
 
 def open_tap(kernel: tun.Kernel | None = None, name: str = "tap0", **wanted: object) -> tap.Tap:
-    settings = {"mtu": 1400, "address": ADDRESS4, "persist": False, "offload": ALL, **wanted}
+    settings = {"mtu": 1400, "addresses": (ADDRESS4,), "persist": False, "offload": ALL, **wanted}
     return tap.open_tap(name, kernel=kernel, **settings)
 
 
@@ -219,9 +219,26 @@ def test_a_persistent_device_outlives_close_and_is_taken_over_unchanged():
     assert kernel.state() == before
 
 
+def test_several_addresses_are_given_in_their_order_and_taken_back_together():
+    kernel = FakeKernel()
+    open_tap(kernel, addresses=(ADDRESS4, ADDRESS6))
+    assert kernel.given == [(2, ADDRESS4), (2, ADDRESS6)]
+    refusing = FakeKernel(failures={("set_link", True): errno.EINVAL})
+    with pytest.raises(DeviceError):
+        open_tap(refusing, addresses=(ADDRESS4, ADDRESS6))
+    assert refusing.given == []
+
+
+def test_a_kept_device_that_lacks_one_of_the_addresses_does_not_fit():
+    kernel = FakeKernel()
+    fd = open_tap(kernel, addresses=(ADDRESS4,)).fds[0]
+    why = tap.misfit(fd, "tap0", mtu=1400, addresses=(ADDRESS4, ADDRESS6), kernel=kernel)
+    assert why == f"tap0 does not have the address {ADDRESS6}"
+
+
 def test_without_an_address_none_is_given():
     kernel = FakeKernel()
-    open_tap(kernel, address=None)
+    open_tap(kernel, addresses=())
     assert kernel.given == []
 
 
@@ -340,7 +357,7 @@ def test_an_interface_that_is_no_tap_is_explained():
 def test_switched_off_ipv6_is_explained():
     kernel = FakeKernel(failures={"add_address": errno.EACCES})
     with pytest.raises(DeviceError, match=r"IPv6 is switched off.*tap0\.disable_ipv6=0"):
-        open_tap(kernel, address=ADDRESS6)
+        open_tap(kernel, addresses=(ADDRESS6,))
 
 
 # --- Queues -----------------------------------------------------------------------------------
@@ -418,7 +435,7 @@ def test_the_other_queues_of_a_device_that_was_kept_are_opened_anew():
     first, *others = open_tap(kernel, queues=None).fds
     for fd in others:  # what a restart leaves: somebody holds one
         kernel.close(fd)
-    wanted = {"mtu": 1400, "address": ADDRESS4, "kernel": kernel}
+    wanted = {"mtu": 1400, "addresses": (ADDRESS4,), "kernel": kernel}
     assert tap.misfit(first, "tap0", queues=None, **wanted) is None
     again = open_tap(kernel, queues=None, held=first)
     assert again.fds[0] == first
@@ -498,13 +515,13 @@ def addresses_of(index: int) -> set[tap.Interface]:
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("address", [ADDRESS4, ADDRESS6, None], ids=str)
-def test_a_real_device_gets_what_was_asked_for(namespace, address):
-    device = open_tap(name="tap%d", mtu=9000, address=address, mac=MAC, queue_length=77)
+@pytest.mark.parametrize("addresses", [(ADDRESS4,), (ADDRESS6,), (ADDRESS4, ADDRESS6), ()], ids=str)
+def test_a_real_device_gets_what_was_asked_for(namespace, addresses):
+    device = open_tap(name="tap%d", mtu=9000, addresses=addresses, mac=MAC, queue_length=77)
     try:
         assert device.name == "tap0"
         assert link_of("tap0") == Link(device.ifindex, "tap0", 9000, MAC, 77, up=True, kind="tun")
-        assert addresses_of(device.ifindex) == ({address} if address else set())
+        assert addresses_of(device.ifindex) == set(addresses)
         assert os.get_blocking(device.fds[0]) is False
         assert os.get_inheritable(device.fds[0]) is False
         assert device.is_up()
@@ -518,7 +535,7 @@ def test_a_real_device_gets_what_was_asked_for(namespace, address):
 @pytest.mark.netns
 @pytest.mark.parametrize("address", [ADDRESS4, ADDRESS6], ids=str)
 def test_a_real_address_can_be_used_at_once(namespace, address):
-    device = open_tap(address=address)
+    device = open_tap(addresses=(address,))
     try:
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         with socket.socket(family, socket.SOCK_DGRAM) as sender:
@@ -623,7 +640,7 @@ def test_a_real_failure_puts_a_persistent_device_back(namespace):
     open_tap(persist=True).close()
     before = link_of("tap0")
     with pytest.raises(DeviceError, match="MTU 70000"):
-        open_tap(mtu=70_000, address=ip_interface("10.9.9.9/24"))
+        open_tap(mtu=70_000, addresses=(ip_interface("10.9.9.9/24"),))
     assert link_of("tap0") == before
     assert addresses_of(before.index) == {ADDRESS4}
 
@@ -632,7 +649,7 @@ def test_a_real_failure_puts_a_persistent_device_back(namespace):
 def test_switched_off_real_ipv6_is_explained(namespace):
     Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
     with pytest.raises(DeviceError, match="IPv6 is switched off"):
-        open_tap(address=ADDRESS6)
+        open_tap(addresses=(ADDRESS6,))
 
 
 @pytest.mark.netns

@@ -21,7 +21,7 @@ DOCUMENTED = {
     "rtt_ms": None, "mtu": None, "public_key": None, "health": None, "tls_path": None,
     "reconnects": None,
     "peer": {"address", "public_key", "name"},
-    "tap": {"device", "mtu", "address", "queues"},
+    "tap": {"device", "mtu", "address", "addresses", "queues"},
     "nat": {"type", "public_address", "detected_at"},
     "session": {"established_at", "rekeys", "last_rekey_at"},
     "counters": {"frames_in", "frames_out", "bytes_in", "bytes_out", "dropped"},

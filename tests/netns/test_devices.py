@@ -127,15 +127,20 @@ def test_a_tap_whose_name_is_taken_meanwhile_is_an_error_and_not_a_loop(director
         pair.assert_pings()
 
 
-def test_an_ipv6_tunnel_over_an_ipv6_network_with_another_mtu(directory):
+def test_a_tunnel_with_both_families_over_an_ipv6_network_with_another_mtu(directory):
     with connected_pair(
         directory / "ipv6",
         {"network.mtu": 1400},
-        left={"network.local_ip": "fd00:5::1/64", "peer.address": "[2001:db8::2]:9001"},
-        right={"network.local_ip": "fd00:5::2/64"},
+        left={
+            "network.local_ip": "fd00:5::1/64, 10.5.0.1/24",
+            "peer.address": "[2001:db8::2]:9001",
+        },
+        right={"network.local_ip": "fd00:5::2/64, 10.5.0.2/24"},
     ) as pair:
         pair.await_pings(15)  # duplicate address detection on the TAP takes a second
         assert pair.left.host.ping("fd00:5::2", size=1352, dont_fragment=True).complete
+        assert pair.left.host.ping("10.5.0.2", size=1372, dont_fragment=True).complete
+        assert pair.left.status()["tap"]["addresses"] == ["fd00:5::1/64", "10.5.0.1/24"]
         assert pair.left.host.interfaces()["tap0"]["mtu"] == 1400
         assert pair.left.status()["peer"]["address"] == "[2001:db8::2]:9001"
 

@@ -155,7 +155,7 @@ class Ends:
         for number in (1, 2):
             host, guest = net.namespace(f"host{number}"), net.namespace(f"guest{number}")
             with host.entered():
-                tap = open_tap("tap0", mtu=MTU, address=None, persist=False, offload=OFFLOAD)
+                tap = open_tap("tap0", mtu=MTU, addresses=(), persist=False, offload=OFFLOAD)
             stack.callback(tap.close)
             host.ip(
                 "link add br0 type bridge forward_delay 0 mcast_snooping 0",

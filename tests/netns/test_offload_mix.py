@@ -84,7 +84,7 @@ class End:
     def __init__(self, net: netlab.Net, label: str, stack: ExitStack) -> None:
         self.host = net.host(label)
         with self.host.entered():
-            self.tap: Tap = open_tap("tap0", mtu=MTU, address=None, persist=False, offload=0)
+            self.tap: Tap = open_tap("tap0", mtu=MTU, addresses=(), persist=False, offload=0)
         stack.callback(self.tap.close)
         self.wire = stack.enter_context(VnetWire(self.host, "tap0"))
 

@@ -53,6 +53,7 @@ def test_the_status_tells_how_the_tunnel_is_protected(pair):
             "device": "tap0",
             "mtu": 1500,
             "address": daemon.settings["network.local_ip"],
+            "addresses": [daemon.settings["network.local_ip"]],
         }
 
 

@@ -164,7 +164,7 @@ class Machine:
         self.listener = None
         self.manager = None
 
-    def _open_tap(self, name, *, mtu, address, persist, offload, queues, mac, held):
+    def _open_tap(self, name, *, mtu, addresses, persist, offload, queues, mac, held):
         if self.tap_error is not None:
             raise self.tap_error
         self.taps.append(

@@ -125,7 +125,7 @@ pysodium.crypto_sign_keypair()
 mlkem.MLKEM768PrivateKey.generate()
 psutil.Process().memory_info()
 address = ip_interface("fd00::1/64")
-tap.open_tap("t0", mtu=1400, address=address, persist=False, offload=0).close()
+tap.open_tap("t0", mtu=1400, addresses=(address,), persist=False, offload=0).close()
 """
 
 

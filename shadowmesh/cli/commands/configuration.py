@@ -31,7 +31,11 @@ def configuration() -> None:
 @click.option("--psk", is_flag=True, help="Put a fresh pre-shared key into encryption.key.")
 @click.option("--peer", metavar="HOST:PORT", help="peer.address: whom to dial.")
 @click.option("--public-key", metavar="KEY", help="peer.public_key: whom to expect.")
-@click.option("--local-ip", metavar="IP/PREFIX", help="network.local_ip: our address inside.")
+@click.option(
+    "--local-ip",
+    metavar="IP/PREFIX",
+    help="network.local_ip: our address inside, or several with commas.",
+)
 @click.pass_obj
 def init(
     settings: Settings,
