@@ -1,6 +1,8 @@
 # One command for each thing a developer does; `make help` lists them.
 #
 # PYTHON=...   interpreter to make .venv from (3.11 or newer)
+# VENV=...     where that is, .venv; a package for another Python is made by
+#              make deb PYTHON=python3.13 VENV=build/venv-3.13
 # PREFIX=...   where install puts things, /usr/local
 # DESTDIR=...  in front of that, for packages
 # ARGS=...     passed on to pytest, perf, fuzz, demo
@@ -16,12 +18,12 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PREFIX ?= /usr/local
 DESTDIR ?=
-export PYTHON PREFIX DESTDIR
+VENV ?= .venv
+export PYTHON PREFIX DESTDIR VENV
 # Without cached bytecode every daemon and every command compiles the whole package when it starts.
 export PYTHONDONTWRITEBYTECODE :=
 ARGS ?=
 JOBS ?= 3
-VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --use-pep517 --constraint constraints.txt
 # Several people or jobs may share a checkout; the compiled module is written in place.
@@ -102,7 +104,7 @@ uninstall: ## remove what install has installed; keys and configuration stay
 	@packaging/install.sh uninstall
 
 .PHONY: deb
-deb: build ## a Debian package in dist/
+deb: build ## a Debian package in dist/, for the Python of Debian 12, 13 or Ubuntu 24.04 that PYTHON= is
 	@set -- $$($(LOCK) packaging/wheel.sh) && packaging/deb.sh "$$1"
 
 .PHONY: test-deb
@@ -123,16 +125,19 @@ packages-build packages-demo packages-test: packages-%:
 	@scripts/system-packages.sh build $(filter-out build,$*)
 
 $(VENV)/bin/python: | packages-build
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 
 # setuptools and Cython first: the package is built without isolation, by exactly these.
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing the Python packages into $(VENV)"
+	@echo "fetching setuptools and Cython into $(VENV)"
 	@$(PIP) setuptools Cython
 	@$(LOCK) $(PY) setup.py --quiet build_ext --inplace
+	@echo "fetching the Python packages that the programs need into $(VENV)"
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev $(VENV)/.fuzz $(VENV)/.perf: $(VENV)/.%: $(VENV)/.runtime
+	@echo "fetching the Python packages for '$*' into $(VENV)"
 	@$(PIP) --no-build-isolation --editable '.[$*]'
 	@touch $@

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -79,8 +80,24 @@ class BuildFastpath(build_ext):
                 str(self._switches(variant, extension, directives)),
             ]
         translate(self.extensions, variant, directives)
+        stale = sum(self.force or self._is_stale(extension) for extension in self.extensions)
+        if stale:
+            print(
+                f"compiling the data plane: {stale} modules, {os.cpu_count()} processors",
+                flush=True,
+            )
+        # Some interpreters, such as pyenv's, want their own directory searched for libraries by
+        # whatever is built with them. Ours needs none from there, and is also packed for machines
+        # on which somebody else may own that path.
+        linker = self.compiler.linker_so
+        linker[:] = [word for word in linker if not word.startswith("-Wl,-rpath")]
         self.parallel = len(self.extensions)
         super().build_extensions()
+
+    def _is_stale(self, extension: Extension) -> bool:
+        """What setuptools will find: a source is newer than the module, or there is none."""
+        inputs = [*extension.sources, *extension.depends]
+        return newer_group(inputs, self.get_ext_fullpath(extension.name), "newer")
 
     def run(self) -> None:
         """Build, and put a libsodium for pysodium beside the modules.

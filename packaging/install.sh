@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Install or uninstall ShadowMesh: packaging/install.sh install WHEEL | uninstall
+# Install or uninstall ShadowMesh: packaging/install.sh install WHEEL|DIRECTORY | uninstall
+#
+# WHEEL is what packaging/wheel.sh makes; what it needs is fetched. DIRECTORY holds the package and all
+# that it needs, unpacked (pip install --target), for a machine that has no network.
 #
 #   DESTDIR   in front of every path, for packages; nothing is started or asked of the system then
 #   PREFIX    /usr/local; the Debian package has /usr
@@ -17,7 +20,7 @@ cd "$(dirname "$0")/.."
 umask 022
 DESTDIR=${DESTDIR:-}
 PREFIX=${PREFIX:-/usr/local}
-py=.venv/bin/python
+py=${VENV:-.venv}/bin/python
 case $PREFIX in /*) ;; *) echo "install: PREFIX=$PREFIX must be an absolute path" >&2; exit 2 ;; esac
 
 bin=$PREFIX/bin
@@ -70,11 +73,17 @@ do_install() {
     python3=$(interpreter)
     rm -rf "$new"
     mkdir -p "$new"
-    "$py" -m pip --disable-pip-version-check --quiet install --no-compile --no-warn-conflicts \
-        --root-user-action ignore --constraint constraints.txt --target "$new" "$wheel"
+    if [ -d "$wheel" ]; then
+        cp -rL "$wheel/." "$new"
+    else
+        echo "install: fetching the Python packages that the programs need" >&2
+        "$py" -m pip --disable-pip-version-check --quiet install --no-compile --no-warn-conflicts \
+            --root-user-action ignore --constraint constraints.txt --target "$new" "$wheel"
+    fi
     # Programs of our dependencies, and their tests and sources, are nobody's business here.
     rm -rf "$new/bin" "$new"/{gevent,greenlet,psutil,zope/interface}/tests "$new/gevent/testing"
     find "$new" \( -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' \) -delete
+    echo "install: putting everything into place" >&2
     # With the paths that the files will have, which stand in tracebacks, and whatever their times.
     "$python3" -m compileall -q -j 0 --invalidation-mode unchecked-hash -s "$new" -p "$site" "$new"
     # Only now: a daemon that runs may load modules late, and a failure above leaves the old ones.
@@ -111,11 +120,13 @@ prepare_system() {
     if systemd_runs; then systemctl daemon-reload; fi
 }
 
-say_what_is_next() {
-    if systemd_runs; then
-        echo "installed; edit $config, then: systemctl enable --now shadowmesh"
-    else
+say_what_is_next() { # as the README goes on, from its second step
+    if ! systemd_runs; then
         echo "installed; edit $config, then start $bin/shadowmesh-daemon"
+    elif systemctl is-active --quiet shadowmesh; then
+        echo "installed; the old version runs until: systemctl restart shadowmesh"
+    else
+        echo "installed; next: systemctl enable --now shadowmesh"
     fi
 }
 
@@ -138,5 +149,5 @@ case "${1:-} $#" in
             echo "left: /etc/shadowmesh, /var/lib/shadowmesh, the user shadowmesh and its groups"
         fi
         ;;
-    *) echo "usage: $0 install WHEEL | uninstall" >&2; exit 2 ;;
+    *) echo "usage: $0 install WHEEL|DIRECTORY | uninstall" >&2; exit 2 ;;
 esac

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Install, run, upgrade, remove and purge the Debian package in a Debian 12 of its own:
+# Install, run, upgrade, remove and purge the Debian package in a Debian of its own:
 #
 #     packaging/test-deb.sh dist/shadowmesh_VERSION_ARCH.deb
+#
+# The Debian is the one with the Python of the package: 12 for +py311, 13 for +py313 (SUITE=
+# for another).
 #
 # By hand, as root on Debian, a minute or two, the first time more: it needs debootstrap, and takes
 # the packages from where apt gets those of this machine (MIRROR= for another place). A root below
@@ -9,7 +12,8 @@
 # user, sandbox, readiness, reload and watchdog are the real ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-SUITE=bookworm
+case ${1:-} in *+py313*) SUITE=${SUITE:-trixie} ;; *) SUITE=${SUITE:-bookworm} ;; esac
+export SUITE
 work=$PWD/build/test-deb
 root=$work/root
 
@@ -106,25 +110,33 @@ await() { # text command...: within 30 s
 
 property() { run systemctl show --property "$1" --value shadowmesh; }
 
-mirror() { # where apt gets the suite from
+readme_step() { # number: what the walk-through types on the left machine in that step
+    awk -v step="**$1. " '
+        substr($0, 1, 2) == "**" { inside = index($0, step) == 1 }
+        /^```/ { typed = inside && ($2 == "both" || $2 == "left") && $1 == "```sh"; next }
+        typed
+    ' README.md
+}
+
+mirror() { # where apt gets a Debian from; the suites lie side by side
     apt-get indextargets --format '$(REPO_URI)' \
-        'Created-By: Packages' "Codename: $SUITE" 'Origin: Debian' 'Component: main' | head -n 1
+        'Created-By: Packages' 'Origin: Debian' 'Component: main' | head -n 1
 }
 
 mkdir -p "$work"
-if [ ! -e "$work/base.tar" ]; then
+if [ ! -e "$work/base-$SUITE.tar" ]; then
     MIRROR=${MIRROR:-$(mirror)}
     [ -n "$MIRROR" ] || { echo "test-deb: apt knows no mirror of $SUITE; name one: MIRROR=" >&2; exit 1; }
-    step "debootstrap (kept in $work/base.tar)"
+    step "debootstrap (kept in $work/base-$SUITE.tar)"
     rm -rf --one-file-system "$root"
     debootstrap --variant=minbase --include=systemd,systemd-sysv,iproute2,python3 "$SUITE" "$root" "$MIRROR" \
         >"$work/debootstrap.log" 2>&1 || { tail "$work/debootstrap.log" >&2; exit 1; }
-    tar -C "$root" --one-file-system -cf "$work/base.tar.new" .
-    mv "$work/base.tar.new" "$work/base.tar"
+    tar -C "$root" --one-file-system -cf "$work/base-$SUITE.tar.new" .
+    mv "$work/base-$SUITE.tar.new" "$work/base-$SUITE.tar"
 fi
 rm -rf --one-file-system "$root"
 mkdir "$root"
-tar -C "$root" -xf "$work/base.tar"
+tar -C "$root" -xf "$work/base-$SUITE.tar"
 cp "$deb" "$root/root/package.deb"
 
 step "boot"
@@ -173,6 +185,20 @@ expect disconnected as shadowmesh-view shadowmesh wait --for disconnected
 expect disconnected as shadowmesh-admin shadowmesh wait --for disconnected
 run shadowmesh bench --quick >/dev/null
 expect "" run find /usr/lib/shadowmesh -path '*/fast/hooks*'
+
+step "the README goes on from here, on its left machine"
+key=$(run sh -ec "$(readme_step 2)")
+[ ${#key} = 44 ] || { echo "test-deb: step 2 printed '$key'" >&2; exit 1; }
+other=$(run sh -c 'shadowmesh genkey | shadowmesh pubkey')
+typed=$(readme_step 3)
+run sh -ec "${typed//KEY_OF_RIGHT/$other}" >/dev/null
+run sh -ec "$(readme_step 5)"
+expect active run systemctl is-active shadowmesh
+expect 1 run sh -c "ss -Hltn 'sport = :9001' | wc -l"
+expect "root:shadowmesh 640" run stat -c '%U:%G %a' /etc/shadowmesh/daemon.yaml
+expect "$key" run sh -c 'shadowmesh pubkey </var/lib/shadowmesh/identity.key'
+run cp -a /usr/share/doc/shadowmesh/daemon.yaml /root/example.yaml
+run sh -c 'cat /root/example.yaml >/etc/shadowmesh/daemon.yaml'
 
 step "reload: a wrong file changes nothing, a right one is applied"
 run sh -c 'cp -a /etc/shadowmesh/daemon.yaml /root/daemon.yaml

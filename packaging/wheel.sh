@@ -5,10 +5,11 @@
 # it needs besides are the Python packages in pyproject.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-py=.venv/bin/python
+py=${VENV:-.venv}/bin/python
 fresh=build/wheel
 # setuptools packs whatever lies in build/lib, also modules that are no longer in the tree.
 rm -rf build/lib.* build/bdist.* "$fresh"
+echo "wheel: translating and compiling once more, without the modules for tests" >&2
 SHADOWMESH_HOOKS=0 "$py" -m pip --disable-pip-version-check --quiet wheel \
     --no-deps --no-build-isolation --no-index --wheel-dir "$fresh" . >&2
 mkdir -p dist

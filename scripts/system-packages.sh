@@ -96,7 +96,7 @@ if [ "$(id -u)" != 0 ]; then
     exit "$fatal"
 fi
 
-echo "installing: ${missing[*]} ${optional[*]}"
+echo "installing with apt-get: ${missing[*]} ${optional[*]}"
 # nginx, haproxy, coturn and prometheus are wanted as programs for tests. Nothing may start serving
 # on this machine because somebody ran the tests: not now (policy-rc.d) and not at the next boot.
 policy=/usr/sbin/policy-rc.d

@@ -34,6 +34,7 @@ for place in {places}; do
     mount -t overlay overlay -o "$layers" "/$place"
 done
 mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /run/systemd/system  # by this one knows that systemd is the first process
 mount -t tmpfs -o mode=755 tmpfs /dev/net
 mknod -m 666 /dev/net/tun c 10 200  # the mode is udev's, which a container need not have
 chmod 755 /root  # the interpreter may live there, and the service runs as another user
@@ -53,13 +54,14 @@ mount -t overlay overlay -o "$layers" {place}
 SYSTEMCTL = """#!{python}
 import os, pathlib, pwd, shlex, signal, subprocess, sys, time
 
-UNITS = pathlib.Path("/etc/systemd/system")
+UNIT = pathlib.Path("/usr/local/lib/systemd/system/shadowmesh.service")
+ADDED = pathlib.Path("/etc/systemd/system/shadowmesh.service.d")
 PID, LOG = pathlib.Path("/run/service.pid"), pathlib.Path("/run/service.log")
 
 
 def directives():
     found = {{}}
-    for path in [UNITS / "shadowmesh.service", *sorted(UNITS.glob("shadowmesh.service.d/*.conf"))]:
+    for path in [UNIT, *sorted(ADDED.glob("*.conf"))]:
         for line in path.read_text().splitlines():
             key, equals, value = line.partition("=")
             if equals and not line.startswith("#"):
@@ -112,7 +114,7 @@ def stop():
 verb, unit = sys.argv[1], sys.argv[-1]
 if verb != "daemon-reload":
     assert unit == "shadowmesh", unit
-    if verb == "status":
+    if verb in ("status", "is-active"):
         sys.exit(0 if runs() else 3)
     if verb in ("stop", "restart") and runs():
         stop()
