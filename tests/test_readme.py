@@ -536,6 +536,22 @@ def test_the_files_have_the_modes_that_the_readme_says(walk):
 
 
 @pytest.mark.netns
+def test_a_daemon_that_root_tries_does_not_keep_the_service_from_starting(walk):
+    walk.left.shell("systemctl stop shadowmesh")
+    walk.left.exit_code(
+        "timeout 10 shadowmesh-daemon & shadowmesh wait --for running; kill %1; wait"
+    )
+    made = walk.left.shell("stat -c '%n %U:%G %a' /etc/shadowmesh/*.pem /var/lib/shadowmesh/*.key")
+    assert made.splitlines() == [
+        "/etc/shadowmesh/cert.pem root:shadowmesh 640",
+        "/etc/shadowmesh/key.pem root:shadowmesh 640",
+        "/var/lib/shadowmesh/identity.key shadowmesh:shadowmesh 600",
+    ]
+    walk.left.shell("systemctl start shadowmesh")
+    walk.await_tunnel()
+
+
+@pytest.mark.netns
 def test_the_api_answers_and_tells_the_metrics(walk):
     printed = walk.type_section(API)
     assert '"state": "connected"' in printed
