@@ -31,7 +31,7 @@ mkdir -p "$root/DEBIAN"
 env DESTDIR="$PWD/$root" PREFIX=/usr PYTHON3="${PYTHON3:-}" packaging/install.sh install "$1"
 # Whatever interpreter has built it, the package runs with Debian's.
 sed -i '1s|^#!.*|#!/usr/bin/python3 -IBS|' "$root"/usr/bin/shadowmesh "$root"/usr/bin/shadowmesh-daemon
-# Symbols and debugging information are three quarters of what the compiled modules weigh.
+# As debhelper does it: what the compiler makes has debugging information.
 find "$root" -name '*.so*' -type f -exec strip --strip-unneeded {} +
 
 doc=$root/usr/share/doc/shadowmesh
@@ -45,6 +45,7 @@ shadowmesh ($version) unstable; urgency=medium
  -- $maintainer  $(date -uR -d "@$SOURCE_DATE_EPOCH")
 CHANGELOG
 
+install -D -m 644 packaging/debian/lintian-overrides "$root/usr/share/lintian/overrides/shadowmesh"
 cp packaging/debian/{postinst,prerm,postrm} "$root/DEBIAN/"
 chmod 755 "$root"/DEBIAN/*
 echo /etc/shadowmesh/daemon.yaml >"$root/DEBIAN/conffiles"
@@ -55,14 +56,14 @@ Version: $version
 Architecture: $arch
 Maintainer: $maintainer
 Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
-Depends: python3 (>= $python~), python3 (<< $next), libc6 (>= $libc), init-system-helpers,
- systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles
+Depends: python3 (>= $python~), python3 (<< $next), libc6 (>= $libc), systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles
 Section: net
 Priority: optional
 Description: encrypted layer-2 tunnel between two machines
- ShadowMesh joins two Linux machines by a virtual Ethernet cable. The keys come from a handshake
- with X25519, ML-KEM-768 and an optional pre-shared key; frames travel over UDP where a path
- through the NATs is found, and over a WebSocket where it is not.
+ ShadowMesh joins two Linux machines by a virtual Ethernet cable. The keys
+ come from a handshake with X25519, ML-KEM-768 and an optional pre-shared
+ key; frames travel over UDP where a path through the NATs is found, and over
+ a WebSocket where it is not.
 CONTROL
 
 mkdir -p dist
