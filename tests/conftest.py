@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from shadowmesh import netlab
 from shadowmesh.base import log
@@ -25,6 +26,11 @@ PROGRAMS_OF_THE_LAB = ("ip", "nft", "tcpdump", "ss", "setpriv")
 
 # A job in the background ignores SIGINT, and so would every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long the machine takes to make an input says nothing about what is tested with it.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @functools.cache

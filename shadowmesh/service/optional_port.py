@@ -44,7 +44,7 @@ class OptionalPort:
         """Open the port, or go on trying in a greenlet."""
         if not self._try():
             _log.warning(
-                "a port is taken, the daemon runs without it and tries again",
+                "a port cannot be opened; the daemon runs without it and tries again",
                 key=self._key,
                 cause=self.problem,
             )

@@ -103,6 +103,15 @@ def test_init_takes_the_file_of_the_program_s_option(path):
     assert path.exists()
 
 
+def test_init_does_not_mind_what_else_is_configured_on_this_machine(monkeypatch, tmp_path):
+    broken = tmp_path / "etc.yaml"
+    broken.write_text("nonsense: 1\n")
+    monkeypatch.setattr("shadowmesh.config.loader.SYSTEM_CONFIG_FILE", str(broken))
+    path = tmp_path / "new.yaml"
+    assert invoke("config", "init", path, "--local-ip", "10.3.0.1/24").exit_code == 0
+    assert 'local_ip: "10.3.0.1/24"' in path.read_text()
+
+
 def test_init_for_a_user_without_home_wants_a_file(monkeypatch):
     monkeypatch.setattr("shadowmesh.cli.commands.configuration.os.geteuid", lambda: 1000)
     assert_failed(invoke("config", "init", environment={"HOME": ""}), 2, "name a file")

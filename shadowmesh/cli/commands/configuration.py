@@ -58,7 +58,8 @@ def init(
         from shadowmesh.keys.psk import generate_psk
 
         values["encryption.key"] = generate_psk()
-    # Checked before it is written, in the way in which the daemon will read it.
+    # Checked before it is written, as the daemon will read it, and without the file that this
+    # machine may have: it may be the one that is wrong.
     load(
         Path(os.devnull),
         {
