@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from shadowmesh import netlab
 from shadowmesh.base import log
+from shadowmesh.config import KEYS
 
 #: The system tests whose daemons and commands count for coverage. The others start hundreds of
 #: them, each twice as slow under coverage, and reach nothing that is not reached without them.
@@ -107,6 +108,18 @@ def as_user():
             os.setgroups(groups)
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_of_this_machine_s_configuration(tmp_path_factory):
+    """A ShadowMesh that is installed here, or set by variables, is none of a test's business."""
+    nowhere = str(tmp_path_factory.mktemp("no-etc") / "daemon.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("shadowmesh.config.loader", "shadowmesh.cli.settings"):
+            patch.setattr(f"{module}.SYSTEM_CONFIG_FILE", nowhere)
+        for name in [*(key.environment for key in KEYS.values()), "STATE_DIRECTORY"]:
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

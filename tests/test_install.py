@@ -38,6 +38,19 @@ def defaults(environ, text="", tmp_path=None):
     return load(path, {}, {"HOME": "/nonexistent", **environ}, is_root=False).config
 
 
+@pytest.fixture
+def etc(tmp_path, monkeypatch):
+    """What stands for /etc/shadowmesh, where this machine may have a pair."""
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    for name in ("cert", "key"):
+        key = loader.KEYS[f"websocket.tls_{name}"]
+        path = str(etc / f"{name}.pem")
+        monkeypatch.setitem(loader.KEYS, key.name, dataclasses.replace(key, default=path))
+    return etc
+
+
+@pytest.mark.usefixtures("etc")
 def test_a_service_keeps_its_state_and_certificate_where_systemd_lets_it(tmp_path):
     config = defaults({"STATE_DIRECTORY": f"{tmp_path}:/other"})
     assert config.daemon.state_dir == tmp_path
@@ -56,15 +69,11 @@ def test_the_file_beats_the_directories_of_systemd(tmp_path):
 
 
 @pytest.mark.parametrize("present", ["cert.pem", "key.pem"])
-def test_a_certificate_at_the_usual_place_is_used_by_a_service_too(tmp_path, monkeypatch, present):
-    (tmp_path / present).touch()
-    for name in ("tls_cert", "tls_key"):
-        path = tmp_path / ("cert.pem" if name == "tls_cert" else "key.pem")
-        key = loader.KEYS[f"websocket.{name}"]
-        monkeypatch.setitem(loader.KEYS, key.name, dataclasses.replace(key, default=str(path)))
+def test_a_certificate_at_the_usual_place_is_used_by_a_service_too(etc, present):
+    (etc / present).touch()
     config = defaults({"STATE_DIRECTORY": "/var/lib/shadowmesh"})
-    assert config.websocket.tls_cert == tmp_path / "cert.pem"
-    assert config.websocket.tls_key == tmp_path / "key.pem"
+    assert config.websocket.tls_cert == etc / "cert.pem"
+    assert config.websocket.tls_key == etc / "key.pem"
 
 
 @pytest.mark.parametrize("value", ["", "relative"])
