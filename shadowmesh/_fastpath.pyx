@@ -67,6 +67,7 @@ DROP_NAMES = (
     "tap_gone",
     "udp_send",
     "queue_full",
+    "own_datagram",
 )
 #: In the order of the REFUSED_ reasons in fast/drop_reasons.pxd: datagrams that were dropped.
 REFUSAL_NAMES = (

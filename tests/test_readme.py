@@ -48,8 +48,10 @@ SHARED_KEY = re.compile(r"\b[0-9a-f]{64}\b")
 STEPS, API, CONFIGURATION = "Two machines, step by step", "API and metrics", "Configuration"
 TROUBLE = "When something is wrong"
 PORT_443, LANS = "Port 443, alone or behind a web server", "Join two LANs"
+#: typed by tests/netns/test_underlay.py, which needs a router between the two
+FULL_TUNNEL = "Default route into the tunnel"
 #: what the tests below type
-SECTIONS = {STEPS, TROUBLE, API, CONFIGURATION, PORT_443, LANS}
+SECTIONS = {STEPS, TROUBLE, API, CONFIGURATION, PORT_443, LANS, FULL_TUNNEL}
 LAN_WAIT_S = 45  # a bridge port with STP forwards after 30 s
 
 

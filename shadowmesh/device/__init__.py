@@ -5,4 +5,4 @@ frames, sessions, who the peer is.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["addresses", "device", "facts", "fdstore", "sock_diag", "tap", "tun"]
+__all__ = ["addresses", "device", "facts", "fdstore", "sock_diag", "tap", "tun", "underlay"]

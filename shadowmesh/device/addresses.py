@@ -4,7 +4,7 @@ Owns: the choice of interfaces whose addresses a peer may be told, the subnets t
 tunnel itself, and the watch for changes. Does not know: what the addresses are used for.
 
 What the tunnel's own device carries is never a path to the peer: the tunnel would run through
-itself. The same holds for the bridge that the device is a port of.
+itself. The same holds for whatever is stacked on it, and for a bridge that has no other port.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import gevent
 
 from shadowmesh.base import log
 from shadowmesh.device.netlink import Netlink
+from shadowmesh.device.underlay import Stack, plain, zone_of
 from shadowmesh.wire.control import Address, Network
 
 #: changes come in bursts (link, then address, then routes): wait for this much quiet ...
@@ -54,8 +55,8 @@ class HostNetwork:
 
     Attributes:
         addresses: of interfaces that are up, in the kernel's order, without the tunnel's.
-        tunnel: subnets of the tunnel's device and of its bridge.
-        tunnel_links: their interface indices.
+        tunnel: subnets of the tunnel's device and of what is stacked on it.
+        tunnel_links: their interface indices, and those of bridges that the device is a port of.
         mtus: bytes, by address.
         held: every address of this host, also of interfaces that are down.
     """
@@ -81,6 +82,8 @@ def look(tunnel_device: str | None) -> HostNetwork:
         with Netlink() as netlink:
             links = {link.index: link for link in netlink.links()}
             held = netlink.addresses()
+            stack = Stack(list(links.values()), tunnel_device, lambda to: netlink.route(to).index)
+            only = frozenset(index for index in links if stack.only_tunnel(index))
     except OSError as error:
         _log.limited(60).warning(
             "the host's addresses cannot be read",
@@ -89,16 +92,16 @@ def look(tunnel_device: str | None) -> HostNetwork:
         )
         return HostNetwork()
     tap = next((link for link in links.values() if link.name == tunnel_device), None)
-    ours = frozenset() if tap is None else frozenset({tap.index, tap.master} - {0})
+    ours = only if tap is None else only | frozenset({tap.index, tap.master} - {0})
     usable = [
         (interface.ip, links[index].mtu)
         for index, interface in held
-        if index in links and index not in ours and links[index].up
+        if index in links and index not in only and links[index].up
         if not interface.ip.is_loopback and not interface.ip.is_link_local
     ]
     return HostNetwork(
         addresses=tuple(address for address, _ in usable),
-        tunnel=tuple(interface.network for index, interface in held if index in ours),
+        tunnel=tuple(interface.network for index, interface in held if index in only),
         tunnel_links=ours,
         mtus=tuple(usable),
         held=frozenset(interface.ip for _, interface in held),
@@ -106,12 +109,20 @@ def look(tunnel_device: str | None) -> HostNetwork:
 
 
 def source_address(to: Address) -> Address | None:
-    """Return the address that this host would send from to reach `to`; None without a route."""
+    """Return the address that this host would send from to reach `to`; None without a route.
+
+    One that is link-local has its zone, as a number.
+    """
     family = socket.AF_INET if to.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-            probe.connect((str(to), _NO_PORT))  # asks for a route, sends nothing
-            return ip_address(probe.getsockname()[0])
+            way = (
+                (plain(to), _NO_PORT) if to.version == 4 else (plain(to), _NO_PORT, 0, zone_of(to))
+            )
+            probe.connect(way)  # asks for a route, sends nothing
+            host, *_, scope = probe.getsockname()
+            zoned = to.version == 6 and to.is_link_local
+            return ip_address(f"{host}%{scope}" if zoned else host)
     except OSError:
         return None
 

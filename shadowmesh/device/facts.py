@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from shadowmesh.device.netlink import NUD_FAILED, NUD_INCOMPLETE, NUD_USABLE, Address, Link, Netlink
+from shadowmesh.device.underlay import Stack
 
 #: a MAC of 6 bytes, or an IP address
 Target = bytes | Address
@@ -43,6 +44,22 @@ class Device:
     addresses: tuple[str, ...] = ()
     bridge: str | None = None
     tx_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An address of this host that is not the device's.
+
+    Attributes:
+        address: with prefix.
+        inside: its interface leads into the tunnel: stacked on the device, or its bridge.
+        up: the interface is.
+    """
+
+    interface: str
+    address: str
+    inside: bool = False
+    up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +98,14 @@ class HostFacts:
         device: None when there is no interface of this name.
         target: None when none was asked for.
         problem: why the kernel could not be asked; then the others are None.
+        others: the addresses of the other interfaces, without loopback and link-local ones.
     """
 
     name: str
     device: Device | None = None
     target: Whereabouts | None = None
     problem: str | None = None
+    others: tuple[Held, ...] = ()
 
 
 def parse_target(text: str) -> Target:
@@ -131,11 +150,19 @@ def _look(netlink: Netlink, name: str, target: Target | None) -> HostFacts:
             tuple(str(address) for index, address in netlink.addresses() if index == tap.index),
             None if bridge is None else bridge.name, tap.tx_dropped,
         )  # fmt: skip
+    stack = Stack(list(links.values()), name, lambda to: netlink.route(to).index)
+    others = tuple(
+        Held(links[index].name, str(address), stack.chain(index) is not None, links[index].up)
+        for index, address in netlink.addresses()
+        if index in links and (tap is None or index != tap.index)
+        if not address.ip.is_loopback and not address.ip.is_link_local
+    )
     if target is None:
-        return HostFacts(name, found)
+        return HostFacts(name, found, others=others)
     ours = frozenset() if tap is None else frozenset({tap.index, tap.master} - {0})
     find = _find_mac if isinstance(target, bytes) else _find_address
-    return HostFacts(name, found, find(netlink, links, ours, target))  # type: ignore[arg-type]
+    where = find(netlink, links, ours, target)  # type: ignore[arg-type]
+    return HostFacts(name, found, where, others=others)
 
 
 def _find_mac(

@@ -65,13 +65,29 @@ _NDMSG: Final = struct.Struct("=BxxxiHBB")
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
+_IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
 _IFLA_TXQLEN: Final = 13
 _IFLA_LINKINFO: Final = 18
 _IFLA_STATS64: Final = 23
+_IFLA_LINK_NETNSID: Final = 37
 _IFLA_INFO_KIND: Final = 1
 _IFLA_INFO_DATA: Final = 2
 _IFLA_TUN_NUM_QUEUES: Final = 8
+#: linux/if_link.h, if_tunnel.h: where an interface that wraps packets into IP sends them
+_REMOTE: Final = {
+    "vxlan": (2, 17),  # IFLA_VXLAN_GROUP, IFLA_VXLAN_GROUP6
+    "geneve": (2, 7),
+    "ipip": (3,),  # IFLA_IPTUN_REMOTE
+    "sit": (3,),
+    "ip6tnl": (3,),
+    "gre": (7,),  # IFLA_GRE_REMOTE
+    "gretap": (7,),
+    "ip6gre": (7,),
+    "ip6gretap": (7,),
+    "erspan": (7,),
+    "ip6erspan": (7,),
+}
 #: the eighth of struct rtnl_link_stats64
 _TX_DROPPED_OFFSET: Final = 7 * 8
 _IFA_ADDRESS: Final = 1
@@ -82,6 +98,8 @@ _IFA_F_NODAD: Final = 0x02
 _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
 _RTA_GATEWAY: Final = 5
+_RTA_MARK: Final = 16
+_RTA_VIA: Final = 18
 _NDA_DST: Final = 1
 _NDA_LLADDR: Final = 2
 _NDA_MASTER: Final = 9
@@ -107,7 +125,8 @@ class Link:
     is the driver ("tun", "bridge"; empty for hardware), `tx_dropped` what the kernel itself threw
     away on the way out, for want of room in the queue of the interface. `tun_queues` is how many
     descriptors hold a TAP or TUN device made with IFF_MULTI_QUEUE; None for any other interface, and
-    before Linux 4.17.
+    before Linux 4.17. `lower` is the index of the interface of this namespace that it is stacked on,
+    of a veth the other end; 0 without one. `remote` is whereto a tunnel of the kernel's sends.
     """
 
     index: int
@@ -121,6 +140,8 @@ class Link:
     kind: str = ""
     tx_dropped: int = 0
     tun_queues: int | None = None
+    lower: int = 0
+    remote: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +257,22 @@ class Netlink:
         """Take an address away again (EADDRNOTAVAIL when it is not there)."""
         self._call(_RTM_DELADDR, _NLM_F_ACK, address_body(index, address))
 
-    def route(self, to: Address) -> Route:
-        """Return the way to an address (ENETUNREACH when there is none)."""
+    def route(self, to: Address, *, out: int = 0, mark: int = 0) -> Route:
+        """Return the way to an address (ENETUNREACH when there is none).
+
+        Args:
+            out: only routes that lead out of this interface; 0 for any. IPv4 invents one without
+                a gateway where there is none.
+            mark: SO_MARK of who asks.
+        """
         family = socket.AF_INET if to.version == 4 else socket.AF_INET6
         body = _RTMSG.pack(family, to.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-        [answer] = self._call(_RTM_GETROUTE, 0, body + _attribute(_RTA_DST, to.packed))
+        body += _attribute(_RTA_DST, to.packed)
+        if out:
+            body += _attribute(_RTA_OIF, struct.pack("=I", out))
+        if mark:
+            body += _attribute(_RTA_MARK, struct.pack("=I", mark))
+        [answer] = self._call(_RTM_GETROUTE, 0, body)
         return parse_route(answer)
 
     def neighbours(self) -> list[Neighbour]:
@@ -303,6 +335,7 @@ def parse_link(payload: bytes) -> Link:
     found = dict(_attributes(payload, _IFINFOMSG.size))
     info = dict(_attributes(found.get(_IFLA_LINKINFO, b""), 0))
     kind = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
+    elsewhere = _IFLA_LINK_NETNSID in found
     return Link(
         index=index,
         name=found[_IFLA_IFNAME].rstrip(b"\0").decode("utf-8", "replace"),
@@ -318,7 +351,21 @@ def parse_link(payload: bytes) -> Link:
             sys.byteorder,
         ),
         tun_queues=_tun_queues(info.get(_IFLA_INFO_DATA, b"")) if kind == "tun" else None,
+        lower=0 if elsewhere else int.from_bytes(found.get(_IFLA_LINK, b""), sys.byteorder),
+        remote=_remote(kind, info.get(_IFLA_INFO_DATA, b"")),
     )
+
+
+def _remote(kind: str, data: bytes) -> Address | None:
+    wanted = _REMOTE.get(kind)
+    if wanted is None:
+        return None
+    found = dict(_attributes(data, 0))
+    for attribute in wanted:
+        packed = found.get(attribute, b"")
+        if len(packed) in (4, 16) and any(packed):
+            return ip_address(packed)
+    return None
 
 
 def _tun_queues(data: bytes) -> int | None:
@@ -345,7 +392,8 @@ def parse_route(payload: bytes) -> Route:
     """Read an rtmsg and its attributes."""
     kind = _RTMSG.unpack_from(payload)[7]
     found = dict(_attributes(payload, _RTMSG.size))
-    gateway = found.get(_RTA_GATEWAY)
+    # An IPv4 route by an IPv6 gateway names it behind a family of two bytes (RFC 5549).
+    gateway = found.get(_RTA_GATEWAY) or found.get(_RTA_VIA, b"")[2:] or None
     return Route(
         index=int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder),
         gateway=None if gateway is None else ip_address(gateway),

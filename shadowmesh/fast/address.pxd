@@ -4,6 +4,7 @@
 # form (::ffff:192.0.2.1, RFC 4291 section 2.5.5.2), which no text that leaves here has.
 
 from libc.stdio cimport snprintf
+from libc.stdlib cimport strtoul
 from libc.string cimport memchr, memcmp, memcpy, memset, strchr, strlen
 from .base cimport *
 
@@ -36,10 +37,11 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 cdef extern from "<net/if.h>" nogil:
     unsigned int if_nametoindex(const char *name)
+    char *if_indextoname(unsigned int number, char *name)
 
 cdef enum:
     E_ADDRESS = -1              # the text is no address of the socket's family
-    E_ZONE = -2                 # no interface has this name
+    E_ZONE = -2                 # no interface has this name or number
     ADDRESS_BYTES = 46          # INET6_ADDRSTRLEN: the longest text of an address, and a zero
     ADDRESS_TEXT_BYTES = ADDRESS_BYTES + 11     # with % and the number of an interface
 
@@ -61,10 +63,23 @@ cdef inline bint same_address(const address_t *a, const address_t *b) noexcept n
             and memcmp(&a6.sin6_addr, &b6.sin6_addr, 16) == 0)
 
 
+cdef inline uint32_t zone_number(const char *text) noexcept nogil:
+    # Of the interface that has this name, or this number; 0: none.
+    cdef char name[16]          # IF_NAMESIZE
+    cdef char *end = NULL
+    cdef unsigned long number = if_nametoindex(text)
+    if number:
+        return <uint32_t>number
+    number = strtoul(text, &end, 10)
+    if end == text or end[0] != 0 or number > 0x7FFFFFFF:
+        return 0
+    return <uint32_t>number if if_indextoname(<unsigned int>number, name) != NULL else 0
+
+
 cdef inline int parse_address(address_t *address, const char *text, uint16_t port,
                               int family) noexcept nogil:
-    # `text`: an address of IPv4 or IPv6, the latter perhaps with the name of its interface behind a
-    # %; `family`: the socket's. 0 or an E_ code.
+    # `text`: an address of IPv4 or IPv6, the latter perhaps with the name or the number of its
+    # interface behind a %; `family`: the socket's. 0 or an E_ code.
     cdef sockaddr_in *v4 = <sockaddr_in *>&address.storage
     cdef sockaddr_in6 *v6 = <sockaddr_in6 *>&address.storage
     cdef const char *zone = strchr(text, c'%')
@@ -90,7 +105,7 @@ cdef inline int parse_address(address_t *address, const char *text, uint16_t por
     if inet_pton(AF_INET6, plain, &v6.sin6_addr) != 1:
         return E_ADDRESS
     if zone != NULL and zone[1]:
-        v6.sin6_scope_id = if_nametoindex(zone + 1)
+        v6.sin6_scope_id = zone_number(zone + 1)
         if v6.sin6_scope_id == 0:
             return E_ZONE
     return 0

@@ -7,6 +7,7 @@ from libc.string cimport memset
 from .base cimport *
 from .drop_reasons cimport *
 from .frame cimport *
+from .nested cimport *
 from .session cimport *
 from .tap cimport *
 from .plane cimport *
@@ -76,6 +77,8 @@ cdef inline void deliver_frame(plane_t *plane, received_t *counters, uint8_t *in
     cdef int verdict = judge_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes)
     cdef iovec whole
     sm_count(&counters.frames_opened, 1)
+    if verdict == KEEP and holds_received(&plane.peers, vnet + VNET_HEADER_BYTES, frame_bytes):
+        verdict = DROP_OWN_DATAGRAM
     if verdict == KEEP:
         queue = steer_in(&plane.tap, vnet + VNET_HEADER_BYTES, frame_bytes)
         verdict = write_tap(&plane.tap, queue, vnet, VNET_HEADER_BYTES + frame_bytes)

@@ -20,6 +20,7 @@ cdef enum:
     DROP_TAP_GONE
     DROP_UDP_SEND
     DROP_QUEUE_FULL
+    DROP_OWN_DATAGRAM
     DROP_REASONS
 
 # Beside them, of whoever judges or seals.

@@ -12,6 +12,7 @@ from libc.stddef cimport size_t
 from .base cimport *
 from .drop_reasons cimport *
 from .frame cimport *
+from .nested cimport *
 from .checksum cimport complete_checksum
 from .session cimport *
 from .peers cimport *
@@ -156,8 +157,15 @@ cdef inline void judge_batch(queue_t *queue, const route_t *route) noexcept nogi
     # Leaves the slots that may be sent.
     cdef int kept = 0
     cdef int verdict
+    cdef const slot_t *slot
+    cdef const uint8_t *frame
     for i in range(queue.batch):
+        slot = &queue.slots[i]
         verdict = judge_slot(&queue.slots[i], route)
+        frame = slot_frame(slot)
+        if verdict == KEEP and holds_sent(route.epoch, frame,
+                                          slot.inner_bytes - (frame - slot.inner)):
+            verdict = DROP_OWN_DATAGRAM
         if verdict != KEEP:
             drop_outgoing(queue, verdict, 1)
             continue

@@ -11,6 +11,7 @@ from libc.string cimport memcpy, memmove, memset
 from .base cimport *
 from .drop_reasons cimport *
 from .frame cimport *
+from .nested cimport *
 from .session cimport *
 from .datagram cimport *
 from .peers cimport *
@@ -95,6 +96,8 @@ cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) 
     cdef size_t frame_bytes
     cdef int verdict = judge_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes)
     sm_count(&plane.udp.received.frames_opened, 1)
+    if verdict == KEEP and holds_received(&plane.peers, vnet + VNET_HEADER_BYTES, frame_bytes):
+        verdict = DROP_OWN_DATAGRAM
     if verdict != KEEP:
         count_delivery(&plane.udp.received, 0, verdict, 1, 0)
         return

@@ -17,5 +17,6 @@ __all__ = [
     "pcapng",
     "resources",
     "status",
+    "surroundings",
     "vitals",
 ]

@@ -29,6 +29,7 @@ from shadowmesh.base.constants import (
 from shadowmesh.base.units import count, duration, size
 from shadowmesh.device.facts import HostFacts, Target, Whereabouts, format_mac
 from shadowmesh.device.tap import stable_mac
+from shadowmesh.insight import surroundings
 from shadowmesh.insight.reasons import DROPPED, REFUSED, Reason
 from shadowmesh.insight.status import (
     SCHEMA,
@@ -50,6 +51,7 @@ StepName = Literal[
 _KEYS_END_SOON_S: Final = 30.0
 #: health checks that have a step of their own
 _OWN_STEP: Final = ("tap", "peer", "path", "queue", "refused")
+_LOOP: Final = "tunnel_loop"
 #: drops that say nothing about a tunnel that is up now
 _HARMLESS_DROPS: Final = ("not_connected", "link_lost")
 
@@ -161,17 +163,10 @@ def _tap(snapshot: Snapshot, facts: HostFacts) -> Step:
         )  # fmt: skip
     if not device.up:
         return Step("tap", "fail", f"{name} is down", f"ip link set {name} up")
-    if ours.address is not None and ours.address not in device.addresses:
-        return Step(
-            "tap", "warn", f"{name} is up, but {ours.address} was taken off it",
-            f"ip address add {ours.address} dev {name}",
-        )  # fmt: skip
-    if ours.mtu is not None and device.mtu != ours.mtu:
-        return Step(
-            "tap", "warn",
-            f"{name} is up, but its MTU is {device.mtu} now and the daemon was told {ours.mtu}",
-            f"ip link set {name} mtu {ours.mtu}; or change network.mtu and restart the daemon",
-        )  # fmt: skip
+    wanted = () if ours.address is None else (ours.address,)
+    changed = surroundings.device(device, facts.others, wanted, ours.mtu or device.mtu)
+    if changed is not None:
+        return Step("tap", "warn", changed.text, changed.remedy)
     address = ours.address or "without an address"
     bridge = "" if device.bridge is None else f", a port of the bridge {device.bridge}"
     return Step("tap", "ok", f"{name} is up, {address}, MTU {device.mtu}{bridge}")
@@ -399,6 +394,9 @@ def _path(snapshot: Snapshot) -> Step:
         details.append(
             f"this side's NAT: {snapshot.nat.type}" + (f", seen as {seen}" if seen else "")
         )
+    loop = _check(snapshot, "underlay")
+    if loop is not None and loop.code == _LOOP and loop.severity == "error":
+        return Step("path", "fail", loop.text, loop.remedy, details)
     if check is not None and not check.ok:
         if check.code == "path_lossy":
             text += f"; {check.text}"
@@ -420,7 +418,9 @@ def _tried(path: Path) -> str:
         words.append(f"answers in {path.rtt_ms:.1f} ms")
     if path.loss:
         words.append(f"{path.loss:.0%} of the last probes lost")
-    if path.path == "udp" and path.unanswered and not path.active:
+    if path.hindrance is not None:
+        words.append(f"not probed: {path.hindrance}")
+    elif path.path == "udp" and path.unanswered and not path.active:
         words.append(f"{count(path.unanswered, 'probe')} without an answer")
     elif path.path == "udp" and not path.proven:
         words.append("not tried yet")

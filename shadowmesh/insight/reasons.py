@@ -53,6 +53,11 @@ DROPPED: Final[Mapping[str, Reason]] = {
     ),
     "bad_offload": Reason("the request to segment them made no sense"),
     "multicast_source": Reason("they came from a group address, which no card has"),
+    "own_datagram": Reason(
+        "they were the tunnel's own datagrams, led into the tunnel by a route or a bridge here or on"
+        " the other side",
+        "lead the way to the peer around DEVICE: `ip route get` with the peer's address shows it",
+    ),
 }
 
 #: UDP datagrams that were no record of the session

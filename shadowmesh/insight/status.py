@@ -156,6 +156,7 @@ class Path:
         payload_bytes: largest UDP datagram that it carries.
         seen_as: our own ``host:port`` as the peer saw it there.
         unanswered: probes since its last answer, or in this round of trying, without any.
+        hindrance: why it is not probed, one sentence; None when it is.
     """
 
     path: PathName
@@ -168,6 +169,7 @@ class Path:
     payload_bytes: int | None = None
     seen_as: str | None = None
     unanswered: int = 0
+    hindrance: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -181,6 +183,7 @@ class Path:
             "payload_bytes": self.payload_bytes,
             "seen_as": self.seen_as,
             "unanswered": self.unanswered,
+            "hindrance": self.hindrance,
         }
 
 
@@ -331,7 +334,8 @@ class Counters:
     A super-frame counts as one frame with all its bytes. `dropped` counts both directions, by
     reason; a reason that was never met may be missing. `dropped_lately` is the part of it of the
     last minute. `udp_refused` counts datagrams that were no record of ours, by reason;
-    `udp_errors` what the UDP socket refused, by errno.
+    `udp_errors` what the UDP socket refused, by errno; `loops_refused` what was not sent or not
+    dialled because it would have gone into the tunnel itself, by kind.
     """
 
     frames_in: int = 0
@@ -342,6 +346,7 @@ class Counters:
     dropped_lately: Mapping[str, int] = field(default_factory=dict)
     udp_refused: Mapping[str, int] = field(default_factory=dict)
     udp_errors: Mapping[str, int] = field(default_factory=dict)
+    loops_refused: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -353,6 +358,7 @@ class Counters:
             "dropped_lately": dict(sorted(self.dropped_lately.items())),
             "udp_refused": dict(sorted(self.udp_refused.items())),
             "udp_errors": dict(sorted(self.udp_errors.items())),
+            "loops_refused": dict(sorted(self.loops_refused.items())),
         }
 
 

@@ -40,7 +40,7 @@ from shadowmesh.link.tls import peer_certificate_sha256
 from shadowmesh.wire.websocket import ClientUpgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from gevent.ssl import SSLContext
 
@@ -64,6 +64,10 @@ HTTPS_PORT: Final = 443
 SERVER_ALLOWANCE_BYTES: Final = 32 * 1024
 
 
+def _anywhere(_host: str) -> None:
+    """Every address may be dialled."""
+
+
 def dial(
     address: HostPort,
     path: str,
@@ -71,6 +75,7 @@ def dial(
     route: Route | None = None,
     *,
     timeout_s: float = DIAL_TIMEOUT_S,
+    refuses: Callable[[str], str | None] = _anywhere,
 ) -> Upgraded:
     """Connect to a peer and upgrade to WebSocket; blocks the calling greenlet only.
 
@@ -84,6 +89,8 @@ def dial(
         context: `tls.client_context()`.
         route: what earlier dials to this peer taught; this one adds what it learns.
         timeout_s: for everything together.
+        refuses: says why an IP address, perhaps with a zone, must not be dialled and what to do;
+            None when it may be.
     Raises:
         PeerUnreachable: no address, no connection, or no TLS 1.3 at the other end.
         PeerRefused: something answered, but not with the upgrade.
@@ -96,7 +103,13 @@ def dial(
     race = _Race(progress, route)
     failures: list[tuple[int, ControlError]] = []
     try:
-        race.add(route.order(_resolve(progress)))
+        for way in route.order(_resolve(progress)):
+            why = refuses(way[1][0])
+            if why is None:
+                race.add([way])
+            else:
+                error = PeerUnreachable(f"cannot reach {address}: {why}")
+                failures.append((_Progress.STEPS.index("tcp"), error))
         while (winner := race.next()) is not None:
             sock, sockaddr = winner
             progress.begin("tls", sockaddr[0])

@@ -136,6 +136,10 @@ class TlsStream:
         """The address of our end."""
         return self.tcp.getsockname()
 
+    def getpeername(self) -> Any:
+        """The address of the other end."""
+        return self.tcp.getpeername()
+
     def fileno(self) -> int:
         """The descriptor; -1 after close()."""
         return self.tcp.fileno()

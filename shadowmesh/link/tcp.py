@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import (
     AF_INET6,
     IPPROTO_IP,
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from socket import socket
 
     from gevent.socket import socket as gevent_socket
+
+    from shadowmesh.link.stream import TlsStream
 
 #: Unsent bytes that the kernel may hold per link; above that the socket is not writable. Keeps
 #: the queue in the pipe, where plaintext is dropped by name, and the latency under load short. On
@@ -108,6 +110,18 @@ def _room_bytes(sock: socket | gevent_socket) -> int | None:
             raise
         return None
     return mtu - _TCP_HEADERS - (_IPV6_HEADERS if ipv6 else _IPV4_HEADERS)
+
+
+def far_end(sock: TlsStream, host: str) -> IPv4Address | IPv6Address:
+    """Return the address of the other end of a connection; a link-local one with its zone.
+
+    Args:
+        host: the address as `plain_address` has it.
+    """
+    address = ip_address(host.partition("%")[0])
+    if address.version == 6 and address.is_link_local:
+        return IPv6Address(f"{address}%{sock.getpeername()[3]}")
+    return address
 
 
 def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:

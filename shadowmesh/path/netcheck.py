@@ -19,6 +19,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from shadowmesh.device import addresses
+from shadowmesh.device.underlay import Underlay
 from shadowmesh.path.udp import open_socket
 from shadowmesh.wire.control import Endpoint
 from shadowmesh.wire.nat.detector import NatDetector
@@ -119,6 +120,8 @@ def check(
     with open_socket(port) as sock:
         ipv6 = sock.family == socket.AF_INET6
         found, unresolved = _resolve(servers, ipv6=ipv6)
+        found, behind = _outside(found, Underlay(lambda: tunnel_device))
+        unresolved += behind
         used = sock.getsockname()[1]
         detector = NatDetector(
             found,
@@ -177,6 +180,22 @@ def _resolve(
             endpoints.setdefault(endpoint.address.version, endpoint)
         found += [Server(str(server), endpoint) for endpoint in endpoints.values()]
     return found, failed
+
+
+def _outside(
+    servers: Iterable[Server], underlay: Underlay
+) -> tuple[list[Server], list[tuple[str, str]]]:
+    """Return the servers that are not behind the tunnel, and those that are."""
+    found: list[Server] = []
+    behind: list[tuple[str, str]] = []
+    for server in servers:
+        why = underlay.inside(server.endpoint.address)
+        if why is None:
+            found.append(server)
+        else:
+            behind.append((server.name, why))
+    underlay.close()
+    return found, behind
 
 
 def _local_endpoints(

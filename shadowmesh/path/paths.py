@@ -41,6 +41,7 @@ from shadowmesh.path.stopwatch import Stopwatch
 from shadowmesh.path.traversal import MOVED_SPACING_S
 from shadowmesh.wire import control
 from shadowmesh.wire.path import events
+from shadowmesh.wire.path.candidates import with_link
 from shadowmesh.wire.path.machine import PathMachine
 from shadowmesh.wire.path.rules import ACTIVITY_POLL_S
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 ETHERNET_MTU: Final = 1500
 #: frames that were sealed for the old size still meet their error after a change
 SETTLE_S: Final = 0.5
+#: on WSS the routes are looked at so often, so that one into the tunnel is noticed within 2 s
+WAYS_POLL_S: Final = 1.0
 
 _log = log.get("paths")
 
@@ -88,7 +91,7 @@ class Paths:
 
         Args:
             cipher: of the session, which keeps it over rekeys.
-            toward: address of the peer's end of the WSS link.
+            toward: address of the peer's end of the WSS link, with a zone where it is link-local.
             peer: name of the peer, for the log.
             clock: the one of the data plane's time stamps, seconds.
             send_control: sends a control record over WSS; False when there is no link.
@@ -111,13 +114,14 @@ class Paths:
         self._recorder = recorder
         self._number = session.number
         self._overhead = RECORD_OVERHEAD_BYTES[cipher]
-        self._tunnel = addresses.look(traversal.tunnel_device()).tunnel
+        self._underlay = traversal.underlay
+        self._ways_at = self._underlay.generation
         self._machine = PathMachine(
             clock(),
             random=os.urandom,
             hole_punch_timeout_s=hole_punch_timeout_s,
             link_mtu=ETHERNET_MTU,
-            tunnel=self._tunnel,
+            inside=self._underlay.inside,
             overhead=self._overhead,
         )
         self._told: tuple[Candidate, ...] | None = None
@@ -129,7 +133,9 @@ class Paths:
         self._seen = self._look()
         self._wakeup = Wakeup()
         self._timers = gevent.Greenlet(self._run)
-        self._poll = gevent.get_hub().loop.timer(ACTIVITY_POLL_S, ACTIVITY_POLL_S)
+        loop = gevent.get_hub().loop
+        self._poll = loop.timer(ACTIVITY_POLL_S, ACTIVITY_POLL_S)
+        self._slow_poll = loop.timer(WAYS_POLL_S, WAYS_POLL_S)
         self._stopped = False
 
     # --- what it shows ------------------------------------------------------------------------
@@ -169,6 +175,7 @@ class Paths:
             self._port.forget(self._number, self._on_signal)
             self._timers.kill(block=False)
             self._poll.close()
+            self._slow_poll.close()
             # The session holds us and these lead back to it: in a cycle its keys, its descriptors
             # and what it has read would wait for the garbage collector.
             self._send_control, self._receive_close, self._on_change = _no_link, _ignore, _ignore
@@ -177,7 +184,7 @@ class Paths:
         """Take a control record of the peer."""
         now = self._clock()
         if isinstance(message, control.Candidates):
-            self._machine.set_candidates(message.candidates, now)
+            self._machine.set_candidates(with_link(message.candidates, self._toward), now)
         else:
             self._machine.punch(now)
         self._carry_out(now)
@@ -191,7 +198,6 @@ class Paths:
         """Our addresses or routes changed."""
         if not self._stopped:
             now = self._clock()
-            self._tunnel = addresses.look(self._traversal.tunnel_device()).tunnel
             self._machine.network_changed(now)
             if self._used is not None:
                 self._machine.set_link_mtu(self._link_mtu(self._used[0]), now)
@@ -231,13 +237,14 @@ class Paths:
         """Drive the machine's timers; ends when killed by stop(), or with the session."""
         try:
             while not self._stopped:
-                self._poll_on_udp_only()
+                self._poll_as_the_path_wants()
                 due = self._machine.next_timeout()
                 self._wakeup.clear()
                 self._wakeup.wait(None if due is None else max(0.0, due - self._clock()))
                 if self._stopped:
                     return  # woken before it was killed
                 now = self._clock()
+                self._look_at_ways(now)
                 self._read_data_plane(now)
                 self._machine.handle_timeout(now)
                 self._carry_out(now)
@@ -246,17 +253,20 @@ class Paths:
         except Exception:  # noqa: BLE001 - a path nobody watches is worse than none
             _log.exception("UDP is given up because of a bug", peer=self._peer)
             self._poll.stop()
+            self._slow_poll.stop()
             self._session.use_wss()
             self._machine.disable(
                 "UDP was given up because of a bug, the log has it", self._clock()
             )
             self._on_change()
 
-    def _poll_on_udp_only(self) -> None:
+    def _poll_as_the_path_wants(self) -> None:
+        wanted, other = self._poll, self._slow_poll
         if self.path != "udp":
-            self._poll.stop()
-        elif not self._poll.active:
-            self._poll.start(self._wake_on_activity)
+            wanted, other = other, wanted
+        other.stop()
+        if not wanted.active:
+            wanted.start(self._wake_on_activity)
 
     def _wake_on_activity(self) -> None:
         """Wake the greenlet if the data plane has something new to tell. Called by the loop.
@@ -265,11 +275,19 @@ class Paths:
         is four times as much.
         """
         try:
-            if self._look() == self._seen:
+            if self._underlay.generation == self._ways_at and (
+                self.path != "udp" or self._look() == self._seen
+            ):
                 return
         except Exception:  # noqa: BLE001 - the greenlet meets it as well, and can do something
             self._poll.stop()
+            self._slow_poll.stop()
         self._wakeup.set()
+
+    def _look_at_ways(self, now: float) -> None:
+        before, self._ways_at = self._ways_at, self._underlay.generation
+        if before != self._ways_at:
+            self._machine.ways_changed(now)
 
     def _look(self) -> tuple[float, float, int]:
         """Return when frames were last sent and heard over UDP, and how many were too long."""
@@ -349,6 +367,12 @@ class Paths:
                     answer = control.answer_probe(probe, endpoint, held_s)
                     if answer is not None:
                         self._send(Inner.PROBE_ANSWER, answer, endpoint)
+                case events.Refused(endpoint, what, why):
+                    self._underlay.refused[what] += 1
+                    _log.limited(60).warning(
+                        "not sent", what=what, to=endpoint, peer=self._peer, cause=why,
+                        remedy="none is needed while another path works; see `shadowmesh status`",
+                    )  # fmt: skip
                 case events.UsePath(path, endpoint, mtu):
                     self._use(path, endpoint, mtu, now)
                 case events.PathChanged(before, after, reason):
@@ -376,21 +400,16 @@ class Paths:
         return self._traversal.candidates(self._toward)
 
     def _probe(self, to: Endpoint, token: bytes, size: int, now: float) -> None:
-        if not self._port.reaches(to) or self._leads_into_tunnel(to):
-            return
-        self._stopwatch.departs(token)
-        number = self._send(Inner.PROBE, control.encode_probe(token, size), to)
+        if not self._port.reaches(to):
+            number = errno.EAFNOSUPPORT
+        else:
+            self._stopwatch.departs(token)
+            number = self._send(Inner.PROBE, control.encode_probe(token, size), to)
         if number == errno.EMSGSIZE:
             self._machine.datagram_too_big(size + self._overhead, now)
-
-    def _leads_into_tunnel(self, to: Endpoint) -> bool:
-        """Tell whether the routes send datagrams to `to` through the tunnel itself.
-
-        A probe would be answered that way, and frames sent to where it was answered from would
-        go round and round.
-        """
-        source = addresses.source_address(to.address)
-        return source is not None and any(source in subnet for subnet in self._tunnel)
+        if number > 0:
+            cause = os.strerror(number)
+            self._machine.probe_not_sent(token, f"{to} cannot be probed: {cause}")
 
     def _send(self, inner_type: Inner, body: bytes, to: Endpoint) -> int:
         """Send one record over UDP; return 0, an errno, or -1 when it cannot be sealed."""

@@ -31,6 +31,7 @@ from shadowmesh.base.clock import boottime
 from shadowmesh.base.errors import DeviceError
 from shadowmesh.device import addresses
 from shadowmesh.device.fdstore import NO_STORE
+from shadowmesh.device.underlay import Underlay
 from shadowmesh.insight.events import NOBODY
 from shadowmesh.path.udp import UdpPort
 from shadowmesh.wire.control import Address, Candidate, Endpoint
@@ -62,9 +63,17 @@ class Traversal:
         on_change: called when the candidates may have changed; must not wait.
         on_network_change: called when our addresses or routes changed; must not wait.
         recorder: whom NATs are told.
+        underlay: tells which addresses lie behind the tunnel itself.
     """
 
-    def __init__(self, plane: DataPlane, nat: NatSection, store: FdStore = NO_STORE) -> None:
+    def __init__(
+        self,
+        plane: DataPlane,
+        nat: NatSection,
+        store: FdStore = NO_STORE,
+        underlay: Underlay | None = None,
+    ) -> None:
+        """Nothing is opened before start()."""
         self.port: UdpPort | None = None
         self.result: NatResult | None = None
         self.detected_at: float | None = None
@@ -73,11 +82,14 @@ class Traversal:
         self.recorder: Recorder = NOBODY
         #: name of the tunnel's device, whose addresses are not told
         self.tunnel_device: Callable[[], str | None] = lambda: None
+        self.underlay = underlay or Underlay(lambda: None)
         self._plane = plane
         self._nat = nat
         self._store = store
         self._mapped: dict[Server, Endpoint] = {}
         self._asked_at = -FRESH_S
+        #: the STUN server that lies behind the tunnel, in words
+        self._inside: str | None = None
         self._wanted = Event()
         self._arrived = Event()
         self._detector: NatDetector | None = None
@@ -111,6 +123,7 @@ class Traversal:
         port, self.port = self.port, None
         if port is not None:
             port.close()
+        self.underlay.close()
         self._mapped.clear()
         self._detector = self.result = self.detected_at = None
         self._asked_at = -FRESH_S
@@ -143,9 +156,9 @@ class Traversal:
         first = None if toward is None else addresses.source_address(toward)
         hosts = sorted(host.addresses, key=lambda address: address != first)
         hosts = [address for address in hosts if self.port.reaches(Endpoint(address, 0))]
-        return choose_candidates(
-            hosts, self.port.port, dict.fromkeys(self._mapped.values()), host.tunnel
-        )
+        if toward is not None and toward.is_link_local and first is not None:
+            hosts.insert(0, first)
+        return choose_candidates(hosts, self.port.port, dict.fromkeys(self._mapped.values()))
 
     # --- detection ----------------------------------------------------------------------------
 
@@ -183,6 +196,8 @@ class Traversal:
         while True:
             assert self.port is not None
             for datagram in detector.data_to_send():
+                if self.underlay.refusal(datagram.destination.address, "stun") is not None:
+                    continue
                 number = self.port.send(datagram.data, datagram.destination)
                 if number:
                     _log.debug(
@@ -210,7 +225,10 @@ class Traversal:
         result, before_that = event.result, self.result
         if self._nat.stun_server and not result.servers:
             names = ", ".join(str(server) for server in self._nat.stun_server)
-            result = replace(result, detail=f"none of the STUN servers has an address ({names})")
+            result = replace(
+                result,
+                detail=self._inside or f"none of the STUN servers has an address ({names})",
+            )
         answered = {report.server for report in result.servers if report.mapped is not None}
         for server in self._mapped.keys() - answered:
             del self._mapped[server]  # what it said before is of a mapping that may be gone
@@ -237,6 +255,7 @@ class Traversal:
 
     def _resolve(self) -> list[Server]:
         """Return the servers with their addresses, one IPv4 and one IPv6 each, in order."""
+        self._inside = None
         jobs = [gevent.spawn(self._addresses, server) for server in self._nat.stun_server]
         gevent.joinall(jobs, timeout=self._nat.detection_timeout)
         for job in jobs:
@@ -255,7 +274,13 @@ class Traversal:
         endpoints: dict[int, Endpoint] = {}
         for *_, sockaddr in found:
             endpoint = Endpoint(ip_address(sockaddr[0]), sockaddr[1])
-            if self.port is not None and self.port.reaches(endpoint):
+            if self.port is None or not self.port.reaches(endpoint):
+                continue
+            why = self.underlay.refusal(endpoint.address, "stun")
+            if why is not None:
+                self._inside = f"the STUN server {server}: {why}"
+                _log.limited(600).warning("a STUN server is not asked", cause=self._inside)
+            else:
                 endpoints.setdefault(endpoint.address.version, endpoint)
         return [Server(str(server), endpoint) for endpoint in endpoints.values()]
 

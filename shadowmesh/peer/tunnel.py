@@ -17,7 +17,6 @@ All methods belong to the hub's thread. The owner's methods are called through i
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
@@ -356,7 +355,7 @@ class Tunnel:
             result.cipher,
             traversal.port,
             traversal,
-            toward=ip_address(self.wss.remote_address[0].partition("%")[0]),
+            toward=self.wss.far_end,
             peer=self.peer_name,
             hole_punch_timeout_s=self._terms.hole_punch_timeout_s,
             clock=boottime,

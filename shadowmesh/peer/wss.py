@@ -25,7 +25,7 @@ from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import WS_GOING_AWAY, Inner
 from shadowmesh.link.link import Link
 from shadowmesh.link.route import SMALL_SEGMENT_BYTES
-from shadowmesh.link.tcp import SEGMENT_HEADERS_BYTES, plain_address
+from shadowmesh.link.tcp import SEGMENT_HEADERS_BYTES, far_end, plain_address
 from shadowmesh.peer.probes import Probes
 from shadowmesh.wire import control
 from shadowmesh.wire.liveness import Dead, Liveness, SendKeepalive, SendProbe
@@ -53,6 +53,7 @@ class WssSide:
 
     Attributes:
         remote_address: host and port of the other end.
+        far_end: its IP address, with a zone where it is link-local.
         local_address: IP address of our end.
         link: the link.
         pipe: what it moves bytes through; closed by the link.
@@ -80,6 +81,7 @@ class WssSide:
             interface_mtu: tells that of the interface that has an address of ours, if it knows.
         """
         self.remote_address = upgraded.remote_address
+        self.far_end = far_end(upgraded.sock, upgraded.remote_address[0])
         self.local_address = plain_address(upgraded.sock.getsockname())[0]
         self.pipe = pipe
         self.probes = Probes(session, recorder)
@@ -171,6 +173,7 @@ class WssSide:
             self._measured += 1
             self._measured_at = now
             self.probes.send(now)
+
     def stands(self, now: float) -> bool | None:
         """Whether the link stands still, when that is news; sends the probe that may be due."""
         progress = self.link.progress()

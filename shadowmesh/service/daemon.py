@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,12 +48,14 @@ from shadowmesh.device.device import Device
 from shadowmesh.device.facts import parse_target
 from shadowmesh.device.fdstore import NO_STORE, FdStore
 from shadowmesh.device.tap import check_permission, stable_mac
+from shadowmesh.device.underlay import Underlay
 from shadowmesh.insight.capture import Captures
 from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.metrics import Sources, make_registry
 from shadowmesh.insight.vitals import Vitals
 from shadowmesh.keys.api_token import load_or_create_token
 from shadowmesh.keys.identity import format_public_key, load_or_create_identity
+from shadowmesh.link.dial import dial
 from shadowmesh.link.known import KnownAddresses
 from shadowmesh.link.peer_port import PeerPort
 from shadowmesh.link.tls import client_context, load_or_create_certificate
@@ -310,17 +313,22 @@ class Daemon:
             udp_super_frames=udp_super_frames,
         )
         device.adopt()
-        traversal = Traversal(plane, config.nat, self._store)
-        traversal.tunnel_device = lambda: (
-            config.network.tap_device if device.tap is None else device.tap.name
-        )
         known = KnownAddresses()
+
+        def tunnel_device() -> str:
+            return config.network.tap_device if device.tap is None else device.tap.name
+
+        underlay = Underlay(tunnel_device)
+        undo.callback(underlay.close)
+        traversal = Traversal(plane, config.nat, self._store, underlay)
+        traversal.tunnel_device = tunnel_device
         self._manager = ConnectionManager(
             config,
             identity,
             plane,
             device,
             client_context(),
+            dial=partial(dial, refuses=underlay.refuses_dial),
             traversal=traversal,
             recorder=self._recorder,
             known=known,
@@ -336,6 +344,7 @@ class Daemon:
             self._captures.report,
             self._peer_port,
             self._metrics_problem,
+            underlay,
         )
         self._hub_lag.start()
         undo.callback(self._hub_lag.stop)

@@ -21,7 +21,7 @@ from shadowmesh.base.errors import DeviceError, means_left
 from shadowmesh.config import HostPort
 from shadowmesh.device import facts
 from shadowmesh.device.tun import CLONE_DEVICE
-from shadowmesh.insight import health
+from shadowmesh.insight import health, surroundings
 from shadowmesh.insight.history import History, Totals
 from shadowmesh.insight.resources import read_resources
 from shadowmesh.insight.status import (
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shadowmesh.config import Config
-    from shadowmesh.device.facts import Target
+    from shadowmesh.device.facts import HostFacts, Target
+    from shadowmesh.device.underlay import Underlay
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.history import Report
     from shadowmesh.insight.status import Capture, Refused
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from shadowmesh.peer.manager import ConnectionManager
     from shadowmesh.peer.tunnel import Tunnel
     from shadowmesh.service.hub_lag import HubLag
+    from shadowmesh.wire.control import Address
 
 #: IP and UDP headers around a datagram
 _IPV4_HEADERS: Final = 28
@@ -75,6 +77,7 @@ class View:
         capture: returns what is known of the capture that is running.
         peer_port: where peers are accepted.
         metrics_problem: says why the metrics port is not open; None when it is, or not wanted.
+        underlay: tells whether the way to the peer leads into the tunnel.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class View:
         capture: Callable[[], Capture | None],
         peer_port: PeerPort,
         metrics_problem: Callable[[], str | None],
+        underlay: Underlay,
     ) -> None:
         self._manager = manager
         self._hub_lag = hub_lag
@@ -94,6 +98,9 @@ class View:
         self._capture = capture
         self._port = peer_port
         self._metrics_problem = metrics_problem
+        self._underlay = underlay
+        self._facts: tuple[int, str, HostFacts] | None = None
+        self._told: dict[str, str] = {}
         self._process = psutil.Process(os.getpid())
         self._resources: Resources | None = None
         self._resources_at = 0.0
@@ -161,9 +168,7 @@ class View:
         # Not at the top: few daemons are ever asked, and all would hold its sentences in memory.
         from shadowmesh.insight.explain import explain
 
-        tap = self._manager.tap
-        device = self._manager.config.network.tap_device if tap is None else tap.name
-        found = facts.look(device, target)
+        found = facts.look(self._device(), target)
         return explain(self.snapshot(), found, target, self._dates.now())
 
     def summary(self) -> str:
@@ -195,6 +200,7 @@ class View:
                 self._check_path(),
                 self._check_refused(),
                 health.strangers(self._turned_away()),
+                self._check_underlay(),
                 health.hub_lag(self._hub_lag.worst_s),
                 health.clock(date, vitals.clock_step),
                 health.queue(vitals.full_drops, self._queue_bytes()),
@@ -217,6 +223,8 @@ class View:
         self._vitals.look(dropped, self._connections(), self._manager.plane.udp_errors())
         totals = Totals(plane["bytes_written"], plane["bytes_read"], sum(dropped.values()))
         self._history.look(boottime(), totals, None if tunnel is None else _rtt_ms(tunnel))
+        for check in (self._check_tap(), self._check_underlay()):
+            self._tell(check)
 
     def _connections(self) -> dict[str, int]:
         listener = self._port.listener
@@ -225,6 +233,17 @@ class View:
     def _turned_away(self) -> dict[str, int]:
         lately = self._vitals.strangers(self._connections())
         return {outcome: lately[outcome] for outcome in TURNED_AWAY if outcome in lately}
+
+    def _tell(self, check: Check) -> None:
+        """Log what others did to the device or the routes, once, and that it is over."""
+        before, now = self._told.get(check.name, ""), "" if check.ok else check.code
+        if before == now:
+            return
+        self._told[check.name] = now
+        if check.ok:
+            _log.info("it is well again", check=check.name, found=check.text)
+        else:
+            _log.warning(check.text, check=check.name, remedy=check.remedy)
 
     # --- parts of a snapshot ------------------------------------------------------------------
 
@@ -300,6 +319,9 @@ class View:
 
     def _path_reason(self, tunnel: Tunnel) -> str:
         manager = self._manager
+        inside = self._underlay.inside(_far_end(tunnel))
+        if inside is not None and tunnel.path == "wss":
+            return inside
         if tunnel.link_error is not None:
             ours = manager.peer.next_retry_at is not None or manager.peer.dialling
             who = "it is being dialled again" if ours else "the peer has to dial again"
@@ -378,6 +400,7 @@ class View:
             dropped_lately=self._vitals.lately(dropped),
             udp_refused=plane["udp_refused"],
             udp_errors=self._manager.plane.udp_errors(),
+            loops_refused=dict(self._underlay.refused),
         )
 
     # --- health -------------------------------------------------------------------------------
@@ -397,7 +420,43 @@ class View:
         except DeviceError as error:
             problem = str(error)
         needed = manager.peer.machine.state is State.CONNECTED
-        return health.tap(device, is_up=is_up, needed=needed, problem=problem)
+        check = health.tap(device, is_up=is_up, needed=needed, problem=problem)
+        if not check.ok or tap is None:
+            return check
+        found = self._host()
+        if found.device is None:
+            return check
+        changed = surroundings.device(found.device, found.others, self._addresses(), tap.mtu)
+        return check if changed is None else changed
+
+    def _device(self) -> str:
+        tap = self._manager.tap
+        return self._manager.config.network.tap_device if tap is None else tap.name
+
+    def _host(self) -> HostFacts:
+        """Return the facts about the device; asked anew only when something has changed."""
+        known, name = self._facts, self._device()
+        generation = self._underlay.generation
+        if known is None or known[:2] != (generation, name):
+            known = self._facts = generation, name, facts.look(name, None)
+        return known[2]
+
+    def _addresses(self) -> tuple[str, ...]:
+        return tuple(map(str, self._manager.config.network.local_ip))
+
+    def _check_underlay(self) -> Check:
+        manager, tunnel = self._manager, self._manager.peer.current
+        others = self._host().others if manager.tap is not None else ()
+        if tunnel is None:
+            return surroundings.way(None, None, others, self._addresses(), carried=False)
+        to = _far_end(tunnel)
+        return surroundings.way(
+            self._underlay.inside(to),
+            self._underlay.advice(to),
+            others,
+            self._addresses(),
+            carried=tunnel.path == "udp",
+        )
 
     def _check_peer(self) -> Check:
         manager = self._manager
@@ -444,6 +503,11 @@ class View:
         return health.disk(directory, found.f_bavail * found.f_frsize)
 
 
+def _far_end(tunnel: Tunnel) -> Address:
+    """Return the address of the peer's end of the link."""
+    return tunnel.wss.far_end
+
+
 def _both(out: dict[str, int], into: dict[str, int]) -> dict[str, int]:
     """Add up the drops of both directions."""
     return {reason: count + into[reason] for reason, count in out.items()}
@@ -471,6 +535,7 @@ def _paths(tunnel: Tunnel) -> tuple[Path, ...]:
             payload_bytes=report.mtu,
             seen_as=None if report.seen_as is None else str(report.seen_as),
             unanswered=report.unanswered,
+            hindrance=report.hindrance,
         )
         for report in (() if tunnel.paths is None else tunnel.paths.report())
     ]

@@ -30,7 +30,7 @@ import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from shadowmesh.base.constants import (
     CLOSE_TEXT_MAX_BYTES,
@@ -39,9 +39,6 @@ from shadowmesh.base.constants import (
     ControlCode,
 )
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -323,12 +320,12 @@ def decode_probe_answer(body: bytes) -> ProbeAnswer:
     return ProbeAnswer(token, seen, _HELD.unpack(rest)[0] / _MICROSECONDS)
 
 
-def is_usable(candidate: Candidate, tunnel: Iterable[Network] = ()) -> bool:
+def is_usable(candidate: Candidate) -> bool:
     """Tell whether datagrams may be sent to a candidate that a peer named.
 
-    Refused: loopback, multicast, broadcast and unspecified addresses, everything inside the
-    tunnel's own subnets (the path would run through itself), port 0, and IPv6 link-local
-    addresses, which mean nothing without the sender's interface.
+    Refused: loopback, multicast, broadcast and unspecified addresses, port 0, and IPv6 link-local
+    addresses without a zone, which is all that comes over the wire: they mean nothing without the
+    interface. Whether an address lies behind the tunnel itself is for the routes to tell.
     Source: protocol section 8; the last two are our own.
     """
     address = candidate.endpoint.address
@@ -338,11 +335,8 @@ def is_usable(candidate: Candidate, tunnel: Iterable[Network] = ()) -> bool:
         return False
     if isinstance(address, IPv4Address):
         # "This network" (RFC 791) and the limited broadcast; directed broadcasts cannot be told.
-        if address.packed[0] == 0 or address == IPv4Address("255.255.255.255"):
-            return False
-    elif address.is_link_local:
-        return False
-    return not any(address in network for network in tunnel)
+        return address.packed[0] != 0 and address != IPv4Address("255.255.255.255")
+    return not address.is_link_local or address.scope_id is not None
 
 
 def _encode_endpoint(endpoint: Endpoint) -> bytes:

@@ -99,6 +99,20 @@ def test_connect_waits_and_says_how(run, control):
     assert control.calls == [("connect", "203.0.113.7:9001")]
 
 
+def test_connect_warns_of_a_network_that_the_lan_has_too(run, control, monkeypatch):
+    found = status.Check(
+        "underlay", False, "warning", "eth0 is in 10.0.0.0/24, and so is the tunnel",
+        "another network", "subnet_overlap",
+    )  # fmt: skip
+    snapshot = dataclasses.replace(CONNECTED, health=(found,))
+    monkeypatch.setattr(control, "connect", lambda peer: snapshot)
+    result = run("connect")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "warning: eth0 is in 10.0.0.0/24, and so is the tunnel; another network\n"
+    )
+
+
 def test_connect_without_a_peer_uses_the_configured_one(run, control):
     assert run("connect").exit_code == 0
     assert control.calls == [("connect", "None")]

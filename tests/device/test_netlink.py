@@ -97,6 +97,31 @@ def test_a_link_is_read_with_its_driver_and_what_the_kernel_dropped():
     assert (link.up, link.running, link.tx_dropped) == (True, True, 7)
 
 
+def stacked(name: bytes, kind: bytes, data: bytes = b"", *more: bytes) -> netlink.Link:
+    body = struct.pack("=BxHiII", 0, 1, 8, netlink.IFF_UP, 0)
+    body += attribute(3, name + b"\0") + attribute(4, struct.pack("=I", 1500))
+    body += attribute(18, attribute(1, kind + b"\0") + attribute(2, data)) + b"".join(more)
+    return netlink.parse_link(body)
+
+
+def test_a_link_tells_what_it_is_stacked_on_unless_that_is_in_another_namespace():
+    below = attribute(5, struct.pack("=I", 7))
+    assert stacked(b"mv0", b"macvlan", b"", below).lower == 7
+    assert stacked(b"veth0", b"veth", b"", below, attribute(37, bytes(4))).lower == 0
+    assert stacked(b"dummy0", b"dummy").lower == 0
+
+
+def test_a_tunnel_of_the_kernels_tells_where_it_sends_to():
+    far = ip_address("10.0.0.2")
+    assert stacked(b"vx0", b"vxlan", attribute(2, far.packed)).remote == far
+    far6 = ip_address("fd00::2")
+    assert stacked(b"vx0", b"vxlan", attribute(17, far6.packed)).remote == far6
+    assert stacked(b"gre1", b"gretap", attribute(7, far.packed)).remote == far
+    assert stacked(b"vx0", b"vxlan", attribute(2, bytes(4))).remote is None
+    assert stacked(b"vx0", b"vxlan", attribute(2, b"short")).remote is None
+    assert stacked(b"mv0", b"macvlan", attribute(2, far.packed)).remote is None
+
+
 def test_a_route_is_read_with_and_without_a_gateway():
     header = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 254, 0, 0, 1, 0)
     direct = netlink.parse_route(header + attribute(4, struct.pack("=I", 3)))

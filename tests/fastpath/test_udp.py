@@ -425,6 +425,16 @@ def test_ipv6_and_mapped_ipv4_addresses_work_on_a_dual_stack_socket(make):
         wire.close()
 
 
+def test_the_zone_of_an_address_may_be_a_name_or_a_number(wired):
+    wire = wired(family=socket.AF_INET6)
+    number = socket.if_nametoindex("lo")
+    for zone in ("lo", str(number)):
+        wire.node.session.use_udp(f"fe80::1%{zone}", 9001, PAYLOAD)
+    for zone in ("nowhere", "4000000000", "99999999999999999999", f"{number}x"):
+        with pytest.raises(OSError, match=zone):
+            wire.node.session.use_udp(f"fe80::1%{zone}", 9001, PAYLOAD)
+
+
 def test_a_closed_port_costs_the_frame_and_says_so(wired):
     wire = wired()
     wire.use()

@@ -122,7 +122,10 @@ def carrying(payload: int | None, *, mtu: int = 1500, peer: int | None = 1500) -
 TABLE = [
     # --- the device
     (told(), "tap", "ok", "tap0 is up, 10.0.0.1/24, MTU 1500", ""),
-    (told(facts=device(bridge="br0")), "tap", "ok", "a port of the bridge br0", ""),
+    (told(dataclasses.replace(WELL, tap=status.Tap("tap0", 1500)), facts=device(bridge="br0", addresses=())),
+     "tap", "ok", "a port of the bridge br0", ""),
+    (told(facts=device(bridge="br0")), "tap", "warn", "10.0.0.1/24 on it receives nothing",
+     "ip address add 10.0.0.1/24 dev br0"),
     (told(facts=device(up=False)), "tap", "fail", "tap0 is down", "ip link set tap0 up"),
     (told(facts=NO_TAP), "tap", "fail", "tap0 was deleted", "logs"),
     (told(facts=device(addresses=())), "tap", "warn", "10.0.0.1/24 was taken off it",

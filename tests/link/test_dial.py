@@ -337,6 +337,21 @@ def test_the_error_is_that_of_the_address_that_came_furthest(certificate, serve,
 # --- Failures, step by step -------------------------------------------------------------------
 
 
+def test_an_address_behind_the_tunnel_is_not_dialled_and_hides_no_other(port, monkeypatch):
+    resolves_to(
+        monkeypatch,
+        (socket.AF_INET, ("127.0.0.2", port.port)),
+        (socket.AF_INET, ("127.0.0.1", port.port)),
+    )
+    behind = {"127.0.0.2": "127.0.0.2 leads into the tunnel itself (tap0); ip route add it"}
+    upgraded = dial(HostPort("peer.example", port.port), PATH, CONTEXT, refuses=behind.get)
+    assert upgraded.remote_address == ("127.0.0.1", port.port)
+    upgraded.sock.close()
+    why = "it leads into the tunnel itself (tap0); ip route add it elsewhere"
+    text = refusal(PeerUnreachable, port.port, refuses=lambda host: why)
+    assert text.endswith(f": {why}")
+
+
 def test_a_name_that_does_not_resolve_is_unreachable(monkeypatch):
     def fail(*args, **options):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

@@ -6,6 +6,7 @@ import errno
 import gc
 import time
 import weakref
+from collections import Counter
 from ipaddress import ip_address, ip_network
 
 import gevent
@@ -99,11 +100,28 @@ class FakePort:
         return to.address.version == 4
 
 
+class FakeUnderlay:
+    """The routes of this host: the tunnel's subnet, and whatever is put in `behind`, go into it."""
+
+    def __init__(self):
+        self.behind = {INSIDE.address}
+        self.generation = 0
+        self.refused = Counter()
+
+    def inside(self, to):
+        return f"{to} leads into the tunnel itself (tap0)" if to in self.behind else None
+
+    def lead_into_tunnel(self, *addresses):
+        self.behind = {INSIDE.address, *addresses}
+        self.generation += 1
+
+
 class FakeTraversal:
     def __init__(self):
         self.told = (candidate(Endpoint(OURS, 9001)),)
         self.asked = []
         self.tunnel_device = lambda: "tap0"
+        self.underlay = FakeUnderlay()
 
     def candidates(self, toward):
         return self.told
@@ -217,19 +235,32 @@ def test_silence_never_moves_the_frames(rig):
     assert 1 <= len(rig.session.probes()) <= 5
 
 
-def test_a_path_through_the_tunnel_is_not_even_probed(rig, monkeypatch):
+def test_a_path_through_the_tunnel_is_not_even_probed(rig):
     # Not in the subnet of the device, but routed there.
-    monkeypatch.setattr(addresses, "source_address", lambda to: ip_address("10.0.0.1"))
+    rig.traversal.underlay.lead_into_tunnel(PEER.address)
     rig.session.alive.add(str(PEER))
     rig.offer(PEER, INSIDE)
     wait_for(lambda: "no UDP path" in rig.paths.reason)
     assert rig.session.sent == []
+    assert "192.0.2.2 leads into the tunnel itself (tap0)" in rig.paths.reason
+    assert rig.traversal.underlay.refused["probe"] >= 2
+
+
+def test_frames_leave_udp_within_a_second_when_its_route_turns_into_the_tunnel(rig):
+    rig.go_udp()
+    rig.traversal.underlay.lead_into_tunnel(PEER.address)
+    wait_for(lambda: rig.paths.path == "wss")
+    assert rig.session.uses[-1] == "wss"
+    assert "leads into the tunnel itself" in rig.paths.reason
+    rig.traversal.underlay.lead_into_tunnel()
+    wait_for(lambda: rig.paths.path == "udp")
 
 
 def test_an_address_that_the_socket_cannot_reach_is_left_alone(rig):
     rig.offer(Endpoint(ip_address("2001:db8::2"), 9001))
     wait_for(lambda: "no UDP path" in rig.paths.reason)
-    assert rig.session.sent == []
+    assert set(rig.session.probes()) == {str(PEER)}  # the address of the link
+    assert "cannot be probed: Address family not supported" in rig.paths.reason
 
 
 def test_a_probe_is_answered_where_it_came_from_with_that_address(rig):

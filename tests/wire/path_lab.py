@@ -27,7 +27,12 @@ STUN = endpoint("198.51.100.10:3478")
 OVERHEAD = 49
 FRAME_BYTES = 1000
 WSS_DELAY_S = 0.02
-TUNNEL = [ip_network("10.0.0.0/24")]
+TUNNEL = ip_network("10.0.0.0/24")
+
+
+def behind_tunnel(address):
+    """What the routes say: the tunnel's own subnet lies behind it."""
+    return f"{address} leads into the tunnel itself (tap0)" if address in TUNNEL else None
 
 
 class Node:
@@ -42,7 +47,7 @@ class Node:
         self.machine = PathMachine(
             0.0,
             random=random.Random(seed).randbytes,
-            tunnel=TUNNEL,
+            inside=behind_tunnel,
             overhead=OVERHEAD,
         )
         self.use = UsePath("wss", None, None, "")
@@ -67,7 +72,7 @@ class Node:
         if box is not None:
             seen = box.outbound(self.host.endpoint, STUN, self.network.now)
         chosen = choose_candidates(
-            [self.host.endpoint.address], self.host.endpoint.port, [seen] if seen else [], TUNNEL
+            [self.host.endpoint.address], self.host.endpoint.port, [seen] if seen else []
         )
         return (*chosen, self.stun_lies) if self.stun_lies else chosen
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
@@ -255,26 +255,22 @@ def test_a_time_of_another_length_is_refused(extra: int) -> None:
         "224.0.0.1",
         "239.1.2.3",
         "255.255.255.255",
-        "10.0.0.2",
         "::",
         "::1",
         "ff02::1",
         "fe80::1",
-        "fd00:5::9",
         "::ffff:127.0.0.1",
-        "::ffff:10.0.0.2",
     ],
 )
 def test_dangerous_and_useless_candidates_are_refused(address: str) -> None:
-    tunnel = [ip_network("10.0.0.0/24"), ip_network("fd00:5::/64")]
-    assert not control.is_usable(candidate(address), tunnel)
+    assert not control.is_usable(candidate(address))
 
 
 @pytest.mark.parametrize(
-    "address", ["192.168.1.5", "10.0.1.2", "8.8.8.8", "169.254.3.4", "2001:db8::1"]
+    "address", ["192.168.1.5", "10.0.1.2", "8.8.8.8", "169.254.3.4", "2001:db8::1", "fe80::1%2"]
 )
 def test_ordinary_candidates_are_usable(address: str) -> None:
-    assert control.is_usable(candidate(address), [ip_network("10.0.0.0/24")])
+    assert control.is_usable(candidate(address))
     assert not control.is_usable(candidate(address, 0))
 
 

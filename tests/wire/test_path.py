@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from shadowmesh.base.constants import MAX_CANDIDATES, PUNCH_MAX_PROBES
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.wire.control import PROBE_MIN_BYTES, Candidate, CandidateKind, Endpoint
-from shadowmesh.wire.path.candidates import choose_candidates
+from shadowmesh.wire.path.candidates import choose_candidates, with_link
 from shadowmesh.wire.path.events import (
     AskPunch,
     Kind,
     PathChanged,
+    Refused,
     SendProbe,
     SendProbeAnswer,
     UsePath,
@@ -29,7 +30,7 @@ from shadowmesh.wire.path.machine import PathMachine
 from shadowmesh.wire.path.remote import MAX_LEARNED
 from shadowmesh.wire.path.rules import TRANSITIONS, Cause, Transport
 from tests.twins.nat_box import Host, endpoint, make_box
-from tests.wire.path_lab import OVERHEAD, TUNNEL, Lab, Node
+from tests.wire.path_lab import OVERHEAD, Lab, Node, behind_tunnel
 
 KINDS = ["open", "full", "addr-restr", "port-restr", "symmetric", "blocked"]
 PAIRS = [(a, b) for a in KINDS for b in KINDS]
@@ -374,7 +375,9 @@ REFLEXIVE = Candidate(CandidateKind.REFLEXIVE, PEER_2)
 
 
 def machine(**options) -> PathMachine:
-    return PathMachine(0.0, random=random.Random(7).randbytes, tunnel=TUNNEL, **options)
+    return PathMachine(
+        0.0, random=random.Random(7).randbytes, **{"inside": behind_tunnel, **options}
+    )
 
 
 def events(path: PathMachine) -> list[object]:
@@ -389,9 +392,9 @@ def probes(path: PathMachine, to: Endpoint | None = None) -> list[SendProbe]:
     return [probe for probe in found if to in (None, probe.endpoint)]
 
 
-def on_udp(*candidates: Candidate, rtt_s: float = 0.01) -> PathMachine:
+def on_udp(*candidates: Candidate, rtt_s: float = 0.01, **options) -> PathMachine:
     """Return a machine that sends over UDP to PEER since rtt_s, with its MTU found."""
-    path = machine()
+    path = machine(**options)
     path.set_candidates(candidates or (HOST,), 0.0)
     path.punch(0.0)
     for probe in probes(path, PEER):
@@ -449,9 +452,7 @@ def test_every_probe_is_answered_to_its_source():
     assert (answer.endpoint, answer.probe.token, answer.probe.size) == (PEER, b"12345678", 1000)
 
 
-@pytest.mark.parametrize(
-    "source", ["127.0.0.1:9001", "10.0.0.9:9001", "224.0.0.5:9001", "192.0.2.1:0", "[::1]:5"]
-)
+@pytest.mark.parametrize("source", ["127.0.0.1:9001", "224.0.0.5:9001", "192.0.2.1:0", "[::1]:5"])
 def test_addresses_that_must_not_be_used_are_neither_answered_nor_learned(source):
     path = on_udp()
     path.probe_received(endpoint(source), bytes(8), 27, 1.0)
@@ -459,6 +460,107 @@ def test_addresses_that_must_not_be_used_are_neither_answered_nor_learned(source
     path.set_candidates([HOST, Candidate(CandidateKind.HOST, endpoint(source))], 1.0)
     assert events(path) == []
     assert [report.endpoint for report in path.report()] == [PEER]
+
+
+# --- The tunnel itself ---------------------------------------------------------------------------
+
+INSIDE = endpoint("10.0.0.9:9001")
+INSIDE_CANDIDATE = Candidate(CandidateKind.HOST, INSIDE)
+
+
+class Routes:
+    """Which addresses lie behind the tunnel; may change."""
+
+    def __init__(self, *behind: Endpoint) -> None:
+        self.behind = {each.address for each in behind}
+
+    def __call__(self, address: object) -> str | None:
+        return (
+            f"{address} leads into the tunnel itself (mv0 on tap0)"
+            if address in self.behind
+            else None
+        )
+
+
+def refused(found: list[object]) -> list[str]:
+    return [event.what for event in found if isinstance(event, Refused)]
+
+
+def test_nothing_is_sent_to_an_address_behind_the_tunnel_and_that_is_said():
+    path = machine()
+    path.set_candidates([INSIDE_CANDIDATE], 0.0)
+    path.punch(0.0)
+    assert "10.0.0.9 leads into the tunnel itself (tap0)" in path.reason
+    assert probes(path) == []
+    assert path.report()[0].unanswered == 0
+    assert "itself (tap0)" in str(path.report()[0].hindrance)
+    drive(path, 5.0)
+    assert "no UDP path: 10.0.0.9 leads into the tunnel itself (tap0); tried" in path.reason
+
+
+def test_probes_that_were_sent_and_addresses_that_were_not_probed_are_told_apart():
+    path = machine()
+    path.set_candidates([HOST, INSIDE_CANDIDATE], 0.0)
+    path.punch(0.0)
+    drive(path, 5.0)
+    assert "5 probes to 1 addresses unanswered, 10.0.0.9 leads into" in path.reason
+
+
+def test_what_came_through_the_tunnel_is_neither_answered_nor_a_proof():
+    path = on_udp()
+    path.probe_received(INSIDE, bytes(8), 27, 1.0)
+    path.data_heard(1.0, INSIDE)
+    assert refused(events(path)) == ["answer", "answer"]
+    assert [report.endpoint for report in path.report()] == [PEER]
+
+
+def test_an_answer_that_comes_when_the_route_has_turned_into_the_tunnel_proves_nothing():
+    routes = Routes()
+    path = machine(inside=routes)
+    path.set_candidates([HOST], 0.0)
+    path.punch(0.0)
+    [probe] = probes(path)
+    routes.behind.add(PEER.address)
+    assert path.answer_received(PEER, probe.token, None, 0.01) is None
+    assert path.path == "wss"
+
+
+def test_a_route_that_turns_into_the_tunnel_takes_the_frames_off_udp_at_once():
+    routes = Routes()
+    path = on_udp(inside=routes)
+    routes.behind.add(PEER.address)
+    path.ways_changed(2.0)
+    assert path.path == "wss"
+    assert path.reason == (
+        "UDP is given up: 198.51.100.2 leads into the tunnel itself (mv0 on tap0)"
+    )
+    assert probes(path) == []
+
+
+def test_a_route_that_leads_outside_again_is_tried_at_once():
+    routes = Routes(PEER)
+    path = machine(inside=routes)
+    path.set_candidates([HOST], 0.0)
+    path.punch(0.0)
+    events(path)
+    routes.behind.clear()
+    path.ways_changed(20.0)
+    found = events(path)
+    assert any(isinstance(event, AskPunch) for event in found)
+    assert [e.endpoint for e in found if isinstance(e, SendProbe)] == [PEER]
+
+
+def test_a_probe_that_could_not_be_sent_is_not_counted_as_sent():
+    path = machine()
+    path.set_candidates([HOST], 0.0)
+    path.punch(0.0)
+    [probe] = probes(path)
+    path.probe_not_sent(probe.token, f"{PEER} cannot be probed: Network is unreachable")
+    assert path.report()[0].unanswered == 0
+    path.handle_timeout(0.5)
+    assert path.reason == (
+        f"no UDP path: {PEER} cannot be probed: Network is unreachable; tried again every 60 s"
+    )
 
 
 def drive(path: PathMachine, until: float) -> list[tuple[float, object]]:
@@ -498,7 +600,7 @@ def test_a_round_sends_64_probes_in_all():
     )
     for n in range(MAX_LEARNED):
         path.probe_received(Endpoint(PEER_2.address, 2000 + n), bytes([n] * 8), 27, 0.0)
-    assert len(path.report()) == 16
+    assert len(path.report()) == MAX_CANDIDATES + 1 + MAX_LEARNED
     events(path)
     path.punch(1.0)
     count = len(probes(path)) + sum(isinstance(event, SendProbe) for _, event in drive(path, 30.0))
@@ -983,11 +1085,24 @@ def test_candidates_are_eight_at_most_and_keep_room_for_the_reflexive_ones():
 
 
 def test_candidates_leave_out_what_the_protocol_refuses_and_what_is_said_twice():
-    hosts = [ip_address(text) for text in ["127.0.0.1", "10.0.0.1", "fe80::1", "192.0.2.1"]]
+    hosts = [ip_address(text) for text in ["127.0.0.1", "fe80::1", "192.0.2.1"]]
     own = endpoint("192.0.2.1:9001")
-    assert choose_candidates(hosts, 9001, [own, own], TUNNEL) == (
-        Candidate(CandidateKind.HOST, own),
+    assert choose_candidates(hosts, 9001, [own, own]) == (Candidate(CandidateKind.HOST, own),)
+
+
+def test_the_links_address_is_a_candidate_with_the_port_that_the_peer_told():
+    link = ip_address("64:ff9b::c633:6402")
+    assert with_link([HOST], link)[1] == Candidate(
+        CandidateKind.REFLEXIVE, Endpoint(link, PEER.port)
     )
+    zone = ip_address("fe80::2%3")
+    assert with_link([HOST], zone)[1] == Candidate(CandidateKind.HOST, Endpoint(zone, PEER.port))
+    assert with_link([HOST], PEER.address) == (HOST,)
+    assert with_link([REFLEXIVE], link) == (REFLEXIVE,)
+    many = [Candidate(CandidateKind.HOST, Endpoint(PEER.address, n)) for n in range(1, 9)]
+    path = machine()
+    path.set_candidates(with_link(many, link), 0.0)
+    assert path.report()[-1].endpoint == Endpoint(link, 1)
 
 
 # --- Random input ----------------------------------------------------------------------------

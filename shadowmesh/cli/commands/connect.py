@@ -40,6 +40,8 @@ def connect(settings: Settings, peer: str | None) -> None:
         print_json(snapshot)
     else:
         click.echo(summary(snapshot))
+        for warning in warnings(snapshot):
+            click.echo(f"warning: {warning}", err=True)
 
 
 def _with_port(peer: str) -> str:
@@ -60,3 +62,10 @@ def summary(snapshot: dict[str, Any]) -> str:
         f"{click.style('connected', fg='green')} to {text(peer.get('address'))}"
         f" over {text(snapshot.get('path'))} ({text(snapshot.get('cipher'))}, {secrecy})"
     )
+
+
+def warnings(snapshot: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the device and the routes of this host, with what to do."""
+    checks = snapshot.get("health") or ()
+    failed = [c for c in checks if c.get("name") in ("tap", "underlay") and not c.get("ok")]
+    return [f"{text(check.get('text'))}; {text(check.get('remedy'))}" for check in failed]

@@ -37,6 +37,7 @@ REASONS = {
     "tap_gone": DROP_TAP_GONE,
     "udp_send": DROP_UDP_SEND,
     "queue_full": DROP_QUEUE_FULL,
+    "own_datagram": DROP_OWN_DATAGRAM,
 }
 REFUSED = {
     "unknown": REFUSED_UNKNOWN,

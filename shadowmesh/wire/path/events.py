@@ -43,6 +43,20 @@ class SendProbeAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """Something was not sent because it would go into the tunnel itself.
+
+    Attributes:
+        what: "probe" or "answer".
+        why: a sentence.
+    """
+
+    endpoint: Endpoint
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class UsePath:
     """Send frames this way from now on; what arrives the other way stays welcome.
 
@@ -87,7 +101,7 @@ class SeenAs:
     after: Endpoint
 
 
-Event = SendProbe | SendProbeAnswer | UsePath | PathChanged | AskPunch | SeenAs
+Event = SendProbe | SendProbeAnswer | Refused | UsePath | PathChanged | AskPunch | SeenAs
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,7 @@ class PathReport:
         mtu: largest UDP payload in bytes; None unless it carries, or carried, frames.
         seen_as: where the peer saw us at the last probe; None before the first answer.
         unanswered: probes of this round of punching, or since an answer, that none came to.
+        hindrance: why the last probe was not sent; None when it was.
     """
 
     endpoint: Endpoint
@@ -115,3 +130,4 @@ class PathReport:
     mtu: int | None
     seen_as: Endpoint | None
     unanswered: int = 0
+    hindrance: str | None = None

@@ -19,7 +19,9 @@ protocol; what needs no such judgement stands beside it (`remote`, `punch`, `tim
 
 Rules that everything here serves: frames go only where an own probe was answered from; an
 address that something merely came from (it may be a copy sent by a stranger) gets a probe and
-nothing else; WSS is always there, so giving UDP up is cheap and taking it up is careful.
+nothing else; nothing is sent to, and nothing taken from, an address that the routes of this host
+have behind the tunnel itself; WSS is always there, so giving UDP up is cheap and taking it up is
+careful.
 
 Driving it: after each input and each `handle_timeout` take all of `next_event`. While the path
 is "udp" call `data_sent` and `data_heard` with the data plane's time stamps before each
@@ -43,7 +45,7 @@ from shadowmesh.base.constants import (
 )
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.base.units import count
-from shadowmesh.wire.control import PROBE_MIN_BYTES, Candidate, Endpoint, Network, Probe
+from shadowmesh.wire.control import PROBE_MIN_BYTES, Address, Candidate, Endpoint, Probe
 from shadowmesh.wire.path import events, rules
 from shadowmesh.wire.path.pmtu import BASE_BYTES, CONFIRM_S, MtuProber
 from shadowmesh.wire.path.punch import Punching
@@ -52,6 +54,12 @@ from shadowmesh.wire.path.rules import TRANSITIONS, Cause, Transport
 from shadowmesh.wire.path.timers import Check, Recovery
 
 _CARRYING: Final = (Transport.UDP, Transport.CHECKING)
+#: addresses that cannot be probed are named up to so many
+_NAMED: Final = 2
+
+
+def _outside(_address: Address) -> None:
+    """No address is behind the tunnel."""
 
 
 class PathMachine:
@@ -64,7 +72,7 @@ class PathMachine:
         random: Callable[[int], bytes],
         hole_punch_timeout_s: float = 0.5,
         link_mtu: int = 1500,
-        tunnel: Iterable[Network] = (),
+        inside: Callable[[Address], str | None] = _outside,
         overhead: int = rules.DEFAULT_OVERHEAD_BYTES,
     ) -> None:
         """Make a machine that sends on WSS and knows no candidates.
@@ -73,13 +81,15 @@ class PathMachine:
             random: gives that many random bytes.
             hole_punch_timeout_s: how long a round of punching lasts.
             link_mtu: of the outgoing interface, IP headers included.
-            tunnel: subnets of the tunnel itself; never used as path.
+            inside: says why packets to an address would go into the tunnel itself, None when they
+                do not; asked anew each time, since routes change.
             overhead: what sealing adds to the body of a record, bytes.
         """
         self._link_mtu = link_mtu
         self._overhead = overhead
         self._events: deque[events.Event] = deque()
-        self._book = Book(tunnel)
+        self._inside = inside
+        self._book = Book(inside)
         self._probes = SentProbes(random)
 
         self._transport = Transport.WSS
@@ -147,8 +157,14 @@ class PathMachine:
         """Start a round: PUNCH_NOW was sent or came. One that runs goes on."""
         if self._transport is Transport.OFF:
             return
-        if self._punching.start(self._book, now) and self._transport is Transport.WSS:
-            self._say(f"UDP is being tried to {count(len(self._book), 'address')} of the peer")
+        ways = self._ways_out()
+        for remote in self._book:
+            if remote not in ways:
+                self._refuse(remote.endpoint, "probe", remote.hindrance or "")
+        if self._punching.start(ways, now) and self._transport is Transport.WSS:
+            self._say(f"UDP is being tried to {count(len(ways), 'address')} of the peer")
+        elif not ways and len(self._book) and self._transport is Transport.WSS:
+            self._say(self._no_path())
         self._punch_tick(now)
 
     def network_changed(self, now: float) -> None:
@@ -161,6 +177,23 @@ class PathMachine:
             self._recovery.hurry(now)
         self._events.append(events.AskPunch("our network changed"))
         self.punch(now)
+
+    def ways_changed(self, now: float) -> None:
+        """Routes may lead into the tunnel now, or no longer; nothing else changed."""
+        active = self._active
+        if self._transport is Transport.OFF or self._leaves_tunnel(now):
+            return
+        hindered = [remote for remote in self._book if remote.hindrance is not None]
+        if active is None and any(not self._book.hinders(remote) for remote in hindered):
+            if self._transport is Transport.FALLEN:
+                self._recovery.hurry(now)
+            self._events.append(events.AskPunch("routes changed"))
+            self.punch(now)
+
+    def probe_not_sent(self, token: bytes, why: str) -> None:
+        """The probe with this token could not be sent, so nobody can answer it."""
+        if self._probes.not_sent(token, why):
+            self._punching.spare()
 
     def wss_lost(self, now: float) -> None:
         """The WSS link broke; whether the peer is gone, too, is for UDP to tell, and soon."""
@@ -188,7 +221,7 @@ class PathMachine:
         """A probe of the peer came; `size` is that of its body. Answers it, and asks back."""
         if self._transport is Transport.OFF:
             return
-        remote = self._book.learn(source, now, self._active)
+        remote = self._learn(source, now)
         if remote is None:
             return
         self._heard_at = now
@@ -210,12 +243,12 @@ class PathMachine:
         Return the round trip in seconds; None when it proves none.
         """
         sent = self._probes.take(token)
-        if sent is None or self._transport is Transport.OFF:
+        if sent is None or self._transport is Transport.OFF or self._is_inside(source):
             return None
         self._heard_at = now
         if sent.remote.endpoint != source:
             # The peer is there, but not at the address that was asked: no proof of either.
-            remote = self._book.learn(source, now, self._active)
+            remote = self._learn(source, now)
             if remote is not None:
                 self._ask_back(remote, now)
             return None
@@ -247,7 +280,7 @@ class PathMachine:
         active = self._active
         if active is None or source == active.endpoint:
             return
-        remote = self._book.learn(source, at, active)
+        remote = self._learn(source, at)
         if remote is None:
             return
         self._ask_back(remote, at)
@@ -293,6 +326,7 @@ class PathMachine:
         if self._transport is Transport.OFF:
             return
         self._probes.forget(now)
+        self._leaves_tunnel(now)
         self._punch_tick(now)
         if self._punching.deferred_is_due(now):
             self.punch(now)
@@ -309,6 +343,9 @@ class PathMachine:
     # --- Probes --------------------------------------------------------------------------------
 
     def _probe(self, remote: Remote, now: float, padded: int | None = None) -> None:
+        if self._book.hinders(remote):
+            self._refuse(remote.endpoint, "probe", remote.hindrance or "")
+            return
         if remote.narrow:
             padded = BASE_BYTES
         size = PROBE_MIN_BYTES if padded is None else padded - self._overhead
@@ -334,16 +371,57 @@ class PathMachine:
 
     def _punch_tick(self, now: float) -> None:
         if not self._punching.is_over(now):
-            for remote in self._punching.due_remotes(self._book, now):
+            for remote in self._punching.due_remotes(self._ways_out(), now):
                 self._probe(remote, now)
             return
         if self._transport is Transport.WSS:
-            self._say(
-                f"no UDP path: {count(self._punching.sent, 'probe')} to "
-                f"{count(len(self._book), 'address')} of the peer unanswered; tried "
-                f"again every {PUNCH_RETRY_S:g} s"
-            )
+            self._say(self._no_path())
         self._punching.end()
+
+    def _no_path(self) -> str:
+        """Say what became of a round of punching that nobody answered."""
+        hindered = [remote for remote in self._book if remote.hindrance is not None]
+        words = []
+        if self._punching.sent or not hindered:
+            asked = len(self._book) - len(hindered)
+            words.append(
+                f"{count(self._punching.sent, 'probe')} to {count(asked, 'address')} of the peer"
+                " unanswered"
+            )
+        words += [remote.hindrance or "" for remote in hindered[:_NAMED]]
+        if len(hindered) > _NAMED:
+            words.append(f"{len(hindered) - _NAMED} more cannot be probed")
+        return f"no UDP path: {', '.join(words)}; tried again every {PUNCH_RETRY_S:g} s"
+
+    # --- The tunnel itself ---------------------------------------------------------------------
+
+    def _ways_out(self) -> list[Remote]:
+        """Return the addresses that may be probed; those behind the tunnel are refused."""
+        return [remote for remote in self._book if not self._book.hinders(remote)]
+
+    def _is_inside(self, source: Endpoint) -> bool:
+        """Tell whether what came from there can only have come through the tunnel; it is refused."""
+        why = self._inside(source.address)
+        if why is not None:
+            self._refuse(source, "answer", why)
+        return why is not None
+
+    def _learn(self, source: Endpoint, now: float) -> Remote | None:
+        """Return the remote of an address that something authenticated came from, if it may be used."""
+        return None if self._is_inside(source) else self._book.learn(source, now, self._active)
+
+    def _refuse(self, endpoint: Endpoint, what: str, why: str) -> None:
+        self._events.append(events.Refused(endpoint, what, why))
+
+    def _leaves_tunnel(self, now: float) -> bool:
+        """Give up the address in use if packets to it go into the tunnel by now."""
+        active = self._active
+        if active is None or not self._book.hinders(active):
+            return False
+        if self._transport is Transport.UDP:
+            self._become(Cause.DOUBTED)
+        self._fall(f"UDP is given up: {active.hindrance}", now)
+        return True
 
     # --- The transport -------------------------------------------------------------------------
 

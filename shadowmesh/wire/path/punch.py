@@ -123,6 +123,11 @@ class Punching:
         if self._round is not None:
             self._round.budget -= 1
 
+    def spare(self) -> None:
+        """A probe that was counted has not been sent."""
+        if self._round is not None:
+            self._round.budget += 1
+
     def ask_after_fall(self, now: float) -> None:
         """UDP was given up: want a round soon, but not each time when it comes and goes."""
         earliest = now + PUNCH_AFTER_FALL_S

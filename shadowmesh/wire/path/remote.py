@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shadowmesh.base.constants import MAX_CANDIDATES, PROBE_TOKEN_BYTES
-from shadowmesh.wire.control import Candidate, CandidateKind, Endpoint, Network, is_usable
+from shadowmesh.wire.control import Address, Candidate, CandidateKind, Endpoint, is_usable
 from shadowmesh.wire.path.events import Kind, PathReport
 from shadowmesh.wire.path.pmtu import MtuProber
 
@@ -47,6 +47,7 @@ class Remote:
         narrow: it answered, but a datagram of the base size did not get through; it is probed
             with that size until one does, and carries no frames.
         prober: of the path MTU, once it carried frames.
+        hindrance: why the last probe was not sent; None when it was.
     """
 
     endpoint: Endpoint
@@ -60,6 +61,7 @@ class Remote:
     seen_as: Endpoint | None = None
     narrow: bool = False
     prober: MtuProber | None = None
+    hindrance: str | None = None
     _verdicts: deque[bool] = field(default_factory=lambda: deque(maxlen=LOSS_WINDOW))
 
     @property
@@ -110,10 +112,11 @@ class Remote:
 
 
 class Book:
-    """The addresses of the peer: at most 8 candidates and 8 learned ones."""
+    """The addresses of the peer: at most 8 candidates, the link's, and 8 learned ones."""
 
-    def __init__(self, tunnel: Iterable[Network]) -> None:
-        self._tunnel = tuple(tunnel)
+    def __init__(self, inside: Callable[[Address], str | None]) -> None:
+        """Args: inside: as for `PathMachine`."""
+        self._inside = inside
         self._remotes: dict[Endpoint, Remote] = {}
 
     def __iter__(self) -> Iterator[Remote]:
@@ -124,6 +127,13 @@ class Book:
 
     def find(self, endpoint: Endpoint) -> Remote | None:
         return self._remotes.get(endpoint)
+
+    def hinders(self, remote: Remote) -> bool:
+        """Tell whether datagrams to an address would go into the tunnel itself; notes why."""
+        why = self._inside(remote.endpoint.address)
+        if why is not None:
+            remote.hindrance = why
+        return why is not None
 
     def proven(self) -> list[Remote]:
         """Return those that ever answered, the one that did so last first."""
@@ -136,6 +146,7 @@ class Book:
             remote
             for remote in self
             if remote.answered_at is not None and remote.answered_at >= since and not remote.narrow
+            if not self.hinders(remote)
         ]
         return min(fresh, key=lambda remote: remote.score, default=None)
 
@@ -152,6 +163,7 @@ class Book:
                 mtu=None if remote.prober is None else remote.prober.mtu,
                 seen_as=remote.seen_as,
                 unanswered=remote.tries,
+                hindrance=remote.hindrance,
             )
             for remote in self
         ]
@@ -162,10 +174,10 @@ class Book:
     ) -> None:
         """Take the peer's new list; what is no longer in it stays only as learned, if proven.
 
-        `keep` is never thrown out. More than 8, and what `control.is_usable` refuses, are left out. Source: protocol
-        section 8.
+        `keep` is never thrown out. More than 8 and the link's, and what `control.is_usable`
+        refuses, are left out. Source: protocol section 8.
         """
-        usable = [c for c in candidates if is_usable(c, self._tunnel)][:MAX_CANDIDATES]
+        usable = [c for c in candidates if is_usable(c)][: MAX_CANDIDATES + 1]
         named = {candidate.endpoint for candidate in usable}
         for remote in self:
             if remote.endpoint not in named and remote.kind is not Kind.LEARNED:
@@ -189,7 +201,7 @@ class Book:
         remote = self._remotes.get(endpoint)
         if remote is None:
             # Reflexive and host are judged alike; the kind only fills the place.
-            if not is_usable(Candidate(CandidateKind.REFLEXIVE, endpoint), self._tunnel):
+            if not is_usable(Candidate(CandidateKind.REFLEXIVE, endpoint)):
                 return None
             remote = self._remotes[endpoint] = Remote(endpoint, Kind.LEARNED)
         remote.used_at = now
@@ -230,11 +242,22 @@ class SentProbes:
         if padded is None or remote.narrow:
             remote.asked_at = now
             remote.tries += 1
+        remote.hindrance = None
         return token
 
     def take(self, token: bytes) -> SentProbe | None:
         """Return the probe that has this token, once; None for an unknown or old one."""
         return self._sent.pop(token, None)
+
+    def not_sent(self, token: bytes, why: str) -> bool:
+        """Undo `add`; False for an unknown or old token."""
+        sent = self.take(token)
+        if sent is None:
+            return False
+        if sent.padded is None or sent.remote.narrow:
+            sent.remote.tries = max(0, sent.remote.tries - 1)
+        sent.remote.hindrance = why
+        return True
 
     def forget(self, now: float) -> None:
         """Give up what is older than PROBE_LIFE_S."""
