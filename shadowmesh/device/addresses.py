@@ -1,7 +1,7 @@
 """Which addresses this host has, and when that changes.
 
-Owns: the choice of interfaces whose addresses a peer may be told, the subnets that belong to the
-tunnel itself, and the watch for changes. Does not know: what the addresses are used for.
+Owns: the choice of interfaces whose addresses a peer may be told, and the watch for changes. Does
+not know: what the addresses are used for.
 
 What the tunnel's own device carries is never a path to the peer: the tunnel would run through
 itself. The same holds for whatever is stacked on it, and for a bridge that has no other port.
@@ -24,7 +24,7 @@ import gevent
 from shadowmesh.base import log
 from shadowmesh.device.netlink import Netlink
 from shadowmesh.device.underlay import Stack, plain, zone_of
-from shadowmesh.wire.control import Address, Network
+from shadowmesh.wire.control import Address
 
 #: changes come in bursts (link, then address, then routes): wait for this much quiet ...
 QUIET_S: Final = 0.3
@@ -55,14 +55,12 @@ class HostNetwork:
 
     Attributes:
         addresses: of interfaces that are up, in the kernel's order, without the tunnel's.
-        tunnel: subnets of the tunnel's device and of what is stacked on it.
-        tunnel_links: their interface indices, and those of bridges that the device is a port of.
+        tunnel_links: indices of the tunnel's device, of what is stacked on it and of its bridge.
         mtus: bytes, by address.
         held: every address of this host, also of interfaces that are down.
     """
 
     addresses: tuple[Address, ...] = ()
-    tunnel: tuple[Network, ...] = ()
     tunnel_links: frozenset[int] = frozenset()
     mtus: tuple[tuple[Address, int], ...] = ()
     held: frozenset[Address] = frozenset()
@@ -101,7 +99,6 @@ def look(tunnel_device: str | None) -> HostNetwork:
     ]
     return HostNetwork(
         addresses=tuple(address for address, _ in usable),
-        tunnel=tuple(interface.network for index, interface in held if index in only),
         tunnel_links=ours,
         mtus=tuple(usable),
         held=frozenset(interface.ip for _, interface in held),

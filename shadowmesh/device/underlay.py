@@ -209,15 +209,19 @@ class Underlay:
 
 def _events() -> socket.socket | None:
     """Return a socket that hears of changes; None where that is not allowed: then ask each time."""
-    sock = socket.socket(
-        socket.AF_NETLINK,
-        socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-        socket.NETLINK_ROUTE,
-    )
+    try:
+        sock = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            socket.NETLINK_ROUTE,
+        )
+    except OSError as error:
+        _log.limited(600).info("changes of routes are not told", cause=error.strerror)
+        return None
     try:
         sock.bind((0, _GROUPS))
     except OSError as error:
-        _log.info("changes of routes are not told", cause=error.strerror)
+        _log.limited(600).info("changes of routes are not told", cause=error.strerror)
         sock.close()
         return None
     return sock

@@ -29,7 +29,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from shadowmesh.base.constants import (
@@ -41,7 +41,6 @@ from shadowmesh.base.constants import (
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 
 Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 
 _ENDPOINT: Final = struct.Struct("<BH")
 _ACCEPT_RESERVED: Final = bytes(6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from ipaddress import ip_address, ip_interface
 
 import pytest
@@ -198,6 +199,23 @@ def test_the_kernel_is_asked_for_real():
     before = found.generation
     assert found.generation == before
     found.close()
+
+
+@pytest.mark.parametrize("refuses", ["socket", "bind"])
+def test_who_may_not_listen_to_changes_asks_each_time(kernel, underlay, monkeypatch, refuses):
+    class Deaf(socket.socket):
+        def __init__(self, *arguments):
+            if refuses == "socket":
+                raise OSError(errno.EAFNOSUPPORT, "no netlink")
+            super().__init__(*arguments)
+
+        def bind(self, _address):
+            raise OSError(errno.EPERM, "not allowed")
+
+    monkeypatch.setattr(module.socket, "socket", Deaf)
+    for _ in range(2):
+        assert underlay.way(PEER) == Way("eth0", GATEWAY)
+    assert len(kernel.asked) == 2
 
 
 def test_zones_are_known_by_name_and_by_number():

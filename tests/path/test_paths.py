@@ -34,7 +34,7 @@ PEER = Endpoint(ip_address("192.0.2.2"), 9001)
 OTHER = Endpoint(ip_address("192.0.2.3"), 9001)
 INSIDE = Endpoint(ip_address("10.0.0.2"), 9001)
 OURS = ip_address("192.0.2.1")
-HOST = HostNetwork((OURS,), (ip_network("10.0.0.0/24"),), frozenset({4}), ((OURS, 1500),))
+HOST = HostNetwork((OURS,), frozenset({4}), ((OURS, 1500),))
 OVERHEAD = 33
 
 

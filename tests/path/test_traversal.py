@@ -7,7 +7,7 @@ import dataclasses
 import socket
 import struct
 import time
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_interface
 
 import gevent
 import gevent.event
@@ -80,7 +80,6 @@ def test_addresses_of_interfaces_that_are_up_count(host):
     assert found.addresses == (V4, V6)
     assert found.mtu_of(V4) == 9000
     assert found.mtu_of(ip_address("198.51.100.7")) is None
-    assert found.tunnel == ()
 
 
 @pytest.mark.parametrize("bridge", [0, 5])
@@ -92,8 +91,16 @@ def test_the_tunnels_device_and_its_bridge_are_no_path(host, bridge):
     found = addresses.look("tap0")
     assert (ip_address("10.9.0.1") in found.addresses) is (bridge == 0)
     assert ip_address("10.0.0.1") not in found.addresses
-    own = [ip_network("10.0.0.0/24")] + ([ip_network("10.9.0.0/16")] if bridge else [])
-    assert list(found.tunnel) == own
+    assert found.tunnel_links == {4, 5} if bridge else {4}
+
+
+def test_what_is_stacked_on_the_device_is_no_path_and_a_bridge_with_an_uplink_is_one(host):
+    stacked = Link(6, "mv0", 1500, b"", 1000, True, kind="macvlan", lower=4)
+    host(
+        [link(2, "eth0", master=5), link(4, "tap0", master=5), link(5, "br0"), stacked],
+        [(5, "192.0.2.7/24"), (6, "192.168.77.1/24")],
+    )
+    assert addresses.look("tap0").addresses == (V4,)
 
 
 def test_the_kernel_tells_its_own_interfaces():
