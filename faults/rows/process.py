@@ -52,7 +52,7 @@ def peer_crash(bench: Bench) -> None:
     bound_s=90,
     short=(
         "netns/test_faults.py::a_clean_stop_is_quick_and_leaves_nothing",
-        "netns/test_faults.py::a_disconnect_here_is_not_undone_by_the_listener",
+        "netns/test_faults.py::a_disconnect_is_not_undone_by_the_other_side",
     ),
 )
 def clean_stop(bench: Bench) -> None:

@@ -48,12 +48,8 @@ def one_line(text: str) -> str:
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-def means_left(error: OSError) -> str:
-    """Say why the system refused something, with what to do if it has run out."""
-    why = error.strerror or str(error)
-    if error.errno in OUT_OF_DESCRIPTORS:
-        return f"{why}; let the daemon open more (LimitNOFILE=), or close what holds them"
-    return why
+#: what to do then
+MORE_DESCRIPTORS: Final = "let the daemon open more (LimitNOFILE=), or close what holds them"
 
 
 class ShadowMeshError(Exception):

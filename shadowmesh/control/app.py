@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from shadowmesh.base import log
 from shadowmesh.base.constants import MAX_API_BODY_BYTES
-from shadowmesh.base.errors import OUT_OF_DESCRIPTORS, BadRequest, ControlError, means_left
+from shadowmesh.base.errors import MORE_DESCRIPTORS, OUT_OF_DESCRIPTORS, BadRequest, ControlError
 from shadowmesh.control.callers import of_address
 from shadowmesh.control.guard import (
     CALLER,
@@ -391,8 +391,15 @@ def _http_error(error: HTTPException) -> Response:
 def _system_error(error: OSError) -> Response:
     if error.errno not in OUT_OF_DESCRIPTORS:
         return _internal_error(error)
-    _log.limited(60).warning("request failed", path=request.path, cause=means_left(error))
-    return _error(503, "no_descriptors", f"the daemon cannot look: {means_left(error)}")
+    _log.limited(60).warning(
+        "request failed for want of a descriptor",
+        path=request.path,
+        cause=error.strerror,
+        remedy=MORE_DESCRIPTORS,
+    )
+    return _error(
+        503, "no_descriptors", f"the daemon cannot look: {error.strerror}; {MORE_DESCRIPTORS}"
+    )
 
 
 def _internal_error(error: Exception) -> Response:

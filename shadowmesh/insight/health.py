@@ -104,8 +104,9 @@ def peer(
         cause = "" if last_error is None else f": {last_error}"
         return Check(
             "peer", False, "warning", f"waiting for the peer, {seen}{cause}",
-            "start the daemon on the other machine, or look at its log; it has to reach this one"
-            f" on TCP port {port}", "waiting_for_peer",
+            "start the daemon on the other machine, or look at its log"
+            + ("" if port is None else f"; it has to reach this one on TCP port {port}"),
+            "waiting_for_peer",
         )  # fmt: skip
     if held:
         return Check("peer", True, text="an operator has disconnected, the peer is refused")

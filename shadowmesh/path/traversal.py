@@ -279,7 +279,11 @@ class Traversal:
             why = self.underlay.refusal(endpoint.address, "stun")
             if why is not None:
                 self._inside = f"the STUN server {server}: {why}"
-                _log.limited(600).warning("a STUN server is not asked", cause=self._inside)
+                _log.limited(600).warning(
+                    "a STUN server is not asked",
+                    cause=self._inside,
+                    remedy="add the route that `shadowmesh explain` names, or another nat.stun_server",
+                )
             else:
                 endpoints.setdefault(endpoint.address.version, endpoint)
         return [Server(str(server), endpoint) for endpoint in endpoints.values()]

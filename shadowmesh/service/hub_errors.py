@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from shadowmesh.base import log
-from shadowmesh.base.errors import OUT_OF_DESCRIPTORS, means_left
+from shadowmesh.base.errors import MORE_DESCRIPTORS, OUT_OF_DESCRIPTORS
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,7 +34,9 @@ def _report(
     trace: TracebackType | None,
 ) -> None:
     if isinstance(error, OSError) and error.errno in OUT_OF_DESCRIPTORS:
-        _log.limited(60).warning("something could not be opened", cause=means_left(error))
+        _log.limited(60).warning(
+            "something could not be opened", cause=error.strerror, remedy=MORE_DESCRIPTORS
+        )
         return
     if not isinstance(error, BaseException):
         error = RuntimeError(f"{kind}: {error}")

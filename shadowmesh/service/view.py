@@ -17,7 +17,7 @@ import psutil
 from shadowmesh import __version__
 from shadowmesh.base import log
 from shadowmesh.base.clock import Dates, boottime, wall_time
-from shadowmesh.base.errors import DeviceError, means_left
+from shadowmesh.base.errors import MORE_DESCRIPTORS, DeviceError
 from shadowmesh.config import HostPort
 from shadowmesh.device import facts
 from shadowmesh.device.tun import CLONE_DEVICE
@@ -243,7 +243,9 @@ class View:
         if check.ok:
             _log.info("it is well again", check=check.name, found=check.text)
         else:
-            _log.warning(check.text, check=check.name, remedy=check.remedy)
+            _log.warning(
+                "something is wrong here", check=check.name, found=check.text, remedy=check.remedy
+            )
 
     # --- parts of a snapshot ------------------------------------------------------------------
 
@@ -380,7 +382,9 @@ class View:
             except OSError as error:
                 # Status is wanted most when something has run out: the last reading will do.
                 _log.limited(60).warning(
-                    "the process's resources cannot be read", cause=means_left(error)
+                    "the process's resources cannot be read",
+                    cause=error.strerror,
+                    remedy=MORE_DESCRIPTORS,
                 )
         return self._resources
 

@@ -90,7 +90,7 @@ def test_init_does_not_follow_a_dangling_link(path, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--peer", "nowhere"), ("--public-key", "short"), ("--local-ip", "10.0.0.0/24"),
+    [("--peer", "no where"), ("--public-key", "short"), ("--local-ip", "10.0.0.0/24"),
      ("--peer", 'a:1"\nx: y'), ("--peer", "10.0.0.9:9001")],
 )  # fmt: skip
 def test_init_writes_nothing_that_the_daemon_would_refuse(path, option, value):

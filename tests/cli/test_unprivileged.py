@@ -45,6 +45,7 @@ COMMANDS = {
     "bugreport": (["-o", "{}/report.tar.gz"], 0, 0, None),
     "bench": (["--help"], 0, 0, None),
     "completion": (["bash"], 0, 0, None),
+    "help": ([], 0, 0, None),
 }
 
 

@@ -17,7 +17,6 @@ import pytest
 
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import (
-    MAX_IN_HANDSHAKE,
     MAX_PER_SOURCE,
     PLACES_FOR_KNOWN,
     RejectReason,
@@ -43,6 +42,7 @@ from shadowmesh.insight.events import NOBODY as NOBODY_RECORDS
 from shadowmesh.insight.status import Refused
 from shadowmesh.insight.vitals import Vitals
 from shadowmesh.link import tls
+from shadowmesh.link.admission import Admission, Limits
 from shadowmesh.link.dial import dial
 from shadowmesh.link.route import SMALL_SEGMENT_BYTES
 from shadowmesh.peer.endings import Ended
@@ -477,7 +477,10 @@ def test_another_holder_of_the_key_does_not_take_the_seat(connected, make):
 
 def test_strangers_who_fill_the_peer_port_make_room_for_the_peer(pair):
     dialling, listening = pair
-    strangers_at_most = MAX_IN_HANDSHAKE - PLACES_FOR_KNOWN
+    # Few, so that none of them is too late for its handshake before all are there.
+    strangers_at_most = 3
+    limits = Limits(handshake=strangers_at_most + PLACES_FOR_KNOWN)
+    listening.listener._admission = Admission(limits)
     with contextlib.ExitStack() as strangers:
         for number in range(strangers_at_most):
             source = f"127.0.0.{2 + number // MAX_PER_SOURCE}"
@@ -984,7 +987,9 @@ def test_a_clock_that_is_set_by_years_changes_no_age_and_no_timer(connected, mon
     dialling, listening = connected
     views = [
         View(machine.manager, HubLag(lambda: None), Vitals(NOBODY_RECORDS), machine._certificate,
-             lambda: None, SimpleNamespace(listener=None))
+             lambda: None, SimpleNamespace(listener=None), lambda: None,
+             SimpleNamespace(inside=lambda _to: None, advice=lambda _to: None, generation=0,
+                             refused={}))
         for machine in connected
     ]  # fmt: skip
     listening.manager._common.refused = Refused("192.0.2.1:5", "a stranger", boottime() - 30)

@@ -34,7 +34,7 @@ def test_without_descriptors_one_sentence_says_what_to_do(caplog, capfd, number)
         fail(OSError(number, "Too many open files"), 50)
     (record,) = caplog.records
     assert record.getMessage() == "something could not be opened"
-    assert "LimitNOFILE" in record.fields["cause"]
+    assert "LimitNOFILE" in record.fields["remedy"]
     assert "Traceback" not in capfd.readouterr().err
 
 

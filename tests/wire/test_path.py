@@ -503,7 +503,7 @@ def test_probes_that_were_sent_and_addresses_that_were_not_probed_are_told_apart
     path.set_candidates([HOST, INSIDE_CANDIDATE], 0.0)
     path.punch(0.0)
     drive(path, 5.0)
-    assert "5 probes to 1 addresses unanswered, 10.0.0.9 leads into" in path.reason
+    assert "5 probes to 1 address of the peer unanswered, 10.0.0.9 leads into" in path.reason
 
 
 def test_what_came_through_the_tunnel_is_neither_answered_nor_a_proof():
