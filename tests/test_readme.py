@@ -467,6 +467,7 @@ def commands_in_the_text() -> list[str]:
     ]
     for row in rows("Commands"):
         for cell in inline_code(row[0]):
+            cell = cell.replace("HOST[:PORT]", "HOST:PORT")  # noqa: PLW2901
             optional = re.search(r" \[(.*?)\]", cell)
             short = cell.replace(optional[0], "") if optional else cell
             lines.append(f"shadowmesh {short}")

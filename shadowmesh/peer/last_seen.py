@@ -6,14 +6,14 @@ whether anybody is missed. A file that cannot be read or written costs the date,
 
 from __future__ import annotations
 
-import contextlib
-import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from shadowmesh.base import log
 from shadowmesh.base.clock import boottime, wall_time
+from shadowmesh.base.errors import KeyFileError
 from shadowmesh.insight.status import format_time
+from shadowmesh.keys.private_file import write_private_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,18 +70,16 @@ class LastSeen:
 
     def _write(self) -> None:
         self._written_at = boottime()
-        temporary = self._path.with_name(f".{NAME}.{os.getpid()}.tmp")
         try:
-            try:
-                temporary.write_text(f"{format_time(wall_time())}\n")
-                temporary.replace(self._path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
-        except OSError as error:
+            # Like a secret: when somebody is at home is nobody else's business, and what root
+            # tries beside the service stays the service's.
+            write_private_file(
+                self._path, f"{format_time(wall_time())}\n".encode("ascii"), replace=True
+            )
+        except KeyFileError as error:
             _log.limited(WRITE_INTERVAL_S).warning(
                 "when the peer was last here cannot be written",
                 file=self._path,
-                cause=error.strerror,
+                cause=str(error),
                 remedy="make room, or give the directory to the user of the daemon",
             )

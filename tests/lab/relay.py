@@ -57,6 +57,12 @@ def one_datagram_a_frame(host: Host) -> None:
     host.ip("link set eth0 gso_max_segs 1")
 
 
+def without_ipv6(*hosts: Host) -> None:
+    """Take the IPv6 addresses of hosts away: whichever family answers first would carry the frames."""
+    for host in hosts:
+        host.ip("-6 address flush dev eth0")
+
+
 class Relay:
     """The switch's place between two hosts for UDP: a test decides what becomes of each frame.
 

@@ -67,7 +67,7 @@ def test_requests_of_web_pages_are_refused(pair, headers, code):
         (b"{", "application/json", 400),
         (b"[]", "application/json", 400),
         (b'{"peer": 9001}', "application/json", 400),
-        (b'{"peer": "nonsense"}', "application/json", 400),
+        (b'{"peer": "no sense"}', "application/json", 400),
         (b'{"peer": "host:99999"}', "application/json", 400),
         (b'{"pear": "198.51.100.2:9001"}', "application/json", 400),
         (b"\xff\xfe", "application/json", 400),

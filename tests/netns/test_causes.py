@@ -125,7 +125,7 @@ def test_the_way_to_a_host_is_told_as_the_kernel_sees_it(well):
 def test_a_full_disk_is_named_and_stops_no_frame(well):
     with faults.full_disk(well.left.state_dir):
         told = tell(well.left)
-        told.names(f"{well.left.state_dir} has 0 bytes left")
+        told.names(f"{well.left.state_dir} has 0 B left")
         assert (told.delivered, told.healthy) == (True, True)
         assert told.codes == {"disk_full"}
         assert "do: make room" in told.explain

@@ -475,7 +475,8 @@ def terminating_during_a_dial_is_quick(directory: Path) -> None:
 
 @scenario
 def a_disconnect_is_not_undone_by_the_other_side(directory: Path) -> None:
-    with connected_pair(directory, left=AUTO) as pair:
+    with running_pair(directory, left=AUTO) as pair:
+        pair.await_connected()
         assert pair.left.api("POST", "/disconnect")[0] == 200
         pair.right.wait_for(15, state="connecting", phase="waiting_for_peer")
         assert pair.left.host.taps() == []

@@ -22,7 +22,14 @@ from shadowmesh.netlab import Daemon, wait_until
 from tests.lab import faults
 from tests.lab.capture import Capture
 from tests.lab.pair import Pair, running_pair, streams
-from tests.lab.relay import DATA_PORT, Relay, one_datagram_a_frame, udp_of, with_payload
+from tests.lab.relay import (
+    DATA_PORT,
+    Relay,
+    one_datagram_a_frame,
+    udp_of,
+    with_payload,
+    without_ipv6,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -501,7 +508,10 @@ def replayed_reordered_cut_and_altered_datagrams_do_no_harm(directory: Path) -> 
         done["altered"] += len(broken)
         return [*out, *again, *broken]
 
-    with udp_pair(directory) as pair:
+    with running_pair(directory, UDP) as pair:
+        without_ipv6(pair.left.host, pair.right.host)
+        pair.connect()
+        await_path(pair, "udp", 15)
         before = refused(pair.right)
         with streams(pair, per_second=500, size=300) as collectors:
             with Relay(pair.net, pair.left.host, pair.right.host, treat) as relay:
@@ -527,6 +537,7 @@ def copies_from_another_address_do_not_move_the_traffic(directory: Path) -> None
     """A stranger on the way lets some datagrams come from its own address, before the real ones."""
     with running_pair(directory, UDP) as pair:
         stranger = pair.net.host("stranger")
+        without_ipv6(pair.left.host, pair.right.host)
         pair.connect()
         await_path(pair, "udp", 15)
         number = 0
