@@ -206,7 +206,7 @@ def test_a_user_who_asks_over_64_connections_and_never_reads_locks_nobody_out(co
                 scraper.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
                 answer = b"".join(iter(lambda: scraper.recv(65536), b""))
             assert b" 200 " in answer.partition(b"\r\n")[0]
-    connected.assert_pings()
+    connected.await_pings(15)  # the hub may have the last of the crowd to do with
     assert "Traceback" not in left.log()
 
 
