@@ -208,10 +208,6 @@ MAX_API_BODY_BYTES: Final = 64 * 1024
 #: last words of a capture that the daemon has ended; the CLI looks for them
 CAPTURE_DAEMON_STOPS: Final = "the daemon stops"
 
-#: messages of the events that tell how a reload went; the CLI looks for them
-EVENT_RELOADED: Final = "configuration reloaded"
-EVENT_NOT_RELOADED: Final = "configuration not reloaded"
-
 
 class Inner(IntEnum):
     """Type byte inside a record. Source: protocol section 6."""

@@ -17,7 +17,7 @@ Does not know: who raises or catches them. Imports nothing of the project.
     +-- ControlError                an operation asked for by an operator failed
         +-- AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
             PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
-            DaemonStopping
+            ConfigurationWrong, DaemonStopping
 """
 
 from __future__ import annotations
@@ -226,6 +226,14 @@ class CaptureRunning(ControlError):
 
     code = "capture_running"
     http_status = 409
+
+
+class ConfigurationWrong(ControlError):
+    """The configuration that was to be read again is invalid; the daemon goes on as before."""
+
+    code = "configuration_invalid"
+    http_status = 422
+    exit_code = 7
 
 
 class DaemonStopping(ControlError):

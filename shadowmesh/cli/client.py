@@ -20,6 +20,7 @@ from shadowmesh.base.errors import (
     AlreadyConnecting,
     BadRequest,
     CaptureRunning,
+    ConfigurationWrong,
     ConnectTimeout,
     ControlError,
     DaemonStopping,
@@ -51,6 +52,7 @@ _CONTROL_ERRORS: Final[dict[str, type[ControlError]]] = {
     for kind in (
         AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
         PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
+        ConfigurationWrong,
     )
 }  # fmt: skip
 
@@ -134,6 +136,10 @@ class ApiClient:
     def disconnect(self) -> dict[str, Any]:
         """End the session and return the snapshot."""
         return self._ask("POST", "/disconnect", {}, self._request_timeout_s)
+
+    def reload(self) -> dict[str, Any]:
+        """Let the daemon read its configuration again; return its `pid`, `applied`, `restart`."""
+        return self._ask("POST", "/reload", {}, self._request_timeout_s, "applied")
 
     def status(self) -> dict[str, Any]:
         """Return the snapshot."""

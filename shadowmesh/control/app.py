@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from shadowmesh.insight.events import FlightRecorder
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.history import Report
-    from shadowmesh.insight.status import Health, Pong, Snapshot
+    from shadowmesh.insight.status import Health, Pong, Reloaded, Snapshot
 
 _log = log.get("api")
 
@@ -84,6 +84,10 @@ class Control(Protocol):
         ...
 
     def disconnect(self) -> Snapshot: ...
+
+    def reload(self) -> Reloaded:
+        """Read the configuration again; a wrong one changes nothing."""
+        ...
 
     def ping(self, count: int) -> list[Pong]:
         """Measure round trips over the path that carries the frames."""
@@ -222,6 +226,9 @@ class _Handlers:
 
     def disconnect(self) -> Response:
         return _json(self._control.disconnect().to_dict())
+
+    def reload(self) -> Response:
+        return _json(self._control.reload().to_dict())
 
     def ping(self, count: int) -> Response:
         answers = [pong.to_dict() for pong in self._control.ping(count)]

@@ -219,6 +219,14 @@ def _envelopes() -> Json:
                 "answers": {"type": "array", "items": {"$ref": "#/components/schemas/Pong"}},
             }
         ),
+        "Reloaded": _object(
+            {
+                "schema": number,
+                "pid": {"type": "integer", "description": "of the daemon"},
+                "applied": {**names, "description": "keys that have their new value"},
+                "restart": {**names, "description": "keys that wait for a restart"},
+            }
+        ),
         "Explanation": _object(
             {
                 "schema": number,

@@ -21,6 +21,7 @@ from shadowmesh.base.errors import (
     AlreadyConnecting,
     BadRequest,
     CaptureRunning,
+    ConfigurationWrong,
     ConnectTimeout,
     ControlError,
     DaemonStopping,
@@ -138,6 +139,7 @@ _ERROR_TEXTS: Final[Mapping[type[ControlError], str]] = {
     DeviceUnavailable: "the TAP device cannot be made",
     ConnectTimeout: "no outcome in time",
     CaptureRunning: "a capture is running; one at a time",
+    ConfigurationWrong: "the file is invalid, and the daemon goes on as before",
 }
 
 _PEER: Final = Value(
@@ -165,6 +167,12 @@ ROUTES: Final = (
         "POST", "/disconnect", "disconnect", Right.CHANGE, "End the session and take the TAP device down",
         "Snapshot", "Also gives up connecting, and leaves the state error.",
         body=(), errors=(NotConnected,),
+    ),
+    Route(
+        "POST", "/reload", "reload", Right.CHANGE, "Read the configuration again", "Reloaded",
+        "As SIGHUP does. A configuration that is invalid changes nothing, and the answer says what "
+        "is wrong with it.",
+        body=(), errors=(ConfigurationWrong,),
     ),
     Route(
         "POST", "/ping", "ping", Right.LOOK, "Measure round trips to the peer", "Pings",

@@ -217,6 +217,29 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What reading the configuration again has changed.
+
+    Attributes:
+        pid: of the daemon.
+        applied: keys that have their new value.
+        restart: keys that have another value in the file and wait for a restart.
+    """
+
+    pid: int
+    applied: Sequence[str]
+    restart: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "pid": self.pid,
+            "applied": list(self.applied),
+            "restart": list(self.restart),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """The live session; times are wall-clock seconds, `rekeys` counts since it was established.
 

@@ -11,6 +11,7 @@ not know: HTTP routes, states, frames.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -26,9 +27,15 @@ from gevent.event import Event
 from shadowmesh import __version__
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.base import log, stdio
-from shadowmesh.base.constants import EVENT_NOT_RELOADED, EVENT_RELOADED
-from shadowmesh.base.errors import BadRequest, ConfigError, KeyFileError, ShadowMeshError
-from shadowmesh.base.units import listed
+from shadowmesh.base.errors import (
+    BadRequest,
+    ConfigError,
+    ConfigurationWrong,
+    DaemonStopping,
+    KeyFileError,
+    ShadowMeshError,
+)
+from shadowmesh.base.units import count, listed
 from shadowmesh.base.words import nearest
 from shadowmesh.config import (
     HostPort,
@@ -52,6 +59,7 @@ from shadowmesh.device.underlay import Underlay
 from shadowmesh.insight.capture import Captures
 from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.metrics import Sources, make_registry
+from shadowmesh.insight.status import Reloaded
 from shadowmesh.insight.vitals import Vitals
 from shadowmesh.keys.api_token import load_or_create_token
 from shadowmesh.keys.identity import format_public_key, load_or_create_identity
@@ -267,6 +275,25 @@ class Daemon:
         self._manager.disconnect()
         return self._view.snapshot()
 
+    def reload(self) -> Reloaded:
+        """Read the configuration again, for who asks over the API.
+
+        Raises:
+            ConfigurationWrong: it is invalid, and nothing has changed.
+            DaemonStopping: too late for that.
+        """
+        if self._stopping.is_set():
+            raise DaemonStopping("the daemon is stopping")
+        self._notifier.reloading()
+        try:
+            return self._load_and_apply()
+        except ConfigError as error:
+            first, *more = map(str, error.problems)
+            rest = f"; {count(len(more), 'more mistake')}, see `shadowmesh logs`" if more else ""
+            raise ConfigurationWrong(f"not reloaded: {first}{rest}") from None
+        finally:
+            self._notifier.ready(self._view.summary())
+
     def ping(self, count: int) -> list[Pong]:
         """Measure `count` round trips to the peer, one after the other."""
         return [self._manager.ping() for _ in range(count)]
@@ -417,26 +444,25 @@ class Daemon:
     def _watch_signals(self, undo: ExitStack) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             undo.callback(gevent.signal_handler(number, self._stopping.set).cancel)
-        undo.callback(gevent.signal_handler(signal.SIGHUP, self._reload).cancel)
+        undo.callback(gevent.signal_handler(signal.SIGHUP, self._on_hangup).cancel)
 
-    def _reload(self) -> None:
-        """SIGHUP: apply what can be applied; a wrong file changes nothing."""
-        if self._stopping.is_set():
-            return  # what is being closed would be opened again
-        self._notifier.reloading()
-        try:
-            self._load_and_apply()
-        finally:
-            self._notifier.ready(self._view.summary())
+    def _on_hangup(self) -> None:
+        """SIGHUP: apply what can be applied; the log has what came of it."""
+        # While stopping, what is being closed would be opened again.
+        with contextlib.suppress(ConfigurationWrong, DaemonStopping):
+            self.reload()
 
-    def _load_and_apply(self) -> None:
+    def _load_and_apply(self) -> Reloaded:
+        """Raises ConfigError: nothing has changed."""
         try:
             loaded = self._load_again()
         except ConfigError as error:
             for problem in error.problems:
                 _log.error("configuration not reloaded", problem=str(problem))
-            self._recorder.record("config", EVENT_NOT_RELOADED, problems=len(error.problems))
-            return
+            self._recorder.record(
+                "config", "configuration not reloaded", problems=len(error.problems)
+            )
+            raise
         applied, restart = diff(self._config, loaded.config)
         _log.info("configuration reloaded", applied=listed(applied) or "nothing")
         if restart:
@@ -454,8 +480,8 @@ class Daemon:
         except ShadowMeshError as error:
             _log.error("the peer port stays closed; reload again when it is free", cause=str(error))
         self._renew_certificate()
-        # Told last: who waits for it finds everything done.
-        self._recorder.record("config", EVENT_RELOADED, applied=applied, restart=restart)
+        self._recorder.record("config", "configuration reloaded", applied=applied, restart=restart)
+        return Reloaded(os.getpid(), applied, restart)
 
     def _renew_certificate(self) -> None:
         """Take a certificate that was renewed in its place; a wrong pair changes nothing."""

@@ -21,6 +21,7 @@ CONTROL_ERRORS = {
     "ConnectTimeout": ("timeout", 504, 6),
     "DeviceUnavailable": ("device_unavailable", 503, 4),
     "CaptureRunning": ("capture_running", 409, 1),
+    "ConfigurationWrong": ("configuration_invalid", 422, 7),
     "DaemonStopping": ("stopping", 503, 3),
 }
 

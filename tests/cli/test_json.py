@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import os
 import re
@@ -14,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh.base.constants import EVENT_RELOADED
-from shadowmesh.cli import benchmark, evidence, process
+from shadowmesh.cli import benchmark, evidence
 from shadowmesh.cli.commands import bench
 from shadowmesh.cli.program import program
 from shadowmesh.insight.capture import Captures
@@ -231,20 +229,12 @@ def test_dashboard_completion_and_help(run):
     judge("help", json.loads(run("help", "ping", "--json").stdout))
 
 
-def test_reload(control, token_file, tmp_path, monkeypatch):
-    recorder = FlightRecorder()
-
-    def take(*_args):
-        recorder.record("config", EVENT_RELOADED, applied=("a.b",), restart=("c.d",))
-
+def test_reload(run, tmp_path, monkeypatch):
     config = tmp_path / "daemon.yaml"
     config.touch(0o600)
-    control.snapshot = dataclasses.replace(CONNECTED, pid=os.getpid())
-    monkeypatch.setattr(os, "kill", take)
-    monkeypatch.setattr(process.Path, "read_bytes", lambda _: b"shadowmesh-daemon")
-    with serving(lambda address: make_app(control, address, recorder=recorder)) as address:
-        asked = ("--api", f"http://{address}", "--token-file", token_file, "--config", config)
-        answers = [invoke(*asked, "--json", "reload", *more) for more in ([], ["--pid", "9999999"])]
+    monkeypatch.setattr(os, "kill", lambda *_what: None)
+    asked = ("--config", config, "--json", "reload")
+    answers = [run(*asked, *more) for more in ([], ["--pid", "9999999"])]
     judge("reload", *[json.loads(answer.stdout) for answer in answers])
 
 

@@ -10,26 +10,26 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from shadowmesh import __version__
-from shadowmesh.base.constants import EVENT_NOT_RELOADED, EVENT_RELOADED
+from shadowmesh.base.errors import ConfigurationWrong
 from shadowmesh.cli import process
-from shadowmesh.cli.commands import logs, reload
+from shadowmesh.cli.commands import logs
 from shadowmesh.cli.commands.completion import SHELLS, script
 from shadowmesh.cli.program import program
-from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.insight.status import Reloaded
 from tests.cli.test_program import (  # noqa: F401
     NOBODY,
     assert_failed,
     control,
     invoke,
     run,
+    served,
     token_file,
 )
-from tests.control.fake_control import CONNECTED, DISCONNECTED, make_app, serving
+from tests.control.fake_control import CONNECTED, DISCONNECTED
 
 # --- version ----------------------------------------------------------------------------------
 
@@ -124,56 +124,10 @@ def test_a_timeout_needs_a_number_and_a_unit(run, timeout):
 
 
 @pytest.fixture
-def recorder():
-    return FlightRecorder()
-
-
-@pytest.fixture
-def outcome():
-    """The event that tells how a reload went: message and fields."""
-    return [EVENT_RELOADED, {"applied": ("nat.enabled",), "restart": ("network.mtu",)}]
-
-
-@pytest.fixture
-def served(control, recorder):
-    with serving(lambda address: make_app(control, address, recorder=recorder)) as address:
-        yield address
-
-
-@pytest.fixture
-def signalled(control, recorder, outcome):
-    """This process poses as the daemon; the event tells that SIGHUP came."""
-    control.snapshot = dataclasses.replace(CONNECTED, pid=os.getpid())
-    came = threading.Event()
-
-    def take(*_args):
-        if outcome:
-            recorder.record("config", outcome[0], **outcome[1])
-        came.set()
-
-    recorder.record("config", EVENT_NOT_RELOADED, problems=1)  # long ago
-    before = signal.signal(signal.SIGHUP, take)
-    yield came
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.fixture
-def looks_like_the_daemon(monkeypatch):
-    monkeypatch.setattr(process.Path, "read_bytes", lambda _self: b"python\0shadowmesh-daemon\0")
-
-
-def test_reload_sends_the_signal(run, signalled, looks_like_the_daemon, tmp_path):
-    config = tmp_path / "daemon.yaml"
-    config.touch(0o600)
-    result = run("--config", config, "reload")
-    assert result.exit_code == 0, result.output
-    assert signalled.wait(5)
-    assert result.stdout == (
-        "applied: nat.enabled\nnetwork.mtu waits for a restart: `systemctl restart shadowmesh`\n"
-    )
-    assert json.loads(run("--config", config, "--json", "reload").stdout) == {
-        "schema": 1, "pid": os.getpid(), "applied": ["nat.enabled"], "restart": ["network.mtu"],
-    }  # fmt: skip
+def config(tmp_path):
+    path = tmp_path / "daemon.yaml"
+    path.touch(0o600)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -182,86 +136,52 @@ def test_reload_sends_the_signal(run, signalled, looks_like_the_daemon, tmp_path
         ((), (), "nothing has changed\n"),
         (("a.b", "c.d", "e.f"), (), "applied: a.b, c.d and e.f\n"),
         ((), ("a.b", "c.d"), "a.b and c.d wait for a restart: `systemctl restart shadowmesh`\n"),
+        (("a.b",), ("c.d",),
+         "applied: a.b\nc.d waits for a restart: `systemctl restart shadowmesh`\n"),
     ],
-)
+)  # fmt: skip
 def test_reload_tells_in_sentences_what_the_daemon_did(
-    run, signalled, looks_like_the_daemon, outcome, tmp_path, applied, restart, said
+    run, control, config, applied, restart, said
 ):
-    outcome[1] = {"applied": applied, "restart": restart}
-    config = tmp_path / "daemon.yaml"
-    config.touch(0o600)
+    control.reloaded = Reloaded(4711, applied, restart)
     assert run("--config", config, "reload").stdout == said
+    assert control.calls == [("reload",)]
+    assert json.loads(run("--config", config, "--json", "reload").stdout) == {
+        "schema": 1, "pid": 4711, "applied": list(applied), "restart": list(restart),
+    }  # fmt: skip
 
 
-def test_reload_fails_when_the_daemon_finds_its_own_file_wrong(
-    run, signalled, looks_like_the_daemon, outcome, tmp_path
-):
-    outcome[:] = [EVENT_NOT_RELOADED, {"problems": 2}]
-    config = tmp_path / "daemon.yaml"
-    config.touch(0o600)
-    assert_failed(run("--config", config, "reload"), 7, "goes on as before", "shadowmesh logs")
+def test_reload_fails_when_the_daemon_finds_its_own_file_wrong(run, control, config):
+    control.error = ConfigurationWrong("not reloaded: network.mtu: 100 is below 1280")
+    assert_failed(run("--config", config, "reload"), 7, "not reloaded: network.mtu")
 
 
-def test_reload_of_a_daemon_that_tells_nothing_says_so(
-    run, signalled, looks_like_the_daemon, outcome, monkeypatch, tmp_path
-):
-    outcome.clear()
-    monkeypatch.setattr(reload, "_OUTCOME_TIMEOUT_S", 0.1)
-    config = tmp_path / "daemon.yaml"
-    config.touch(0o600)
-    result = run("--config", config, "reload")
-    assert (result.exit_code, signalled.is_set()) == (0, True)
-    assert "has not said that it did; `shadowmesh logs` has the outcome" in result.stdout
-
-
-def test_reload_of_a_given_process_asks_nobody(control, signalled, tmp_path):
-    config = tmp_path / "daemon.yaml"
-    config.touch(0o600)
-    result = invoke("--config", config, "reload", "--pid", os.getpid())
-    assert result.exit_code == 0, result.output
-    assert signalled.wait(5)
-    assert control.calls == []
-    assert_failed(invoke("--config", config, "reload", "--pid", 2**22 + 1), 1, "no process")
-
-
-def test_reload_leaves_the_daemon_alone_when_the_file_is_wrong(run, control, signalled, tmp_path):
-    config = tmp_path / "daemon.yaml"
+def test_reload_leaves_the_daemon_alone_when_the_file_is_wrong(run, control, config):
     config.write_text("network:\n  mtu: 100\n")
     assert_failed(run("--config", config, "reload"), 7, "network.mtu")
-    assert not signalled.is_set()
     assert control.calls == []
 
 
-def test_reload_signals_no_stranger(run, control, signalled, monkeypatch, tmp_path):
-    monkeypatch.setattr(process.Path, "read_bytes", lambda _self: b"/usr/sbin/sshd\0")
-    config = tmp_path / "daemon.yaml"
-    config.touch(0o600)
-    assert_failed(run("--config", config, "reload"), 1, str(os.getpid()), "container")
-    assert not signalled.is_set()
+def test_reload_of_a_given_process_signals_it_and_asks_nobody(control, config, monkeypatch):
+    told = []
+    monkeypatch.setattr(os, "kill", lambda *what: told.append(what))
+    result = invoke("--config", config, "reload", "--pid", 4711)
+    assert result.exit_code == 0, result.output
+    assert "`shadowmesh logs` has the outcome" in result.stdout
+    assert told == [(4711, signal.SIGHUP)]
+    assert control.calls == []
 
 
-def test_reload_takes_the_pid_file_of_a_daemon_that_does_not_tell(
-    run, control, signalled, looks_like_the_daemon, tmp_path
-):
-    control.snapshot = dataclasses.replace(CONNECTED, pid=None)
-    config = tmp_path / "daemon.yaml"
-    config.write_text(f"daemon:\n  pid_file: {tmp_path}/pid\n")
-    assert_failed(run("--config", config, "reload"), 3, f"{tmp_path}/pid")
-    (tmp_path / "pid").write_text(f"{os.getpid()}\n")
-    assert run("--config", config, "reload").exit_code == 0
-    assert signalled.wait(5)
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [(ProcessLookupError(3, "no"), 1, "no process"), (PermissionError(1, "no"), 4, "root")],
+)
+def test_a_process_that_cannot_be_signalled_is_told(config, monkeypatch, error, code, word):
+    def fail(*_what):
+        raise error
 
-
-def test_reload_of_another_user_s_daemon_is_not_permitted(
-    run, signalled, looks_like_the_daemon, monkeypatch, tmp_path
-):
-    def refuse(*_args):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr("shadowmesh.cli.commands.reload.os.kill", refuse)
-    config = tmp_path / "daemon.yaml"
-    config.touch(0o600)
-    assert_failed(run("--config", config, "reload"), 4, "root")
+    monkeypatch.setattr(os, "kill", fail)
+    assert_failed(invoke("--config", config, "reload", "--pid", 4711), code, word)
 
 
 # --- logs -------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ COMMANDS = {
     "wait": (["--timeout", "10ms"], 4, 6, "shadowmesh-view"),
     "logs": ([], 4, 3, "shadowmesh-view"),
     "dashboard": ([], 4, 3, "token"),
-    "reload": ([], 4, 4, "root"),
+    "reload": ([], 4, 3, "shadowmesh-admin"),
     "config": (["check"], 4, 4, "file of your own"),
     "version": ([], 0, 0, None),
     "netcheck": (["--server", "127.0.0.1:1"], 5, 5, None),

@@ -87,6 +87,7 @@ class FakeControl:
         #: what the next pings say, before it is always `PONG`
         self.pongs: list[status.Pong] = []
         self.past = PAST
+        self.reloaded = status.Reloaded(4711, ("nat.enabled",), ("network.mtu",))
         self.calls: list[tuple[str, ...]] = []
         #: called before each answer
         self.before: Callable[[], None] = lambda: None
@@ -105,6 +106,10 @@ class FakeControl:
     def disconnect(self) -> status.Snapshot:
         self.snapshot = dataclasses.replace(DISCONNECTED)
         return self._answer("disconnect")
+
+    def reload(self) -> status.Reloaded:
+        self._answer("reload")
+        return self.reloaded
 
     def ping(self, count: int) -> list[status.Pong]:
         self._answer("ping", str(count))

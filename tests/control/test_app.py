@@ -121,6 +121,7 @@ def test_disconnect_answers_the_snapshot(client, control):
         (errors.ConnectTimeout("late"), 504, "timeout"),
         (errors.DeviceUnavailable("no tun"), 503, "device_unavailable"),
         (errors.CaptureRunning("one at a time"), 409, "capture_running"),
+        (errors.ConfigurationWrong("not reloaded"), 422, "configuration_invalid"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
@@ -501,7 +502,7 @@ def test_the_table_says_for_every_route_which_right_it_takes(control):
             "/status", "/explain", "/ping", "/events", "/events/recent", "/metrics", "/history",
             "/openapi.json",
         },
-        Right.CHANGE: {"/connect", "/disconnect", "/capture"},
+        Right.CHANGE: {"/connect", "/disconnect", "/reload", "/capture"},
     }  # fmt: skip
 
 
