@@ -24,6 +24,7 @@ from shadowmesh.wire.handshake.machines import Initiator, Responder
 from shadowmesh.wire.nat import stun
 from tests.fastpath import rig
 from tests.fastpath.test_udp import Wire
+from tests.twins import admit
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "tests" / "vectors"
@@ -179,11 +180,14 @@ def datagram_seeds() -> Iterable[bytes]:
 
 
 def try_offload(data: bytes) -> None:
-    """A virtio header and a frame: judged, cut, and joined again."""
+    """A virtio header and a frame: admitted as by the twin, cut, and joined again."""
     header, frame = data[:10], data[10:]
     if len(header) < 10:
         return
-    records.judge(frame, 1500, header)
+    for most_segments in (0, 128, 65535):
+        admitted = records.admit(header, frame, 1500, most_segments)
+        wanted = admit.admit(header, frame, 1500, most_segments)
+        assert wanted == (None if isinstance(admitted, int) else admitted)
     for finished in (False, True):
         cut = offload.segment(header, frame, 1400, finished)
         if not isinstance(cut, int):

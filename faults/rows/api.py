@@ -159,7 +159,9 @@ def concurrent(bench: Bench) -> None:
     "unread API answers",
     "CLI, /health and metrics answer beside 64 mute clients",
     bound_s=90,
-    short=("control/test_app.py::test_idle_connections_do_not_keep_a_new_one_out",),
+    short=(
+        "control/test_crowd.py::test_another_user_who_pipelines_and_never_reads_keeps_nobody_out",
+    ),
 )
 def unread(bench: Bench) -> None:
     failures = []

@@ -151,6 +151,8 @@ def udp_blocked(bench: Bench) -> None:
     "connects; a running session heals in 10 s",
     bound_s=420,
     short=(
+        "netns/test_faults.py::a_wss_session_whose_path_begins_to_swallow_long_packets_heals",
+        "netns/test_faults.py::a_udp_session_whose_path_begins_to_swallow_long_packets_heals",
         "netns/test_paths.py::a_hole_for_long_datagrams_is_found",
         "wire/test_path.py::test_loss_does_not_shrink_the_mtu",
     ),
@@ -161,8 +163,8 @@ def mtu_black_hole(bench: Bench) -> None:
         for longest in (1400, 1280):
             name = f"{'UDP' if udp else 'WSS'} {longest}"
             with bench.pair(udp=udp, flat=False, settle_s=60) as pair:
-                _plain_cables(pair)
-                with _swallow(pair.net, longest):
+                faults.without_offload(pair.net, pair.left.host, pair.right.host)
+                with faults.swallow(pair.net, longest):
                     try:
                         took = until("full frames pass", lambda p=pair: _full_frames(p), 20)
                         bench.figure(f"{name}: healed {took:.1f} s")
@@ -178,9 +180,9 @@ def _connects_through(bench: Bench, longest: int, udp: bool, name: str) -> list[
     with Net() as net:
         both = {**(UDP if udp else {}), "peer.auto_connect": True}
         pair = make_pair(net, bench.place(), both, right={"peer.auto_connect": False})
-        _plain_cables(pair)
+        faults.without_offload(net, pair.left.host, pair.right.host)
         try:
-            with _swallow(net, longest):
+            with faults.swallow(net, longest):
                 pair.start()
                 try:
                     took = until("connected", lambda: _connected(pair), 30)
@@ -202,25 +204,14 @@ def _full_frames(pair: Pair) -> bool:
     return pair.left.host.ping(pair.right.tunnel_ip, size=1472, count=1, timeout_s=0.5).complete
 
 
-def _plain_cables(pair: Pair) -> None:
-    """Segments on the cable are as long as on a real one; the switch sees none that are longer."""
-    for daemon in pair:
-        daemon.host.run("ethtool", "-K", "eth0", "tso", "off", "gso", "off", "gro", "off")
-
-
-def _swallow(net: Net, longest: int):
-    return faults.forwarding(
-        net,
-        f"meta protocol ip ip length > {longest} drop",
-        f"meta protocol ip6 ip6 length > {longest - 40} drop",
-    )
-
-
 @row(
     "dead addresses",
     "connected <= 5 s behind 1, 4 and 8 of them",
     bound_s=150,
-    short=("link/test_dial.py::test_a_dead_address_does_not_hide_a_good_one",),
+    short=(
+        "link/test_dial.py::test_addresses_that_swallow_packets_do_not_hide_a_good_one",
+        "link/test_dial.py::test_a_dead_address_does_not_hide_a_good_one",
+    ),
 )
 def dead_addresses(bench: Bench) -> None:
     failures = []

@@ -119,6 +119,7 @@ def counter_limits(bench: Bench) -> None:
     "no reconnect for +-1 h, +-10 y; after 200 s of SIGSTOP dialled again",
     bound_s=320,
     short=(
+        "peer/test_peer.py::test_a_clock_that_is_set_by_years_changes_no_age_and_no_timer",
         "wire/test_session.py::test_after_a_suspend_expired_keys_are_not_used_by_whatever_comes_first",
         "wire/test_liveness.py::test_a_process_that_was_stopped_asks_before_it_gives_up",
     ),
@@ -170,7 +171,7 @@ def _clock(bench: Bench) -> tuple[Path, Path]:
     loads=True,
     short=(
         "fastpath/test_frames.py::test_a_frame_from_the_peer_is_judged",
-        "fastpath/test_frames.py::test_what_passes_keeps_to_the_protocol",
+        "fastpath/test_frames.py::test_what_reaches_the_device_is_that_of_the_twin",
     ),
 )
 def hostile_virtio(bench: Bench) -> None:
@@ -196,7 +197,8 @@ def hostile_virtio(bench: Bench) -> None:
                 f"/health worst {1000 * slow[-1]:.0f} ms"
             )
             assert refused > 0, "none was refused"
-            assert passed < 20, f"{passed} frames with lying headers were delivered"
+            # One in six is no super-frame: its checksum is filled in, wherever it is said to be.
+            assert passed <= refused / 4, f"{passed} frames with lying headers were delivered"
             assert cost <= 1, "a record keeps the receiver busy"
         finally:
             for daemon in pair:

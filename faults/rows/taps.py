@@ -84,6 +84,7 @@ def tap_down(bench: Bench) -> None:
     bound_s=240,
     short=(
         "netns/test_refusals.py::test_without_the_right_to_make_a_tap_the_daemon_does_not_start",
+        "netns/test_refusals.py::test_a_file_in_the_place_of_the_driver_stops_the_start",
         "netns/test_causes.py::test_a_deleted_tap_that_cannot_be_made_again_is_named",
     ),
 )
@@ -131,7 +132,10 @@ def _alone(net: Net, bench: Bench) -> Daemon:
     "device changed by others",
     "health and status notice <= 2 s, the remedy is right",
     bound_s=120,
-    short=("netns/test_causes.py::test_a_tap_that_is_down_is_named",),
+    short=(
+        "netns/test_underlay.py::test_what_others_do_to_the_device_is_noticed_and_undone_by_nobody",
+        "netns/test_causes.py::test_a_tap_that_is_down_is_named",
+    ),
 )
 def changed_by_others(bench: Bench) -> None:
     changes = {
@@ -216,7 +220,7 @@ def _loop(pair: Pair) -> int:
         )
     before = counters(pair.right)["frames_in"]
     time.sleep(2)
-    answers(pair.left, 3)  # the hub lives beside the storm
+    answers(pair.left, 3, route="/status")  # the hub lives beside the storm
     went_round = counters(pair.right)["frames_in"] - before
     for host in hosts:
         host.ip("link set tap0 nomaster", "link del br7")

@@ -105,6 +105,8 @@ ETHERNET_HEADER_BYTES: Final = 14
 FRAME_OVERHEAD_BYTES: Final = 22
 #: payload of a segmented super-frame, at most (the largest IP packet)
 SUPERFRAME_MAX_BYTES: Final = 65_535
+#: frames that a super-frame may be cut into, as in fast/admit.pxd
+MAX_SEGMENTS: Final = 128
 VIRTIO_NET_HEADER_BYTES: Final = 10
 
 CLOSE_TEXT_MAX_BYTES: Final = 64

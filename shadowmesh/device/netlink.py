@@ -71,6 +71,7 @@ _IFLA_TXQLEN: Final = 13
 _IFLA_LINKINFO: Final = 18
 _IFLA_STATS64: Final = 23
 _IFLA_LINK_NETNSID: Final = 37
+_IFLA_GSO_MAX_SEGS: Final = 40
 _IFLA_INFO_KIND: Final = 1
 _IFLA_INFO_DATA: Final = 2
 _IFLA_TUN_NUM_QUEUES: Final = 8
@@ -127,6 +128,7 @@ class Link:
     descriptors hold a TAP or TUN device made with IFF_MULTI_QUEUE; None for any other interface, and
     before Linux 4.17. `lower` is the index of the interface of this namespace that it is stacked on,
     of a veth the other end; 0 without one. `remote` is whereto a tunnel of the kernel's sends.
+    `most_segments` is into how many frames a super-frame may be cut that is sent through it.
     """
 
     index: int
@@ -142,6 +144,7 @@ class Link:
     tun_queues: int | None = None
     lower: int = 0
     remote: Address | None = None
+    most_segments: int = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +228,7 @@ class Netlink:
         queue_length: int | None = None,
         mac: bytes | None = None,
         up: bool | None = None,
+        most_segments: int | None = None,
     ) -> None:
         """Change what is given and leave the rest."""
         change = 0 if up is None else IFF_UP
@@ -235,6 +239,8 @@ class Netlink:
             body += _attribute(_IFLA_TXQLEN, struct.pack("=I", queue_length))
         if mac is not None:
             body += _attribute(_IFLA_ADDRESS, mac)
+        if most_segments is not None:
+            body += _attribute(_IFLA_GSO_MAX_SEGS, struct.pack("=I", most_segments))
         self._call(_RTM_NEWLINK, _NLM_F_ACK, body)
 
     def addresses(self) -> list[tuple[int, Interface]]:
@@ -353,6 +359,7 @@ def parse_link(payload: bytes) -> Link:
         tun_queues=_tun_queues(info.get(_IFLA_INFO_DATA, b"")) if kind == "tun" else None,
         lower=0 if elsewhere else int.from_bytes(found.get(_IFLA_LINK, b""), sys.byteorder),
         remote=_remote(kind, info.get(_IFLA_INFO_DATA, b"")),
+        most_segments=int.from_bytes(found.get(_IFLA_GSO_MAX_SEGS, b"\xff\xff"), sys.byteorder),
     )
 
 

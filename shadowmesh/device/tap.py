@@ -26,7 +26,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
 
 from shadowmesh.base import log
-from shadowmesh.base.constants import VIRTIO_NET_HEADER_BYTES
+from shadowmesh.base.constants import MAX_SEGMENTS, VIRTIO_NET_HEADER_BYTES
 from shadowmesh.base.errors import DeviceError
 from shadowmesh.device.netlink import Link, Netlink
 from shadowmesh.device.queues import attach, attach_queues, best_queues
@@ -188,6 +188,7 @@ def open_tap(
             before = netlink.link(index)
         for address in addresses:
             _add_address(netlink, index, name, address, undo)
+        _limit_segments(netlink, before, undo)
         _bring_up(netlink, before, mtu, queue_length, mac, undo)
         with explained(f"cannot set up {name}"):
             after = netlink.link(index)
@@ -359,6 +360,26 @@ def _add_address(
                 ) from error
             raise
     undo.callback(_quietly, netlink.delete_address, index, address)
+
+
+def _limit_segments(netlink: Netlink, before: Link, undo: ExitStack) -> None:
+    """Have the kernel cut a super-frame itself that the peer would refuse.
+
+    Only streams of less than 512 bytes a segment come to that, so a device that somebody without
+    the right to change it is to use will do as it is: the data plane drops what is too much.
+    """
+    if before.most_segments <= MAX_SEGMENTS:
+        return
+
+    def limit(most_segments: int) -> None:
+        netlink.set_link(before.index, most_segments=most_segments)
+
+    try:
+        limit(MAX_SEGMENTS)
+    except OSError as error:
+        _log.debug("super-frames not limited", device=before.name, cause=str(error))
+    else:
+        undo.callback(_quietly, limit, before.most_segments)
 
 
 def _bring_up(

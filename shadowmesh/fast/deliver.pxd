@@ -7,6 +7,7 @@ from libc.string cimport memset
 from .base cimport *
 from .drop_reasons cimport *
 from .frame cimport *
+from .admit cimport MAX_SEGMENTS, NO_SEGMENTS, admit_offload
 from .nested cimport *
 from .session cimport *
 from .tap cimport *
@@ -42,10 +43,11 @@ cdef inline int write_tap(const tap_t *tap, int queue, const uint8_t *vnet,
             return tap_verdict(written)
 
 
-cdef inline int judge_inner(const tap_t *tap, uint8_t *inner, size_t inner_bytes, uint8_t **vnet,
-                            size_t *frame_bytes) noexcept nogil:
-    # For a record of type frame or offload frame: finds the virtio header (writing an empty one
-    # into the 9 bytes in front of `inner` for a plain frame) and judges. KEEP or a DROP_ reason.
+cdef inline int admit_inner(const tap_t *tap, uint8_t *inner, size_t inner_bytes, uint8_t **vnet,
+                            size_t *frame_bytes, uint32_t most_segments) noexcept nogil:
+    # For a record of type frame or offload frame: finds the virtio header, which may be written to
+    # the device then; for a plain frame an empty one goes into the 9 bytes in front of `inner`.
+    # KEEP or a DROP_ reason.
     if inner[0] == INNER_FRAME:
         frame_bytes[0] = inner_bytes - 1
         vnet[0] = inner + 1 - VNET_HEADER_BYTES
@@ -56,7 +58,8 @@ cdef inline int judge_inner(const tap_t *tap, uint8_t *inner, size_t inner_bytes
     if inner_bytes < 1 + VNET_HEADER_BYTES + MIN_FRAME:
         return DROP_RUNT
     frame_bytes[0] = inner_bytes - 1 - VNET_HEADER_BYTES
-    return check_offload(vnet[0], vnet[0] + VNET_HEADER_BYTES, frame_bytes[0], tap.mtu_bytes)
+    return admit_offload(vnet[0], vnet[0] + VNET_HEADER_BYTES, frame_bytes[0], tap.mtu_bytes,
+                         most_segments)
 
 
 cdef inline void count_delivery(received_t *counters, int queue, int verdict, uint64_t frames,
@@ -69,12 +72,13 @@ cdef inline void count_delivery(received_t *counters, int queue, int verdict, ui
 
 
 cdef inline void deliver_frame(plane_t *plane, received_t *counters, uint8_t *inner,
-                               size_t inner_bytes) noexcept nogil:
+                               size_t inner_bytes, uint32_t most_segments) noexcept nogil:
     # inner[0] is the type; 9 bytes in front of it may be overwritten.
     cdef uint8_t *vnet
     cdef size_t frame_bytes
     cdef int queue = 0
-    cdef int verdict = judge_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes)
+    cdef int verdict = admit_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes,
+                                   most_segments)
     cdef iovec whole
     sm_count(&counters.frames_opened, 1)
     if verdict == KEEP and holds_received(&plane.peers, vnet + VNET_HEADER_BYTES, frame_bytes):

@@ -142,7 +142,7 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     parser.begin += LENGTH_BYTES + sealed_bytes
     parser.records_left -= 1
     if inner[0] == INNER_FRAME or inner[0] == INNER_OFFLOAD_FRAME:
-        deliver_frame(plane, &plane.wss.received, inner, inner_bytes)
+        deliver_frame(plane, &plane.wss.received, inner, inner_bytes, MAX_SEGMENTS)
         return EVENT_NONE
     if inner[0] == INNER_PADDING:
         # Of padding only the fact counts: it may be the first record under new keys.

@@ -12,6 +12,7 @@ from libc.stddef cimport size_t
 from .base cimport *
 from .drop_reasons cimport *
 from .frame cimport *
+from .admit cimport ANY_SEGMENTS, MAX_SEGMENTS, admit_offload
 from .nested cimport *
 from .checksum cimport complete_checksum
 from .session cimport *
@@ -149,8 +150,9 @@ cdef inline int judge_slot(slot_t *slot, const route_t *route) noexcept nogil:
             and not route.udp_active):
         # As above. On UDP it does no harm: there it is cut.
         return DROP_BAD_OFFLOAD
-    return check_offload(slot.inner + 1, slot_frame(slot),
-                         slot.inner_bytes - 1 - VNET_HEADER_BYTES, route.peer_mtu_bytes)
+    return admit_offload(slot.inner + 1, slot.inner + 1 + VNET_HEADER_BYTES,
+                         slot.inner_bytes - 1 - VNET_HEADER_BYTES, route.peer_mtu_bytes,
+                         ANY_SEGMENTS if route.udp_active else MAX_SEGMENTS)
 
 
 cdef inline void judge_batch(queue_t *queue, const route_t *route) noexcept nogil:

@@ -94,7 +94,8 @@ cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) 
     # Never reorders: what cannot be joined goes out behind what came before.
     cdef uint8_t *vnet
     cdef size_t frame_bytes
-    cdef int verdict = judge_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes)
+    cdef int verdict = admit_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes,
+                                   NO_SEGMENTS)
     sm_count(&plane.udp.received.frames_opened, 1)
     if verdict == KEEP and holds_received(&plane.peers, vnet + VNET_HEADER_BYTES, frame_bytes):
         verdict = DROP_OWN_DATAGRAM
@@ -176,7 +177,7 @@ cdef inline void take_fragment(plane_t *plane, uint32_t key_id, uint64_t counter
         return
     # The slices are reused at once, so the frame cannot wait for others.
     flush_train(plane)
-    deliver_frame(plane, &plane.udp.received, whole, length)
+    deliver_frame(plane, &plane.udp.received, whole, length, NO_SEGMENTS)
 
 
 cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t counter,

@@ -128,8 +128,7 @@ cdef inline int seal_segments(outbox_t *outbox, const route_t *route,
         &segmenter, slot.inner + 1, slot.inner_bytes - 1 - VNET_HEADER_BYTES,
         <uint32_t>(room - 1 - VNET_HEADER_BYTES), False)
     if segments < 0:
-        # Headers that we do not cut through: rare, and small enough for fragments or lost.
-        return seal_fragments(outbox, route, slot.inner, slot.inner_bytes, True)
+        return DROP_TOO_LONG    # not one byte of payload fits beside the headers
     # Segments of one size are few trains. A UDP datagram keeps its size whatever the path, so it
     # may need fragments, which are a train of their own.
     inner_bytes = (1 + VNET_HEADER_BYTES + segmenter.flow.header_bytes

@@ -153,9 +153,12 @@ class FakeNetlink(Netlink):
             raise refusal(errno.ENODEV)
         return self.kernel.links[index]
 
-    def set_link(self, index, *, mtu=None, queue_length=None, mac=None, up=None) -> None:
-        self.kernel.step(("set_link", up))
+    def set_link(
+        self, index, *, mtu=None, queue_length=None, mac=None, up=None, most_segments=None
+    ) -> None:
+        self.kernel.step("limit" if most_segments else ("set_link", up))
         asked = {"mtu": mtu, "queue_length": queue_length, "mac": mac, "up": up}
+        asked["most_segments"] = most_segments
         changes = {key: value for key, value in asked.items() if value is not None}
         self.kernel.links[index] = replace(self.kernel.links[index], **changes)
 
@@ -183,7 +186,9 @@ def test_a_new_device_is_set_up_and_goes_away_on_close():
     kernel = FakeKernel()
     device = open_tap(kernel, name="tap%d", mac=MAC)
     assert (device.fds, device.name, device.mtu, device.mac) == ((40,), "tap0", 1400, MAC)
-    assert kernel.links[device.ifindex] == Link(2, "tap0", 1400, MAC, tap.QUEUE_LENGTH, up=True)
+    assert kernel.links[device.ifindex] == Link(
+        2, "tap0", 1400, MAC, tap.QUEUE_LENGTH, up=True, most_segments=128
+    )
     assert kernel.given == [(2, ADDRESS4)]
     assert kernel.header_bytes == 10
     assert kernel.offload == ALL
@@ -204,6 +209,13 @@ def test_the_address_is_there_before_the_link_comes_up():
     assert kernel.calls.index("add_address") < kernel.calls.index(("set_link", True))
 
 
+def test_a_device_that_may_not_be_changed_serves_as_it_is():
+    kernel = FakeKernel(failures={"limit": errno.EPERM})
+    device = open_tap(kernel)
+    assert kernel.links[device.ifindex].most_segments == 0xFFFF
+    assert device.is_up()
+
+
 def test_a_persistent_device_outlives_close_and_is_taken_over_unchanged():
     kernel = FakeKernel()
     device = open_tap(kernel, persist=True)
@@ -214,7 +226,8 @@ def test_a_persistent_device_outlives_close_and_is_taken_over_unchanged():
     kernel.calls.clear()
     again = open_tap(kernel, persist=False)
     assert again.persistent
-    assert not any("set_link" in str(call) or call == "add_address" for call in kernel.calls)
+    changing = ("add_address", "limit")
+    assert not any("set_link" in str(call) or call in changing for call in kernel.calls)
     again.close()
     assert kernel.state() == before
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.fastpath.rig import NO_OFFLOAD, Node, frame, offload, plain, vnet
 from tests.twins import records, websocket
+from tests.twins.offload import ACK, Ipv4, Packet, Tcp
 
 BATCH = 64
 FRAMES = [frame(bytes([i]) * 1400) for i in range(BATCH)]
@@ -91,7 +92,8 @@ def test_frames_out_allocate_nothing(node):
 
 
 def test_super_frames_out_allocate_nothing(node):
-    message = vnet(1, 1, 54, 1400, 34, 16) + frame(bytes(60_000))
+    packet = Packet(Ipv4(bytes(4), bytes(4)), Tcp(1, 2, 3, 4, 0, ACK, 5, 0, b""), bytes(60_000))
+    message = b"".join(packet.super_frame(1400))
     sent = 0
 
     def batch() -> None:

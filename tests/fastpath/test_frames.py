@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES, Pipe
-from shadowmesh.base.constants import Caps
+from shadowmesh.base.constants import MAX_SEGMENTS, Caps
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.fast.hooks import queues, records
 from tests.fastpath.rig import (
@@ -32,16 +32,40 @@ from tests.fastpath.rig import (
     vnet,
 )
 from tests.twins import mix
+from tests.twins.admit import admit
+from tests.twins.offload import ACK, Ipv4, Ipv6, Packet, Tcp, Udp
 
 MULTICAST = b"\x01\0\0\0\0\1"
 FRAME = frame(bytes(1000))
-TSO = {"flags": 1, "gso_type": 1, "hdr_len": 54, "gso_size": 1400, "csum_start": 34}
-SUPER = frame(bytes(60_000))
-SUPER_MAX = frame(bytes(65_535 + 22 - 14))
+STREAM = Packet(
+    Ipv4(b"\x0a\0\0\1", b"\x0a\0\0\2"),
+    Tcp(40000, 5201, 1, 2, 0, ACK, 500, 0, b""),
+    bytes(60_000),
+    FRAME[:12],
+)
+DATAGRAMS = replace(STREAM, l4=Udp(40000, 53))
+STREAM6 = replace(STREAM, ip=Ipv6(bytes(15) + b"\1", bytes(15) + b"\2"))
+SUPER, SUPER6, SUPER_UDP = STREAM.build(), STREAM6.build(), DATAGRAMS.build()
+TSO = {
+    "flags": 1, "gso_type": 1, "hdr_len": 54, "gso_size": 1400, "csum_start": 34, "csum_offset": 16,
+}  # fmt: skip
+TSO6 = TSO | {"gso_type": 4, "hdr_len": 74, "csum_start": 54}
+USO = TSO | {"gso_type": 5, "hdr_len": 42, "csum_offset": 6}
+TAGS = (b"\x88\xa8\0\1", b"\x81\0\0\2")
+LARGEST = replace(STREAM, tags=TAGS, payload=bytes(65535 - 40)).build()
+TSO_TAGGED = TSO | {"hdr_len": 62, "csum_start": 42}
+SINGLE = replace(STREAM, payload=bytes(1000))
+PLACE = {"flags": 1, "csum_start": 34, "csum_offset": 16}
+ARP = frame(bytes(40)).replace(b"\x08\x00", b"\x08\x06", 1)
+SPLIT = replace(STREAM, ip=replace(STREAM.ip, flags=0x2000)).build()
 
 
 def sized(size: int) -> bytes:
     return frame(bytes(size))[:size]
+
+
+def cut_to(packet: Packet, payload_bytes: int) -> bytes:
+    return replace(packet, payload=bytes(payload_bytes)).build()
 
 
 #: what, virtio header or None for a plain frame, frame, reason or None when it passes
@@ -51,7 +75,7 @@ CHECKS: list[tuple[str, bytes | None, bytes, str | None]] = [
     ("14 bytes", None, sized(14), None),
     ("mtu and 22 bytes", None, sized(FRAME_MAX), None),
     ("mtu and 23 bytes", None, sized(FRAME_MAX + 1), "too_long"),
-    ("65557 bytes", None, SUPER_MAX, "too_long"),
+    ("65557 bytes", None, LARGEST, "too_long"),
     ("multicast source", None, frame(source=MULTICAST), "multicast_source"),
     ("broadcast source", None, frame(source=b"\xff" * 6), "multicast_source"),
     ("multicast destination", None, b"\xff" * 6 + FRAME[6:], None),
@@ -61,8 +85,15 @@ CHECKS: list[tuple[str, bytes | None, bytes, str | None]] = [
     ("offload, mtu and 22 bytes", vnet(), sized(FRAME_MAX), None),
     ("offload, mtu and 23 bytes", vnet(), sized(FRAME_MAX + 1), "too_long"),
     ("offload, multicast source", vnet(), frame(source=MULTICAST), "multicast_source"),
-    ("checksum", vnet(flags=1, csum_start=34, csum_offset=16), FRAME, None),
+    ("checksum of TCP", vnet(**PLACE), SINGLE.build(), None),
+    ("checksum of UDP", vnet(1, 0, 0, 0, 34, 6), replace(SINGLE, l4=Udp(1, 2)).build(), None),
+    ("checksum of TCP, header junk", vnet(**PLACE | {"hdr_len": 9}), SINGLE.build(), None),
+    ("checksum of TCP in the payload", vnet(1, 0, 0, 0, 100, 16), SINGLE.build(), None),
+    ("checksum of TCP where UDP has it", vnet(1, 0, 0, 0, 34, 6), SINGLE.build(), None),
+    ("checksum of no protocol", vnet(**PLACE), FRAME, None),
+    ("checksum of ARP", vnet(**PLACE), ARP, None),
     ("checksum known to be good", vnet(flags=2), FRAME, None),
+    ("no checksum, header junk", vnet(0, 0, 2000, 1, 2, 3), FRAME, None),
     ("flags 4", vnet(flags=4), FRAME, "bad_offload"),
     ("flags 0x80", vnet(flags=0x80), FRAME, "bad_offload"),
     ("checksum in the Ethernet header", vnet(flags=1, csum_start=13), FRAME, "bad_offload"),
@@ -72,12 +103,20 @@ CHECKS: list[tuple[str, bytes | None, bytes, str | None]] = [
     ("checksum start past it", vnet(1, csum_start=1013), FRAME, "bad_offload"),
     ("checksum sum overflow", vnet(1, csum_start=65535, csum_offset=65535), FRAME, "bad_offload"),
     ("TCP over IPv4", vnet(**TSO), SUPER, None),
-    ("TCP over IPv6", vnet(**TSO | {"gso_type": 4}), SUPER, None),
-    ("UDP", vnet(**TSO | {"gso_type": 5}), SUPER, None),
+    ("TCP over IPv6", vnet(**TSO6), SUPER6, None),
+    ("UDP", vnet(**USO), SUPER_UDP, None),
     ("TCP with ECN", vnet(**TSO | {"gso_type": 0x81}), SUPER, None),
-    ("largest", vnet(**TSO), SUPER_MAX, None),
-    ("one byte more", vnet(**TSO), SUPER_MAX + b"x", "too_long"),
-    ("UDP with ECN", vnet(**TSO | {"gso_type": 0x85}), SUPER, "bad_offload"),
+    ("TCP that is IPv6", vnet(**TSO | {"gso_type": 4}), SUPER, "bad_offload"),
+    ("TCP that is UDP", vnet(**TSO | {"gso_type": 5}), SUPER, "bad_offload"),
+    ("UDP that is TCP", vnet(**USO | {"gso_type": 1}), SUPER_UDP, "bad_offload"),
+    ("TCP that is ARP", vnet(**TSO), ARP, "bad_offload"),
+    ("TCP that is a fragment", vnet(**TSO), SPLIT, "bad_offload"),
+    ("TCP that ends early", vnet(**TSO), SUPER[:-1], "bad_offload"),
+    ("TCP with its checksum elsewhere", vnet(**TSO | {"csum_offset": 6}), SUPER, "bad_offload"),
+    ("TCP that begins elsewhere", vnet(**TSO | {"csum_start": 35}), SUPER, "bad_offload"),
+    ("largest", vnet(**TSO_TAGGED), LARGEST, None),
+    ("one byte more", vnet(**TSO_TAGGED), LARGEST + b"x", "too_long"),
+    ("UDP with ECN", vnet(**USO | {"gso_type": 0x85}), SUPER_UDP, "bad_offload"),
     ("ECN alone", vnet(gso_type=0x80), FRAME, "bad_offload"),
     *(
         (f"type {kind}", vnet(**TSO | {"gso_type": kind}), SUPER, "bad_offload")
@@ -86,21 +125,36 @@ CHECKS: list[tuple[str, bytes | None, bytes, str | None]] = [
     ("super-frame without its checksum", vnet(**TSO | {"flags": 0}), SUPER, "bad_offload"),
     ("super-frame said to be good", vnet(**TSO | {"flags": 2}), SUPER, "bad_offload"),
     ("segments of 0", vnet(**TSO | {"gso_size": 0}), SUPER, "bad_offload"),
-    ("segments of the mtu", vnet(**TSO | {"gso_size": MTU}), SUPER, None),
-    ("segments above the mtu", vnet(**TSO | {"gso_size": MTU + 1}), SUPER, "bad_offload"),
+    ("segments of 1", vnet(**TSO | {"gso_size": 1}), SUPER, "bad_offload"),
+    ("128 segments", vnet(**TSO | {"gso_size": 469}), SUPER, None),
+    ("129 segments", vnet(**TSO | {"gso_size": 468}), SUPER, "bad_offload"),
+    ("128 segments of 1", vnet(**USO | {"gso_size": 1}), cut_to(DATAGRAMS, 128), None),
+    ("129 segments of 1", vnet(**USO | {"gso_size": 1}), cut_to(DATAGRAMS, 129), "bad_offload"),
+    ("segments of the mtu", vnet(**TSO | {"gso_size": FRAME_MAX - 54}), SUPER, None),
+    ("segments above the mtu", vnet(**TSO | {"gso_size": FRAME_MAX - 53}), SUPER, "too_long"),
+    ("one segment, not full", vnet(**TSO | {"gso_size": 9000}), SINGLE.build(), None),
+    ("no payload", vnet(**TSO), cut_to(STREAM, 0), None),
     ("no header length", vnet(**TSO | {"hdr_len": 0}), SUPER, None),
-    ("headers of the whole frame", vnet(**TSO | {"hdr_len": len(FRAME)}), FRAME, None),
-    ("headers past the end", vnet(**TSO | {"hdr_len": len(FRAME) + 1}), FRAME, "bad_offload"),
+    ("another header length", vnet(**TSO | {"hdr_len": 1000}), SUPER, None),
+    ("headers past the end", vnet(**TSO | {"hdr_len": 1055}), SINGLE.build(), "bad_offload"),
     ("super-frame, 13 bytes", vnet(**TSO), sized(13), "runt"),
+    ("super-frame, 14 bytes", vnet(**TSO), sized(14), "bad_offload"),
     (
         "super-frame, multicast",
         vnet(**TSO),
-        frame(bytes(9000), source=MULTICAST),
+        SUPER[:6] + MULTICAST + SUPER[12:],
         "multicast_source",
     ),
 ]
 IDS = [what for what, *_ in CHECKS]
 TABLE = pytest.mark.parametrize(("header", "data", "reason"), [row[1:] for row in CHECKS], ids=IDS)
+
+
+def admitted(header: bytes | None, data: bytes) -> tuple[bytes, bytes]:
+    """Return what of a frame that passes the device gets."""
+    passed = (NO_OFFLOAD, data) if header is None else admit(header, data, MTU)
+    assert passed is not None
+    return passed
 
 
 def dropped(counters: dict[str, Any], direction: str) -> dict[str, int]:
@@ -116,7 +170,7 @@ def test_a_frame_from_the_peer_is_judged(make, header, data, reason):
     peer = Peer(node)
     record = plain(data) if header is None else offload(header, data)
     assert peer.send(record, plain(FRAME)) == []
-    wanted = [] if reason else [(header or NO_OFFLOAD) + data]
+    wanted = [] if reason else [b"".join(admitted(header, data))]
     assert node.tap.take() == [*wanted, NO_OFFLOAD + FRAME]
     counters = node.plane.counters()
     assert dropped(counters, "rx_dropped") == ({reason: 1} if reason else {})
@@ -136,24 +190,55 @@ def test_an_offload_record_without_a_whole_header_is_a_runt(make, size):
 @TABLE
 def test_the_judge_reads_nothing_outside_of_the_frame(header, data, reason):
     # the hook gives it memory of just that size, for the sanitizer to watch
-    verdict = records.judge(data, MTU, header)
-    assert verdict == (-1 if reason is None else DROP_NAMES.index(reason))
+    if header is None:
+        verdict = records.judge(data, MTU)
+        assert verdict == (-1 if reason is None else DROP_NAMES.index(reason))
+    else:
+        wanted = DROP_NAMES.index(reason) if reason else admitted(header, data)
+        assert records.admit(header, data, MTU) == wanted
 
 
-@given(st.binary(min_size=10, max_size=10), st.integers(0, 70_000))
-@settings(max_examples=100, deadline=None)
-def test_what_passes_keeps_to_the_protocol(header, size):
-    data = frame(bytes(max(size - 14, 0)))[:size]
-    flags, kind = header[0], header[1]
-    header_bytes, segment, start, offset = (
-        int.from_bytes(header[at : at + 2], "little") for at in (2, 4, 6, 8)
+def test_super_frames_are_for_one_of_the_paths_only():
+    refused = DROP_NAMES.index("bad_offload")
+    for header, data in ((vnet(**TSO), SUPER), (vnet(**USO), SUPER_UDP)):
+        assert records.admit(header, data, MTU) == (header, data)
+        assert records.admit(header, data, MTU, 0) == refused
+    assert records.admit(vnet(**PLACE), SINGLE.build(), MTU, 0) == (
+        vnet(**PLACE),
+        SINGLE.build(),
     )
-    if records.judge(data, MTU, header) == -1:
-        assert 14 <= size <= (FRAME_MAX if kind == 0 else 65_557)
-        assert flags in (0, 1, 2, 3)
-        assert flags & 1 == 0 or (start >= 14 and start + offset + 2 <= size)
-        assert kind in (0, 1, 4, 5, 0x81, 0x84)
-        assert kind == 0 or (flags & 1 and 0 < segment <= MTU and header_bytes <= size)
+
+
+def test_the_device_is_told_what_a_super_frame_may_come_to():
+    assert queues.SIZES["MAX_SEGMENTS"] == MAX_SEGMENTS
+
+
+FRAMES = st.sampled_from(
+    [SUPER, SUPER6, SUPER_UDP, SINGLE.build(), LARGEST, ARP, SPLIT, FRAME, sized(14), b""]
+)
+HEADERS = st.builds(
+    vnet,
+    st.sampled_from([0, 1, 1, 1, 2, 3, 4]),
+    st.sampled_from([0, 1, 4, 5, 0x80, 0x81, 0x84, 0x85, 3]),
+    st.sampled_from([0, 42, 54, 62, 74, 1000, 65535]),
+    st.integers(0, 65535) | st.sampled_from([1, 468, 469, 1400, FRAME_MAX - 54]),
+    st.integers(0, 100) | st.sampled_from([34, 42, 54]),
+    st.integers(0, 100) | st.sampled_from([6, 16]),
+)
+
+
+LIMITS = st.sampled_from([0, 128, 65535])
+
+
+@given(st.data(), HEADERS | st.binary(min_size=10, max_size=10), FRAMES, LIMITS)
+@settings(max_examples=300, deadline=None)
+def test_what_reaches_the_device_is_that_of_the_twin(draw, header, data, most_segments):
+    for _ in range(draw.draw(st.integers(0, 3))):
+        at = draw.draw(st.integers(0, min(len(data), 80)))
+        data = data[:at] + bytes([draw.draw(st.integers(0, 255))]) + data[at + 1 :]
+    verdict = records.admit(header, data, MTU, most_segments)
+    wanted = admit(header, data, MTU, most_segments)
+    assert wanted == (None if isinstance(verdict, int) else verdict)
 
 
 def test_a_full_device_costs_the_frame_and_says_so(make):
@@ -190,7 +275,9 @@ def test_a_frame_from_the_device_is_judged(make, header, data, reason):
     node.tap.feed(FRAME)
     counters = node.settle()
     inners = [inner for _, _, some in unpack(node.take_outgoing(), node) for inner in some]
-    record = plain(data) if header in (None, NO_OFFLOAD) else offload(header, data)
+    record = (
+        plain(data) if header in (None, NO_OFFLOAD) or reason else offload(*admitted(header, data))
+    )
     flags_only = header is not None and header[0] & 1 == 0 and header[1] == 0
     if flags_only:
         record, reason = plain(data), None if 14 <= len(data) <= FRAME_MAX else reason
@@ -202,7 +289,7 @@ def test_a_frame_from_the_device_is_judged(make, header, data, reason):
 def test_a_peer_without_offload_gets_no_offload_frames(make):
     node = make().start(caps=Caps.UDP)
     unfinished = frame(bytes(range(100)))
-    node.tap.feed(unfinished, vnet(flags=1, csum_start=34, csum_offset=16))
+    node.tap.feed(unfinished, vnet(**PLACE))
     node.tap.feed(SUPER, vnet(**TSO))
     node.tap.feed(FRAME)
     counters = node.settle()

@@ -283,9 +283,20 @@ def test_fragments_of_a_frame_come_together_in_any_order(wired):
 
 def test_a_fragmented_offload_frame_keeps_its_header(wired):
     wire = wired()
-    header, data = vnet(flags=1, csum_start=34, csum_offset=16), frame(bytes(1400))
+    header, data = some_tcp(1400).plain()
     wire.send(*slices(wire, offload(header, data), 2))
     assert wire.opened(1) == [header + data]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_super_frame_does_not_come_over_udp(wired, pieces):
+    # whole ones would cost the receiver a hundred times what they cost whoever sends them
+    wire = wired()
+    record = offload(*some_tcp(1200).super_frame(100))
+    wire.send(*([wire.datagram(record)] if pieces == 1 else slices(wire, record, pieces)))
+    wire.send(wire.datagram(plain(FRAME)))
+    assert wire.opened(1) == [NO_OFFLOAD + FRAME]
+    assert wire.node.plane.counters()["rx_dropped"]["bad_offload"] == 1
 
 
 def test_fragments_of_two_frames_do_not_mix(wired):
@@ -380,7 +391,7 @@ def test_the_first_frame_of_a_batch_may_be_an_offload_frame_in_fragments(wired):
     # to be room for one. Memory that is not ours shows when it is given back.
     wire = wired()
     wire.use()
-    header, data = vnet(flags=1, csum_start=34, csum_offset=16), frame(bytes(1486))
+    header, data = some_tcp(1446).plain()
     wire.node.tap.feed(data, header)
     got = wire.received(2)
     assert b"".join(inner[5:] for _, inner in got) == offload(header, data)
@@ -601,19 +612,14 @@ def test_jumbo_datagrams_of_a_super_frame_cross_a_plain_path_in_fragments(wired)
     assert wire.node.settle()["frames_sent"] == 1
 
 
-def test_a_super_frame_with_headers_that_are_not_cut_goes_in_fragments_or_not_at_all(wired):
-    # a third tag: no segment can be made, but the whole record fits sixteen fragments
+def test_a_super_frame_with_headers_that_nobody_cuts_is_not_sent(wired):
     wire = wired()
     wire.use()
-    tags = (b"\x81\0\0\1",) * 3
-    small, large = (replace(some_tcp(size), tags=tags) for size in (9_000, 60_000))
-    wire.node.tap.feed(*reversed(large.super_frame(1400)))
-    wire.node.tap.feed(*reversed(small.super_frame(1400)))
-    header, data = small.super_frame(1400)
-    count = -(-(11 + len(data)) // (PAYLOAD - 16 - 16 - 5))
-    whole = b"".join(inner[5:] for _, inner in wire.received(count))
-    assert whole == offload(header, data)
-    assert wire.node.settle()["tx_dropped"]["too_long"] == 1
+    packet = replace(some_tcp(9_000), tags=(b"\x81\0\0\1",) * 3)
+    wire.node.tap.feed(*reversed(packet.super_frame(1400)))
+    wire.node.tap.feed(FRAME)
+    assert wire.received(1) == [(0, plain(FRAME))]
+    assert wire.node.settle()["tx_dropped"]["bad_offload"] == 1
 
 
 def test_super_frames_of_datagrams_go_whole_only_to_who_takes_them(wired):

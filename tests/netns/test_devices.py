@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shadowmesh.netlab import wait_until
+from shadowmesh.netlab.transfer import transfer
 from tests.lab.frames import vlan_tag
 from tests.lab.pair import connected_pair, counters, exchange
 
@@ -151,6 +152,18 @@ def test_jumbo_frames_and_unequal_mtus(directory):
     ) as pair:
         assert pair.left.host.ping(pair.right.tunnel_ip, size=8972, dont_fragment=True).complete
         exchange(pair.right.host, "tap0", pair.left.host, "tap0", size=9014)
+
+
+def test_a_stream_of_small_segments_crosses_over_wss(directory):
+    # the kernel makes super-frames of more than 600 of them where nobody tells it not to
+    with connected_pair(directory / "small") as pair:
+        for daemon in pair:
+            daemon.host.ip("route change 10.0.0.0/24 dev tap0 advmss 100")
+        rate, received = transfer(pair.left.host, pair.right.host, pair.right.tunnel_ip, 1.0)
+        assert rate > 1e6, received
+        for daemon in pair:
+            dropped = counters(daemon)["dropped"]
+            assert dropped["bad_offload"] == 0, dropped
 
 
 def test_a_frame_larger_than_the_peers_mtu_is_dropped_and_counted(directory):

@@ -210,7 +210,7 @@ def take_apart(frame: bytes) -> Packet | None:
     built again and differs.
     """
     try:
-        packet = _read(frame)
+        packet = read(frame)
     except (IndexError, struct.error):
         return None
     if packet is None or packet.build() != frame or packet.header_bytes > MAX_HEADERS:
@@ -218,7 +218,12 @@ def take_apart(frame: bytes) -> Packet | None:
     return packet
 
 
-def _read(frame: bytes) -> Packet | None:
+def read(frame: bytes) -> Packet | None:
+    """Return what the fields of a frame say; None for what is neither TCP nor UDP.
+
+    Raises:
+        IndexError, struct.error: a header does not end within the frame.
+    """
     macs, at = frame[:12], 12
     tags = []
     while len(tags) < 2 and int.from_bytes(frame[at : at + 2]) in TAGS:

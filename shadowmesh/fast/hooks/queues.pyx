@@ -3,6 +3,7 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from shadowmesh.fast.base cimport *
+from shadowmesh.fast.admit cimport MAX_SEGMENTS
 from shadowmesh.fast.backlog cimport *
 from shadowmesh.fast.capture cimport *
 from shadowmesh.fast.datagram cimport iovec
@@ -24,6 +25,7 @@ SIZES = {
     "PARKED_FRAMES": PARKED_FRAMES,
     "BATCH_FRAMES": BATCH_FRAMES,
     "CAPTURE_BYTES": CAPTURE_BYTES,
+    "MAX_SEGMENTS": MAX_SEGMENTS,
 }
 
 

@@ -5,6 +5,7 @@ from libc.string cimport memcpy, memset
 from shadowmesh.fast.base cimport *
 from shadowmesh.fast.drop_reasons cimport *
 from shadowmesh.fast.aead cimport *
+from shadowmesh.fast.admit cimport MAX_SEGMENTS, admit_offload
 from shadowmesh.fast.datagram cimport *
 from shadowmesh.fast.frame cimport *
 from shadowmesh.fast.inbound cimport PARSER_BYTES, may_open
@@ -149,12 +150,20 @@ def write_ws_header(int opcode, size_t payload_bytes, bytes key=None):
 # --- Frames (fast/frame.pxd) ---------------------------------------------------------------------
 
 
-def judge(frame, uint32_t mtu_bytes, vnet=None):
-    """Return KEEP (-1) or the number of the DROP_ reason; with `vnet`, of an offload frame."""
-    cdef Record record = Record(vnet or bytes(VNET_HEADER_BYTES), frame)
-    if vnet is None:
-        return check_frame(record.frame, record.frame_bytes, mtu_bytes)
-    return check_offload(record.vnet, record.frame, record.frame_bytes, mtu_bytes)
+def judge(frame, uint32_t mtu_bytes):
+    """Return KEEP (-1) or the number of the DROP_ reason."""
+    cdef Record record = Record(bytes(VNET_HEADER_BYTES), frame)
+    return check_frame(record.frame, record.frame_bytes, mtu_bytes)
+
+
+def admit(vnet, frame, uint32_t mtu_bytes, uint32_t most_segments=MAX_SEGMENTS):
+    """Return the virtio header and the frame as they may be written, or the DROP_ reason."""
+    cdef Record record = Record(vnet, frame)
+    cdef int verdict = admit_offload(record.vnet, record.frame, record.frame_bytes, mtu_bytes,
+                                     most_segments)
+    if verdict != KEEP:
+        return verdict
+    return view(record.vnet, VNET_HEADER_BYTES), view(record.frame, record.frame_bytes)
 
 
 # --- Life of keys (fast/peers.pxd, fast/inbound.pxd, fast/udp_in.pxd, fast/session.pxd) ----------
