@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from .canaries import Watch
 from .nonces import NonceWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 #: in the directory of a row: what was measured so far, a line each
 FIGURES: Final = "figures.txt"
@@ -162,12 +163,28 @@ class Bench:
         began = time.monotonic()
         states = await_verdict(pair, timeout_s)
         if states == ["connected", "connected"]:
-            until("a ping crosses the tunnel", lambda: _ping(pair), timeout_s)
+            until("a ping crosses the tunnel", lambda: crosses(pair), timeout_s)
         if (took := time.monotonic() - began) > 1:
             self.figure(f"settled after {took:.1f} s")
 
 
-def _ping(pair: Pair) -> bool:
+@contextlib.contextmanager
+def beside(*works: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run each of these in a thread while the block runs; it ends when the event is set."""
+    stop = threading.Event()
+    threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def crosses(pair: Pair) -> bool:
+    """Whether a ping crosses the tunnel."""
     return pair.left.host.ping(pair.right.tunnel_ip, count=1, timeout_s=0.5).complete
 
 

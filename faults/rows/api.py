@@ -8,11 +8,12 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shadowmesh.netlab import API_PORT, NetlabError
 
-from ..bench import Bench, answers, until
+from ..bench import Bench, answers, beside, until
 from ..catalogue import row
 
 if TYPE_CHECKING:
@@ -28,14 +29,13 @@ ASKING = 8
 @contextlib.contextmanager
 def requests(daemon: Daemon, per_second: int, codes: dict[int, int]) -> Iterator[None]:
     """Ask so often, with and without the token, counting the codes of the answers."""
-    stop = threading.Event()
     host = f"HTTP/1.1\r\nHost: 127.0.0.1:{API_PORT}\r\n"
     heads = (
         f"GET /health/live {host}\r\n".encode(),
         f"GET /status {host}Authorization: Bearer {daemon.token()}\r\n\r\n".encode(),
     )
 
-    def ask(head: bytes) -> None:
+    def ask(head: bytes, stop: threading.Event) -> None:
         while not stop.is_set():
             with contextlib.suppress(OSError):
                 sock = daemon.host.connect(("127.0.0.1", API_PORT))
@@ -52,17 +52,8 @@ def requests(daemon: Daemon, per_second: int, codes: dict[int, int]) -> Iterator
                                 length = int(line.split()[1])
                         file.read(length)
 
-    threads = [
-        threading.Thread(target=ask, args=(heads[n % 2],), daemon=True) for n in range(ASKING)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
+    with beside(*(partial(ask, heads[n % 2]) for n in range(ASKING))):
         yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 @row(
@@ -106,7 +97,7 @@ def api_flood(bench: Bench) -> None:
         assert received >= 0.95 * sent
         assert p99 <= 300, "/health is slow"  # 100 ms on an idle machine
         idle.close()
-        time.sleep(3)
+        time.sleep(3)  # the daemon lets go of them, before descriptors are counted
 
 
 def answers_unauthorised(daemon: Daemon, times: int) -> list[float]:
@@ -146,7 +137,7 @@ def concurrent(bench: Bench) -> None:
             seeds = [bench.random.randrange(1 << 30) for _ in range(bench.amount(12, 50))]
             for future in [pool.submit(pester, seed) for seed in seeds]:
                 future.result()
-        time.sleep(2)
+        time.sleep(2)  # the daemon lets go of all, before descriptors are counted
         pair.disconnect()
         assert not any(daemon.host.taps() for daemon in pair)
         pair.connect()
@@ -168,7 +159,7 @@ def unread(bench: Bench) -> None:
     with bench.pair() as pair, contextlib.ExitStack() as mute:
         left = pair.left
         mute.enter_context(_mute_clients(left))
-        time.sleep(20)
+        time.sleep(20)  # the fault lasts
         for what, ask in {
             "/health": lambda: left.api("GET", "/health", authorize=False, timeout_s=5)[0] == 200,
             "/metrics": lambda: left.api("GET", "/metrics", timeout_s=5)[0] == 200,
@@ -196,7 +187,6 @@ def unread(bench: Bench) -> None:
 @contextlib.contextmanager
 def _mute_clients(daemon: Daemon) -> Iterator[None]:
     """64 connections that ask for the page again and again, never read, and come again."""
-    stop = threading.Event()
     request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{API_PORT}\r\n\r\n".encode() * 20
 
     def connected() -> socket.socket:
@@ -207,7 +197,7 @@ def _mute_clients(daemon: Daemon) -> Iterator[None]:
         sock.setblocking(False)
         return sock
 
-    def ask() -> None:
+    def ask(stop: threading.Event) -> None:
         clients = [connected() for _ in range(64)]
         while not stop.wait(0.1):
             for number, sock in enumerate(clients):
@@ -221,13 +211,8 @@ def _mute_clients(daemon: Daemon) -> Iterator[None]:
         for sock in clients:
             sock.close()
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    try:
+    with beside(ask):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _answers(pair: Pair) -> bool:

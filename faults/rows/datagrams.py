@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from shadowmesh.netlab import wait_until
 from tests.lab import faults
 from tests.lab.pair import Pair, counters, streams
-from tests.lab.relay import Relay, udp_of, with_payload
+from tests.lab.relay import Relay, udp_of, with_payload, without_ipv6
 
 from ..bench import Bench, await_path, until
 from ..catalogue import row
@@ -29,12 +29,6 @@ WINDOW: Final = 65536 - 64
 
 def refused(daemon: Daemon) -> dict[str, int]:
     return dict(counters(daemon)["udp_refused"])
-
-
-def only_ipv4(pair: Pair) -> None:
-    """The relay knows IPv4 alone."""
-    for daemon in pair:
-        daemon.host.ip(f"address del {daemon.host.ipv6}/64 dev eth0")
 
 
 def grown(daemon: Daemon, before: dict[str, int]) -> dict[str, int]:
@@ -89,7 +83,7 @@ def send_errors(bench: Bench) -> None:
             time.sleep(3)
         host.run("tc", *["qdisc", "del", "dev", "eth0", "root"])
         host.ip("address del 198.51.100.1/24 dev eth0")
-        time.sleep(2)
+        time.sleep(2)  # long enough to dial in vain
         host.ip("address add 198.51.100.1/24 dev eth0")
         pair.await_pings(20)
         errors = {name: n for name, n in counters(pair.left)["udp_errors"].items() if n}
@@ -107,7 +101,7 @@ def send_errors(bench: Bench) -> None:
     ),
 )
 def bad_cable(bench: Bench) -> None:
-    with bench.pair(udp=True, change=only_ipv4) as pair:
+    with bench.pair(udp=True, change=without_ipv6) as pair:
         for percent in (1, 5, 20):
             with faults.lose(pair.net, percent), streams(pair, per_second=300) as collectors:
                 time.sleep(bench.amount(8, 60))
@@ -186,7 +180,7 @@ def replay(bench: Bench) -> None:
         recorded.append(frame)
         return [frame]
 
-    with bench.pair({"encryption.rotation_interval": "10s"}, udp=True, change=only_ipv4) as pair:
+    with bench.pair({"encryption.rotation_interval": "10s"}, udp=True, change=without_ipv6) as pair:
         with (
             Relay(pair.net, pair.left.host, pair.right.host, record),
             streams(pair, per_second=300) as collectors,
@@ -248,7 +242,7 @@ def altered(bench: Bench) -> None:
         made += len(spoilt)
         return [*(with_payload(frame, start, data) for data in spoilt), frame]
 
-    with bench.pair(udp=True, change=only_ipv4) as pair:
+    with bench.pair(udp=True, change=without_ipv6) as pair:
         before = refused(pair.right)
         with (
             Relay(pair.net, pair.left.host, pair.right.host, spoil) as relay,
@@ -277,7 +271,7 @@ def altered(bench: Bench) -> None:
 )
 def window_edge(bench: Bench) -> None:
     """Hold one datagram until the counter is as far ahead as the edge; then let it go."""
-    with bench.pair(udp=True, change=only_ipv4) as pair:
+    with bench.pair(udp=True, change=without_ipv6) as pair:
         # What is under way when it is enough comes on top; the unit tests have the last bit.
         for wanted, passes in ((WINDOW - 5000, True), (WINDOW + 300, False)):
             behind, dropped = _held(pair, wanted)
@@ -313,7 +307,7 @@ def _held(pair: Pair, behind: int) -> tuple[int, int]:
     with pair.net.switch.open_socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((pair.net.port(pair.right.host), 0))
         sock.send(kept[0][1])
-    time.sleep(1)
+    time.sleep(1)  # the counters are read when it has come
     return newest - kept[0][0], refused(pair.right).get("replay", 0) - before
 
 

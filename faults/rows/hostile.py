@@ -262,7 +262,7 @@ def authenticated_updates(bench: Bench) -> list[str]:
             victim = pair.right if hostile == "left" else pair.left
             try:
                 pair.start().connect()
-                time.sleep(2)
+                time.sleep(2)  # the hostile one is at its work
                 slow: list[float] = []
                 ends = time.monotonic() + bench.amount(8, 60)
                 while time.monotonic() < ends:

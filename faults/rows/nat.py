@@ -16,7 +16,7 @@ from tests.lab.nat import Kind
 from tests.lab.pair import make_pair
 from tests.lab.stun_server import Behaviour
 
-from ..bench import Bench, assert_logs_clean, await_path, until
+from ..bench import Bench, assert_logs_clean, await_path, beside, until
 from ..catalogue import row
 
 if TYPE_CHECKING:
@@ -154,25 +154,19 @@ def bad_stun(bench: Bench) -> None:
 @contextlib.contextmanager
 def _flood(source: Host, targets: list[Host]) -> Iterator[None]:
     """Forged STUN answers and junk to the data port, 1,000 a second, while the block runs."""
-    stop = threading.Event()
     answer = (
         bytes.fromhex("0101000c2112a442") + bytes(12) + bytes.fromhex("0020000800010000c0000242")
     )
 
-    def send() -> None:
+    def send(stop: threading.Event) -> None:
         with source.open_socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             while not stop.wait(0.02):
                 for host in targets:
                     for data in (answer, b"\x80\0\0\0" + bytes(60)) * 5:
                         sock.sendto(data, (host.ipv4, 9001))
 
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
-    try:
+    with beside(send):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 @row(

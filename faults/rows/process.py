@@ -6,12 +6,13 @@ import os
 import socket
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shadowmesh.netlab import Daemon, Net, wait_until
 from tests.lab.pair import Pair, make_pair
 
-from ..bench import Bench, assert_logs_clean, until
+from ..bench import Bench, assert_logs_clean, beside, until
 from ..catalogue import row
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ def both_dial(bench: Bench) -> None:
 )
 def slow_reader(bench: Bench) -> None:
     most = 0
-    with bench.pair(udp=False) as pair, _Load(pair):
-        time.sleep(1)
+    with bench.pair(udp=False) as pair, beside(partial(_load, pair)):
+        time.sleep(1)  # the load is at its rate
         pair.right.pause()
         try:
             ends = time.monotonic() + bench.amount(20, 60)
@@ -135,30 +136,16 @@ def slow_reader(bench: Bench) -> None:
     assert most <= (512 + 1024 + 65) * 1024, "the queue has grown past its bounds"
 
 
-class _Load:
-    """UDP datagrams through the tunnel from left to right, 2,000 a second of 1,400 bytes."""
-
-    def __init__(self, pair: Pair) -> None:
-        self._pair = pair
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._send, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _send(self) -> None:
-        with self._pair.left.host.open_socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
-            while not self._stop.wait(0.01):
-                for _ in range(20):
-                    try:
-                        sock.sendto(bytes(1400), (self._pair.right.tunnel_ip, 9))
-                    except OSError:  # the TAP is full: that is the point
-                        break
+def _load(pair: Pair, stop: threading.Event) -> None:
+    """Send UDP through the tunnel from left to right, 2,000 datagrams a second of 1,400 bytes."""
+    with pair.left.host.open_socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        while not stop.wait(0.01):
+            for _ in range(20):
+                try:
+                    sock.sendto(bytes(1400), (pair.right.tunnel_ip, 9))
+                except OSError:  # the TAP is full: that is the point
+                    break
 
 
 @row(
@@ -183,7 +170,7 @@ def cpu_starvation(bench: Bench) -> None:
             os.sched_setaffinity(busy.pid, core)
             _stutter((pair.right,), rounds=bench.amount(100, 300))
             pair.right.pause()
-            time.sleep(8)
+            time.sleep(8)  # the fault lasts
             pair.right.resume()
             pair.await_pings(10)
             reconnects = pair.left.status()["reconnects"]
@@ -223,7 +210,7 @@ def duplicate_identity(bench: Bench) -> None:
             bench.figure(f"error after {time.monotonic() - began:.1f} s")
             assert "identity.key" in error, error
             before = pair.right.log().count("replaced=true")
-            time.sleep(20)
+            time.sleep(20)  # two that replace each other would do so many times
             per_minute = 3 * (pair.right.log().count("replaced=true") - before)
         bench.figure(f"{per_minute} replacements a minute")
         assert per_minute <= 36, "the two throw each other out all the time"

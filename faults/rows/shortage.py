@@ -46,7 +46,7 @@ def descriptors(bench: Bench) -> None:
                 one.setblocking(False)
                 with contextlib.suppress(BlockingIOError):
                     one.connect((right.host.ipv4, PEER_PORT))
-            time.sleep(1)
+            time.sleep(1)  # the flood has taken the descriptors
             began, before = time.monotonic(), cpu_seconds(right)
             pings = left.host.ping(right.tunnel_ip, count=20)
             codes = {}
@@ -86,9 +86,9 @@ def memory(bench: Bench) -> None:
             for _ in range(10):
                 with contextlib.suppress(OSError, NetlabError):
                     right.api("GET", "/status", timeout_s=3)
-            time.sleep(3)
+            time.sleep(3)  # frames pass without memory
             right.host.ip("link del tap0")  # it needs a new one now
-            time.sleep(2)
+            time.sleep(2)  # it is made again, or cannot be
             for _ in range(3):  # and the memory of a new session
                 pair.left.api("POST", "/disconnect")
                 pair.left.api("POST", "/connect")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.lab import faults
 
-from ..bench import Bench, await_verdict
+from ..bench import Bench, await_verdict, beside
 from ..catalogue import row
 
 if TYPE_CHECKING:
@@ -151,35 +152,28 @@ class _Traffic:
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
-        self._stop = threading.Event()
         self._listener = pair.right.host.listen(("0.0.0.0", 5001))
         self._listener.settimeout(0.5)
-        self._threads = [
-            threading.Thread(target=work, daemon=True)
-            for work in (self._send, self._take, self._ping)
-        ]
+        self._running = contextlib.ExitStack()
 
     def __enter__(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        self._running.enter_context(self._listener)
+        self._running.enter_context(beside(self._send, self._take, self._ping))
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        self._listener.close()
+        self._running.close()
 
-    def _send(self) -> None:
-        while not self._stop.wait(0.5):
+    def _send(self, stop: threading.Event) -> None:
+        while not stop.wait(0.5):
             try:
                 with self._pair.left.host.connect((self._pair.right.tunnel_ip, 5001), 2) as sock:
-                    while not self._stop.wait(0.02):  # 25 Mbit/s: the row is not about speed
+                    while not stop.wait(0.02):  # 25 Mbit/s: the row is not about speed
                         sock.sendall(bytes(1 << 16))
             except OSError:  # what the faults are for
                 continue
 
-    def _take(self) -> None:
-        while not self._stop.is_set():
+    def _take(self, stop: threading.Event) -> None:
+        while not stop.is_set():
             try:
                 connection, _ = self._listener.accept()
             except TimeoutError:
@@ -192,9 +186,9 @@ class _Traffic:
                 except OSError:
                     continue
 
-    def _ping(self) -> None:
+    def _ping(self, stop: threading.Event) -> None:
         size = 56
-        while not self._stop.wait(0.2):
+        while not stop.wait(0.2):
             size = size * 7 % 1400
             try:
                 self._pair.left.host.ping(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tests.lab import faults
 from tests.lab.pair import Pair, counters
 
-from ..bench import Bench, await_path, until
+from ..bench import Bench, await_path, crosses, until
 from ..catalogue import row
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _routed(bench: Bench, name: str, route: Callable[[Daemon], None]) -> None:
         # What DHCP gave stays behind, with a worse metric, as a wrong set-up leaves it.
         pair.left.host.ip("route del default", "route add default via 203.0.51.1 metric 500")
         route(pair.left)
-        time.sleep(5)
+        time.sleep(5)  # what is dead is noticed by then
         status = pair.left.status()
         told = (
             f"{status['last_error']} {pair.left.log()[-5000:]} {pair.left.api('GET', '/health')[1]}"
@@ -147,11 +147,7 @@ def _routed(bench: Bench, name: str, route: Callable[[Daemon], None]) -> None:
         pair.left.host.run("ip", "route", "del", "0.0.0.0/1", check=False)
         pair.left.host.run("ip", "route", "del", "128.0.0.0/1", check=False)
         pair.left.host.run("ip", "route", "del", "default", "dev", "tap0", check=False)
-        until("frames pass again", lambda: _ping(pair), 60)
+        until("frames pass again", lambda: crosses(pair), 60)
         assert alive or named, (
             "dead, and no cause says that the way to the peer leads into the tunnel"
         )
-
-
-def _ping(pair: Pair) -> bool:
-    return pair.left.host.ping(pair.right.tunnel_ip, count=1, timeout_s=0.5).complete

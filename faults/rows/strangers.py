@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from shadowmesh.netlab import PEER_PORT, Net, NetlabError
 from tests.lab.pair import make_pair
 
-from ..bench import Bench, Resources, answers, assert_logs_clean, cpu_seconds, until
+from ..bench import Bench, Resources, answers, assert_logs_clean, beside, cpu_seconds, until
 from ..catalogue import row
 from .hostile import authenticated_updates
 
@@ -136,7 +136,7 @@ def ping_flood(bench: Bench) -> None:
                     for _ in range(100):
                         sock.sendall(frame(9, b"ping") * 100)
                 codes.append(close_code(sock))
-            time.sleep(1)
+            time.sleep(1)  # what is left of it is worked off, and counts too
         busy = cpu_seconds(pair.right) - before
         bench.figure(f"codes {codes}, {busy:.2f} s of CPU in {time.monotonic() - began:.0f} s")
         assert set(codes) <= {1008, 1006}
@@ -175,7 +175,7 @@ def tls_oddities(bench: Bench) -> None:
                         pass
                 outcomes[name] = time.monotonic() - began
             assert outcomes[name] < 12, f"{name}: not closed after {outcomes[name]:.0f} s"
-            time.sleep(0.3)
+            time.sleep(0.3)  # the next stranger is not refused for its rate
         pair.assert_pings()
     slowest = max(outcomes, key=outcomes.__getitem__)
     bench.figure(f"{len(outcomes)} kinds, slowest {slowest}: {outcomes[slowest]:.1f} s")
@@ -267,12 +267,11 @@ def _addresses(crowd: Host, target: Host, sources: list[str]) -> None:
 @contextlib.contextmanager
 def _crowd(host: Host, target: Host, sources: list[str], per_second: int) -> Iterator[None]:
     """Connections that say nothing, so many a second, each held until it is closed."""
-    stop = threading.Event()
     held: list[socket.socket] = []
     family = socket.AF_INET6 if ":" in sources[0] else socket.AF_INET
     address = target.ipv6 if family == socket.AF_INET6 else target.ipv4
 
-    def come() -> None:
+    def come(stop: threading.Event) -> None:
         number = 0
         while not stop.wait(1 / per_second):
             sock = host.open_socket(family, socket.SOCK_STREAM)
@@ -283,13 +282,10 @@ def _crowd(host: Host, target: Host, sources: list[str], per_second: int) -> Ite
                 sock.connect((address, PEER_PORT))
             number += 1
 
-    thread = threading.Thread(target=come, daemon=True)
-    thread.start()
     try:
-        yield
+        with beside(come):
+            yield
     finally:
-        stop.set()
-        thread.join()
         for sock in held:
             sock.close()
 
@@ -310,7 +306,7 @@ def key_updates(bench: Bench) -> None:
         stranger = pair.net.host("stranger")
         for connections in (1, 4, 12):
             with _updating(stranger, pair.right, connections, bench):
-                time.sleep(1)
+                time.sleep(1)  # the updates come at full rate
                 slow: list[float] = []
                 ends = time.monotonic() + bench.amount(10, 55)
                 while time.monotonic() < ends:

@@ -219,7 +219,7 @@ def _loop(pair: Pair) -> int:
             "link set tap0 master br7",
         )
     before = counters(pair.right)["frames_in"]
-    time.sleep(2)
+    time.sleep(2)  # the storm goes round
     answers(pair.left, 3, route="/status")  # the hub lives beside the storm
     went_round = counters(pair.right)["frames_in"] - before
     for host in hosts:

@@ -19,9 +19,9 @@ from . import faults
 from .frames import ETH_P_ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from shadowmesh.netlab import Host, Net
+    from shadowmesh.netlab import Daemon, Host, Net
 
 DATA_PORT = PEER_PORT
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
@@ -57,10 +57,10 @@ def one_datagram_a_frame(host: Host) -> None:
     host.ip("link set eth0 gso_max_segs 1")
 
 
-def without_ipv6(*hosts: Host) -> None:
-    """Take the IPv6 addresses of hosts away: whichever family answers first would carry the frames."""
-    for host in hosts:
-        host.ip("-6 address flush dev eth0")
+def without_ipv6(daemons: Iterable[Daemon]) -> None:
+    """Leave IPv4 alone, which is all that the relay knows; else the first to answer decides."""
+    for daemon in daemons:
+        daemon.host.ip("-6 address flush dev eth0")
 
 
 class Relay:

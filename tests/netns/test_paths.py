@@ -509,7 +509,7 @@ def replayed_reordered_cut_and_altered_datagrams_do_no_harm(directory: Path) -> 
         return [*out, *again, *broken]
 
     with running_pair(directory, UDP) as pair:
-        without_ipv6(pair.left.host, pair.right.host)
+        without_ipv6(pair)
         pair.connect()
         await_path(pair, "udp", 15)
         before = refused(pair.right)
@@ -537,7 +537,7 @@ def copies_from_another_address_do_not_move_the_traffic(directory: Path) -> None
     """A stranger on the way lets some datagrams come from its own address, before the real ones."""
     with running_pair(directory, UDP) as pair:
         stranger = pair.net.host("stranger")
-        without_ipv6(pair.left.host, pair.right.host)
+        without_ipv6(pair)
         pair.connect()
         await_path(pair, "udp", 15)
         number = 0
