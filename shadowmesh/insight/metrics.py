@@ -338,6 +338,13 @@ def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:
         "errno",
         sorted(counters.udp_errors.items()),
     )
+    yield _labelled(
+        CounterMetricFamily,
+        "loops_refused",
+        "What was not sent or dialled because it would have gone into the tunnel itself, by kind.",
+        "kind",
+        sorted(counters.loops_refused.items()),
+    )
     yield from _gauge(
         "queue_bytes", "Bytes that wait for the WebSocket link.", snapshot.queue_bytes
     )

@@ -85,6 +85,22 @@ def test_a_number_of_the_snapshot_is_told(sample, value):
     assert scrape(CONNECTED)[sample] == pytest.approx(value)
 
 
+def test_every_count_by_kind_of_the_snapshot_is_told():
+    counts = [
+        field.name
+        for field in dataclasses.fields(status.Counters)
+        # What a minute brought is the rate of another one.
+        if field.default is dataclasses.MISSING and field.name != "dropped_lately"
+    ]
+    told = dataclasses.replace(
+        CONNECTED, counters=status.Counters(**{name: {name: 4711} for name in counts})
+    )
+    labels = {
+        value for (_, *labels), seen in scrape(told).items() if seen == 4711 for _, value in labels
+    }
+    assert labels == set(counts) >= {"dropped", "loops_refused"}
+
+
 def test_what_is_not_known_is_left_out():
     samples = {name for name, *_ in scrape(DISCONNECTED)}
     for name in ("round_trip_seconds", "path_mtu_bytes", "post_quantum", "session_rekeys",

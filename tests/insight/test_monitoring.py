@@ -26,7 +26,10 @@ EVERYTHING = dataclasses.replace(
     certificate=status.Certificate(1.0, "00"),
     paths=(status.Path("udp", "192.0.2.1:9001", "host", True, True, 0.5, 0.1, 1400),),
     counters=dataclasses.replace(
-        CONNECTED.counters, udp_refused={"replay": 1}, udp_errors={"EPERM": 1}
+        CONNECTED.counters,
+        udp_refused={"replay": 1},
+        udp_errors={"EPERM": 1},
+        loops_refused={"dial": 1},
     ),
 )
 #: made by Prometheus itself
