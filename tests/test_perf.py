@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -258,11 +259,15 @@ def name_of(way: object) -> str:
     return f"{way.word}-{way.depth}" if isinstance(way, uring.Way) else str(way)
 
 
-def moved(*arguments: object) -> uring.Reading:
+def moved(verb: str, seconds: float, *more: object) -> uring.Reading:
+    """Move frames for so long, or longer where the machine stood still and none came through."""
     if shutil.which(os.environ.get("CC", "cc")) is None:
         pytest.skip("needs a C compiler")
     try:
-        return uring.run(*arguments)
+        for factor in (1, 10):
+            with contextlib.suppress(ValueError):
+                return uring.run(verb, factor * seconds, *more)
+        return uring.run(verb, 100 * seconds, *more)
     except uring.Unsupported as error:
         pytest.skip(f"needs io_uring: {error}")
 
