@@ -52,6 +52,10 @@ OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 MORE_DESCRIPTORS: Final = "let the daemon open more (LimitNOFILE=), or close what holds them"
 
 
+#: what to do about a bug of ours
+REPORT_BUG: Final = "see `shadowmesh logs` and report it"
+
+
 class ShadowMeshError(Exception):
     """Base of all errors of the project; its text is always a single printable line."""
 

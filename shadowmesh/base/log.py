@@ -52,6 +52,8 @@ _MAX_LIMITED = 1024
 #: how often one message may bring a traceback
 TRACEBACK_INTERVAL_S: Final = 10.0
 
+_BUG_REMEDY = "report it, with the archive that `shadowmesh bugreport` writes"
+
 _ROOT = "shadowmesh"
 #: sd-daemon(3)
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
@@ -91,7 +93,8 @@ class Log:
         """
         text = traceback.format_exc()[-_MAX_TRACEBACK_CHARS:]
         limited = self if self._interval_s else self.limited(TRACEBACK_INTERVAL_S)
-        limited._log(logging.ERROR, message, {**fields, "traceback": _Long(text)})  # noqa: SLF001
+        more = {"remedy": _BUG_REMEDY, "traceback": _Long(text)}
+        limited._log(logging.ERROR, message, {**fields, **more})  # noqa: SLF001
 
     def limited(self, interval_s: float) -> Log:
         """Return a log that lets each message through once in interval_s seconds.
@@ -353,17 +356,34 @@ def _plain_text(value: object) -> str:
         text = str(value)
     except Exception as error:  # noqa: BLE001 - a value's bug must not end its reader
         return f"<{type(value).__name__}: {type(error).__name__}>"
-    if isinstance(value, BaseException) and not isinstance(value, ShadowMeshError):
-        text = f"{type(value).__name__}: {text}" if text else type(value).__name__
+    if isinstance(value, BaseException):
+        text = _why(value, text)
     return _cut(text, _MAX_VALUE_CHARS)
+
+
+def _why(error: BaseException, text: str) -> str:
+    """Return what an exception says to people; the name of a kind of ours is no news to them."""
+    if isinstance(error, ShadowMeshError):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        # Without "[Errno 2]"; what it was about stands in a field beside it.
+        return str(error.strerror)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _as_word(value: object) -> str:
-    """Return a plain value for `key=value`: quoted when it would not be one word."""
+def as_word(value: object) -> str:
+    """Return a plain value for `key=value`: quoted when it would not be one word.
+
+    A list is what it holds, separated by commas; an empty one, like None, is a dash.
+    """
+    if isinstance(value, Mapping):
+        value = [f"{name} {_inside(item)}" for name, item in value.items()]
+    if isinstance(value, list):
+        value = ", ".join(_inside(item) for item in value) or None
     if isinstance(value, str):
         safe = one_line(value)
         if safe == value and value and not set(value) & set(' "=\\'):
@@ -372,6 +392,13 @@ def _as_word(value: object) -> str:
     if value is None:
         return "-"
     return one_line(json.dumps(value, ensure_ascii=False))
+
+
+def _inside(item: object) -> str:
+    """Return what stands for one item of a list; a list in it is in brackets."""
+    if isinstance(item, str):
+        return item
+    return f"({as_word(item)})" if isinstance(item, (list, Mapping)) else as_word(item)
 
 
 def _escaped(text: str) -> str:
@@ -391,7 +418,7 @@ class _TextFormatter(logging.Formatter):
         head = f"<{_PRIORITIES[level]}>" if self._journal else f"{_time_of(record)} "
         line = f"{head}{_NAMES[level].upper():5} {_name_of(record)}: {_message_of(record)}"
         for name, value in _fields_of(record).items():
-            line += f" {name}={_as_word(value)}"
+            line += f" {name}={as_word(value)}"
         return line
 
 

@@ -37,6 +37,11 @@ def duration(seconds: float) -> str:
     return f"{whole // _DAY}d {whole % _DAY // _HOUR}h"
 
 
+def percent(share: float) -> str:
+    """Return a share of 0.0 to 1.0 as ``38 %``."""
+    return f"{share * 100:.0f} %"
+
+
 def count(number: int, noun: str) -> str:
     """Return ``1 frame``, ``12,345 frames``, ``2 addresses``."""
     plural = "es" if noun.endswith("s") else "s"

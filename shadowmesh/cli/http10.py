@@ -44,7 +44,7 @@ def parse_url(url: str) -> tuple[str, int]:
     number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
     if scheme.lower() != "http" or not host or not usable or not 0 < number <= 65535:
         raise BadAddress(
-            f"{url!r} is not the URL of an API; write it like http://127.0.0.1:9090, or"
+            f'"{url}" is not the URL of an API; write it like http://127.0.0.1:9090, or'
             " unix:/run/shadowmesh/api.sock"
         )
     return host, number

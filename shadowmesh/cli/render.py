@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from shadowmesh.base.units import count, duration, size
+from shadowmesh.base.units import count, duration, percent, size
 from shadowmesh.cli.output import parse_time, text
 from shadowmesh.insight.status import SILENT_PROBES
 
@@ -113,13 +113,12 @@ def _peer(peer: dict[str, Any]) -> str:
 
 def _path(snapshot: Snapshot) -> str:
     parts = [text(snapshot.get("path"))]
-    if snapshot.get("path_reason"):
-        parts[0] += f" ({text(snapshot['path_reason'])})"
     if snapshot.get("rtt_ms") is not None:
         parts.append(f"{snapshot['rtt_ms']:.2f} ms round trip")
     if snapshot.get("mtu") is not None:
         parts.append(f"MTU {text(snapshot['mtu'])}")
-    return ", ".join(parts)
+    reason = snapshot.get("path_reason")
+    return ", ".join(parts) + (f": {text(reason)}" if reason else "")
 
 
 def _other_paths(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
@@ -138,7 +137,7 @@ def _other_paths(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
         if path.get("rtt_ms") is not None and not silent:
             parts.append(f"{path['rtt_ms']:.2f} ms")
         if path.get("loss") is not None and not silent:
-            parts.append(f"{path['loss'] * 100:.0f} % lost")
+            parts.append(f"{percent(path['loss'])} lost")
         if path.get("payload_bytes") is not None:
             parts.append(f"datagrams of {path['payload_bytes']} bytes")
         yield "", f"{'*' if path.get('active') else ' '} {', '.join(parts)}"
@@ -182,7 +181,7 @@ def _nat(nat: dict[str, Any], now: float) -> str:
     if nat.get("detected_at") is not None:
         line += f", {_ago(nat['detected_at'], now)}"
     if nat.get("detail"):
-        line += f" ({text(nat['detail'])})"
+        line += f": {text(nat['detail'])}"
     return line
 
 

@@ -342,7 +342,7 @@ def _read_query(route: Route) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, text in request.args.items(multi=True):
         if name in found:
-            raise BadRequest(f"{name[:40]!r} stands twice in the query")
+            raise BadRequest(f'"{name[:40]}" stands twice in the query')
         found[name] = from_query(name, text, schemas[name]) if name in schemas else text
     return found
 
@@ -401,7 +401,7 @@ def _system_error(error: OSError) -> Response:
     _log.limited(60).warning(
         "request failed for want of a descriptor",
         path=request.path,
-        cause=error.strerror,
+        cause=error,
         remedy=MORE_DESCRIPTORS,
     )
     return _error(

@@ -68,7 +68,7 @@ def serve_socket(undo: ExitStack, path: Path, application: WSGIApplication) -> N
     except ShadowMeshError as error:
         _log.warning(
             "the control API has no Unix socket",
-            cause=str(error),
+            cause=error,
             remedy="set daemon.api_socket to a path that fits; commands use the port meanwhile",
         )
         return
@@ -104,9 +104,9 @@ def check_answer(api: HostPort) -> None:
             sock.sendall(request)
             answer = sock.recv(16)
     except OSError as error:
-        answer, cause = b"", str(error)
+        answer, cause = b"", error.strerror or str(error)
     else:
-        cause = f"it sent {answer!r}"
+        cause = "what answers there speaks no HTTP"
     if not answer.startswith(b"HTTP/1."):
         raise ShadowMeshError(
             f"the control API on {api} does not answer: {cause}; is a firewall in the way of"

@@ -325,7 +325,7 @@ def check_members(given: Mapping[str, object], known: Sequence[Value]) -> dict[s
     unknown = sorted(set(given) - {value.name for value in known})
     if unknown:
         expected = ", ".join(sorted(value.name for value in known)) or "none"
-        raise BadRequest(f"unknown field {unknown[0][:40]!r}: this route knows {expected}")
+        raise BadRequest(f'unknown field "{unknown[0][:40]}": this route knows {expected}')
     found = {}
     for value in known:
         found[value.name] = value.default

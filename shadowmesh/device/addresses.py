@@ -85,7 +85,7 @@ def look(tunnel_device: str | None) -> HostNetwork:
     except OSError as error:
         _log.limited(60).warning(
             "the host's addresses cannot be read",
-            cause=str(error),
+            cause=error,
             remedy="let the service use AF_NETLINK (RestrictAddressFamilies=)",
         )
         return HostNetwork()

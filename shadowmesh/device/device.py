@@ -175,7 +175,7 @@ class Device:
                 self.tap.set_offload(self._offload)
             except DeviceError as error:
                 # Gone this moment: on_lost is about to be called, and renew() sets it again.
-                _log.debug("offload not set", cause=str(error))
+                _log.debug("offload not set", cause=error)
 
     def _offload_before(self) -> int:
         """Return the flags until the peer is known: they are right for most."""

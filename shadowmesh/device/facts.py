@@ -120,7 +120,7 @@ def parse_target(text: str) -> Target:
         return ip_address(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is neither a MAC like 02:00:5e:10:00:01 nor an IP address"
+            f'"{text}" is neither a MAC like 02:00:5e:10:00:01 nor an IP address'
         ) from None
 
 

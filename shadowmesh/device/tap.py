@@ -293,7 +293,7 @@ def check_permission(name: str, kernel: Kernel | None = None) -> bool:
     try:
         return knows_udp_super_frames(fd, attach(kernel, fd, name), kernel)
     except DeviceError as error:
-        _log.debug("TAP device cannot be tried out", device=name, cause=str(error))
+        _log.debug("TAP device cannot be tried out", device=name, cause=error)
         return False
     finally:
         kernel.close(fd)
@@ -313,13 +313,13 @@ def _check_name(name: str) -> None:
     size = len(name.encode())
     if not 1 <= size <= MAX_NAME_BYTES:
         raise DeviceError(
-            f"device name {name!r} has {size} bytes; 1 to {MAX_NAME_BYTES} are possible: "
+            f'device name "{name}" has {size} bytes; 1 to {MAX_NAME_BYTES} are possible: '
             "choose another network.tap_device",
             errno.EINVAL,
         )
     if name in (".", "..") or any(c in "/:" or c.isspace() or not c.isprintable() for c in name):
         raise DeviceError(
-            f"device name {name!r} is not possible (no blanks, '/' or ':'): "
+            f"device name \"{name}\" is not possible (no blanks, '/' or ':'): "
             "choose another network.tap_device",
             errno.EINVAL,
         )
@@ -377,7 +377,7 @@ def _limit_segments(netlink: Netlink, before: Link, undo: ExitStack) -> None:
     try:
         limit(MAX_SEGMENTS)
     except OSError as error:
-        _log.debug("super-frames not limited", device=before.name, cause=str(error))
+        _log.debug("super-frames not limited", device=before.name, cause=error)
     else:
         undo.callback(_quietly, limit, before.most_segments)
 

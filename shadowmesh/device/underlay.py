@@ -167,7 +167,7 @@ class Underlay:
                 return self._look(netlink, to)
         except OSError as error:
             if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES):
-                _log.limited(60).debug("no way is known", to=to, cause=str(error))
+                _log.limited(60).debug("no way is known", to=to, cause=error)
             return _Answer(None, None)
 
     def _look(self, netlink: Netlink, to: Address) -> _Answer:
@@ -216,12 +216,12 @@ def _events() -> socket.socket | None:
             socket.NETLINK_ROUTE,
         )
     except OSError as error:
-        _log.limited(600).info("changes of routes are not told", cause=error.strerror)
+        _log.limited(600).info("changes of routes are not told", cause=error)
         return None
     try:
         sock.bind((0, _GROUPS))
     except OSError as error:
-        _log.limited(600).info("changes of routes are not told", cause=error.strerror)
+        _log.limited(600).info("changes of routes are not told", cause=error)
         sock.close()
         return None
     return sock

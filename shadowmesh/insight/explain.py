@@ -26,7 +26,7 @@ from shadowmesh.base.constants import (
     KEY_LIFETIME_S,
     RECORD_OVERHEAD_BYTES,
 )
-from shadowmesh.base.units import count, duration, size
+from shadowmesh.base.units import count, duration, percent, size
 from shadowmesh.device.facts import HostFacts, Target, Whereabouts, format_mac
 from shadowmesh.device.tap import stable_mac
 from shadowmesh.insight import surroundings
@@ -417,7 +417,7 @@ def _tried(path: Path) -> str:
     if path.proven and path.rtt_ms is not None and path.unanswered < SILENT_PROBES:
         words.append(f"answers in {path.rtt_ms:.1f} ms")
     if path.loss:
-        words.append(f"{path.loss:.0%} of the last probes lost")
+        words.append(f"{percent(path.loss)} of the last probes lost")
     if path.hindrance is not None:
         words.append(f"not probed: {path.hindrance}")
     elif path.path == "udp" and path.unanswered and not path.active:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from shadowmesh.base.units import size
+from shadowmesh.base.units import percent, size
 from shadowmesh.insight.status import Check, format_time
 from shadowmesh.wire.peer.states import Phase, State
 
@@ -258,7 +258,7 @@ def path(
         )  # fmt: skip
     if loss is not None and loss > LOSS_LIMIT:
         return Check(
-            "path", False, "warning", f"{loss:.0%} of the probes over UDP are lost",
+            "path", False, "warning", f"{percent(loss)} of the probes over UDP are lost",
             "look for an overloaded link; the tunnel moves to WSS if it gets worse", "path_lossy",
         )  # fmt: skip
     if carries == "wss" and udp_wanted and (fallen or connected_s > PATH_GRACE_S):

@@ -29,7 +29,7 @@ from gevent.event import Event
 
 from shadowmesh.base import log
 from shadowmesh.base.constants import WS_ABNORMAL, WS_NORMAL
-from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.base.errors import REPORT_BUG, LocalProtocolError, RemoteProtocolError
 from shadowmesh.link.stream import TlsStream, plain_reason
 from shadowmesh.link.tcp import (
     NOTSENT_LOWAT_BYTES,
@@ -229,8 +229,8 @@ class Link:
             )
         except OSError as error:
             self._end(f"connection lost while {doing}: {plain_reason(error)}", WS_ABNORMAL)
-        except Exception as error:  # noqa: BLE001 - every failure reaches the owner
-            self._end_by_bug(f"while {doing}", error)
+        except Exception:  # noqa: BLE001 - every failure reaches the owner
+            self._end_by_bug(f"while {doing}")
 
     def _read(self) -> None:
         """Feed the pipe until the connection or the link ends."""
@@ -326,8 +326,8 @@ class Link:
             self._on_events(events)
         except RemoteProtocolError:
             raise
-        except Exception as error:  # noqa: BLE001 - in _run() an OSError means the connection
-            self._end_by_bug("in on_events", error)
+        except Exception:  # noqa: BLE001 - in _run() an OSError means the connection
+            self._end_by_bug("in on_events")
         finally:
             self._in_callback = False
 
@@ -363,11 +363,13 @@ class Link:
         farewell = WS_NORMAL if code == _NO_CODE else code
         self._end(f"{why}: {text}" if text else why, code, farewell=farewell)
 
-    def _end_by_bug(self, where: str, error: Exception) -> None:
+    def _end_by_bug(self, where: str) -> None:
         """An exception that nobody expected: keep its stack, and let the owner go on."""
         _log.exception("link ended by a bug", where=where, peer=self.remote_address[0])
         self._end(
-            f"internal error {where}: {error!r}", WS_INTERNAL_ERROR, farewell=WS_INTERNAL_ERROR
+            f"internal error of the link; {REPORT_BUG}",
+            WS_INTERNAL_ERROR,
+            farewell=WS_INTERNAL_ERROR,
         )
 
     def _end(self, reason: str, code: int, *, farewell: int | None = None) -> None:

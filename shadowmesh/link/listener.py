@@ -238,7 +238,7 @@ class Listener:
                     continue
                 _log.limited(LOG_INTERVAL_S).warning(
                     "accepting peers is paused",
-                    cause=error.strerror,
+                    cause=error,
                     remedy="let the daemon open more descriptors (LimitNOFILE=), or wait",
                 )
                 self.counters["accept_paused"] += 1

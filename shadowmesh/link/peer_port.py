@@ -77,10 +77,8 @@ class PeerPort:
         self._known.name({config.peer.address.host} if config.peer.address else ())
         address = config.websocket.listen_address
         if config.mode == 0:
-            _log.warning(
-                "nobody is accepted: neither peer.public_key nor encryption.key is set;"
-                " set one of them and `shadowmesh reload`"
-            )
+            # Why, and what to do, is a warning of the configuration.
+            _log.info("peer port stays closed", cause="nobody could be accepted")
             self.stop()
         elif address is not None and self.listener is None:
             listener = Listener(

@@ -348,7 +348,7 @@ class Paths:
             _log.limited(60).warning(
                 "a record over UDP was not understood",
                 peer=self._peer,
-                cause=str(error),
+                cause=error,
                 remedy="bring both sides to the same version",
             )
         if not self._stopped:
@@ -416,7 +416,7 @@ class Paths:
         try:
             number = self._session.send_udp_record(inner_type, body, str(to.address), to.port)
         except LocalProtocolError as error:
-            _log.debug("record not sent", kind=inner_type.name, cause=str(error))
+            _log.debug("record not sent", kind=inner_type.name, cause=error)
             return -1
         if number:
             cause = os.strerror(number)

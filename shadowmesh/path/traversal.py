@@ -104,7 +104,11 @@ class Traversal:
             self.port = UdpPort(self._plane, self._nat.udp_port, self._store)
             self._watch = addresses.NetworkWatch(self.tunnel_device, self._on_network_change)
         except (DeviceError, OSError) as error:
-            _log.error("no UDP path: the tunnel stays on WSS", cause=str(error))
+            _log.error(
+                "no UDP path: the tunnel stays on WSS",
+                cause=error,
+                remedy="restart the daemon when that is mended, or set nat.enabled: false",
+            )
             self.stop()
             return
         self.port.on_stun = self._on_stun
@@ -269,7 +273,7 @@ class Traversal:
                 server.host, server.port, type=gevent.socket.SOCK_DGRAM
             )
         except OSError as error:
-            _log.limited(600).info("a STUN server has no address", name=server, cause=str(error))
+            _log.limited(600).info("a STUN server has no address", name=server, cause=error)
             return []
         endpoints: dict[int, Endpoint] = {}
         for *_, sockaddr in found:

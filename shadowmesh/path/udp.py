@@ -107,7 +107,7 @@ def _set_options(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
     except OSError as error:
         # Before Linux 5.0: datagrams come one by one, which is slower and no less right.
-        _log.info("no UDP_GRO on this kernel", cause=error.strerror)
+        _log.info("this kernel joins no datagrams (UDP_GRO)", cause=error)
 
 
 def _enlarge(sock: socket.socket, forced: int, plain: int) -> None:
@@ -141,9 +141,10 @@ class UdpPort:
         self.port: int = self._socket.getsockname()[1]
         if port not in (0, self.port):
             _log.warning(
-                "UDP port is taken, using another; change nat.udp_port or stop what uses it",
+                "UDP port is taken, using another",
                 wanted=port,
                 used=self.port,
+                remedy=f"stop what uses it (`ss -lunp 'sport = :{port}'`), or set nat.udp_port",
             )
         self.on_stun: Callable[[bytes, Endpoint], None] | None = None
         self._receivers: dict[int, Receiver] = {}

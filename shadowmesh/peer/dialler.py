@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import gevent
 
 from shadowmesh.base import log
-from shadowmesh.base.errors import ControlError, PeerUnreachable
+from shadowmesh.base.errors import REPORT_BUG, ControlError, PeerUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,9 +73,9 @@ class Dialler:
             self._post(partial(self._failed, this, error))
         except gevent.GreenletExit:
             return  # as the greenlet's value it would hold this stack, which holds the greenlet
-        except Exception as error:  # noqa: BLE001 - the owner must hear of every end
+        except Exception:  # noqa: BLE001 - the owner must hear of every end
             _log.exception("a dial failed by a bug")
-            failure = PeerUnreachable(f"internal error while dialling {target}: {error!r}")
+            failure = PeerUnreachable(f"internal error while dialling {target}; {REPORT_BUG}")
             self._post(partial(self._failed, this, failure))
         else:
             self._post(partial(self._upgraded, this, upgraded))

@@ -19,7 +19,7 @@ from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import RejectReason
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.insight.status import Refused
-from shadowmesh.peer.verdicts import INTERCEPTED, intercepted
+from shadowmesh.peer.verdicts import DIRECTLY, WHY_INTERCEPTED, intercepted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ class Incoming:
             except (LocalProtocolError, OSError, MemoryError) as error:
                 _log.limited(10).warning(
                     "incoming connection dropped",
-                    cause=str(error) or "no memory",
+                    cause="no memory" if isinstance(error, MemoryError) else error,
                     remedy="let the daemon have more memory (MemoryMax=) or open more descriptors"
                     " (LimitNOFILE=)",
                 )
@@ -81,7 +81,12 @@ class Incoming:
         if self._common.stopping:
             tunnel.reject(RejectReason.ADMIN_DOWN)
         elif intercepted(self._common.config, result):
-            _log.limited(10).warning("peer refused", peer=tunnel.peer_name, cause=INTERCEPTED)
+            _log.limited(10).warning(
+                "peer refused",
+                peer=tunnel.peer_name,
+                cause=WHY_INTERCEPTED,
+                remedy=f"let the peer {DIRECTLY}",
+            )
             tunnel.reject(RejectReason.POLICY)
         else:
             try:

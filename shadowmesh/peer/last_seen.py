@@ -62,7 +62,7 @@ class LastSeen:
             _log.warning(
                 "when the peer was last here is not known",
                 file=self._path,
-                cause=str(error),
+                cause=error,
                 remedy="none is needed: the next session writes the file anew",
             )
             return None
@@ -80,6 +80,6 @@ class LastSeen:
             _log.limited(WRITE_INTERVAL_S).warning(
                 "when the peer was last here cannot be written",
                 file=self._path,
-                cause=str(error),
+                cause=error,
                 remedy="make room, or give the directory to the user of the daemon",
             )

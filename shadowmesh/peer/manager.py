@@ -230,10 +230,10 @@ class ConnectionManager:
         """Whose key this is. Of a pair whoever passed the handshake is the peer, or says so."""
         return self.peer
 
-    def _recover(self, error: Exception) -> None:
+    def _recover(self, _error: Exception) -> None:
         """A message failed by a bug."""
         for peer in self.peers:
-            peer.recover(error)
+            peer.recover()
 
     def _take_nobody_in(self) -> None:
         self._common.stopping = True
@@ -254,7 +254,7 @@ class ConnectionManager:
         try:
             self._device.renew()
         except DeviceUnavailable as error:
-            recorder.record("device", "the TAP device cannot be made", cause=str(error))
+            recorder.record("device", "the TAP device cannot be made", cause=error)
             for peer in self.peers:
                 peer.device_failed(error)
 

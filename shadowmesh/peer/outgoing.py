@@ -109,7 +109,7 @@ class Outgoing:
                 "dialling again with short segments: the path may swallow longer packets",
                 peer=self._target,
                 packet_bytes=SMALL_PACKET_BYTES,
-                cause=str(error),
+                cause=error,
             )
             self.start(self._target)
             return

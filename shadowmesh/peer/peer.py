@@ -38,6 +38,7 @@ from shadowmesh.base.constants import (
     RejectReason,
 )
 from shadowmesh.base.errors import (
+    REPORT_BUG,
     AlreadyConnected,
     AlreadyConnecting,
     ControlError,
@@ -179,9 +180,9 @@ class Peer:
         """Carry out something about this peer, in its turn."""
         self._common.mailbox.post(message)
 
-    def recover(self, error: Exception) -> None:
+    def recover(self) -> None:
         """A message failed by a bug, perhaps one about this peer: nobody may wait for ever."""
-        failure = ControlError(f"internal error: {error!r}; see the log")
+        failure = ControlError(f"internal error; {REPORT_BUG}")
         if not (self._idle or self.dialling or self._pause.ends_at):
             self._attempt_failed(failure)
         self._answer_waiters(failure)
@@ -314,7 +315,11 @@ class Peer:
             self._fire(Event.FAILED)
             self._give_up(error)
         elif self.on_udp_alone and self._redial:
-            _log.limited(REPEAT_LOG_S).warning("the WSS link is not back yet", cause=str(error))
+            _log.limited(REPEAT_LOG_S).warning(
+                "the WSS link is not back yet",
+                cause=error,
+                remedy="none is needed while UDP carries the frames: it is dialled again",
+            )
             self._pause.plan(self._backoff.next_delay(), self._begin)
 
     def _give_up(self, error: ControlError) -> None:
@@ -394,7 +399,12 @@ class Peer:
             try:
                 self._common.hold_device(self)
             except DeviceUnavailable as error:
-                _log.limited(10).warning("peer refused", peer=tunnel.peer_name, cause=str(error))
+                _log.limited(10).warning(
+                    "peer refused",
+                    peer=tunnel.peer_name,
+                    cause=error,
+                    remedy="none is needed once the device can be made: the peer comes again",
+                )
                 self._note_error(str(error))
                 reason = RejectReason.BUSY
         if reason is not None:
@@ -449,9 +459,9 @@ class Peer:
         )
         if self._common.config.peer.public_key is None:
             _log.warning(
-                "the peer is not pinned: any holder of encryption.key can be it;"
-                " set peer.public_key",
+                "the peer is not pinned: any holder of encryption.key can be it",
                 public_key=format_public_key(result.peer_public_key),
+                remedy="set peer.public_key to the key of your peer",
             )
         self._answer_waiters(None)
 

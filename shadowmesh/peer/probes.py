@@ -36,7 +36,7 @@ def try_to_send(session: Session, inner_type: Inner, body: bytes) -> bool:
     try:
         session.send_record(inner_type, body)
     except LocalProtocolError as error:
-        _log.debug("record not sent", kind=inner_type.name, cause=str(error))
+        _log.debug("record not sent", kind=inner_type.name, cause=error)
         return False
     return True
 

@@ -34,6 +34,7 @@ from shadowmesh.base.constants import (
     Inner,
     RejectReason,
 )
+from shadowmesh.base.errors import REPORT_BUG
 from shadowmesh.insight.events import NOBODY
 from shadowmesh.insight.status import Pong
 from shadowmesh.path.paths import Paths
@@ -444,9 +445,9 @@ class Tunnel:
                     self._check_deadlines(boottime())
         except gevent.GreenletExit:
             return  # as the greenlet's value it would hold this stack, and with it the session
-        except Exception as error:  # noqa: BLE001 - without its timers a session is not safe
+        except Exception:  # noqa: BLE001 - without its timers a session is not safe
             _log.exception("session ended by a bug", peer=self.peer_name)
-            self._end(Ended(f"internal error: {error!r}", "closed"), WS_GOING_AWAY)
+            self._end(Ended(f"internal error; {REPORT_BUG}", "closed"), WS_GOING_AWAY)
 
     def _next_deadline(self) -> float | None:
         deadlines = (self._keying.next_timeout(), self.wss.next_timeout())

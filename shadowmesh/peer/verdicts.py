@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from shadowmesh.peer.tunnel import Tunnel
     from shadowmesh.wire.handshake.agreement import HandshakeResult
 
-INTERCEPTED: Final = (
-    "TLS is proxied or intercepted, and websocket.require_direct_tls is set; dial the peer itself,"
-    " or set it to false"
-)
+WHY_INTERCEPTED: Final = "TLS is proxied or intercepted, and websocket.require_direct_tls is set"
+#: what to do about it
+DIRECTLY: Final = "dial the peer itself, or set it to false"
+INTERCEPTED: Final = f"{WHY_INTERCEPTED}; {DIRECTLY}"
 SELF: Final = (
     "this is the daemon itself; give the address at which the other machine listens, or dial from"
     " there"

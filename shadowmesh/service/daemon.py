@@ -195,7 +195,7 @@ def _unknown(word: str, known: Iterable[str]) -> str:
     """Return what to say of an argument that there is not."""
     flag = word.partition("=")[0]
     near = nearest(flag, [*(f"--{name}" for name in known), *_OPTIONS])
-    return f"unknown argument {flag!r}" + (
+    return f'unknown argument "{flag}"' + (
         "; see `shadowmesh-daemon --help`" if near is None else f"; did you mean {near}?"
     )
 
@@ -231,13 +231,12 @@ class Daemon:
         """
         config = self._config
         log.configure(config.daemon.log_level, config.daemon.log_format)
-        for warning in self._loaded.warnings:
-            _log.warning(warning)
+        _warn(self._loaded)
         if self._without:
             _log.warning(
-                "optimisations are off; unset the variable for full speed",
-                variable=switches.VARIABLE,
+                "optimisations are off",
                 without=sorted(self._without),
+                remedy=f"unset {switches.VARIABLE} for full speed",
             )
         forbid_core_dumps()
         report_errors_of(gevent.get_hub())
@@ -465,11 +464,12 @@ class Daemon:
             raise
         applied, restart = diff(self._config, loaded.config)
         _log.info("configuration reloaded", applied=listed(applied) or "nothing")
+        _warn(loaded)
         if restart:
             _log.warning(
                 "some keys have changed and wait for a restart",
                 keys=listed(restart),
-                remedy="systemctl restart shadowmesh",
+                remedy="`systemctl restart shadowmesh`",
             )
         # What needs a restart stays what it is, and is named again by the next reload.
         self._config = config = reloaded(self._config, loaded.config)
@@ -478,7 +478,9 @@ class Daemon:
         try:
             self._peer_port.follow(config)
         except ShadowMeshError as error:
-            _log.error("the peer port stays closed; reload again when it is free", cause=str(error))
+            _log.error(
+                "the peer port stays closed", cause=error, remedy="`shadowmesh reload` tries again"
+            )
         self._renew_certificate()
         self._recorder.record("config", "configuration reloaded", applied=applied, restart=restart)
         return Reloaded(os.getpid(), applied, restart)
@@ -489,10 +491,11 @@ class Daemon:
             renewed = self._peer_port.renew_certificate()
         except KeyFileError as error:
             _log.error(
-                "the old certificate is served on; reload again when the new pair fits",
-                cause=str(error),
+                "the old certificate is served on",
+                cause=error,
+                remedy="`shadowmesh reload` again when certificate and key fit each other",
             )
-            self._recorder.record("config", "the old certificate is served on", cause=str(error))
+            self._recorder.record("config", "the old certificate is served on", cause=error)
             return
         if renewed:
             certificate = self._peer_port.certificate
@@ -500,6 +503,12 @@ class Daemon:
             sha256 = certificate.sha256.hex()
             _log.info("another certificate is served", sha256=sha256)
             self._recorder.record("config", "another certificate is served", sha256=sha256)
+
+
+def _warn(loaded: LoadedConfig) -> None:
+    """Log what is valid and hardly meant; each of these sentences says what to do."""
+    for warning in loaded.warnings:
+        _log.warning(warning)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def _report(
 ) -> None:
     if isinstance(error, OSError) and error.errno in OUT_OF_DESCRIPTORS:
         _log.limited(60).warning(
-            "something could not be opened", cause=error.strerror, remedy=MORE_DESCRIPTORS
+            "something could not be opened", cause=error, remedy=MORE_DESCRIPTORS
         )
         return
     if not isinstance(error, BaseException):

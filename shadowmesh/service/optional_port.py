@@ -44,9 +44,10 @@ class OptionalPort:
         """Open the port, or go on trying in a greenlet."""
         if not self._try():
             _log.warning(
-                "a port cannot be opened; the daemon runs without it and tries again",
+                "a port cannot be opened, the daemon runs without it",
                 key=self._key,
                 cause=self.problem,
+                remedy="none is needed if it is free soon: it is tried again",
             )
             self._greenlet = gevent.spawn(self._keep_trying)
 

@@ -108,7 +108,7 @@ def _give_back(path: Path, descriptor: int) -> None:
     try:
         _remove_if(path, descriptor)
     except OSError as error:
-        _log.warning("the pid file stays", path=str(path), cause=error.strerror, remedy="remove it")
+        _log.warning("the pid file stays", path=str(path), cause=error, remedy="remove it by hand")
 
 
 def _remove_if(path: Path, descriptor: int) -> None:

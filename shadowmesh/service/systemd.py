@@ -91,7 +91,7 @@ class Notifier:
             _log.limited(60).warning(
                 "the service manager was not told",
                 said=assignments,
-                cause=error.strerror,
+                cause=error,
                 remedy="look at NOTIFY_SOCKET and NotifyAccess= of the service",
             )
             return False

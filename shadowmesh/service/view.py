@@ -241,11 +241,9 @@ class View:
             return
         self._told[check.name] = now
         if check.ok:
-            _log.info("it is well again", check=check.name, found=check.text)
+            _log.info("a check passes again", check=check.name, found=check.text)
         else:
-            _log.warning(
-                "something is wrong here", check=check.name, found=check.text, remedy=check.remedy
-            )
+            _log.warning("a check fails", check=check.name, found=check.text, remedy=check.remedy)
 
     # --- parts of a snapshot ------------------------------------------------------------------
 
@@ -383,7 +381,7 @@ class View:
                 # Status is wanted most when something has run out: the last reading will do.
                 _log.limited(60).warning(
                     "the process's resources cannot be read",
-                    cause=error.strerror,
+                    cause=error,
                     remedy=MORE_DESCRIPTORS,
                 )
         return self._resources

@@ -185,11 +185,11 @@ def check_request(
     for name, value in headers:
         fields.setdefault(name.lower(), []).append(value.strip())
     if version != "HTTP/1.1":
-        raise UpgradeRefused(f"request is {version!r}, HTTP/1.1 was wanted", 505)
+        raise UpgradeRefused(f'request is "{version}", HTTP/1.1 was wanted', 505)
     if path != expected_path:
-        raise UpgradeRefused(f"request for {path!r}, {expected_path!r} was wanted", 404)
+        raise UpgradeRefused(f'request for "{path}", "{expected_path}" was wanted', 404)
     if method != "GET":
-        raise UpgradeRefused(f"request method {method!r}, GET was wanted", 405)
+        raise UpgradeRefused(f'request method "{method}", GET was wanted', 405)
     if "origin" in fields:
         raise UpgradeRefused("request has an Origin, so it comes from a web page", 403)
     if len(fields.get("host", [])) != 1:

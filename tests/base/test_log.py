@@ -226,9 +226,13 @@ class State(StrEnum):
         (b"payload", '"<7 bytes>"'),
         (memoryview(b"xy"), '"<2 bytes>"'),
         (Secret(bytes(32)), "***"),
-        ([1, "a b", Secret(b"k" * 32), b"xx"], '[1, "a b", "***", "<2 bytes>"]'),
-        ({"n": 1, "key": Secret(b"k" * 32)}, '{"n": 1, "key": "***"}'),
-        ([[[["deep"]]]], '[[["..."]]]'),
+        ([], "-"),
+        ({}, "-"),
+        (["10.0.0.1/24"], "10.0.0.1/24"),
+        ([1, "a b", None, Secret(b"k" * 32), b"xx"], '"1, a b, -, ***, <2 bytes>"'),
+        ({"n": 1, "key": Secret(b"k" * 32)}, '"n 1, key ***"'),
+        ([1, ["x"], []], '"1, (x), (-)"'),
+        ([[[["deep"]]]], "((...))"),
         (Colour.RED, "red"),
         (State.IDLE, "idle"),
         (CloseReason.TIMEOUT, "timeout"),
@@ -237,7 +241,8 @@ class State(StrEnum):
         (Path("/a/b"), "/a/b"),
         (ip_interface("10.0.0.1/24"), "10.0.0.1/24"),
         (RemoteProtocolError("too short"), '"too short"'),
-        (OSError(5, "broken"), '"OSError: [Errno 5] broken"'),
+        (OSError(5, "Input/output error", "/a"), '"Input/output error"'),
+        (ValueError("no number"), '"ValueError: no number"'),
         (TimeoutError(), "TimeoutError"),
     ],
 )
@@ -288,7 +293,7 @@ def test_an_exception_comes_with_its_traceback_in_one_line(text):
     except KeyError:
         log.get("x").exception("bug", where="here")
     (line,) = text.lines()
-    assert "ERROR x: bug where=here traceback=" in line
+    assert re.search(r"ERROR x: bug where=here remedy=\"report it, [^\"]+\" traceback=", line)
     assert "KeyError: 'absent'" in line
 
 
@@ -303,7 +308,8 @@ def test_the_same_traceback_comes_once_in_a_while(text):
 
 @settings(max_examples=80)
 @given(
-    st.dictionaries(st.text(min_size=1, max_size=8).filter(str.isidentifier), VALUES, max_size=5)
+    # Of names that are made, none is thrown away: with a filter most tries would be.
+    st.dictionaries(st.from_regex(r"[a-z_][a-z0-9_]{0,7}", fullmatch=True), VALUES, max_size=5)
 )
 def test_any_fields_give_exactly_one_line(fields):
     pipe = Pipe()

@@ -50,7 +50,7 @@ FAILING = [
      "no answer over UDP", "netcheck"),
     (health.path("wss", "UDP is silent", **PATH | {"forbidden": 3}), "udp_forbidden_here",
      "warning", "a firewall on this host", "nft list ruleset"),
-    (health.path("udp", "punched", **PATH | {"loss": 0.25}), "path_lossy", "warning", "25%",
+    (health.path("udp", "punched", **PATH | {"loss": 0.25}), "path_lossy", "warning", "25 %",
      "overloaded"),
     (health.path("wss", "UDP is silent", **PATH | {"connected_s": 1.0, "fallen": True}),
      "udp_unavailable", "warning", "UDP is silent", "netcheck"),

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Self
 
 from shadowmesh.netlab import Daemon, Net, introduce, wait_until
+from tests.words import faults_of_line
 
 from .frames import BROADCAST, Canaries, Collector, Stream, Wire
 
@@ -85,7 +86,7 @@ class Pair:
         wait_until(answered, timeout_s, "a ping crosses the tunnel", interval_s=0.1)
 
     def assert_logs_clean(self) -> None:
-        """Invariants (d) and (e): no traceback, no secret in a log."""
+        """Invariants (d) and (e): no traceback, no secret in a log, and plain words."""
         for daemon in self:
             assert_log_clean(daemon)
 
@@ -100,6 +101,8 @@ class Pair:
 def assert_log_clean(daemon: Daemon) -> None:
     log = daemon.log()
     assert "Traceback" not in log, f"{daemon.host.label}:\n{log}"
+    for line in log.splitlines():
+        assert not faults_of_line(line), f"{daemon.host.label}: {faults_of_line(line)}: {line}"
     for name, secret in secrets_of(daemon).items():
         assert secret not in log, f"{daemon.host.label}: {name} is in the log"
 

@@ -393,7 +393,7 @@ def test_a_violation_found_by_the_owner_counts_like_one_of_the_pipe(link_and_pee
 
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError("bug"), OSError(5, "bug"), KeyError("bug")])
-def test_a_bug_of_the_owner_ends_the_link_and_is_reported(link_and_peer, bug):
+def test_a_bug_of_the_owner_ends_the_link_and_is_reported(link_and_peer, bug, caplog):
     end, peer = link_and_peer()
 
     def handle(events):
@@ -405,16 +405,24 @@ def test_a_bug_of_the_owner_ends_the_link_and_is_reported(link_and_peer, bug):
     peer.sock.close()
     reason, code = end.closing()
     assert code == 1011
-    assert repr(bug) in reason
+    assert_reported(bug, reason, caplog)
 
 
-def test_a_bug_in_the_writer_ends_the_link_and_is_reported(link_and_peer):
+def assert_reported(bug, reason, caplog):
+    """The log has the bug; who reads the reason is told where to look."""
+    assert "internal error" in reason
+    assert "shadowmesh logs" in reason
+    (record,) = (record for record in caplog.records if "by a bug" in record.message)
+    assert f"{type(bug).__name__}: {bug}" in record.fields["traceback"]
+
+
+def test_a_bug_in_the_writer_ends_the_link_and_is_reported(link_and_peer, caplog):
     end, _ = link_and_peer()
     end.pipe.sent = lambda count: 1 // 0
     end.pipe.send_message(b"boom")
     reason, code = end.closing()
     assert code == 1011
-    assert "ZeroDivisionError" in reason
+    assert_reported(ZeroDivisionError("integer division or modulo by zero"), reason, caplog)
 
 
 def test_a_bug_in_on_closed_does_not_keep_waiters_waiting(link_and_peer):

@@ -51,10 +51,11 @@ def answers(bound):
     return False
 
 
-def test_without_a_key_nothing_listens_and_the_log_says_what_to_do(port, config, caplog):
+def test_without_a_key_nothing_listens_and_the_log_says_so(port, config, caplog):
+    caplog.set_level("INFO", "shadowmesh")
     port.follow(config)
     assert port.listener is None
-    assert "shadowmesh reload" in caplog.text
+    assert "peer port stays closed" in caplog.text
 
 
 def test_the_first_key_opens_the_port_and_the_last_one_gone_closes_it(port, config):

@@ -479,8 +479,11 @@ class PathMachine:
             return min(idle, self._heard_at + UDP_PROBE_INTERVAL_S)
         return idle
 
-    def _doubt(self, reason: str, now: float) -> None:
-        """Probe the active address until it answers or three probes are lost."""
+    def _doubt(self, reason: str | None, now: float) -> None:
+        """Probe the active address until it answers or three probes are lost.
+
+        Args: reason: what happened, as far as that is news; None: nothing came for a while.
+        """
         self._become(Cause.DOUBTED)
         self._check = Check(reason, now)
         self._check_probe(self._carrier(), now)
@@ -491,8 +494,7 @@ class PathMachine:
 
     def _udp_tick(self, active: Remote, now: float) -> None:
         if now >= self._doubt_at(active):
-            silent = self._sent_at > self._heard_at
-            self._doubt("nothing came back" if silent else "nothing was sent for a while", now)
+            self._doubt(None, now)
             return
         if now >= self._refresh_due:
             self._refresh_due = now + rules.REFRESH_S
@@ -513,8 +515,8 @@ class PathMachine:
             self._take(other, Cause.ANSWERED, reason, now)
         elif self._check.lost:
             self._fall(
-                f"UDP to {active.endpoint} is silent: {UDP_PROBES_LOST} probes unanswered,"
-                f" sent because {self._check.reason}",
+                f"UDP to {active.endpoint} is silent: {UDP_PROBES_LOST} probes unanswered"
+                f"{self._check.since}",
                 now,
             )
         else:

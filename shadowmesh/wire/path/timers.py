@@ -20,14 +20,14 @@ class Check:
     """Probes to an address in doubt: three, 500 ms apart, and then it is lost.
 
     Attributes:
-        reason: why there is doubt.
+        since: what happened then, to end a sentence with; empty where nothing has happened.
         began: when it arose.
         due: when the last probe has been waited for.
         unanswered: probes since then.
     """
 
-    def __init__(self, reason: str, now: float) -> None:
-        self.reason = reason
+    def __init__(self, reason: str | None, now: float) -> None:
+        self.since = "" if reason is None else f" since {reason}"
         self.began = now
         self.due = now
         self.unanswered = 0
