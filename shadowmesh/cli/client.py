@@ -169,9 +169,9 @@ class ApiClient:
             raise self._refusal(status, self._object(status, payload))
         return payload.decode("utf-8", "replace")
 
-    def recent_events(self, limit: int) -> list[Any]:
-        """Return the last events, the oldest first."""
-        path = f"/events/recent?limit={limit}"
+    def recent_events(self, limit: int, *, after: int = 0) -> list[Any]:
+        """Return the last events, the oldest first; only those with a number greater than after."""
+        path = f"/events/recent?limit={limit}&after={after}"
         events: list[Any] = self._ask("GET", path, None, self._request_timeout_s, "events")[
             "events"
         ]

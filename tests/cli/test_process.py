@@ -19,6 +19,7 @@ from shadowmesh.cli import process
 from shadowmesh.cli.commands import logs
 from shadowmesh.cli.commands.completion import SHELLS, script
 from shadowmesh.cli.program import program
+from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.status import Reloaded
 from tests.cli.test_program import (  # noqa: F401
     NOBODY,
@@ -29,7 +30,7 @@ from tests.cli.test_program import (  # noqa: F401
     served,
     token_file,
 )
-from tests.control.fake_control import CONNECTED, DISCONNECTED
+from tests.control.fake_control import CONNECTED, DISCONNECTED, make_app, serving
 
 # --- version ----------------------------------------------------------------------------------
 
@@ -237,6 +238,95 @@ def test_logs_asks_the_journal_for_a_unit(run, child, executed, monkeypatch):
         ["journalctl", "--unit=shadowmesh@left.service", "--lines=50", "--output=json",
          "--no-pager"],
     ]  # fmt: skip
+
+
+@pytest.fixture
+def recorder():
+    found = FlightRecorder(clock=lambda: 0.0)
+    for number in range(3):
+        found.record("path", "path changed", before="wss", after=f"udp 192.0.2.{number}:9001")
+    return found
+
+
+@pytest.fixture
+def only_look(control, recorder, child, executed, token_file, monkeypatch):
+    """Run `logs` as somebody who may look at the daemon and read neither journal nor file."""
+    child(subprocess.DEVNULL)
+
+    def refuse(_pid):
+        raise PermissionError
+
+    monkeypatch.setattr(logs, "log_file_of", refuse)
+    monkeypatch.setattr(logs, "unit_of", lambda _pid: "shadowmesh.service")
+    monkeypatch.setattr(logs, "_has_journal", lambda: True)
+    monkeypatch.setattr(logs, "_may_read_journal", lambda: False)
+    with serving(lambda address: make_app(control, address, recorder=recorder)) as address:
+        yield lambda *more: invoke(
+            "--api", f"http://{address}", "--token-file", token_file, "logs", *more
+        )
+    assert executed == []
+
+
+def test_logs_shows_who_may_only_look_the_events(only_look):
+    result = only_look("-n", "2")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        '1970-01-01T00:00:00.000Z path: path changed before=wss after="udp 192.0.2.1:9001"',
+        '1970-01-01T00:00:00.000Z path: path changed before=wss after="udp 192.0.2.2:9001"',
+    ]
+    assert "the events that the daemon keeps" in result.stderr
+    assert "systemd-journal" in result.stderr
+    assert only_look("-n", "0").stdout == ""
+    assert len(only_look().stdout.splitlines()) == 3
+
+
+def test_logs_prints_an_event_on_each_line_for_programs(only_look):
+    first, *_, last = map(json.loads, only_look("--json").stdout.splitlines())
+    assert (first["schema"], first["number"], last["number"]) == (1, 1, 3)
+    assert last["kind"] == "path"
+    assert last["fields"] == {"before": "wss", "after": "udp 192.0.2.2:9001"}
+
+
+def test_logs_goes_on_with_the_events_that_come_also_after_a_restart(
+    only_look, recorder, monkeypatch
+):
+    def pause(_seconds):
+        pauses.append(1)
+        if len(pauses) == 1:
+            recorder.record("state", "came later")
+        elif len(pauses) == 3:
+            recorder.__init__()  # as a daemon that has started again
+            recorder.record("state", "came after a restart")
+        elif len(pauses) == 4:
+            raise KeyboardInterrupt
+
+    pauses = []
+    monkeypatch.setattr(logs.time, "sleep", pause)
+    said = [line.split(": ")[1] for line in only_look("-f", "-n", "1").stdout.splitlines()]
+    assert said == [
+        'path changed before=wss after="udp 192.0.2.2:9001"', "came later", "came after a restart",
+    ]  # fmt: skip
+
+
+def test_logs_come_from_the_journal_for_who_may_read_it_and_not_ask_the_daemon(
+    token_file, served, executed, monkeypatch
+):
+    token_file.write_text("wrong" * 10)
+    monkeypatch.setattr(logs, "_has_journal", lambda: True)
+    monkeypatch.setattr(logs, "_may_read_journal", lambda: True)
+    invoke("--api", f"http://{served}", "--token-file", token_file, "logs")
+    assert executed[0][:2] == ["journalctl", "--unit=shadowmesh.service"]
+
+
+def test_whether_the_journal_may_be_read_is_asked_of_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "JOURNALS", (tmp_path / "none", tmp_path / "journal"))
+    assert not logs._may_read_journal()
+    journal = tmp_path / "journal" / "4711" / "system.journal"
+    journal.parent.mkdir(parents=True)
+    journal.touch()
+    assert logs._may_read_journal()
+    monkeypatch.setattr(logs.os, "access", lambda *_: False)
+    assert not logs._may_read_journal()
 
 
 def test_logs_of_a_daemon_that_has_failed_come_from_the_journal(token_file, executed, monkeypatch):
