@@ -71,7 +71,9 @@ def _fuzz(name: str, words: Sequence[str]) -> NoReturn:
     import atheris
 
     # Nothing shows the fuzzer which way the C code goes; the twin beside it, in Python, does.
-    with atheris.instrument_imports(include=["shadowmesh.wire", "shadowmesh.config", "tests.twins"]):
+    with atheris.instrument_imports(
+        include=["shadowmesh.wire", "shadowmesh.config", "tests.twins"]
+    ):
         from .targets import TARGETS
     target = TARGETS[name]
     for seed in target.seeds():
