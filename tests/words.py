@@ -14,7 +14,7 @@ TWICE = re.compile(r"\b(\w+): \1\b|\b([a-z]+) \2\b", re.IGNORECASE)
 #: "1 probes"
 ONE_OF_MANY = re.compile(r"\b1 (?:frame|probe|addresse|datagram|warning|fragment)s\b")
 #: "60%" beside "0 %"
-TIGHT_UNIT = re.compile(r"\d(?:%|KiB|MiB|GiB|ms)(?!\w)")
+TIGHT_UNIT = re.compile(r"\d(?:%|KiB|MiB|GiB)(?!\w)")
 #: "off (UDP (nat))"
 NESTED = re.compile(r"\([^()]*\([^()]*\)")
 #: one sentence, which goes on elsewhere: in a field, a remedy, a list

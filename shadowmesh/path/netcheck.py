@@ -104,6 +104,12 @@ def _without_address(name: str, why: str) -> dict[str, Any]:
     return {"name": name, "address": None, "saw": None, "rtt_ms": None, "detail": why}
 
 
+_NO_ADDRESS: Final = (
+    "none of the STUN servers has an address; look at the name resolution of this host, or give one"
+    " by its address with --server"
+)
+
+
 def check(
     servers: Sequence[HostPort], port: int, timeout_s: float, tunnel_device: str | None
 ) -> Report:
@@ -134,7 +140,7 @@ def check(
             _turn(detector, sock, ipv6=ipv6)
     result = detector.result
     if unresolved and not found:
-        result = replace(result, detail="none of the STUN servers has an address")
+        result = replace(result, detail=_NO_ADDRESS)
     duration_s = time.monotonic() - began
     return Report(result, used, port, tuple(unresolved), duration_s)
 

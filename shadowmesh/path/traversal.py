@@ -231,7 +231,7 @@ class Traversal:
             names = ", ".join(str(server) for server in self._nat.stun_server)
             result = replace(
                 result,
-                detail=self._inside or f"none of the STUN servers has an address ({names})",
+                detail=self._inside or f"none of the STUN servers has an address: {names}",
             )
         answered = {report.server for report in result.servers if report.mapped is not None}
         for server in self._mapped.keys() - answered:

@@ -14,7 +14,10 @@ from shadowmesh.path import netcheck
     ("servers", "detail"),
     [
         ([], "no STUN server is configured"),
-        ([HostPort("stun.example", 3478)], "none of the STUN servers has an address"),
+        (
+            [HostPort("stun.example", 3478)],
+            "none of the STUN servers has an address; look at the name resolution",
+        ),
     ],
 )
 def test_a_server_without_an_address_is_not_called_none_configured(monkeypatch, servers, detail):
@@ -22,4 +25,4 @@ def test_a_server_without_an_address_is_not_called_none_configured(monkeypatch, 
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr(netcheck.socket, "getaddrinfo", refuse)
-    assert netcheck.check(servers, 0, 0.5, None).result.detail == detail
+    assert netcheck.check(servers, 0, 0.5, None).result.detail.startswith(detail)

@@ -57,7 +57,7 @@ def netcheck(settings: Settings, servers: tuple[str, ...]) -> int:
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     blocked = report["udp_out"] is False
     kind = click.style(text(report["type"]), fg="red" if blocked else "green", bold=True)
-    yield "NAT", f"{kind} ({text(report['detail'])})"
+    yield "NAT", f"{kind}: {text(report['detail'])}"
     yield "mapping", _VARIES.get(report["mapping_varies"], "not known")
     yield "UDP out", {True: "yes", False: "no"}.get(report["udp_out"], "not known")
     yield "UDP in", text(report["udp_in"] or ("no" if blocked else "not known"))
