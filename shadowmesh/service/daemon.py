@@ -414,6 +414,9 @@ class Daemon:
             feed=feed,
             captures=self._captures,
         )
+        # Before the API: its first answer about health knows whether the port is open.
+        if registry is not None and config.monitoring.prometheus_port:
+            self._serve_metrics(undo, registry, config.monitoring.prometheus_port)
         bound = serve(undo, listen, "daemon.listen_address", lambda _bound: application)
         if config.daemon.api_socket is not None:
             serve_socket(undo, config.daemon.api_socket, application)
@@ -421,8 +424,6 @@ class Daemon:
         undo.callback(self._captures.stop)
         check_answer(bound)
         _log.info("control API is open", address=listen)
-        if registry is not None and config.monitoring.prometheus_port:
-            self._serve_metrics(undo, registry, config.monitoring.prometheus_port)
 
     def _serve_metrics(self, undo: ExitStack, registry: CollectorRegistry, port: int) -> None:
         """Open the metrics port, which no frame needs: taken, it is no reason not to start."""
