@@ -240,7 +240,7 @@ def test_the_exit_codes_are_those_of_the_help():
 def shape(text: str) -> set[str]:
     """The lines of an output without what differs from run to run."""
     text = re.sub(r"(?m)^ *(?:\* )?(?:udp|wss) .*$", "", text)  # one for each path that was tried
-    text = re.sub(r"(?m)^( *(?:path +\w+|nat|drops) ).*$", r"\1", text)
+    text = re.sub(r"(?m)^( *(?:path +\w+,?|nat|drops) ).*$", r"\1", text)
     text = PUBLIC_KEY.sub("KEY", text)
     text = re.sub(r"\d[\d,.:]*", "N", text)
     text = re.sub(r"\bN (?:B|[KMGT]iB)\b", "N bytes", text)
