@@ -35,7 +35,12 @@ from shadowmesh.base.errors import (
 from shadowmesh.link.link import Upgraded
 from shadowmesh.link.route import Route
 from shadowmesh.link.stream import TlsStream
-from shadowmesh.link.tcp import limit_segments, plain_address, set_socket_options
+from shadowmesh.link.tcp import (
+    is_own_address,
+    limit_segments,
+    plain_address,
+    set_socket_options,
+)
 from shadowmesh.link.tls import peer_certificate_sha256
 from shadowmesh.wire.websocket import ClientUpgrade
 
@@ -147,18 +152,21 @@ class _Progress:
     def __init__(self, address: HostPort) -> None:
         self.address = address
         self.step = 0
-        self.at = ""
+        self.at: str | None = None
 
     def begin(self, name: str, at: str | None = None) -> None:
         self.step = self.STEPS.index(name)
         if at is not None:
-            self.at = "" if at == self.address.host else f" at {at}"
+            self.at = at
 
     def text(self, why: str) -> str:
-        return (
-            f"cannot reach {self.address}: {self.STEPS[self.step]}{self.at}: {why};"
-            f" {self.NEXT[self.step]}"
-        )
+        at = "" if self.at in (None, self.address.host) else f" at {self.at}"
+        return f"cannot reach {self.address}: {self.STEPS[self.step]}{at}: {why}; {self._next()}"
+
+    def _next(self) -> str:
+        if self.at is not None and is_own_address(self.at):
+            return f"{self.at} is an address of this machine, give one of the peer's"
+        return self.NEXT[self.step]
 
     def timeout(self, seconds: float) -> ConnectTimeout:
         return ConnectTimeout(self.text(f"no answer within {seconds:g} s"))

@@ -1,7 +1,7 @@
 """The TCP of a link: what the kernel is told about a connection, and what it is asked.
 
 Owns: the options of every connection of ours, how much may be unsent in the kernel, how much the
-peer's kernel has acknowledged, addresses as people write them. Does not know: WebSocket, who moves
+peer's kernel has acknowledged, addresses as people write them, which of them are this host's. Does not know: WebSocket, who moves
 the bytes (`link`, `stream`), who opened the connection (`dial`, `listener`).
 """
 
@@ -11,19 +11,22 @@ import errno
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import (
+    AF_INET,
     AF_INET6,
+    AI_NUMERICHOST,
     IPPROTO_IP,
     IPPROTO_IPV6,
     IPPROTO_TCP,
+    SOCK_DGRAM,
     TCP_INFO,
     TCP_MAXSEG,
     TCP_NODELAY,
+    getaddrinfo,
+    socket,
 )
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from gevent.socket import socket as gevent_socket
 
     from shadowmesh.link.stream import TlsStream
@@ -45,6 +48,8 @@ _IPV4_HEADERS: Final = 20
 _IPV6_HEADERS: Final = 40
 #: the least that is in front of a segment
 SEGMENT_HEADERS_BYTES: Final = _TCP_HEADERS + _IPV4_HEADERS
+#: any will do where nothing is sent
+_ANY_PORT: Final = 9
 # linux/in.h, in6.h
 _IP_MTU: Final = 14
 _IPV6_MTU: Final = 24
@@ -122,6 +127,25 @@ def far_end(sock: TlsStream, host: str) -> IPv4Address | IPv6Address:
     if address.version == 6 and address.is_link_local:
         return IPv6Address(f"{address}%{sock.getpeername()[3]}")
     return address
+
+
+def is_own_address(host: str) -> bool:
+    """Whether an IP address, perhaps with a zone, is one that this host has; loopback counts not.
+
+    The kernel gives what a host sends to itself the address that it is sent to (RFC 6724 section
+    5, rule 1). Nothing is sent.
+    """
+    try:
+        address = ip_address(host.partition("%")[0])
+        if address.is_loopback or address.is_unspecified:
+            return False
+        family = AF_INET6 if address.version == 6 else AF_INET
+        found = getaddrinfo(host, _ANY_PORT, family, SOCK_DGRAM, flags=AI_NUMERICHOST)[0][4]
+        with socket(family, SOCK_DGRAM) as probe:
+            probe.connect(found)
+            return ip_address(str(probe.getsockname()[0]).partition("%")[0]) == address
+    except (OSError, ValueError):
+        return False  # no way there, no descriptor left, or an address of another family
 
 
 def plain_address(sockaddr: tuple[Any, ...]) -> tuple[str, int]:

@@ -108,6 +108,8 @@ class Incoming:
         self._common.handshakes[ended.kind] += 1
         if ended.rejected == RejectReason.ADMIN_DOWN:
             return  # the operator, or the end of the daemon, has refused it: nobody need be told
+        if tunnel.dialled_itself:
+            return  # the other end of it, which is ours as well, tells the operator
         say = _log.limited(10).warning if ended.kind == "refused" else _log.limited(10).info
         if ended.kind in ("refused", "rejected"):
             self._common.refused = Refused(tunnel.peer_name, ended.detail, boottime())

@@ -98,8 +98,8 @@ class Keying:
 
     @property
     def dialled_itself(self) -> bool:
-        """Whether our first message has reached this daemon itself."""
-        return self._initiator and self._hello is not None and self._hellos.came_back(self._hello)
+        """Whether both ends of the session are this daemon."""
+        return self._hello is not None and self._hellos.came_back(self._hello)
 
     @property
     def rekey_at(self) -> float | None:

@@ -377,6 +377,16 @@ def test_a_port_where_nobody_listens_is_unreachable():
     assert "tcp: Connection refused; check the address, that the peer's daemon runs" in text
 
 
+def test_an_address_of_this_machine_is_called_so(monkeypatch):
+    monkeypatch.setattr(dial_module, "is_own_address", lambda host: host == "127.0.0.2")
+    port = closed_port()
+    text = refusal(PeerUnreachable, port, host="127.0.0.2")
+    assert text.endswith(
+        "Connection refused; 127.0.0.2 is an address of this machine, give one of the peer's"
+    )
+    assert "this machine" not in refusal(PeerUnreachable, port)
+
+
 def test_an_address_that_swallows_packets_times_out(monkeypatch):
     monkeypatch.setattr(dial_module, "CONNECT_TIMEOUT_S", 0.2)
     with socket.socket() as full:

@@ -7,7 +7,7 @@ import socket
 import gevent.socket as gsocket
 import pytest
 
-from shadowmesh.link.tcp import limit_segments, progress
+from shadowmesh.link.tcp import is_own_address, limit_segments, progress
 
 
 @pytest.fixture(params=["127.0.0.1", "::1", "::ffff:127.0.0.1"])
@@ -46,3 +46,8 @@ def test_a_connection_that_was_reset_has_no_way_and_is_no_error(connection):
     with pytest.raises(ConnectionResetError):
         client.recv(1)
     assert progress(client).room_bytes is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "::", "192.0.2.1", "fe80::1%lo"])
+def test_loopback_and_what_others_have_is_no_address_of_this_host(host):
+    assert not is_own_address(host)

@@ -163,6 +163,21 @@ def test_a_peer_that_is_gone_is_named(well):
         right.start()
 
 
+def test_a_daemon_that_was_told_its_own_address_is_told_so(well):
+    """The daemon's own port, and one at which nobody listens; IPv4 and IPv6."""
+    left = well.left
+    well.disconnect()
+    for host in (left.host.ipv4, f"[{left.host.ipv6}]"):
+        answer = left.cli("connect", f"{host}:9001")
+        assert answer.returncode == 1, answer.stderr
+        assert "this is the daemon itself; give the address" in answer.stderr
+        assert "this is the daemon itself" in tell(left).explain
+        answer = left.cli("connect", f"{host}:9005")
+        assert answer.returncode == 5, answer.stderr
+        assert f"{host.strip('[]')} is an address of this machine" in answer.stderr
+    assert "incoming handshake failed" not in left.log()
+
+
 def test_a_wrong_key_is_named_on_both_sides(well):
     left, right = well
     good = left.settings["peer.public_key"]
