@@ -56,7 +56,6 @@ class BuildFastpath(build_ext):
 
     def build_extensions(self) -> None:
         sodium = libsodium.choose()
-        print(sodium.summary)
         debug, sanitize = is_set("SHADOWMESH_DEBUG_BUILD"), is_set("SHADOWMESH_SANITIZE")
         flags = COMMON + (SANITIZE if sanitize else DEBUG if debug else RELEASE)
         flags += SANITIZERS if sanitize else []
@@ -79,13 +78,14 @@ class BuildFastpath(build_ext):
                 *sorted(str(path) for path in PACKAGE.glob("fast/*.h")),
                 str(self._switches(variant, extension, directives)),
             ]
-        translate(self.extensions, variant, directives)
         stale = sum(self.force or self._is_stale(extension) for extension in self.extensions)
         if stale:
             print(
-                f"compiling the data plane: {stale} modules, {os.cpu_count()} processors",
+                f"compiling the data plane: {stale} modules, {os.cpu_count()} processors;"
+                f" {sodium.summary}",
                 flush=True,
             )
+        translate(self.extensions, variant, directives)
         # Some interpreters, such as pyenv's, want their own directory searched for libraries by
         # whatever is built with them. Ours needs none from there, and is also packed for machines
         # on which somebody else may own that path.
@@ -140,6 +140,7 @@ def translate(extensions: list[Extension], variant: str, directives: dict[str, o
                 build_dir=f"build/cython-{variant}",
                 compiler_directives=directives,
                 show_all_warnings=False,
+                quiet=True,  # we have said what happens now
             )
     finally:
         sys.stderr.write(said.getvalue())
