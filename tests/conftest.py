@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from shadowmesh import netlab
 from shadowmesh.base import log
-from shadowmesh.config import KEYS
+from shadowmesh.config.schema import KEYS
 
 #: The system tests whose daemons and commands count for coverage. The others start hundreds of
 #: them, each twice as slow under coverage, and reach nothing that is not reached without them.

@@ -145,6 +145,10 @@ class ApiClient:
         """Return the snapshot."""
         return self._ask("GET", "/status", None, self._request_timeout_s)
 
+    def configuration(self) -> dict[str, Any]:
+        """Return what the daemon goes by: `pid`, `file`, `values`, and all of it as `text`."""
+        return self._ask("GET", "/configuration", None, self._request_timeout_s, "values")
+
     def explain(self, target: str | None) -> dict[str, Any]:
         """Return what would happen to a frame for a MAC or IP address; target None: any."""
         path = "/explain" if target is None else f"/explain?{urlencode({'target': target})}"

@@ -18,22 +18,22 @@ from __future__ import annotations
 
 from shadowmesh.config.loader import load, why_not_dialled
 from shadowmesh.config.model import Config, HostPort, LoadedConfig, NatSection, NetworkSection
-from shadowmesh.config.report import diff, redacted, reloaded
+from shadowmesh.config.report import as_json, diff, in_force, redacted, reloaded
 from shadowmesh.config.schema import KEYS
 
 __all__ = [
-    "KEYS",
     "Config",
     "HostPort",
     "LoadedConfig",
     "NatSection",
     "NetworkSection",
+    "as_json",
     "diff",
     "flag_names",
+    "in_force",
     "load",
     "redacted",
     "reloaded",
-    "report",
     "values",
     "why_not_dialled",
 ]

@@ -1,6 +1,6 @@
 """Looking at configurations: printing one without secrets, comparing two.
 
-Owns: the text of `--check` and which changes a reload can apply.
+Owns: the text of `--check`, its form as JSON, and which changes a reload can apply.
 Does not know: how a configuration is loaded.
 """
 
@@ -10,6 +10,7 @@ import json
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
+from typing import Any
 
 from shadowmesh.base.errors import one_line
 from shadowmesh.config.model import Addresses, Config, HostPort, LoadedConfig, Secret
@@ -64,6 +65,28 @@ def redacted(loaded: LoadedConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
+def as_json(loaded: LoadedConfig) -> dict[str, Any]:
+    """Return what `redacted` says as JSON has it: the file, and each key's value and source.
+
+    A duration stays text, such as "5s".
+    """
+    values = {
+        key.name: {
+            "value": _plain(render(value_of(loaded.config, key))),
+            "source": loaded.sources[key.name],
+        }
+        for key in KEYS.values()
+    }
+    return {"file": None if loaded.path is None else str(loaded.path), "values": values}
+
+
+def _plain(rendered: str) -> Any:
+    try:
+        return json.loads(rendered)
+    except ValueError:
+        return rendered
+
+
 def diff(old: Config, new: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the keys whose value differs: those a reload applies, those that need a restart."""
     changed = [key for key in KEYS.values() if value_of(old, key) != value_of(new, key)]
@@ -81,3 +104,11 @@ def reloaded(old: Config, new: Config) -> Config:
             sections.setdefault(key.section, {})[key.attribute] = value_of(new, key)
     changed = {name: replace(getattr(old, name), **values) for name, values in sections.items()}
     return replace(old, **changed)
+
+
+def in_force(old: LoadedConfig, new: LoadedConfig) -> LoadedConfig:
+    """Return what holds after a reload: a key that waits for a restart keeps value and source."""
+    _, waiting = diff(old.config, new.config)
+    kept = {name: old.sources[name] for name in waiting}
+    config = reloaded(old.config, new.config)
+    return replace(new, config=config, sources={**new.sources, **kept})

@@ -11,6 +11,7 @@ caller: the server runs each request in a greenlet of its own.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -47,7 +48,7 @@ from shadowmesh.insight.status import SCHEMA
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from shadowmesh.config import HostPort
+    from shadowmesh.config import HostPort, LoadedConfig
     from shadowmesh.control.callers import Caller
     from shadowmesh.insight.events import FlightRecorder
     from shadowmesh.insight.explain import Explanation
@@ -87,6 +88,10 @@ class Control(Protocol):
 
     def reload(self) -> Reloaded:
         """Read the configuration again; a wrong one changes nothing."""
+        ...
+
+    def configuration(self) -> LoadedConfig:
+        """What is in force."""
         ...
 
     def ping(self, count: int) -> list[Pong]:
@@ -229,6 +234,13 @@ class _Handlers:
 
     def reload(self) -> Response:
         return _json(self._control.reload().to_dict())
+
+    def configuration(self) -> Response:
+        from shadowmesh.config import as_json, redacted
+
+        loaded = self._control.configuration()
+        answer = {"schema": SCHEMA, "pid": os.getpid(), **as_json(loaded)}
+        return _json({**answer, "text": redacted(loaded)})
 
     def ping(self, count: int) -> Response:
         answers = [pong.to_dict() for pong in self._control.ping(count)]

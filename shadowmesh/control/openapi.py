@@ -227,6 +227,24 @@ def _envelopes() -> Json:
                 "restart": {**names, "description": "keys that wait for a restart"},
             }
         ),
+        "Configuration": _object(
+            {
+                "schema": number,
+                "pid": {"type": "integer", "description": "of the daemon"},
+                "file": {"type": ["string", "null"], "description": "that was loaded"},
+                "values": {
+                    "type": "object",
+                    "additionalProperties": _object(
+                        {
+                            "value": {"description": "a duration is text, a secret is `***`"},
+                            "source": {**text, "description": "where it comes from"},
+                        }
+                    ),
+                    "description": "by key",
+                },
+                "text": {**text, "description": "the same as YAML, for people"},
+            }
+        ),
         "Explanation": _object(
             {
                 "schema": number,

@@ -182,6 +182,11 @@ ROUTES: Final = (
                     "how many", default=1),),
         errors=(NotConnected,),
     ),
+    Route(
+        "GET", "/configuration", "configuration", Right.LOOK, "What the daemon goes by", "Configuration",
+        "Every key with its value and where that comes from; a secret is `***`. A key that was changed and "
+        "waits for a restart has the value that is in force.",
+    ),
     Route("GET", "/status", "status", Right.LOOK, "What the daemon knows now", "Snapshot"),
     Route(
         "GET", "/explain", "explain", Right.LOOK, "What would happen to a frame now, and why", "Explanation",

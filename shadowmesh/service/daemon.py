@@ -41,9 +41,9 @@ from shadowmesh.config import (
     HostPort,
     diff,
     flag_names,
+    in_force,
     load,
     redacted,
-    reloaded,
     values,
     why_not_dialled,
 )
@@ -293,6 +293,10 @@ class Daemon:
         finally:
             self._notifier.ready(self._view.summary())
 
+    def configuration(self) -> LoadedConfig:
+        """Tell what is in force."""
+        return self._loaded
+
     def ping(self, count: int) -> list[Pong]:
         """Measure `count` round trips to the peer, one after the other."""
         return [self._manager.ping() for _ in range(count)]
@@ -473,7 +477,8 @@ class Daemon:
                 remedy="`systemctl restart shadowmesh`",
             )
         # What needs a restart stays what it is, and is named again by the next reload.
-        self._config = config = reloaded(self._config, loaded.config)
+        self._loaded = in_force(self._loaded, loaded)
+        self._config = config = self._loaded.config
         log.configure(config.daemon.log_level, config.daemon.log_format)
         self._manager.reload(config)
         try:

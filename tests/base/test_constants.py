@@ -16,7 +16,7 @@ from shadowmesh.base.constants import Caps, CloseReason, ControlCode, Inner, Rej
 from shadowmesh.config.values import duration
 
 PACKAGE = Path(shadowmesh.__file__).parent
-DEFAULTS = {key.name: key.default for key in config.KEYS.values()}
+DEFAULTS = {key.name: key.default for key in config.schema.KEYS.values()}
 
 
 def default_s(name: str) -> float:
@@ -80,7 +80,7 @@ def test_a_rekey_ends_before_the_old_keys_do():
     longest = 120 + c.REKEY_JITTER_S + c.REKEY_REQUEST_DELAY_S + c.HANDSHAKE_TIMEOUT_S
     assert longest < c.KEY_LIFETIME_S
     with pytest.raises(ValueError):
-        config.KEYS["encryption.rotation_interval"].parse("121s")
+        config.schema.KEYS["encryption.rotation_interval"].parse("121s")
     assert c.UDP_OLD_KEY_S < c.KEY_LIFETIME_S
 
 

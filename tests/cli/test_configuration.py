@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh.config import KEYS, load
+from shadowmesh.cli.commands import configuration
+from shadowmesh.config import as_json, load, redacted
+from shadowmesh.config.schema import KEYS
 from shadowmesh.keys.identity import Identity, format_public_key
 from tests.cli.test_program import assert_failed, invoke
+from tests.control.fake_control import TOKEN, FakeControl, make_app, serving
 
 PUBLIC = format_public_key(Identity.from_seed(bytes(range(32))).public_key)
 
@@ -86,6 +89,29 @@ def test_init_does_not_follow_a_dangling_link(path, tmp_path):
     path.symlink_to(tmp_path / "elsewhere")
     assert_failed(invoke("config", "init", path), 1, "not overwritten")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_init_names_the_option_that_was_typed(path):
+    result = invoke("config", "init", path, "--public-key", "KEY_OF_LEFT")
+    assert_failed(result, 7, "--public-key: a public key is 44 characters of base64")
+    assert "peer.public_key" not in result.stderr
+
+
+def test_init_says_that_the_file_of_the_service_comes_before_one_s_own(monkeypatch, tmp_path):
+    system = tmp_path / "system.yaml"
+    monkeypatch.setattr(configuration, "SYSTEM_CONFIG_FILE", str(system))
+    monkeypatch.setattr(os, "geteuid", lambda: 4001)
+
+    def said(name):
+        home = tmp_path / name
+        home.mkdir()
+        result = invoke("config", "init", environment={"HOME": str(home)})
+        assert result.exit_code == 0, result.output
+        return f"next: name it by --config {home / '.shadowmesh/config.yaml'};" in result.stdout
+
+    assert not said("one")
+    system.touch()
+    assert said("two")
 
 
 @pytest.mark.parametrize(
@@ -215,3 +241,49 @@ def test_show_in_json_has_plain_values(path):
 
 def test_an_unknown_command_of_config_suggests_the_nearest():
     assert_failed(invoke("config", "chek"), 2, "did you mean 'check'")
+
+
+@pytest.fixture
+def daemon(path, tmp_path):
+    """A daemon with a configuration that is no default; returns the options for its API."""
+    invoke("config", "init", path, "--psk", "--local-ip", "10.0.0.2/24")
+    control = FakeControl()
+    control.loaded = load(path, {}, {"STATE_DIRECTORY": "/var/lib/of-the-service"})
+    token = tmp_path / "api.token"
+    token.write_text(TOKEN + "\n")
+    token.chmod(0o600)
+    with serving(lambda address: make_app(control, address)) as address:
+        yield control, ("--api", f"http://{address}", "--token-file", token)
+
+
+def test_show_prints_what_the_running_daemon_goes_by(daemon):
+    control, options = daemon
+    result = invoke(*options, "config", "show")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == redacted(control.loaded)
+    assert 'state_dir: "/var/lib/of-the-service"' in result.stdout
+    assert control.loaded.config.encryption.key.reveal().hex() not in result.output
+    answer = json.loads(invoke(*options, "--json", "config", "show").stdout)
+    assert answer == {"schema": 1, "pid": os.getpid(), **as_json(control.loaded)}
+
+
+def test_show_prints_a_file_that_is_named_also_beside_a_daemon(daemon, tmp_path):
+    other = tmp_path / "other.yaml"
+    invoke("config", "init", other, "--local-ip", "10.7.0.1/24")
+    control, options = daemon
+    for result in (
+        invoke(*options, "config", "show", other),
+        invoke(*options, "--config", other, "config", "show"),
+    ):
+        assert "10.7.0.1/24" in result.stdout
+    assert not control.calls
+
+
+def test_show_without_a_daemon_says_whose_directories_it_prints(monkeypatch, tmp_path):
+    monkeypatch.setattr("shadowmesh.config.loader.SYSTEM_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr("shadowmesh.cli.settings.SYSTEM_API_SOCKET", str(tmp_path / "none.sock"))
+    environment = {"HOME": str(tmp_path), "SHADOWMESH_DAEMON_LISTEN_ADDRESS": "127.0.0.1:1"}
+    result = invoke("config", "show", environment=environment)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("# file: none\n")
+    assert "no daemon answers; this is what one that this user starts would go by" in result.stderr

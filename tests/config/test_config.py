@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from shadowmesh import config
 from shadowmesh.base.errors import ConfigError, Problem
-from shadowmesh.config import KEYS, HostPort, loader, values, yamlfile
+from shadowmesh.config import HostPort, loader, values, yamlfile
 from shadowmesh.config.model import Secret
+from shadowmesh.config.schema import KEYS
 from shadowmesh.keys.identity import Identity, format_public_key
 
 PSK = "5f1d0c9e8b7a6f5e4d3c2b1a09f8e7d6c5b4a39281706f5e4d3c2b1a0f1e2d3c"
@@ -793,6 +794,19 @@ def test_a_reload_applies_some_keys_and_names_those_that_need_a_restart(load):
         ("daemon.log_level", "encryption.key", "peer.address", "peer.auto_connect"),
         ("network.mtu",),
     )
+
+
+def test_after_a_reload_a_key_that_waits_keeps_its_value_and_its_source(load):
+    old, new = (
+        load("network:\n  queues: 2\n"),
+        load("daemon:\n  log_level: debug\nnetwork:\n  mtu: 1400\n"),
+    )
+    found = config.in_force(old, new)
+    assert (found.config.daemon.log_level, found.config.network.mtu) == ("debug", 1500)
+    assert found.config.network.queues == 2
+    assert found.sources["daemon.log_level"] == f"{new.path}:2"
+    assert found.sources["network.mtu"] == "default"
+    assert found.sources["network.queues"] == f"{old.path}:2"
 
 
 def test_a_changed_pre_shared_key_is_a_change(load):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shadowmesh import config
-from shadowmesh.config import KEYS
 from shadowmesh.config.report import render, value_of
+from shadowmesh.config.schema import KEYS
 from shadowmesh.keys.identity import Identity, format_public_key
 
 EXAMPLE = Path(__file__).parents[2] / "conf" / "daemon.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket as std_socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import gevent
 import gevent.event
 import gevent.socket
 
-from shadowmesh.config import HostPort
+from shadowmesh.config import HostPort, LoadedConfig, load
 from shadowmesh.control import api_socket, app, feed, server
 from shadowmesh.control.rights import Rights
 from shadowmesh.device import facts
@@ -88,6 +89,7 @@ class FakeControl:
         self.pongs: list[status.Pong] = []
         self.past = PAST
         self.reloaded = status.Reloaded(4711, ("nat.enabled",), ("network.mtu",))
+        self.loaded = load(Path(os.devnull), {}, {"HOME": "/nonexistent"})
         self.calls: list[tuple[str, ...]] = []
         #: called before each answer
         self.before: Callable[[], None] = lambda: None
@@ -110,6 +112,10 @@ class FakeControl:
     def reload(self) -> status.Reloaded:
         self._answer("reload")
         return self.reloaded
+
+    def configuration(self) -> LoadedConfig:
+        self._answer("configuration")
+        return self.loaded
 
     def ping(self, count: int) -> list[status.Pong]:
         self._answer("ping", str(count))

@@ -499,7 +499,7 @@ def test_the_table_says_for_every_route_which_right_it_takes(control):
     assert by_right == {
         Right.NONE: {"/", "/health", "/health/live", "/health/ready"},
         Right.LOOK: {
-            "/status", "/explain", "/ping", "/events", "/events/recent", "/metrics", "/history",
+            "/status", "/configuration", "/explain", "/ping", "/events", "/events/recent", "/metrics", "/history",
             "/openapi.json",
         },
         Right.CHANGE: {"/connect", "/disconnect", "/reload", "/capture"},

@@ -148,6 +148,7 @@ def described(operation, http_status):
         ("GET", "/events/recent?limit=0", {}, 400),
         ("GET", "/explain", {}, 200),
         ("GET", "/history", {}, 200),
+        ("GET", "/configuration", {}, 200),
         ("GET", "/explain?target=10.0.0.2", {}, 200),
         ("GET", "/explain?target=tap0", {}, 400),
         ("GET", "/metrics", {}, 404),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import click
 
 from shadowmesh.base.constants import SYSTEM_CONFIG_FILE, USER_CONFIG_FILE
-from shadowmesh.base.errors import ConfigError, KeyFileError, ShadowMeshError
+from shadowmesh.base.errors import ConfigError, KeyFileError, Problem, ShadowMeshError
+from shadowmesh.cli.client import DaemonNotRunning
 from shadowmesh.cli.group import Commands
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings
@@ -60,15 +60,18 @@ def init(
         values["encryption.key"] = generate_psk()
     # Checked before it is written, as the daemon will read it, and without the file that this
     # machine may have: it may be the one that is wrong.
-    load(
-        Path(os.devnull),
-        {
-            key: value
-            for key, value in values.items()
-            if value is not None and key != "encryption.key"
-        },
-        {"HOME": "/nonexistent"},
-    )
+    try:
+        load(
+            Path(os.devnull),
+            {
+                key: value
+                for key, value in values.items()
+                if value is not None and key != "encryption.key"
+            },
+            {"HOME": "/nonexistent"},
+        )
+    except ConfigError as error:
+        raise ConfigError([_as_typed(problem) for problem in error.problems]) from None
     _write(path, _filled(_template(), {k: v for k, v in values.items() if v is not None}))
     warnings = load(path, {}, {"HOME": os.environ.get("HOME", "")}).warnings
     if settings.json:
@@ -79,6 +82,11 @@ def init(
         click.echo("next: put the same encryption.key into the peer's file, by a safe way")
     for warning in warnings:
         click.echo(f"next: {warning}")
+    hidden = path not in (file, settings.config, Path(SYSTEM_CONFIG_FILE))
+    if hidden and os.path.lexists(SYSTEM_CONFIG_FILE):
+        click.echo(
+            f"next: name it by --config {path}; without that {SYSTEM_CONFIG_FILE} is read instead"
+        )
 
 
 @configuration.command()
@@ -115,33 +123,47 @@ def check(settings: Settings, file: Path | None) -> int:
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.pass_obj
 def show(settings: Settings, file: Path | None) -> None:
-    """Print every key with its value and where that comes from; never a secret."""
-    from shadowmesh.config import KEYS, redacted
-    from shadowmesh.config.report import render, value_of
+    """Print every key with its value and where that comes from; never a secret.
 
+    Without FILE and --config: what the daemon that runs goes by. With one of them, or without a
+    daemon: what a daemon that this user starts would go by.
+    """
     settings.config = file or settings.config
-    loaded = settings.load()
-    if not settings.json:
-        click.echo(redacted(loaded), nl=False)
-        return
-    values = {
-        key.name: {
-            "value": _plain(render(value_of(loaded.config, key))),
-            "source": loaded.sources[key.name],
-        }
-        for key in KEYS.values()
-    }
-    print_json({
-        "schema": 1, "file": None if loaded.path is None else str(loaded.path), "values": values,
-    })  # fmt: skip
+    found = _of_the_daemon(settings) if settings.config is None else _of_the_file(settings)
+    if settings.json:
+        print_json({name: value for name, value in found.items() if name != "text"})
+    else:
+        click.echo(found["text"], nl=False)
 
 
-def _plain(rendered: str) -> Any:
-    """Return a rendered value as JSON has it; a duration stays text."""
+def _of_the_daemon(settings: Settings) -> dict[str, Any]:
+    """Return the configuration of the daemon that runs, and without one that of the files."""
     try:
-        return json.loads(rendered)
-    except ValueError:
-        return rendered
+        return settings.client().configuration()
+    except DaemonNotRunning:
+        pass
+    found = _of_the_file(settings)
+    click.echo(
+        "note: no daemon answers; this is what one that this user starts would go by, and the"
+        " service has directories of its own (`systemctl cat shadowmesh`)",
+        err=True,
+    )
+    return found
+
+
+def _of_the_file(settings: Settings) -> dict[str, Any]:
+    from shadowmesh.config import as_json, redacted
+
+    loaded = settings.load()
+    return {"schema": 1, "pid": None, **as_json(loaded), "text": redacted(loaded)}
+
+
+def _as_typed(problem: Problem) -> Problem:
+    """Return a problem of `init` with the option that was typed instead of the daemon's flag."""
+    option = {
+        "peer.address": "--peer", "peer.public_key": "--public-key", "network.local_ip": "--local-ip",
+    }.get(problem.key or "")  # fmt: skip
+    return problem if option is None else Problem(option, None, None, problem.message)
 
 
 def _default_file() -> Path:
