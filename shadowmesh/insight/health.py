@@ -104,7 +104,7 @@ def peer(
         cause = "" if last_error is None else f": {last_error}"
         return Check(
             "peer", False, "warning", f"waiting for the peer, {seen}{cause}",
-            "start the daemon on the other machine, or look at its log"
+            "on the other machine: start the daemon, `shadowmesh connect`, or look at its log"
             + ("" if port is None else f"; it has to reach this one on TCP port {port}"),
             "waiting_for_peer",
         )  # fmt: skip

@@ -19,6 +19,17 @@ from shadowmesh.base.constants import (
 
 #: ends of a link that say nothing against the session
 LINK_ONLY: Final = (WS_ABNORMAL, WS_GOING_AWAY, WS_NORMAL)
+#: what the reason of the peer's close record means here
+_BY_PEER: Final[dict[int, str]] = {
+    CloseReason.DISCONNECT: "the peer's operator has disconnected; `shadowmesh connect` there lets"
+    " this side in",
+    CloseReason.SHUTDOWN: "the peer's daemon has stopped",
+    CloseReason.REPLACED: "the peer has a newer session",
+    CloseReason.TIMEOUT: "the peer has heard nothing from this side for too long",
+    CloseReason.PROTOCOL: "the peer says that this side broke the protocol; see its log",
+    CloseReason.KEYS_EXPIRED: "the keys of the session ran out at the peer",
+    CloseReason.POLICY: "the peer's configuration does not allow the session any more; see its log",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,7 @@ def with_link(reason: str, code: int, *, established: bool) -> Ended:
 
 def by_peer(reason: int, text: str) -> Ended:
     """Say that the peer has closed the session, with the reason and the text of its close record."""
-    name = CloseReason(reason).name.lower() if reason in list(CloseReason) else str(reason)
-    detail = f"the peer ended the session: {name}" + (f" ({text})" if text else "")
+    detail = _BY_PEER.get(reason, f"the peer ended the session (reason {reason})")
+    if text:
+        detail += f" ({text})"
     return Ended(detail, "closed_by_peer", peer_reason=reason)
