@@ -97,21 +97,28 @@ def test_init_names_the_option_that_was_typed(path):
     assert "peer.public_key" not in result.stderr
 
 
-def test_init_says_that_the_file_of_the_service_comes_before_one_s_own(monkeypatch, tmp_path):
-    system = tmp_path / "system.yaml"
-    monkeypatch.setattr(configuration, "SYSTEM_CONFIG_FILE", str(system))
+@pytest.mark.parametrize(
+    ("problem", "told"), [(None, True), (PermissionError, True), (FileNotFoundError, False)]
+)
+def test_init_says_that_the_file_of_the_service_comes_before_one_s_own(
+    monkeypatch, tmp_path, problem, told
+):
+    """Also when it stands in a directory that this user may not search, as the service's does."""
+    system, real = str(tmp_path / "system.yaml"), os.lstat
+    Path(system).touch()
+
+    def lstat(path, **options):
+        if path == system and problem is not None:
+            raise problem
+        return real(path, **options)
+
+    monkeypatch.setattr(configuration, "SYSTEM_CONFIG_FILE", system)
     monkeypatch.setattr(os, "geteuid", lambda: 4001)
-
-    def said(name):
-        home = tmp_path / name
-        home.mkdir()
-        result = invoke("config", "init", environment={"HOME": str(home)})
-        assert result.exit_code == 0, result.output
-        return f"next: name it by --config {home / '.shadowmesh/config.yaml'};" in result.stdout
-
-    assert not said("one")
-    system.touch()
-    assert said("two")
+    monkeypatch.setattr(os, "lstat", lstat)
+    result = invoke("config", "init", environment={"HOME": str(tmp_path)})
+    assert result.exit_code == 0, result.output
+    advice = f"next: name it by --config {tmp_path / '.shadowmesh/config.yaml'};"
+    assert (advice in result.stdout) is told
 
 
 @pytest.mark.parametrize(

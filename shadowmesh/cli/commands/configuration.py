@@ -83,7 +83,7 @@ def init(
     for warning in warnings:
         click.echo(f"next: {warning}")
     hidden = path not in (file, settings.config, Path(SYSTEM_CONFIG_FILE))
-    if hidden and os.path.lexists(SYSTEM_CONFIG_FILE):
+    if hidden and _is_there(SYSTEM_CONFIG_FILE):
         click.echo(
             f"next: name it by --config {path}; without that {SYSTEM_CONFIG_FILE} is read instead"
         )
@@ -156,6 +156,17 @@ def _of_the_file(settings: Settings) -> dict[str, Any]:
 
     loaded = settings.load()
     return {"schema": 1, "pid": None, **as_json(loaded), "text": redacted(loaded)}
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is a file; one in a directory that this user may not search is."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _as_typed(problem: Problem) -> Problem:
