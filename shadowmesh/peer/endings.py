@@ -28,7 +28,7 @@ _BY_PEER: Final[dict[int, str]] = {
     CloseReason.TIMEOUT: "the peer has heard nothing from this side for too long",
     CloseReason.PROTOCOL: "the peer says that this side broke the protocol; see its log",
     CloseReason.KEYS_EXPIRED: "the keys of the session ran out at the peer",
-    CloseReason.POLICY: "the peer's configuration does not allow the session any more; see its log",
+    CloseReason.POLICY: "the peer has ended the session by its policy; see its log",
 }
 
 
