@@ -13,6 +13,7 @@ import pytest
 from shadowmesh.base.errors import ShadowMeshError
 from shadowmesh.cli import evidence
 from shadowmesh.cli.redaction import Redactor
+from shadowmesh.config import redacted
 from tests.cli.test_program import (  # noqa: F401
     NOBODY,
     assert_failed,
@@ -122,7 +123,10 @@ def test_without_a_daemon_there_is_a_report_that_says_so(canaries, tmp_path):
     assert "IP and MAC addresses, host names, public keys" in result.stdout
     assert file.stat().st_mode & 0o777 == 0o600
     parts = read(file)
-    for name in ("status.json", "health.json", "explain.json", "events.json", "metrics.txt"):
+    for name in (
+        "configuration-in-force.yaml", "status.json", "health.json", "explain.json", "events.json",
+        "metrics.txt",
+    ):  # fmt: skip
         assert "no daemon answers" in parts[f"{name}{FAILED}"]
         assert name not in parts
         assert name in result.stdout
@@ -140,6 +144,7 @@ def test_a_running_daemon_is_asked_for_everything(run, control, tmp_path):
     assert result.exit_code == 0
     parts = read(file)
     assert json.loads(parts["status.json"])["state"] == "connected"
+    assert parts["configuration-in-force.yaml"] == redacted(control.loaded)
     assert json.loads(parts["explain.json"])["steps"]
     assert json.loads(parts["events.json"]) == {"events": []}
     assert "metrics_enabled is false" in parts[f"metrics.txt{FAILED}"]

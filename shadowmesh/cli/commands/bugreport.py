@@ -156,6 +156,8 @@ def _sources(settings: Settings, load: Callable[[], LoadedConfig]) -> dict[str, 
     return {
         "versions.txt": lambda: evidence.versions([str(daemon)]),
         "configuration.yaml": configuration,
+        # The daemon's own: with the directories of the service, and without what waits for a restart.
+        "configuration-in-force.yaml": lambda: settings.client().configuration()["text"],
         "environment.txt": lambda: evidence.environment(os.environ),
         "status.json": lambda: evidence.as_json(settings.client().status()),
         "health.json": lambda: evidence.as_json(settings.client().health()),
