@@ -561,7 +561,7 @@ def test_a_stop_tells_the_peer_and_is_quick(connected):
     dialling, listening = connected
     dialling.stop()
     listening.wait_for("connecting", "waiting_for_peer")
-    assert "shutdown" in listening.peer.last_error
+    assert listening.peer.last_error == "the peer's daemon has stopped"
     assert dialling.tap is None
     dialling.stop()  # once more is harmless
 
