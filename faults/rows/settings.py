@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import stat
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shadowmesh.netlab import Daemon, Net, introduce
 from tests.lab import faults
-from tests.lab.pair import assert_log_clean, make_pair
+from tests.lab.pair import Pair, assert_log_clean, make_pair
 
 from ..bench import Bench, assert_logs_clean, cpu_seconds, until
 from ..catalogue import row
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 #: the sample key of the first design document
 SAMPLE_KEY = "0123456789abcdef" * 4
 EXIT_CONFIG = 7
+#: as the daemon writes it in last_seen
+OLD_DATE = "2001-02-03T04:05:06.000Z\n"
 
 
 @row(
@@ -233,14 +236,16 @@ def _full_disk(bench: Bench) -> None:
 
 @row(
     "full disk at run time",
-    "traffic goes on, lost lines are counted",
-    bound_s=60,
-    short=("netns/test_causes.py::test_a_full_disk_is_named_and_stops_no_frame",),
+    "traffic goes on, lost lines are counted, no file is half",
+    bound_s=120,
+    short=(
+        "netns/test_causes.py::test_a_full_disk_is_named_and_stops_no_frame",
+        "peer/test_last_seen.py::test_a_full_disk_costs_the_new_date_and_not_the_old_one",
+    ),
 )
 def full_disk(bench: Bench) -> None:
     with bench.pair() as pair:
-        place = bench.place()
-        with faults.small_disk(place / "log") as small:
+        with faults.small_disk(bench.place() / "log") as small:
             left = pair.left
             left.kill()
             left.log_path = small / "daemon.log"
@@ -251,8 +256,48 @@ def full_disk(bench: Bench) -> None:
                     left.api("POST", "/connect")
                 assert pair.left.host.ping(pair.right.tunnel_ip, count=10).complete
                 health = left.api("GET", "/health")[1]["status"]
-            bench.figure(f"10 of 10 pings, health {health}")
+            bench.figure(f"log: 10 of 10 pings, health {health}")
             left.kill()
             left.log_path = left.directory / "daemon.log"
+        with faults.small_disk(bench.place() / "state") as small:
+            _full_state(bench, pair, small)
         left.start()
         left.connect()
+
+
+def _full_state(bench: Bench, pair: Pair, small: Path) -> None:
+    """The left keeps its state on that disk, which is full through two sessions and a restart."""
+    left, elsewhere = pair.left, pair.left.state_dir
+    # The peer was last here long ago, so that whatever is written now is another date.
+    shutil.copytree(elsewhere, small, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock"))
+    (small / "last_seen").write_text(OLD_DATE)
+    _move_state(left, small)
+    with faults.full_disk(small):
+        names = _names(small)
+        for _ in range(2):
+            left.start()
+            left.connect()
+            pair.await_pings(10)
+            assert left.host.ping(pair.right.tunnel_ip, count=10).complete, "frames were lost"
+            found = {check["code"] for check in left.api("GET", "/health")[1]["checks"].values()}
+            left.terminate()
+        assert "disk_full" in found, f"/health says {found}"
+        assert "when the peer was last here cannot be written" in left.log(), "no warning"
+        assert _names(small) == names, f"left behind: {_names(small) - names}"
+        assert (small / "last_seen").read_text() == OLD_DATE, "the old date is gone"
+    left.start()
+    left.connect()
+    left.terminate()
+    assert (small / "last_seen").read_text() > OLD_DATE, "no date is written any more"
+    bench.figure("state: 10 of 10 pings twice, a restart, the date of before is whole")
+    _move_state(left, elsewhere)
+
+
+def _move_state(daemon: Daemon, directory: Path) -> None:
+    daemon.state_dir = directory
+    daemon.settings["daemon.state_dir"] = str(directory)
+
+
+def _names(directory: Path) -> set[str]:
+    """The files there; a socket is the daemon's for as long as it runs."""
+    return {path.name for path in directory.iterdir() if not path.is_socket()}
