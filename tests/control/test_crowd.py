@@ -171,6 +171,45 @@ def test_metrics_are_there_beside_such_a_one():
             assert b"shadowmesh_state" in body
 
 
+def test_a_server_answers_one_request_a_turn_of_the_hub_whoever_asks():
+    import gevent
+
+    others_asked = threading.Event()
+    turns, answered_in = [0], []
+    watchers = []
+
+    def make_counting_app(_address):
+        def count():
+            turns[0] += 1
+
+        watchers.append(gevent.get_hub().loop.check())
+        watchers[0].start(count)
+
+        def app(_environ, start_response):
+            if not answered_in:
+                assert others_asked.wait(10)  # the hub with it: now all have asked before it looks
+            answered_in.append(turns[0])
+            start_response("204 No Content", [])
+            return []
+
+        return app
+
+    asked = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = asked.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with serving(make_counting_app) as address, contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(20):
+            sock = stack.enter_context(socket.create_connection((address.host, address.port), 10))
+            sock.sendall(asked * 2 + last)
+            clients.append(sock)
+        others_asked.set()
+        for sock in clients:
+            while sock.recv(1 << 16):
+                pass
+        assert len(answered_in) == 60
+        assert len(set(answered_in)) == 60
+
+
 def test_one_s_own_connections_make_room_for_one_s_next(monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 4)
     monkeypatch.setattr(server, "MAX_HELD", 2)
