@@ -69,12 +69,14 @@ class Watch:
 
     def assert_sound(self) -> None:
         """Invariant (a): nothing came twice, altered, or without having been sent."""
+        assert all(thread.is_alive() for thread in self._threads), "nobody watches any more"
         for end in self._ends:
             assert not end.altered, f"a frame was altered: {end.altered[0]}"
-            twice = [number for number, times in end.arrived.items() if times > 1]
+            arrived = dict(end.arrived)  # more of them arrive all the time
+            twice = [number for number, times in arrived.items() if times > 1]
             assert not twice, f"{len(twice)} frames were delivered twice, such as {twice[0]}"
             assert end.peer is not None
-            assert all(number < end.peer.canaries.sent for number in end.arrived)
+            assert all(number < end.peer.canaries.sent for number in arrived)
 
 
 class _End:

@@ -7,6 +7,7 @@ first record is seen.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import select
 import socket
@@ -52,7 +53,13 @@ class NonceWatch:
     def _look(self) -> None:
         while not self._stop.is_set():
             for sock in select.select(self._sockets, [], [], 0.1)[0]:
-                frame, address = sock.recvfrom(65536)
+                try:
+                    frame, address = sock.recvfrom(65536)
+                except OSError as error:
+                    # Told once when a fault takes the link down; it goes on when the link is up.
+                    if error.errno != errno.ENETDOWN:
+                        raise
+                    continue
                 # What a relay puts back is outgoing, what a host has sent is not.
                 if address[2] != socket.PACKET_OUTGOING:
                     self.note(frame)
@@ -69,4 +76,5 @@ class NonceWatch:
             self.repeated.append(pair)
 
     def assert_sound(self) -> None:
+        assert self._thread.is_alive(), "nobody looks at the nonces any more"
         assert not self.repeated, f"a nonce was used twice: {self.repeated[0]}"

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from faults.catalogue import NAMES, Row, rows
 from faults.nonces import HEADER, NonceWatch
 from faults.report import FAIL, PASS, Outcome
 from shadowmesh.netlab import wait_until
+from tests.lab import faults
 from tests.lab.pair import connected_pair
 
 TESTS = Path(__file__).parent
@@ -135,6 +137,7 @@ def test_rows_that_load_the_machine_come_last_and_alone(monkeypatch, tmp_path):
 def test_a_repeated_nonce_is_seen_and_a_repeated_datagram_is_not():
     watch = NonceWatch.__new__(NonceWatch)
     watch.seen, watch.repeated = {}, []
+    watch._thread = threading.current_thread()
 
     def datagram(counter: int, body: bytes) -> bytes:
         payload = HEADER.pack(0x80, 7, counter) + body
@@ -163,6 +166,27 @@ def test_a_row_runs_in_namespaces_that_leave_nothing(tmp_path):
     assert "1 rows hold, 0 do not" in done.stdout
     [found] = report.read(tmp_path / "outcomes.jsonl")
     assert (found.row, found.verdict) == ("TAP down", PASS)
+
+
+@pytest.mark.netns
+def test_nonces_are_watched_on_after_a_link_was_down(tmp_path):
+    settings = {"nat.enabled": True, "nat.stun_server": ""}
+    with connected_pair(tmp_path, settings) as pair, NonceWatch(pair) as watch:
+        with faults.link_down(pair.net, pair.left.host):
+            # Told to the socket of that port at once; the daemons would notice after seconds.
+            wait_until(
+                lambda: (
+                    not pair.left.host.ping(pair.right.host.ipv4, count=1, timeout_s=0.2).complete
+                ),
+                10,
+                "down",
+            )
+        for daemon in pair:
+            daemon.wait_for(30, state="connected", path="udp")
+        seen = len(watch.seen)
+        pair.await_pings(10)
+        wait_until(lambda: len(watch.seen) > seen, 10, "nonces are seen again")
+        watch.assert_sound()
 
 
 @pytest.mark.netns
