@@ -83,6 +83,10 @@ do_install() {
     # Programs of our dependencies, and their tests and sources, are nobody's business here.
     rm -rf "$new/bin" "$new"/{gevent,greenlet,psutil,zope/interface}/tests "$new/gevent/testing"
     find "$new" \( -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' \) -delete
+    # Where on the machine of the builder the wheel lay.
+    find "$new" -path '*/shadowmesh-*.dist-info/direct_url.json' -delete
+    find "$new" -path '*/shadowmesh-*.dist-info/RECORD' -exec sed -i '\|/direct_url\.json,|d' {} +
+    find "$new" -type d -empty -delete
     echo "install: putting everything into place" >&2
     # With the paths that the files will have, which stand in tracebacks, and whatever their times.
     "$python3" -m compileall -q -j 0 --invalidation-mode unchecked-hash -s "$new" -p "$site" "$new"
