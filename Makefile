@@ -108,7 +108,7 @@ deb: build ## a Debian package in dist/, for the Python of Debian 12, 13 or Ubun
 	@set -- $$($(LOCK) packaging/wheel.sh) && packaging/deb.sh "$$1"
 
 .PHONY: test-deb
-test-deb: build ## install, upgrade and purge that package in a Debian 12 with its own systemd (root)
+test-deb: build ## install, upgrade and purge that package in the Debian of its Python, with its own systemd (root)
 	@set -- $$($(LOCK) packaging/wheel.sh) && packaging/test-deb.sh "$$(packaging/deb.sh "$$1")"
 
 .PHONY: clean
