@@ -219,7 +219,8 @@ run sh -c 'sed -i "s/^  address: .*/  address: \"127.0.0.1:1\"/" /etc/shadowmesh
     systemctl restart shadowmesh'
 await tap0 run sh -c 'ls /sys/class/net | grep tap0'
 
-step "a daemon that hangs is restarted"
+step "a daemon that hangs is restarted, and systemd holds its device meanwhile"
+index=$(run cat /sys/class/net/tap0/ifindex)
 run sh -c 'mkdir -p /run/systemd/system/shadowmesh.service.d
     printf "[Service]\nWatchdogSec=3s\nRestartSec=1s\n" \
         >/run/systemd/system/shadowmesh.service.d/test.conf
@@ -229,6 +230,7 @@ run sh -c 'mkdir -p /run/systemd/system/shadowmesh.service.d
 await 1 property NRestarts
 await active run systemctl is-active shadowmesh
 expect 1 run sh -c 'journalctl -u shadowmesh -o cat | grep -c "Fatal Python error: Aborted"'
+expect "$index" run cat /sys/class/net/tap0/ifindex
 
 step "upgrade: configuration and keys stay"
 key=$(run shadowmesh --json status | grep '"public_key"' | head -1 || true)
