@@ -1,6 +1,7 @@
 """The clocks: one by which sessions and keys age, and one that people read.
 
-Owns: which of the kernel's clocks those are, and how a moment of the first is said in the second.
+Owns: which of the kernel's clocks those are, how a moment of the first is said in the second, and
+the ticks at which those look who look now and then.
 Does not know: who asks; machines in `wire/` take `now`.
 
 A moment that something happened at is kept in boot time and becomes a date when it is shown. So
@@ -11,9 +12,12 @@ names the few modules that may ask for the date themselves.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Final, overload
 
+#: so little of an interval before a tick one may as well wait for the next: timers fire a bit early
+_EARLY: Final = 0.05
 #: the two clocks run at one rate, also while NTP corrects it; more than the time between reading
 #: one and the other is a clock that was set
 _SET_S: Final = 0.05
@@ -22,6 +26,15 @@ _SET_S: Final = 0.05
 def boottime() -> float:
     """Seconds since boot, suspended time included: keys must not outlive a night's sleep."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def next_tick(now: float, interval_s: float) -> float:
+    """Return the next multiple of an interval: the moment of all that look so often.
+
+    An idle process costs what it is woken for, far more than what it does then; who keeps to the
+    ticks of one clock is woken together with the others.
+    """
+    return (math.floor(now / interval_s + _EARLY) + 1) * interval_s
 
 
 def wall_time() -> float:

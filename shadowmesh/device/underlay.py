@@ -16,7 +16,8 @@ cannot be known here (a bridge that has not seen the next hop, a veth into anoth
 through: the data plane recognises its own datagrams on the device and drops them (`own_datagram`).
 
 The kernel tells of changes on a socket of ours that is looked at before each answer, so an answer is
-never older than the last change; it costs one system call as long as there is none.
+never older than the last change; it costs one system call as long as there is none. Who wants to
+act on a change listens: the loop wakes for that socket, and for nothing while the host stays as it is.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Any, Final
+
+import gevent
 
 from shadowmesh.base import log
 from shadowmesh.device.netlink import Address, Interface, Link, Netlink, Route
@@ -38,6 +41,12 @@ _GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
 _READ_BYTES: Final = 65_536
 #: where a bridge has seen a MAC is told to nobody that we listen to
 _BRIDGE_LIFE_S: Final = 1.0
+#: changes come in bursts: who listens is told of the first at once, of the next not before
+_SPACING_S: Final = 0.1
+#: and where the kernel does not tell, so often that there may have been one
+_GUESS_S: Final = 1.0
+#: gevent's name for it
+_WAIT_READ: Final = 1
 #: addresses of which the answer is kept; peers and STUN servers are fewer
 _MAX_ANSWERS: Final = 64
 
@@ -85,33 +94,64 @@ class Underlay:
         self._answers: dict[Address, _Answer] = {}
         self._outside: dict[Address, Way] = {}
         self._generation = 0
+        #: when the first of the answers may be wrong although nothing was told
+        self._until: float | None = None
         self._socket: socket.socket | None = None
+        self._listeners: list[Callable[[], None]] = []
+        #: of the loop: for the socket; for the time between two looks at it
+        self._readable: Any = None
+        self._pause: Any = None
 
     def close(self) -> None:
         """Let go of the socket; the next question opens another. Idempotent."""
+        self._stop_watching()
         sock, self._socket = self._socket, None
         if sock is not None:
             sock.close()
 
+    def listen(self, on_change: Callable[[], None]) -> None:
+        """Have `on_change` called when `generation` may be another one, until `forget`.
+
+        By the loop or by who asks; it must not wait, nor ask anything here.
+        """
+        self._listeners.append(on_change)
+        self.generation  # noqa: B018 - opens the socket
+        self._watch()
+
+    def forget(self, on_change: Callable[[], None]) -> None:
+        """Undo `listen`. Idempotent."""
+        if on_change in self._listeners:
+            self._listeners.remove(on_change)
+        if not self._listeners:
+            self._stop_watching()
+
     @property
     def generation(self) -> int:
-        """A number that is another one after links, addresses, routes or rules changed."""
-        if self._changed():
+        """A number that is another one after links, addresses, routes or rules may have changed.
+
+        Where a bridge has seen a MAC may change unheard: then it is another one each second.
+        """
+        if self._changed() or (self._until is not None and time.monotonic() >= self._until):
             self._generation += 1
             self._answers.clear()
+            self._until = None
+            if self._socket is not None:  # else each question would be taken for a change
+                self._tell()
         return self._generation
 
     def way(self, to: Address) -> Way | None:
         """Return how packets to an address leave now; None when there is no route."""
         self.generation  # noqa: B018 - forgets what is no longer true
         known = self._answers.get(to)
-        if known is not None and (known.until is None or time.monotonic() < known.until):
+        if known is not None:
             return known.way
         answer = self._ask(to)
         if self._socket is not None:
             while len(self._answers) >= _MAX_ANSWERS:
                 del self._answers[next(iter(self._answers))]
             self._answers[to] = answer
+            if answer.until is not None and self._until is None:
+                self._until = answer.until
         way = answer.way
         if way is not None and way.inside is None:
             while len(self._outside) >= _MAX_ANSWERS:
@@ -144,11 +184,50 @@ class Underlay:
         way = self.way(to)
         return None if way is None or way.detour is None else f"ip route add {way.detour}"
 
+    # --- listening ----------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        for on_change in tuple(self._listeners):
+            on_change()
+
+    def _watch(self) -> None:
+        """Wait for the socket, or for the time to guess that something has changed."""
+        if not self._listeners or self._readable is not None or self._pause is not None:
+            return
+        loop = gevent.get_hub().loop
+        if self._socket is None:
+            self._pause = loop.timer(_GUESS_S)
+            self._pause.start(self._guess)
+        else:
+            self._readable = loop.io(self._socket.fileno(), _WAIT_READ)
+            self._readable.start(self._heard)
+
+    def _heard(self) -> None:
+        self._stop_watching()
+        self._pause = gevent.get_hub().loop.timer(_SPACING_S)
+        self._pause.start(self._rested)
+        self.generation  # noqa: B018 - reads what came and tells of it
+
+    def _guess(self) -> None:
+        self._rested()
+        self._tell()
+
+    def _rested(self) -> None:
+        self._stop_watching()
+        self._watch()
+
+    def _stop_watching(self) -> None:
+        for watcher in (self._readable, self._pause):
+            if watcher is not None:
+                watcher.close()
+        self._readable = self._pause = None
+
     # --- asking -------------------------------------------------------------------------------
 
     def _changed(self) -> bool:
         if self._socket is None:
             self._socket = _events()
+            self._watch()
             return True
         changed = False
         while True:

@@ -43,8 +43,9 @@ class Lately:
         self._looks: deque[dict[str, int]] = deque(maxlen=LOOKS + 1)
 
     def look(self, totals: Mapping[str, int]) -> None:
-        """Remember the totals of now."""
-        self._looks.append(dict(totals))
+        """Remember the totals of now; a quiet minute is sixty times the same."""
+        same = bool(self._looks) and self._looks[-1] == totals
+        self._looks.append(self._looks[-1] if same else dict(totals))
 
     def grown(self, totals: Mapping[str, int] | None = None) -> dict[str, int]:
         """Return by how much each total is above the oldest look of the last minute.

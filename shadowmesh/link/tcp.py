@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import sys
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import (
     AF_INET,
@@ -73,7 +74,8 @@ def limit_segments(sock: socket | gevent_socket, count: int) -> None:
 
 def bytes_acked(sock: socket | gevent_socket) -> int:
     """Bytes that the peer's kernel has acknowledged since the connection began."""
-    return progress(sock).acked_bytes
+    info = sock.getsockopt(IPPROTO_TCP, TCP_INFO, _BYTES_ACKED_OFFSET + 8)
+    return int.from_bytes(info[_BYTES_ACKED_OFFSET:], sys.byteorder)
 
 
 class Progress(NamedTuple):

@@ -32,6 +32,7 @@ from gevent.event import Event as Wakeup
 
 from shadowmesh._fastpath import MIN_UDP_PAYLOAD
 from shadowmesh.base import log
+from shadowmesh.base.clock import next_tick
 from shadowmesh.base.constants import MAX_MTU, RECORD_OVERHEAD_BYTES, Inner
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.device import addresses
@@ -43,7 +44,7 @@ from shadowmesh.wire import control
 from shadowmesh.wire.path import events
 from shadowmesh.wire.path.candidates import with_link
 from shadowmesh.wire.path.machine import PathMachine
-from shadowmesh.wire.path.rules import ACTIVITY_POLL_S
+from shadowmesh.wire.path.rules import ACTIVITY_POLL_S, QUIET_AFTER_S, QUIET_POLL_S
 
 if TYPE_CHECKING:
     from shadowmesh._fastpath import Session
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 ETHERNET_MTU: Final = 1500
 #: frames that were sealed for the old size still meet their error after a change
 SETTLE_S: Final = 0.5
-#: on WSS the routes are looked at so often, so that one into the tunnel is noticed within 2 s
-WAYS_POLL_S: Final = 1.0
 
 _log = log.get("paths")
 
@@ -135,7 +134,7 @@ class Paths:
         self._timers = gevent.Greenlet(self._run)
         loop = gevent.get_hub().loop
         self._poll = loop.timer(ACTIVITY_POLL_S, ACTIVITY_POLL_S)
-        self._slow_poll = loop.timer(WAYS_POLL_S, WAYS_POLL_S)
+        self._slow_poll = loop.timer(QUIET_POLL_S, QUIET_POLL_S)
         self._stopped = False
 
     # --- what it shows ------------------------------------------------------------------------
@@ -153,7 +152,7 @@ class Paths:
     @property
     def active(self) -> events.PathReport | None:
         """The UDP path that carries the frames, None on WSS."""
-        return next((report for report in self.report() if report.active), None)
+        return self._machine.active_report
 
     def report(self) -> tuple[events.PathReport, ...]:
         """Return what is known of each address of the peer, the active one first."""
@@ -164,6 +163,7 @@ class Paths:
     def start(self) -> None:
         """Tell the peer our addresses and begin to look for a path."""
         self._port.listen(self._number, self._on_signal)
+        self._underlay.listen(self._wakeup.set)
         self._timers.start()
         self._traversal.refresh("a peer is connected")
         self._announce()
@@ -173,6 +173,7 @@ class Paths:
         if not self._stopped:
             self._stopped = True
             self._port.forget(self._number, self._on_signal)
+            self._underlay.forget(self._wakeup.set)
             self._timers.kill(block=False)
             self._poll.close()
             self._slow_poll.close()
@@ -261,12 +262,18 @@ class Paths:
             self._on_change()
 
     def _poll_as_the_path_wants(self) -> None:
-        wanted, other = self._poll, self._slow_poll
-        if self.path != "udp":
-            wanted, other = other, wanted
-        other.stop()
-        if not wanted.active:
-            wanted.start(self._wake_on_activity)
+        now = self._clock()
+        quiet = now >= self._seen[0] + QUIET_AFTER_S
+        if quiet or self.path != "udp":
+            self._poll.stop()
+        if not quiet or self.path != "udp":
+            self._slow_poll.stop()
+        if self.path == "udp" and not (self._poll.active or self._slow_poll.active):
+            if quiet:  # at the ticks at which others look, too
+                self._slow_poll.close()
+                first_s = next_tick(now, QUIET_POLL_S) - now
+                self._slow_poll = gevent.get_hub().loop.timer(first_s, QUIET_POLL_S)
+            (self._slow_poll if quiet else self._poll).start(self._wake_on_activity)
 
     def _wake_on_activity(self) -> None:
         """Wake the greenlet if the data plane has something new to tell. Called by the loop.
@@ -275,9 +282,8 @@ class Paths:
         is four times as much.
         """
         try:
-            if self._underlay.generation == self._ways_at and (
-                self.path != "udp" or self._look() == self._seen
-            ):
+            if self._look() == self._seen:
+                self._poll_as_the_path_wants()
                 return
         except Exception:  # noqa: BLE001 - the greenlet meets it as well, and can do something
             self._poll.stop()
@@ -291,7 +297,10 @@ class Paths:
 
     def _look(self) -> tuple[float, float, int]:
         """Return when frames were last sent and heard over UDP, and how many were too long."""
-        return *self._session.udp_activity(), self._refused_as_too_long()
+        sent_at, heard_at = self._session.udp_activity()
+        quiet = self._clock() >= sent_at + QUIET_AFTER_S
+        # What was not sent was not too long; counting is the dearer half of a look.
+        return sent_at, heard_at, self._too_long if quiet else self._refused_as_too_long()
 
     def _read_data_plane(self, now: float) -> None:
         if self.path != "udp":

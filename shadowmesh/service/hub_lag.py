@@ -12,6 +12,7 @@ from typing import Final
 
 import gevent
 
+from shadowmesh.base.clock import boottime, next_tick
 from shadowmesh.insight.histogram import LAG_BUCKETS_S, Histogram
 
 #: often enough to notice a stall within a health check, rare enough to cost nothing when idle
@@ -49,8 +50,10 @@ class HubLag:
     def _beat(self) -> None:
         """Measure for ever; ends when killed by stop()."""
         while True:
-            due = time.monotonic() + INTERVAL_S
-            gevent.sleep(INTERVAL_S)
+            now = boottime()
+            wait_s = next_tick(now, INTERVAL_S) - now
+            due = time.monotonic() + wait_s  # by this clock a suspended machine is not late
+            gevent.sleep(wait_s)
             lag_s = max(0.0, time.monotonic() - due)
             self._recent.append(lag_s)
             self.histogram.observe(lag_s)

@@ -100,6 +100,7 @@ class View:
         self._metrics_problem = metrics_problem
         self._underlay = underlay
         self._facts: tuple[int, str, HostFacts] | None = None
+        self._judged: tuple[object, ...] | None = None
         self._told: dict[str, str] = {}
         self._process = psutil.Process(os.getpid())
         self._resources: Resources | None = None
@@ -223,8 +224,26 @@ class View:
         self._vitals.look(dropped, self._connections(), self._manager.plane.udp_errors())
         totals = Totals(plane["bytes_written"], plane["bytes_read"], sum(dropped.values()))
         self._history.look(boottime(), totals, None if tunnel is None else _rtt_ms(tunnel))
-        for check in (self._check_tap(), self._check_underlay()):
-            self._tell(check)
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """Judge device and routes, if anything has changed that the judgement depends on.
+
+        A look costs a system call as long as nothing has: the kernel tells.
+        """
+        manager, tunnel = self._manager, self._manager.peer.current
+        seen = (
+            self._underlay.generation,
+            manager.tap,
+            manager.device_problem,
+            manager.tap is not None or _may_make_device(),
+            manager.peer.machine.state,
+            None if tunnel is None else (_far_end(tunnel), tunnel.path),
+        )
+        if seen != self._judged:
+            self._judged = seen
+            for check in (self._check_tap(), self._check_underlay()):
+                self._tell(check)
 
     def _connections(self) -> dict[str, int]:
         listener = self._port.listener
@@ -417,7 +436,7 @@ class View:
                 is_up = tap.is_up()
             elif manager.device_problem is not None:
                 problem = manager.device_problem
-            elif not os.access(CLONE_DEVICE, os.R_OK | os.W_OK):
+            elif not _may_make_device():
                 problem = f"{CLONE_DEVICE} may not be used, {device} cannot be made"
         except DeviceError as error:
             problem = str(error)
@@ -503,6 +522,10 @@ class View:
         except OSError:
             return health.disk(directory, None)
         return health.disk(directory, found.f_bavail * found.f_frsize)
+
+
+def _may_make_device() -> bool:
+    return os.access(CLONE_DEVICE, os.R_OK | os.W_OK)
 
 
 def _far_end(tunnel: Tunnel) -> Address:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from shadowmesh.base.clock import next_tick
 from shadowmesh.base.constants import WSS_DEAD_AFTER_PROBE_S, WSS_PROBE_AFTER_S
 
 #: how often the clock readings are looked at; bounds how late unanswered data is noticed
@@ -101,7 +102,10 @@ class Liveness:
         """Return when check() is due, None once dead."""
         if self._dead:
             return None
-        due = [self._checked_at + CHECK_INTERVAL_S, self._spoke_at + self._keepalive_interval_s]
+        due = [
+            next_tick(self._checked_at, CHECK_INTERVAL_S),
+            self._spoke_at + self._keepalive_interval_s,
+        ]
         if self._probed_at is None:
             due.append(self._probe_at())
         else:

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from shadowmesh.base.clock import next_tick
+
 #: how often the readings are looked at
 CHECK_INTERVAL_S: Final = 1.0
 #: a check that comes this much later than asked for means that our own process stood still
@@ -104,7 +106,7 @@ class Standstill:
 
     def next_timeout(self) -> float:
         """Return when check() is due."""
-        return self._checked_at + CHECK_INTERVAL_S
+        return next_tick(self._checked_at, CHECK_INTERVAL_S)
 
     def _note(self, now: float, before: float, readings: Readings) -> None:
         if readings.acked_bytes != self._acked_bytes or not readings.in_flight:

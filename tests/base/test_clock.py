@@ -40,3 +40,12 @@ def test_a_moment_is_the_same_date_each_time(clocks):
 
 def test_what_has_not_happened_has_no_date():
     assert clock.Dates().of(None) is None
+
+
+@pytest.mark.parametrize("interval_s", [0.02, 0.5, 1.0])
+def test_all_who_look_now_and_then_look_at_the_same_moments(interval_s):
+    ticks = {round(clock.next_tick(7 + shift / 100, interval_s), 9) for shift in range(3)}
+    assert ticks <= {round(7 + count * interval_s, 9) for count in range(1, 4)}
+    due = clock.next_tick(1234.56, interval_s)
+    for late_s in (-0.04 * interval_s, 0.0, 0.3 * interval_s):  # a timer is never exact
+        assert clock.next_tick(due + late_s, interval_s) == pytest.approx(due + interval_s)

@@ -6,6 +6,8 @@ import errno
 import socket
 from ipaddress import ip_address, ip_interface
 
+import gevent
+import gevent.event
 import pytest
 
 from shadowmesh.device import underlay as module
@@ -216,6 +218,101 @@ def test_who_may_not_listen_to_changes_asks_each_time(kernel, underlay, monkeypa
     for _ in range(2):
         assert underlay.way(PEER) == Way("eth0", GATEWAY)
     assert len(kernel.asked) == 2
+
+
+@pytest.fixture
+def news(monkeypatch):
+    """The other end of the socket on which changes are told."""
+    ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.setblocking(False)
+    monkeypatch.setattr(module, "_events", lambda: ours)
+    yield kernels
+    kernels.close()
+
+
+def test_who_listens_is_told_of_a_change_by_the_loop(kernel, underlay, news):
+    told = gevent.event.Event()
+    underlay.listen(told.set)
+    told.clear()
+    before = underlay._generation
+    for _ in range(2):  # and of the next one, too
+        news.send(b"a route")
+        assert told.wait(5)
+        told.clear()
+        assert underlay._generation > before
+        before = underlay._generation
+    underlay.forget(told.set)
+    assert underlay._readable is underlay._pause is None
+
+
+def test_a_burst_of_changes_wakes_who_listens_once_and_then_in_the_pauses(
+    kernel, underlay, news, monkeypatch
+):
+    monkeypatch.setattr(module, "_SPACING_S", 3600)
+    told = []
+    underlay.listen(lambda: told.append(1))
+    told.clear()
+    news.send(b"a route")
+    gevent.sleep(0.05)
+    for _ in range(20):
+        news.send(b"a route")
+        gevent.sleep(0)
+    gevent.sleep(0.05)
+    assert told == [1]
+
+
+def test_a_change_that_an_answer_has_met_is_told_as_well(kernel, underlay, news):
+    told = []
+    underlay.listen(lambda: told.append(1))
+    told.clear()
+    news.send(b"a route")
+    underlay.way(PEER)
+    assert told == [1]
+
+
+def test_a_host_that_stays_as_it_is_wakes_nobody(kernel, underlay, news):
+    told = []
+    underlay.listen(lambda: told.append(1))
+    told.clear()
+    assert underlay._readable.active
+    assert underlay._pause is None
+    for _ in range(3):
+        underlay.way(PEER)
+        gevent.sleep(0)
+    assert told == []
+    assert kernel.asked == [(PEER, 0, 7)]
+
+
+def test_who_listens_where_the_kernel_does_not_tell_is_told_now_and_then(
+    kernel, underlay, monkeypatch
+):
+    monkeypatch.setattr(module, "_events", lambda: None)
+    monkeypatch.setattr(module, "_GUESS_S", 0.02)
+    told = []
+
+    def changed():
+        told.append(underlay.generation)
+
+    underlay.listen(changed)
+    with gevent.Timeout(5):
+        while len(told) < 3:
+            gevent.sleep(0.01)
+    assert len(set(told)) == len(told)
+
+
+def test_what_a_bridge_has_learned_is_looked_at_anew_each_second(kernel, underlay, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    kernel.links_ = [link(ETH0, "eth0", master=BRIDGE), PORT, BRIDGED]
+    kernel.routes[0] = Route(BRIDGE, GATEWAY, local=False)
+    assert underlay.inside(PEER) is None
+    before = underlay.generation
+    kernel.neighbours_ = [Neighbour(BRIDGE, GATEWAY, FAR_MAC, 2)]
+    kernel.entries = [BridgeEntry(TAP, BRIDGE, FAR_MAC)]
+    assert underlay.generation == before
+    now += 1.1
+    assert underlay.generation != before
+    assert underlay.inside(PEER) is not None
 
 
 def test_zones_are_known_by_name_and_by_number():

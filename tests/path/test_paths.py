@@ -107,6 +107,13 @@ class FakeUnderlay:
         self.behind = {INSIDE.address}
         self.generation = 0
         self.refused = Counter()
+        self.listeners = []
+
+    def listen(self, on_change):
+        self.listeners.append(on_change)
+
+    def forget(self, on_change):
+        self.listeners.remove(on_change)
 
     def inside(self, to):
         return f"{to} leads into the tunnel itself (tap0)" if to in self.behind else None
@@ -114,6 +121,8 @@ class FakeUnderlay:
     def lead_into_tunnel(self, *addresses):
         self.behind = {INSIDE.address, *addresses}
         self.generation += 1
+        for tell in self.listeners:
+            tell()
 
 
 class FakeTraversal:
@@ -407,9 +416,33 @@ def test_frames_that_our_kernel_refuses_for_their_length_get_shorter(rig, monkey
     rig.go_udp()
     wait_for(lambda: (str(PEER), 1472) in rig.session.uses)
     before = len(rig.session.uses)
+    rig.session.sent_at = time.monotonic()
     rig.session.plane.errors["EMSGSIZE"] += 1
     wait_for(lambda: (str(PEER), 1232) in rig.session.uses[before:])
     assert all(size < 1472 for _, size in rig.session.uses[before:])
+
+
+def test_the_data_plane_is_looked_at_often_only_while_frames_are_sent(rig, monkeypatch):
+    monkeypatch.setattr(paths_module, "QUIET_AFTER_S", 0.3)
+    monkeypatch.setattr(paths_module, "QUIET_POLL_S", 0.05)
+    rig.session.sent_at = time.monotonic()
+    rig.go_udp()
+    assert rig.paths._poll.active
+    wait_for(lambda: rig.paths._slow_poll.active)
+    assert not rig.paths._poll.active
+    rig.session.sent_at = time.monotonic()
+    wait_for(lambda: rig.paths._poll.active)
+    assert not rig.paths._slow_poll.active
+
+
+def test_on_wss_nothing_is_looked_at_until_the_routes_change(rig):
+    rig.offer(PEER)
+    wait_for(lambda: "no UDP path" in rig.paths.reason)
+    assert not rig.paths._poll.active
+    assert not rig.paths._slow_poll.active
+    assert len(rig.traversal.underlay.listeners) == 1
+    rig.paths.stop()
+    assert rig.traversal.underlay.listeners == []
 
 
 def test_disabling_is_for_good(rig):

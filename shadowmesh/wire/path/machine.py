@@ -25,7 +25,8 @@ careful.
 
 Driving it: after each input and each `handle_timeout` take all of `next_event`. While the path
 is "udp" call `data_sent` and `data_heard` with the data plane's time stamps before each
-`handle_timeout`, and at least every ACTIVITY_POLL_S. Source: protocol section 8.
+`handle_timeout`, and at least every ACTIVITY_POLL_S while frames are sent, every QUIET_POLL_S when
+none were for QUIET_AFTER_S. Source: protocol section 8.
 """
 
 from __future__ import annotations
@@ -134,6 +135,11 @@ class PathMachine:
     def active(self) -> Endpoint | None:
         """Where the frames go; None on WSS."""
         return self._active.endpoint if self._active is not None else None
+
+    @property
+    def active_report(self) -> events.PathReport | None:
+        """What is known of that address; None on WSS."""
+        return None if self._active is None else self._active.report(active=True)
 
     def report(self) -> tuple[events.PathReport, ...]:
         """Return what is known of each address of the peer, the active one first."""

@@ -88,6 +88,21 @@ class Remote:
             return None
         return self._verdicts.count(False) / len(self._verdicts)
 
+    def report(self, *, active: bool) -> PathReport:
+        """Return what is known of it."""
+        return PathReport(
+            endpoint=self.endpoint,
+            kind=self.kind,
+            proven=self.proven,
+            active=active,
+            rtt_ms=None if self.rtt_s is None else self.rtt_s * 1000.0,
+            loss=self.loss,
+            mtu=None if self.prober is None else self.prober.mtu,
+            seen_as=self.seen_as,
+            unanswered=self.tries,
+            hindrance=self.hindrance,
+        )
+
     def answered(self, rtt_s: float, now: float, *, padded: bool) -> None:
         """A probe sent rtt_s ago was answered from this address.
 
@@ -152,21 +167,7 @@ class Book:
 
     def report(self, active: Remote | None) -> tuple[PathReport, ...]:
         """Return what is known of each address, the active one first."""
-        reports = [
-            PathReport(
-                endpoint=remote.endpoint,
-                kind=remote.kind,
-                proven=remote.proven,
-                active=remote is active,
-                rtt_ms=None if remote.rtt_s is None else remote.rtt_s * 1000.0,
-                loss=remote.loss,
-                mtu=None if remote.prober is None else remote.prober.mtu,
-                seen_as=remote.seen_as,
-                unanswered=remote.tries,
-                hindrance=remote.hindrance,
-            )
-            for remote in self
-        ]
+        reports = [remote.report(active=remote is active) for remote in self]
         return tuple(sorted(reports, key=lambda report: not report.active))
 
     def replace_candidates(

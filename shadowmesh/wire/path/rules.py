@@ -9,8 +9,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-#: the data plane's time stamps are wanted this often while UDP carries the frames
+from shadowmesh.base.constants import UDP_PROBE_INTERVAL_S
+
+#: the data plane's time stamps are wanted this often while frames go over UDP
 ACTIVITY_POLL_S: Final = 0.1
+#: and this often when none went for a while. The first frame after it may be noticed so much later;
+#: from then on UDP is given up within 1.2 s, and so within the 1.7 s of a steady flow
+QUIET_POLL_S: Final = UDP_PROBE_INTERVAL_S
+QUIET_AFTER_S: Final = 2.0
 #: two rounds of punching do not begin closer together than this, whatever the peer asks for
 PUNCH_SPACING_S: Final = 1.0
 #: after UDP was given up the peer is asked to punch, this soon, at most so often
