@@ -32,7 +32,7 @@ import contextlib
 import io
 import logging
 import struct
-from errno import EPIPE
+from errno import EBADF, EPIPE
 from socket import SHUT_RDWR, SO_LINGER, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 from typing import TYPE_CHECKING, Any, Final
 
@@ -213,6 +213,10 @@ class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
             self._forget()
             # As if the client had left, which pywsgi knows how to bear.
             raise BrokenPipeError(EPIPE, "the client does not take the answer") from None
+        except OSError as error:
+            if error.errno != EBADF:
+                raise
+            raise BrokenPipeError(EPIPE, "its place was given to another meanwhile") from None
 
     def log_request(self) -> None:
         """Nothing is logged for each request."""
@@ -314,7 +318,8 @@ class LimitedHandler(WebSocketHandler):  # type: ignore[misc]
             return
         # The applications catch their own errors, so this is a bug of ours.
         _log.exception("request failed outside the application")
-        self._send_error_response_if_possible(500)
+        if not self.headers_sent:
+            self._send_error_response_if_possible(500)
         self.close_connection = True
 
 

@@ -10,6 +10,8 @@ import socket
 import threading
 
 import pytest
+from gevent._socketcommon import cancel_wait_ex
+from gevent.pywsgi import WSGIHandler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -320,3 +322,13 @@ def test_connections_that_come_and_go_in_any_order_leave_none_behind(monkeypatch
         assert get(address, "/health")[0] == 200
         for sock in there:
             sock.close()
+
+
+def test_who_is_given_up_in_the_middle_of_an_answer_is_as_one_who_left(monkeypatch):
+    # closing a socket wakes whoever waits to write to it with EBADF, which pywsgi takes for a bug
+    def closed_meanwhile(_handler, _data):
+        raise cancel_wait_ex
+
+    monkeypatch.setattr(WSGIHandler, "_sendall", closed_meanwhile)
+    with pytest.raises(BrokenPipeError):
+        server.LimitedHandler._sendall(object.__new__(server.LimitedHandler), b"answer")
