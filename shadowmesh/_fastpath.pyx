@@ -30,6 +30,7 @@ from .fast.wsframe cimport *
 from .fast.ring cimport *
 from .fast.backlog cimport *
 from .fast.datagram cimport *
+from .fast.flow cimport choose_flow_secret
 from .fast.session cimport *
 from .fast.peers cimport *
 from .fast.tap cimport *
@@ -49,6 +50,7 @@ from shadowmesh.base.errors import DeviceError, LocalProtocolError, RemoteProtoc
 
 if sodium_init() < 0:
     raise ImportError("libsodium could not be initialised: the system gives no randomness")
+choose_flow_secret()
 
 #: In the order of the DROP_ reasons in fast/drop_reasons.pxd.
 DROP_NAMES = (
@@ -100,7 +102,7 @@ CIPHER_NAMES = {"chacha20-poly1305": CIPHER_CHACHA20_POLY1305, "aegis-256": CIPH
 _WHY = {
     E_PROTOCOL: "broke the WebSocket protocol",
     E_UNSUPPORTED: "sent a text message; only binary ones are taken",
-    E_POLICY: "sent more fragments or control frames than are allowed",
+    E_POLICY: "sent more fragments, control frames or control records than are allowed",
     E_TOO_BIG: "sent a message over the size limit",
     E_RECORD: "sent a record that did not verify",
 }
@@ -244,38 +246,44 @@ cdef class DataPlane:
         """Return what the UDP thread has for the hub, oldest first, at most 128 entries.
 
         Returns:
-            ``(session, key_id, inner_type, body, size, (host, port), came_at)``: session is None
-            for a datagram that is not a record (STUN). body is cut at 1536 bytes, size is its
-            real length. came_at: when the thread received it, boot-time seconds. Inner type 0 with an empty body: a record came from another address than the
+            ``(session, key_id, inner_type, body, size, (host, port), came_at)``: session is the
+            :attr:`Session.number`, None for a datagram that is not a record (STUN). body is cut at
+            1536 bytes, size is its real length. came_at: when the thread received it, boot-time
+            seconds. Inner type 0 with an empty body: a record came from another address than the
             one before.
         """
         cdef inbox_t *inbox = self.plane.udp.inbox
-        cdef signal_t *signal
+        cdef const signal_t *signal
         cdef list out = []
         drain_fd(self.plane.udp.event_fd)
         if inbox == NULL:
             return out
-        pthread_mutex_lock(&self.plane.rx_lock)
-        while True:
+        while len(out) < MAX_SIGNALS:
             signal = next_signal(inbox)
             if signal == NULL:
-                break
+                return out
             held = signal.size if signal.size < <uint32_t>SIGNAL_BYTES else <uint32_t>SIGNAL_BYTES
             out.append((
-                None if signal.session < 0 else signal.session,
+                signal.session or None,
                 signal.key_id, signal.inner_type,
                 PyBytes_FromStringAndSize(<char *>signal.bytes, held), signal.size,
                 load_address(&signal.source), signal.came_ns * 1e-9,
             ))
-        pthread_mutex_unlock(&self.plane.rx_lock)
+            signal_taken(inbox)
+        # More may have come meanwhile, of which nobody is told again.
+        signal_fd(self.plane.udp.event_fd)
         return out
 
     def send_datagram(self, bytes data not None, str host, int port) -> int:
-        """Send `data` as it is (STUN); return 0 or the errno of the socket."""
+        """Send `data` as it is, a STUN request; return 0 or the errno of the socket.
+
+        What comes with its transaction id is among :meth:`udp_signals` then, and no other STUN.
+        """
         cdef address_t address
         if self.plane.udp.fd < 0:
             raise LocalProtocolError("no UDP socket is attached")
         store_address(&address, host, port, self.plane.udp.family)
+        expect_stun(&self.plane.udp, data, len(data))
         return send_single(&self.plane.udp, &address, data, len(data))
 
     def udp_errors(self) -> dict:
@@ -300,9 +308,7 @@ cdef class DataPlane:
         """
         if session is not None and (session.plane is not self or session.index < 0):
             raise LocalProtocolError("the session is closed or another plane's")
-        pthread_mutex_lock(&self.plane.tx_lock)
         sm_set_flag(&self.plane.peers.active_session, -1 if session is None else session.index)
-        pthread_mutex_unlock(&self.plane.tx_lock)
         # The TAP threads may be waiting for somebody to send to.
         wake_tap_threads(&self.plane.tap)
 
@@ -425,9 +431,7 @@ cdef class Session:
 
     def __cinit__(self, DataPlane plane not None):
         self.plane = plane
-        pthread_mutex_lock(&plane.plane.tx_lock)
         self.index = seat_session(&plane.plane.peers)
-        pthread_mutex_unlock(&plane.plane.tx_lock)
         if self.index < 0:
             raise LocalProtocolError(f"all {MAX_SESSIONS} sessions are in use")
 
@@ -442,16 +446,15 @@ cdef class Session:
         return &self.plane.plane.peers.sessions[self.index]
 
     cdef epoch_t *_epoch(self, uint32_t key_id) except NULL:
-        cdef epoch_t *epoch = &self.plane.plane.peers.epochs[key_id & 0xFF]
-        if (epoch.state == EPOCH_FREE or epoch.session != self.index
-                or epoch.local_key_id != key_id):
+        cdef epoch_t *epoch = epoch_of(&self.plane.plane.peers, key_id)
+        if epoch == NULL or epoch.session != self.index:
             raise LocalProtocolError(f"key id {key_id:#010x} is not one of this session's")
         return epoch
 
     @property
     def number(self) -> int:
-        """The seat, as :meth:`DataPlane.udp_signals` names it; -1 when closed."""
-        return self.index
+        """What :meth:`DataPlane.udp_signals` calls it, and no other session ever; -1 when closed."""
+        return -1 if self.index < 0 else self._state().number
 
     def reserve_key_id(self, uint32_t wanted=0) -> int:
         """Return a fresh key id (not 0) under which the peer may send once keys are installed.
@@ -490,7 +493,6 @@ cdef class Session:
         code = CIPHER_NAMES[cipher]
         if code == CIPHER_AEGIS256 and not SM_HAVE_AEGIS256:
             raise LocalProtocolError("aegis-256 was agreed on, but this libsodium lacks it")
-        lock_both(self.plane.plane)
         self.plane.plane.peers.generation += 1
         epoch.generation = self.plane.plane.peers.generation
         epoch.cipher = code
@@ -500,10 +502,10 @@ cdef class Session:
         memcpy(epoch.wss_rx_key, <const uint8_t *>wss_rx, KEY_BYTES)
         memcpy(epoch.udp_tx_key, <const uint8_t *>udp_tx, KEY_BYTES)
         memcpy(epoch.udp_rx_key, <const uint8_t *>udp_rx, KEY_BYTES)
-        epoch.state = EPOCH_INSTALLED
-        session.peer_mtu_bytes = peer_mtu_bytes
-        session.peer_caps = peer_caps
-        unlock_both(self.plane.plane)
+        publish_epoch(&self.plane.plane.peers, epoch)
+        session.draft.peer_mtu_bytes = peer_mtu_bytes
+        session.draft.peer_caps = peer_caps
+        publish_route(&self.plane.plane.peers, session)
 
     def send_under(self, uint32_t key_id, int inner_type=0, bytes body=None) -> None:
         """Seal everything from now on under the keys of `key_id`.
@@ -514,21 +516,27 @@ cdef class Session:
             LocalProtocolError: no such keys, or no link that takes the record; nothing changed.
         """
         cdef session_t *session = self._state()
-        cdef int before
+        cdef epoch_t *before = session.draft.epoch
+        cdef epoch_t *epoch = self._epoch(key_id)
+        cdef ring_t *ring = session.draft.ring
         cdef int verdict = KEEP
-        if self._epoch(key_id).state != EPOCH_INSTALLED:
+        if epoch.state != EPOCH_INSTALLED:
             raise LocalProtocolError(f"key id {key_id:#010x} has no keys yet")
         if body is not None:
             check_record(inner_type, body)
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
-        before = session.tx_epoch
-        session.tx_epoch = key_id & 0xFF
+        if ring != NULL:
+            ring_lock_for_hub(ring)
+        session.draft.epoch = epoch
         if body is not None:
-            verdict = seal_signal(self.plane.plane, self.index, <uint8_t>inner_type, body,
-                                  len(body))
-        if verdict != KEEP:
-            session.tx_epoch = before
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+            verdict = DROP_LINK_LOST
+            if ring != NULL:
+                verdict = seal_signal(&session.draft, <uint8_t>inner_type, body, len(body))
+        if verdict == KEEP:
+            publish_route(&self.plane.plane.peers, session)
+        else:
+            session.draft.epoch = before
+        if ring != NULL:
+            ring_unlock(ring)
         check_sealed(verdict)
 
     def send_record(self, int inner_type, bytes body not None) -> None:
@@ -541,21 +549,21 @@ cdef class Session:
             LocalProtocolError: there are no sending keys, they have expired, or the link takes
                 no more bytes.
         """
+        cdef const route_t *draft = &self._state().draft
         cdef int verdict
-        self._state()
         check_record(inner_type, body)
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
-        verdict = seal_signal(self.plane.plane, self.index, <uint8_t>inner_type, body, len(body))
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        if draft.ring == NULL:
+            check_sealed(DROP_NOT_CONNECTED if draft.epoch == NULL else DROP_LINK_LOST)
+        ring_lock_for_hub(draft.ring)
+        verdict = seal_signal(draft, <uint8_t>inner_type, body, len(body))
+        ring_unlock(draft.ring)
         check_sealed(verdict)
 
     def retire(self, uint32_t key_id) -> None:
         """Erase the keys of `key_id`, or give back a key id that was never used."""
         self._state()
         self._epoch(key_id)
-        lock_both(self.plane.plane)
         retire_epoch(&self.plane.plane.peers, key_id & 0xFF)
-        unlock_both(self.plane.plane)
 
     def bind(self, Pipe pipe) -> None:
         """Carry this session's records over `pipe`; None: over nothing.
@@ -578,7 +586,7 @@ cdef class Session:
         Seconds of CLOCK_BOOTTIME; 0.0 for never.
         """
         cdef session_t *session = self._state()
-        return session.last_frame_ns / 1e9, session.last_opened_ns / 1e9
+        return sm_counted(&session.last_frame_ns) / 1e9, sm_counted(&session.last_opened_ns) / 1e9
 
     def use_udp(self, str host not None, int port, uint32_t payload_bytes) -> None:
         """Send frames as datagrams to `host`, an IP address, from now on.
@@ -594,20 +602,18 @@ cdef class Session:
             raise ValueError(f"payload of {payload_bytes} bytes is outside"
                              f" {MIN_UDP_PAYLOAD}..65507")
         store_address(&address, host, port, self.plane.plane.udp.family)
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
-        session.udp_address = address
-        session.udp_payload_bytes = payload_bytes
-        session.udp_active = 1
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        session.draft.to = address
+        session.draft.payload_bytes = payload_bytes
+        session.draft.udp_active = 1
+        publish_route(&self.plane.plane.peers, session)
         # The TAP threads may be waiting for room in the ring.
         wake_tap_threads(&self.plane.plane.tap)
 
     def use_wss(self) -> None:
         """Send frames over the link from now on."""
         cdef session_t *session = self._state()
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
-        session.udp_active = 0
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+        session.draft.udp_active = 0
+        publish_route(&self.plane.plane.peers, session)
 
     def send_udp_record(self, int inner_type, bytes body not None, str host not None,
                         int port) -> int:
@@ -622,16 +628,13 @@ cdef class Session:
         cdef address_t address
         cdef uint8_t datagram[AAD_BYTES + 1 + MAX_UDP_SIGNAL_BYTES + MAX_TAG_BYTES]
         cdef size_t length
-        self._state()
+        cdef session_t *session = self._state()
         if plane.udp.fd < 0:
             raise LocalProtocolError("no UDP socket is attached")
         if len(body) > MAX_UDP_SIGNAL_BYTES or not 0 <= inner_type <= 255:
             raise ValueError(f"record of type {inner_type} with {len(body)} bytes")
         store_address(&address, host, port, plane.udp.family)
-        pthread_mutex_lock(&plane.tx_lock)
-        length = seal_single(&plane.peers, self.index, <uint8_t>inner_type, body, len(body),
-                             datagram)
-        pthread_mutex_unlock(&plane.tx_lock)
+        length = seal_single(session.draft.epoch, <uint8_t>inner_type, body, len(body), datagram)
         if length == 0:
             raise LocalProtocolError("nothing can be sealed: no keys, or they have expired")
         return send_single(&plane.udp, &address, datagram, length)
@@ -642,7 +645,8 @@ cdef class Session:
         Seconds of CLOCK_BOOTTIME; 0.0 for never.
         """
         cdef session_t *session = self._state()
-        return session.udp_last_frame_ns / 1e9, session.udp_last_opened_ns / 1e9
+        return (sm_counted(&session.udp_last_frame_ns) / 1e9,
+                sm_counted(&session.udp_last_opened_ns) / 1e9)
 
     def records_sealed(self) -> int:
         """Return how many records the sending keys have sealed on the busier path."""
@@ -658,9 +662,7 @@ cdef class Session:
         if self.index < 0:
             return
         self.bind(None)
-        lock_both(self.plane.plane)
         unseat_session(&self.plane.plane.peers, self.index)
-        unlock_both(self.plane.plane)
         self.index = -1
 
 
@@ -803,11 +805,10 @@ cdef class Pipe:
 
     cdef _send_frame(self, int opcode, bytes payload):
         cdef bint queued = False
-        pthread_mutex_lock(&self.plane.plane.tx_lock)
         if not self.closed:
-            queued = queue_ws_frame(&self.plane.plane.wss, &self.link.ring, self.client, opcode,
-                                    payload, len(payload))
-        pthread_mutex_unlock(&self.plane.plane.tx_lock)
+            ring_lock_for_hub(&self.link.ring)
+            queued = queue_ws_frame(&self.link.ring, self.client, opcode, payload, len(payload))
+            ring_unlock(&self.link.ring)
         if not queued:
             raise LocalProtocolError("the link takes no more bytes")
 

@@ -29,9 +29,11 @@ from .flow cimport flow_hash as hash_flow
 cdef enum:
     BATCH_FRAMES = 64
     BATCH_BYTES = 256 * 1024
+    # Between two slots there is room for the header of a fragment, which is written in front of the
+    # second when the first may still be needed (udp_out.pxd). In front of the first there is, too.
+    SLOT_GAP = 5
     # One read: inner type, virtio header, the largest super-frame; rounded to a cache line.
-    SLOT_BYTES = (1 + VNET_HEADER_BYTES + MAX_SUPER_FRAME + 63) // 64 * 64
-    # In front of the first slot, too, there is room for the header of a fragment (udp_out.pxd).
+    SLOT_BYTES = (1 + VNET_HEADER_BYTES + MAX_SUPER_FRAME + SLOT_GAP + 63) // 64 * 64
     ARENA_MARGIN = 64
     ARENA_BYTES = 1024 * 1024 + SLOT_BYTES
     # For a fast link: what waits is read again soon, so let it stay in the processor's cache.
@@ -117,8 +119,14 @@ cdef inline backlog_t *backlog_new() noexcept nogil:
     return backlog
 
 
+cdef inline size_t slot_stride(size_t inner_bytes) noexcept nogil:
+    # From the beginning of a slot to that of the next.
+    return (inner_bytes + SLOT_GAP + 63) // 64 * 64
+
+
 cdef inline void backlog_free(backlog_t *backlog) noexcept nogil:
     if backlog != NULL:
+        sodium_memzero(backlog.arena, ARENA_BYTES)     # plaintext frames
         free(backlog.arena)
         free(backlog)
 

@@ -28,6 +28,8 @@ cdef extern from "compat.h" nogil:
     int sm_flag(const int *p)
     void sm_set_flag(int *p, int v)
     int sm_take_flag(int *p)
+    void *sm_published(void *const *p)
+    void sm_publish(void **p, void *v)
     void sm_fence()
     void sm_count(uint64_t *p, uint64_t n)
     uint64_t sm_counted(const uint64_t *p)
@@ -99,6 +101,7 @@ cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
     int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
     int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
     int pthread_create(pthread_t *thread, void *attributes, void *(*start)(void *) noexcept nogil,

@@ -26,6 +26,7 @@ if sodium_init() < 0:
 FRAMES_PER_BATCH = BATCH_FRAMES
 
 cdef enum:
+    FIRST_KEY_ID = 0x100
     NO_TIME = 1                 # always the same moment: the limit of the ring stays what it is
 
 cdef extern from "<time.h>" nogil:
@@ -54,6 +55,7 @@ cdef class Bench:
     cdef uint8_t *inbox         # the parser's buffer
     cdef address_t source
     cdef uint64_t counter
+    cdef bint masked
 
     def __cinit__(self, int cipher, bint masked):
         memset(&self.plane, 0, sizeof(plane_t))
@@ -63,26 +65,26 @@ cdef class Bench:
         self.arena = <uint8_t *>malloc(ARENA_BYTES)
         self.outbox = <uint8_t *>malloc(RING_BYTES)
         self.inbox = <uint8_t *>malloc(HEADROOM + PARSER_BYTES)
-        self.plane.peers.epochs = self.epoch = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
+        self.epoch = <epoch_t *>calloc(1, sizeof(epoch_t))
         self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
         if (self.arena == NULL or self.outbox == NULL or self.inbox == NULL or self.epoch == NULL
                 or self.ring.entries == NULL):
             raise MemoryError
         randombytes_buf(self.arena, ARENA_BYTES)
-        pthread_mutex_init(&self.plane.tx_lock, NULL)
         self.plane.tap.queues[0].tap_fd = -1
         self.plane.tap.queue_count = 1
         self.plane.tap.mtu_bytes = MAX_IP_BYTES
-        self.plane.wss.mask_used = sizeof(self.plane.wss.mask_pool)
         self.plane.peers.sessions[0].in_use = 1
-        self.plane.peers.sessions[0].ring = &self.ring
-        self.plane.peers.sessions[0].masked = masked
+        self.masked = masked
+        ring_init(&self.ring)
         self.ring.bytes = self.outbox
         self.ring.limit = RING_BYTES
         self.parser.bytes = self.inbox
         self.parser.from_client = masked
         self.parser.begin = self.parser.end = self.parser.raw = self.parser.raw_end = HEADROOM
-        self.epoch.state = EPOCH_INSTALLED
+        self.epoch.local_key_id = self.epoch.remote_key_id = FIRST_KEY_ID
+        self.plane.peers.epochs[0] = self.epoch
+        publish_epoch(&self.plane.peers, self.epoch)
         self.epoch.cipher = cipher
         self.epoch.born_ns = boottime_ns()
         self.epoch.generation = self.plane.peers.sessions[0].newest_generation = 1
@@ -116,7 +118,7 @@ cdef class Bench:
         self.fill(frame_bytes)
         began = spent_ns()
         for i in range(batches):
-            if seal_message(&self.plane, self.plane.peers.sessions, self.plane.tap.queues[0].slots,
+            if seal_message(self.epoch, &self.ring, self.masked, self.plane.tap.queues[0].slots,
                             BATCH_FRAMES, BATCH_FRAMES) != BATCH_FRAMES:
                 raise AssertionError("a batch does not fit into the ring")
             ring_consume(&self.ring, ring_peek(&self.ring, &start), NO_TIME)
@@ -131,7 +133,7 @@ cdef class Bench:
         cdef uint32_t i
         self.fill(frame_bytes)
         for i in range(batches):
-            seal_message(&self.plane, self.plane.peers.sessions, self.plane.tap.queues[0].slots,
+            seal_message(self.epoch, &self.ring, self.masked, self.plane.tap.queues[0].slots,
                          BATCH_FRAMES, BATCH_FRAMES)
             length = ring_peek(&self.ring, &start)
             make_room(&self.parser)

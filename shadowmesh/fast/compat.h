@@ -86,6 +86,9 @@ static inline void sm_release(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, 
 static inline int sm_flag(const int *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static inline void sm_set_flag(int *p, int v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
 static inline int sm_take_flag(int *p) { return __atomic_exchange_n(p, 0, __ATOMIC_SEQ_CST); }
+/* A pointer to what may only be read, and goes away only when nobody has it pinned: peers.pxd. */
+static inline void *sm_published(void *const *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline void sm_publish(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
 static inline void sm_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 /* A counter with one writer: the add needs no lock prefix, the readers see whole values. */

@@ -21,7 +21,7 @@ cdef extern from "<sys/socket.h>" nogil:
     struct mmsghdr:
         msghdr msg_hdr
         unsigned int msg_len
-    int MSG_DONTWAIT, MSG_TRUNC
+    int MSG_DONTWAIT
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
     ssize_t sendto(int fd, const void *data, size_t length, int flags,
@@ -85,14 +85,13 @@ ctypedef struct partial_t:      # a frame of which not every fragment has come
     uint16_t id
     uint8_t total
     uint8_t held
-    uint32_t mask
     uint64_t first_counter
     uint64_t born_ns
     uint16_t lengths[MAX_FRAGMENTS_PER_FRAME]
     uint8_t *bytes              # MAX_FRAGMENTS_PER_FRAME slices of MAX_SLICE_BYTES
 
 ctypedef struct signal_t:       # something on UDP that the hub has to deal with
-    int session                 # -1: a datagram that is not a record (STUN)
+    uint64_t session            # its number; 0: a datagram that is not a record (STUN)
     uint32_t key_id
     uint8_t inner_type
     uint32_t size               # of the body or datagram; `bytes` holds at most SIGNAL_BYTES of it
@@ -100,7 +99,7 @@ ctypedef struct signal_t:       # something on UDP that the hub has to deal with
     address_t source
     uint8_t bytes[SIGNAL_BYTES]
 
-ctypedef struct inbox_t:        # the UDP thread's, signals shared with the hub under rx_lock
+ctypedef struct inbox_t:        # the UDP thread's, but for what the hub has read of the signals
     uint8_t bytes[INBOX_MESSAGES][INBOX_MESSAGE_BYTES]
     mmsghdr messages[INBOX_MESSAGES]
     iovec vectors[INBOX_MESSAGES]
@@ -108,9 +107,9 @@ ctypedef struct inbox_t:        # the UDP thread's, signals shared with the hub 
     address_t sources[INBOX_MESSAGES]
     partial_t partials[MAX_PARTIALS]
     uint8_t *slices             # of all partials
-    signal_t signals[MAX_SIGNALS]
-    uint32_t signal_first
-    uint32_t signal_count
+    signal_t signals[MAX_SIGNALS]           # of number n at n % MAX_SIGNALS
+    uint64_t signals_written
+    uint64_t signals_read       # the hub's
 
 
 cdef inline int udp_error_index(int number) noexcept nogil:

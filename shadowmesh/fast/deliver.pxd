@@ -33,7 +33,7 @@ cdef inline int tap_verdict(ssize_t written) noexcept nogil:
 cdef inline int write_tap(const tap_t *tap, int queue, const uint8_t *vnet,
                           size_t length) noexcept nogil:
     # `vnet` points at the virtio header, the frame follows. KEEP or a DROP_ reason.
-    cdef int tap_fd = tap.queues[queue].tap_fd
+    cdef int tap_fd = sm_flag(&tap.queues[queue].tap_fd)
     cdef ssize_t written
     if tap_fd < 0:
         return DROP_TAP_GONE
@@ -52,14 +52,14 @@ cdef inline int admit_inner(const tap_t *tap, uint8_t *inner, size_t inner_bytes
         frame_bytes[0] = inner_bytes - 1
         vnet[0] = inner + 1 - VNET_HEADER_BYTES
         memset(vnet[0], 0, VNET_HEADER_BYTES)
-        return check_frame(inner + 1, inner_bytes - 1, tap.mtu_bytes)
+        return check_frame(inner + 1, inner_bytes - 1, sm_flag(&tap.mtu_bytes))
     vnet[0] = inner + 1
     frame_bytes[0] = 0
     if inner_bytes < 1 + VNET_HEADER_BYTES + MIN_FRAME:
         return DROP_RUNT
     frame_bytes[0] = inner_bytes - 1 - VNET_HEADER_BYTES
-    return admit_offload(vnet[0], vnet[0] + VNET_HEADER_BYTES, frame_bytes[0], tap.mtu_bytes,
-                         most_segments)
+    return admit_offload(vnet[0], vnet[0] + VNET_HEADER_BYTES, frame_bytes[0],
+                         sm_flag(&tap.mtu_bytes), most_segments)
 
 
 cdef inline void count_delivery(received_t *counters, int queue, int verdict, uint64_t frames,

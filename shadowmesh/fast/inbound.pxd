@@ -27,6 +27,8 @@ cdef enum:
     MAX_UNAUTHENTICATED = 2048
     MAX_FRAGMENTS = 64
     MAX_CONTROLS_PER_SECOND = 10
+    # Records for the hub: probes, control, handshake. A session needs a few.
+    MAX_EVENTS_PER_SECOND = 200
 
 # What parse() wants from its caller: nothing until more bytes come, or one event.
 cdef enum:
@@ -56,9 +58,10 @@ ctypedef struct parser_t:
     uint32_t records_left
     uint32_t key_id
     int epoch
-    # control frames in this second
+    # control frames, and records for the hub, in this second
     uint64_t second
     uint32_t controls
+    uint32_t events
     # the event that parse() returned last; bytes stay valid until it is called again
     int opcode
     uint8_t inner_type
@@ -70,7 +73,7 @@ cdef inline bint may_open(const epoch_t *epoch, uint32_t key_id, int session,
                           uint64_t now_ns) noexcept nogil:
     # Asked at the header of a message and again at each of its records: the header is not sealed,
     # so anybody on the way can begin a message and hold it until the keys are erased.
-    return (epoch.state == EPOCH_INSTALLED and epoch.local_key_id == key_id
+    return (epoch != NULL and epoch.state == EPOCH_INSTALLED and epoch.local_key_id == key_id
             and epoch.session == session and not epoch.wss_rx_closed
             and not epoch_expired(epoch, now_ns))
 
@@ -84,7 +87,7 @@ cdef inline int read_message_header(const peers_t *peers, parser_t *parser,
     cdef const epoch_t *epoch
     if p[0] != KIND_WSS or p[1] != 0 or sm_load16(p + 2) == 0:
         return E_RECORD
-    epoch = &peers.epochs[index]
+    epoch = peers.epochs[index]
     if (not may_open(epoch, key_id, parser.session, now_ns)
             or sm_load64(p + 8) != epoch.wss_rx_next):
         return E_RECORD
@@ -102,11 +105,17 @@ cdef inline void retire_older(peers_t *peers, session_t *session,
     cdef epoch_t *epoch
     session.newest_generation = newest.generation
     for i in range(MAX_EPOCHS):
-        epoch = &peers.epochs[i]
-        if (epoch.state == EPOCH_INSTALLED and epoch.session == newest.session
+        epoch = peers.epochs[i]
+        if (epoch != NULL and epoch.state == EPOCH_INSTALLED and epoch.session == newest.session
                 and epoch.generation < newest.generation):
             epoch.wss_rx_closed = 1
             sodium_memzero(epoch.wss_rx_key, KEY_BYTES)
+
+
+cdef inline void count_second(parser_t *parser, uint64_t now_ns) noexcept nogil:
+    if now_ns // 1000000000 != parser.second:
+        parser.second = now_ns // 1000000000
+        parser.controls = parser.events = 0
 
 
 cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) noexcept nogil:
@@ -114,28 +123,27 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     # with begin where it was: more bytes are needed; EVENT_RECORD; below zero a close code.
     cdef uint8_t *p = parser.bytes + parser.begin
     cdef size_t available = parser.end - parser.begin
-    cdef epoch_t *epoch = &plane.peers.epochs[parser.epoch]
+    cdef epoch_t *epoch = plane.peers.epochs[parser.epoch]
     cdef session_t *session = &plane.peers.sessions[parser.session]
     cdef uint8_t aad[AAD_BYTES]
     cdef size_t sealed_bytes, inner_bytes
     cdef uint8_t *inner = p + LENGTH_BYTES
     if available < LENGTH_BYTES:
         return EVENT_NONE
+    if not may_open(epoch, parser.key_id, parser.session, now_ns):
+        return E_RECORD
     sealed_bytes = sm_load32(p)
     if sealed_bytes < 1 + tag_bytes(epoch.cipher) or sealed_bytes > MAX_MESSAGE:
         return E_RECORD
     if available < LENGTH_BYTES + sealed_bytes:
         return EVENT_NONE
-    if not may_open(epoch, parser.key_id, parser.session, now_ns):
-        return E_RECORD
     write_aad(aad, KIND_WSS, epoch.local_key_id, epoch.wss_rx_next)
     if aead_open(epoch.cipher, epoch.wss_rx_key, epoch.wss_rx_next, aad, AAD_BYTES,
                  inner, sealed_bytes, inner) != 0:
-        epoch.failed_opens += 1
         return E_RECORD
     inner_bytes = sealed_bytes - tag_bytes(epoch.cipher)
     epoch.wss_rx_next += 1
-    session.last_opened_ns = now_ns
+    sm_release(&session.last_opened_ns, now_ns)
     sm_count(&plane.wss.received.records, 1)
     if epoch.generation > session.newest_generation:
         retire_older(&plane.peers, session, epoch)
@@ -150,6 +158,10 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     if (inner[0] > INNER_CLOSE or inner[0] == INNER_FRAGMENT
             or inner_bytes - 1 > MAX_SIGNAL_BYTES):
         return E_RECORD
+    count_second(parser, now_ns)
+    parser.events += 1
+    if parser.events > MAX_EVENTS_PER_SECOND:
+        return E_POLICY
     parser.inner_type = inner[0]
     parser.body = inner + 1
     parser.body_bytes = inner_bytes - 1
@@ -198,9 +210,7 @@ cdef inline int take_control(parser_t *parser, const wsheader_t *header,
     cdef uint8_t *payload = parser.bytes + parser.raw + header.bytes
     if parser.raw_end - parser.raw < header.bytes + header.length:
         return EVENT_NONE
-    if now_ns // 1000000000 != parser.second:
-        parser.second = now_ns // 1000000000
-        parser.controls = 0
+    count_second(parser, now_ns)
     parser.controls += 1
     if parser.controls > MAX_CONTROLS_PER_SECOND:
         return E_POLICY

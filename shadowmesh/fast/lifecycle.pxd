@@ -14,14 +14,13 @@ from .backlog cimport *
 from .capture cimport *
 from .datagram cimport *
 from .link_out cimport drop_parked
-from .offload cimport join_reset
 from .outbound cimport run_outbound
 from .peers cimport *
 from .plane cimport *
 from .ring cimport *
 from .steer cimport *
 from .tap cimport *
-from .udp_in cimport run_inbound_udp
+from .udp_in cimport await_batch, run_inbound_udp
 
 cdef enum:
     E_NO_MEMORY = -1
@@ -51,12 +50,6 @@ cdef inline plane_t *plane_new() noexcept nogil:
     cdef int i
     if plane == NULL:
         return NULL
-    plane.peers.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
-    if plane.peers.epochs == NULL:
-        free(plane)
-        return NULL
-    pthread_mutex_init(&plane.tx_lock, NULL)
-    pthread_mutex_init(&plane.rx_lock, NULL)
     plane.peers.active_session = -1
     plane.tap.queue_count = 1
     plane.tap.mtu_bytes = 65535
@@ -68,7 +61,6 @@ cdef inline plane_t *plane_new() noexcept nogil:
         plane.threads.tap[i].queue = &plane.tap.queues[i]
     plane.udp.fd = -1
     plane.udp.batch_messages = INBOX_MESSAGES
-    plane.wss.mask_used = sizeof(plane.wss.mask_pool)
     return plane
 
 
@@ -172,21 +164,23 @@ cdef inline void stop_udp_thread(plane_t *plane) noexcept nogil:
 
 cdef inline void set_device(plane_t *plane, const int *fds, int count,
                             bint udp_super_frames) noexcept nogil:
-    # The UDP thread may be writing to the old one. No TAP thread runs.
+    # The UDP thread may be writing to the old one, which is the caller's to close afterwards. No
+    # TAP thread runs.
     cdef int i
-    pthread_mutex_lock(&plane.rx_lock)
     for i in range(MAX_QUEUES):
-        plane.tap.queues[i].tap_fd = fds[i] if i < count else -1
+        sm_set_flag(&plane.tap.queues[i].tap_fd, -1)
+    await_batch(&plane.udp)
     steer_reset(&plane.tap, count if count else 1)
-    join_reset(&plane.udp.joiner, udp_super_frames)
-    pthread_mutex_unlock(&plane.rx_lock)
+    sm_set_flag(&plane.udp.super_frames, udp_super_frames)
+    for i in range(count):
+        sm_set_flag(&plane.tap.queues[i].tap_fd, fds[i])
 
 
 cdef inline int attach_device(plane_t *plane, const int *fds, int count, uint32_t mtu_bytes,
                               bint udp_super_frames) noexcept nogil:
     # 0 or an E_ code, and then nothing is attached.
     cdef int code = 0
-    plane.tap.mtu_bytes = mtu_bytes
+    sm_set_flag(&plane.tap.mtu_bytes, mtu_bytes)
     plane.tap.failure = 0
     set_device(plane, fds, count, udp_super_frames)
     drain_fd(plane.tap.event_fd)
@@ -230,14 +224,14 @@ cdef inline int attach_socket(plane_t *plane, int fd, int family,
 cdef inline void detach_socket(plane_t *plane) noexcept nogil:
     cdef int running, i
     stop_udp_thread(plane)
-    # The TAP threads send without the lock, from their outboxes: they have to stand still.
+    # The TAP threads send with nothing pinned, from their outboxes: they have to stand still.
     running = plane.threads.tap_running
     stop_tap_threads(plane)
-    pthread_mutex_lock(&plane.tx_lock)
     for i in range(MAX_SESSIONS):
-        plane.peers.sessions[i].udp_active = 0
+        if plane.peers.sessions[i].draft.udp_active:
+            plane.peers.sessions[i].draft.udp_active = 0
+            publish_route(&plane.peers, &plane.peers.sessions[i])
     plane.udp.fd = -1
-    pthread_mutex_unlock(&plane.tx_lock)
     free_boxes(plane)
     if running and not start_tap_threads(plane):
         # As if the device had failed: who hears of it attaches it anew.
@@ -272,14 +266,13 @@ cdef inline void plane_free(plane_t *plane) noexcept nogil:
     stop_udp_thread(plane)
     free_boxes(plane)
     end_capture(&plane.capture)
-    sodium_memzero(plane.peers.epochs, MAX_EPOCHS * sizeof(epoch_t))
-    free(plane.peers.epochs)
+    for i in range(MAX_EPOCHS):
+        if plane.peers.epochs[i] != NULL:
+            erase_epoch(&plane.peers, i)
     for i in range(MAX_QUEUES):
         backlog_free(plane.tap.queues[i].backlog)
     list_descriptors(plane, fds)
     for i in range(DESCRIPTORS):
         if fds[i][0] > 0:
             close(fds[i][0])
-    pthread_mutex_destroy(&plane.tx_lock)
-    pthread_mutex_destroy(&plane.rx_lock)
     free(plane)

@@ -54,39 +54,42 @@ cdef inline void link_close(link_t *link) noexcept nogil:
         munmap(link.memory, sizeof(link_memory_t))
     if link.ring.wakeup_fd > 0:
         close(link.ring.wakeup_fd)
+    pthread_mutex_destroy(&link.ring.lock)
 
 
 cdef inline void settle_ring(wss_t *wss, ring_t *ring) noexcept nogil:
-    # Under tx_lock: books the frames of a ring that a session lets go of, sent or lost.
+    # Books the frames of a ring that a session lets go of, sent or lost. Nobody fills it any more.
     wss.frames_settled += ring_sent(ring)
     wss.frames_lost += ring_queued(ring)
     ring_book(ring)
 
 
+cdef inline void let_go(plane_t *plane, link_t *link) noexcept nogil:
+    # Nothing of a session's is put into the ring any more.
+    cdef session_t *session = &plane.peers.sessions[link.parser.session]
+    link.parser.session = -1
+    session.draft.ring = NULL
+    publish_route(&plane.peers, session)
+    # The TAP threads may be waiting for room in it.
+    wake_tap_threads(&plane.tap)
+    await_unpinned(&plane.peers, NULL, &link.ring)
+    settle_ring(&plane.wss, &link.ring)
+
+
 cdef inline void bind_link(plane_t *plane, int session, link_t *before,
                            link_t *link) noexcept nogil:
     # The session's records go over `link` instead of `before` from now on; NULL: over none.
-    pthread_mutex_lock(&plane.tx_lock)
-    if before != NULL:
-        settle_ring(&plane.wss, &before.ring)
-        before.parser.session = -1
-    plane.peers.sessions[session].ring = NULL
+    cdef session_t *state = &plane.peers.sessions[session]
+    if before != NULL and before.parser.session == session:
+        let_go(plane, before)
     if link != NULL:
-        plane.peers.sessions[session].ring = &link.ring
-        plane.peers.sessions[session].masked = not link.parser.from_client
         link.parser.session = session
-    pthread_mutex_unlock(&plane.tx_lock)
-    # The TAP threads may be waiting for room in the old ring.
-    wake_tap_threads(&plane.tap)
+        state.draft.ring = &link.ring
+        state.draft.masked = not link.parser.from_client
+        publish_route(&plane.peers, state)
 
 
 cdef inline void unbind_link(plane_t *plane, link_t *link) noexcept nogil:
     # From whichever session has it.
-    pthread_mutex_lock(&plane.tx_lock)
-    for i in range(MAX_SESSIONS):
-        if plane.peers.sessions[i].ring == &link.ring:
-            settle_ring(&plane.wss, &link.ring)
-            plane.peers.sessions[i].ring = NULL
-    link.parser.session = -1
-    pthread_mutex_unlock(&plane.tx_lock)
-    wake_tap_threads(&plane.tap)
+    if link.parser.session >= 0:
+        let_go(plane, link)

@@ -6,8 +6,8 @@
 #   seal_signal -> seal_message                          one record of the hub's
 #   queue_ws_frame                                       before there are keys; ping, pong, close
 #
-# Under tx_lock, but for what says otherwise. But for those of the hub it runs in the TAP threads,
-# each on its own queue.
+# Under the lock of the ring, where it says so. But for those of the hub it runs in the TAP threads,
+# each on its own queue, with the route pinned.
 
 from libc.stddef cimport size_t
 from libc.string cimport memcpy
@@ -19,6 +19,9 @@ from .session cimport *
 from .peers cimport *
 from .tap cimport *
 from .plane cimport *
+from .admit cimport ANY_SEGMENTS, MAX_SEGMENTS, admit_offload
+from .checksum cimport complete_checksum
+from .nested cimport *
 from .offload cimport segment_begin, segment_next, segmenter_t
 from .capture cimport *
 
@@ -40,14 +43,14 @@ cdef inline bint room_for_frames(const queue_t *queue) noexcept nogil:
             and arena_room(queue.backlog, wanted, &start) >= wanted)
 
 
-cdef inline message_room_t message_room(session_t *session, uint32_t frames) noexcept nogil:
-    # What the next message may hold. Under tx_lock; the session has a ring and sending keys.
+cdef inline message_room_t message_room(ring_t *ring, uint32_t frames) noexcept nogil:
+    # What the next message may hold. Under the lock.
     cdef message_room_t room
-    cdef size_t space = ring_space(session.ring)
+    cdef size_t space = ring_space(ring)
     cdef size_t reserve = CONTROL_RESERVE + MAX_WS_HEADER if frames else MAX_WS_HEADER
     room.bytes = MESSAGE_HEADER_BYTES
     room.space = min(space - reserve, <size_t>MAX_MESSAGE) if space > reserve else 0
-    room.allowance = ring_allowance(session.ring) if frames else MAX_MESSAGE
+    room.allowance = ring_allowance(ring) if frames else MAX_MESSAGE
     return room
 
 
@@ -63,13 +66,12 @@ cdef inline bint fill_message(message_room_t *room, size_t sealed_bytes) noexcep
     return True
 
 
-cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *slots, int count,
-                             uint32_t frames) noexcept nogil:
+cdef inline int seal_message(epoch_t *epoch, ring_t *ring, bint masked, const slot_t *slots,
+                             int count, uint32_t frames) noexcept nogil:
     # Seals up to `count` records into one WebSocket message and commits it. How many were taken:
     # less than `count` when the ring or the message is full, 0 when not even one fits.
-    # Under tx_lock; the session has a ring and sending keys.
-    cdef epoch_t *epoch = &plane.peers.epochs[session.tx_epoch]
-    cdef message_room_t room = message_room(session, frames)
+    # Under the lock.
+    cdef message_room_t room = message_room(ring, frames)
     cdef size_t tag = tag_bytes(epoch.cipher)
     cdef size_t header
     cdef uint8_t mask[4]
@@ -80,10 +82,10 @@ cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *s
         taken += 1
     if taken == 0:
         return 0
-    header = ws_header_bytes(room.bytes, session.masked)
-    message = ring_reserve(session.ring, header + room.bytes)
-    if session.masked:
-        next_mask(&plane.wss, mask)
+    header = ws_header_bytes(room.bytes, masked)
+    message = ring_reserve(ring, header + room.bytes)
+    if masked:
+        next_mask(ring, mask)
         ws_write_header(message, OP_BINARY, room.bytes, mask)
     else:
         ws_write_header(message, OP_BINARY, room.bytes, NULL)
@@ -92,47 +94,80 @@ cdef inline int seal_message(plane_t *plane, session_t *session, const slot_t *s
     out += MESSAGE_HEADER_BYTES
     for i in range(taken):
         out += seal_wss_record(epoch, slots[i].inner, slots[i].inner_bytes, out)
-    if session.masked:
+    if masked:
         sm_mask(message + header, room.bytes, mask, 0)
-    ring_commit(session.ring, message, header + room.bytes, taken if frames else 0)
+    ring_commit(ring, message, header + room.bytes, taken if frames else 0)
     return taken
 
 
-cdef inline int seal_signal(plane_t *plane, int index, uint8_t inner_type, const uint8_t *body,
+cdef inline int seal_signal(const route_t *route, uint8_t inner_type, const uint8_t *body,
                             size_t body_bytes) noexcept nogil:
     # One record of the hub's as a message of its own: KEEP, NO_ROOM or a DROP_ reason. body_bytes
-    # is at most MAX_SIGNAL_BYTES. Under tx_lock.
-    cdef session_t *session = &plane.peers.sessions[index]
+    # is at most MAX_SIGNAL_BYTES; the route has a ring. Under the lock.
     cdef uint8_t inner[1 + MAX_SIGNAL_BYTES]
     cdef slot_t slot
-    cdef int obstacle = sending_obstacle(&plane.peers, index, boottime_ns())
+    cdef int obstacle = sending_obstacle(route, boottime_ns())
     if obstacle != KEEP:
         return obstacle
-    if session.ring == NULL:
-        return DROP_LINK_LOST
     inner[0] = inner_type
     memcpy(inner + 1, body, body_bytes)
     slot.inner = inner
     slot.inner_bytes = <uint32_t>(1 + body_bytes)
-    return KEEP if seal_message(plane, session, &slot, 1, 0) else NO_ROOM
+    return KEEP if seal_message(route.epoch, route.ring, route.masked, &slot, 1, 0) else NO_ROOM
 
 
-cdef inline bint queue_ws_frame(wss_t *wss, ring_t *ring, bint masked, int opcode,
-                                const uint8_t *payload, size_t length) noexcept nogil:
-    # One WebSocket frame as it is; False: no room. Under tx_lock.
+cdef inline bint queue_ws_frame(ring_t *ring, bint masked, int opcode, const uint8_t *payload,
+                                size_t length) noexcept nogil:
+    # One WebSocket frame as it is; False: no room. Under the lock.
     cdef size_t header = ws_header_bytes(length, masked)
     cdef uint8_t mask[4]
     cdef uint8_t *message = ring_reserve(ring, header + length)
     if message == NULL:
         return False
     if masked:
-        next_mask(wss, mask)
+        next_mask(ring, mask)
     ws_write_header(message, opcode, length, mask if masked else NULL)
     memcpy(message + header, payload, length)
     if masked:
         sm_mask(message + header, length, mask, 0)
     ring_commit(ring, message, header + length, 0)
     return True
+
+
+cdef inline bint finish_slot(slot_t *slot) noexcept nogil:
+    # Makes a plain frame of one with an unfinished checksum; False for what cannot become one.
+    cdef uint8_t *vnet = slot.inner + 1
+    if vnet[1] or complete_checksum(vnet, vnet + VNET_HEADER_BYTES,
+                                    slot.inner_bytes - 1 - VNET_HEADER_BYTES):
+        return False
+    slot.inner += VNET_HEADER_BYTES
+    slot.inner_bytes -= VNET_HEADER_BYTES
+    slot.inner[0] = INNER_FRAME
+    return True
+
+
+cdef inline int judge_slot(slot_t *slot, const route_t *route) noexcept nogil:
+    # What the peer would refuse is not sent: KEEP, with the slot as this route takes it, or a DROP_
+    # reason. Once more for another route: the frame may have waited.
+    cdef size_t limit = route.peer_mtu_bytes + FRAME_OVERHEAD
+    cdef const uint8_t *frame = slot_frame(slot)
+    if holds_sent(route.epoch, frame, slot.inner_bytes - (frame - slot.inner)):
+        return DROP_OWN_DATAGRAM
+    if (slot.inner[0] == INNER_OFFLOAD_FRAME and not route.peer_caps & CAP_OFFLOAD
+            and not finish_slot(slot)):
+        # A super-frame that was in the queue when the device's offloads were switched off.
+        return DROP_BAD_OFFLOAD
+    if slot.inner[0] == INNER_FRAME:
+        if slot.inner_bytes - 1 < MIN_FRAME:
+            return DROP_RUNT
+        return DROP_TOO_LONG if slot.inner_bytes - 1 > limit else KEEP
+    if (slot.inner[2] == GSO_UDP_L4 and not route.peer_caps & CAP_UDP_GSO
+            and not route.udp_active):
+        # As above. On UDP it does no harm: there it is cut.
+        return DROP_BAD_OFFLOAD
+    return admit_offload(slot.inner + 1, slot.inner + 1 + VNET_HEADER_BYTES,
+                         slot.inner_bytes - 1 - VNET_HEADER_BYTES, route.peer_mtu_bytes,
+                         ANY_SEGMENTS if route.udp_active else MAX_SEGMENTS)
 
 
 cdef inline void capture_slots(capture_t *capture, const slot_t *slots, int count) noexcept nogil:
@@ -153,12 +188,12 @@ cdef inline void park_copy(queue_t *queue, const uint8_t *inner, size_t inner_by
     cdef slot_t copy
     copy.inner = backlog.arena + backlog.spare
     copy.inner_bytes = <uint32_t>inner_bytes
-    if (backlog.spare + inner_bytes > backlog.spare_end
+    if (backlog.spare + inner_bytes + SLOT_GAP > backlog.spare_end
             or backlog.next_number - backlog.oldest == PARKED_FRAMES):
         drop_outgoing(queue, DROP_QUEUE_FULL, 1)
         return
     memcpy(copy.inner, inner, inner_bytes)
-    backlog.spare += (inner_bytes + 63) // 64 * 64
+    backlog.spare += slot_stride(inner_bytes)
     backlog_park(backlog, &copy, slot_frame(&copy), now_ns)
 
 
@@ -222,45 +257,59 @@ cdef inline void shed_for_room(queue_t *queue) noexcept nogil:
         drop_outgoing(queue, DROP_QUEUE_FULL, 1)
 
 
-cdef inline int seal_slots_for_link(plane_t *plane, queue_t *queue, session_t *session, int first,
-                                    uint64_t now_ns) noexcept nogil:
-    # One message of slots from `first` on: how many it took. Under tx_lock.
-    cdef int taken = seal_message(plane, session, &queue.slots[first], queue.batch - first, 1)
+cdef inline bint lock_route(const session_t *session, const route_t *route) noexcept nogil:
+    # The lock of the ring; False, without it: the session's frames leave by another route now.
+    # Under the lock no new one is published that has the same ring and other keys: what follows the
+    # first record under new keys is under these (protocol section 7).
+    ring_lock(route.ring)
+    if sm_published(&session.route) == <const void *>route:
+        return True
+    ring_unlock(route.ring)
+    return False
+
+
+cdef inline int seal_slots_for_link(plane_t *plane, queue_t *queue, session_t *session,
+                                    const route_t *route, int first, uint64_t now_ns) noexcept nogil:
+    # One message of slots from `first` on: how many it took. Under the lock.
+    cdef int taken = seal_message(route.epoch, route.ring, route.masked, &queue.slots[first],
+                                  queue.batch - first, 1)
     if taken:
         queue.stalled = 0
-        session.last_frame_ns = now_ns
+        sm_release(&session.last_frame_ns, now_ns)
         if capture_on(&plane.capture):
             capture_slots(&plane.capture, &queue.slots[first], taken)
     return taken
 
 
-cdef inline int choose_parked(const peers_t *peers, queue_t *queue, session_t *session,
-                              uint64_t now_ns) noexcept nogil:
-    # Fills the slots with those whose turn it is, as many as one message takes.
-    cdef message_room_t room = message_room(session, 1)
-    cdef size_t tag = tag_bytes(peers.epochs[session.tx_epoch].cipher)
-    cdef const slot_t *slot
+cdef inline int choose_parked(queue_t *queue, const route_t *route, uint64_t now_ns) noexcept nogil:
+    # Fills the slots with those whose turn it is, as many as one message takes. Under the lock.
+    cdef message_room_t room = message_room(route.ring, 1)
+    cdef size_t tag = tag_bytes(route.epoch.cipher)
+    cdef slot_t *slot
     cdef int dropped = 0
-    cdef int index
+    cdef int index, verdict
     queue.batch = 0
     while room.allowance and queue.batch < BATCH_FRAMES:
         index = backlog_next(queue.backlog, now_ns, queue.slow, &dropped)
         if index == NOBODY:
             break
-        slot = &queue.backlog.parked[index].slot
+        slot = &queue.slots[queue.batch]
+        slot[0] = queue.backlog.parked[index].slot
         if not fill_message(&room, slot.inner_bytes + tag):
             break
-        queue.slots[queue.batch] = slot[0]
-        queue.batch += 1
         backlog_take(queue.backlog, index)
+        verdict = judge_slot(slot, route)
+        if verdict == KEEP:
+            queue.batch += 1
+        else:
+            drop_outgoing(queue, verdict, 1)
     drop_outgoing(queue, DROP_QUEUE_FULL, dropped)
     return queue.batch
 
 
-cdef inline void watch_link(queue_t *queue, const session_t *session,
-                            uint64_t now_ns) noexcept nogil:
+cdef inline void watch_link(queue_t *queue, const ring_t *ring, uint64_t now_ns) noexcept nogil:
     # Frames wait. A link that takes nothing for STALL_MS gets no more of them.
-    cdef uint64_t until = sm_acquire(&session.ring.read)
+    cdef uint64_t until = sm_acquire(&ring.read)
     if until != queue.taken_until:
         queue.taken_until = until
         queue.taken_ns = now_ns
@@ -269,25 +318,36 @@ cdef inline void watch_link(queue_t *queue, const session_t *session,
         drop_parked(queue, DROP_LINK_STALLED)
 
 
-cdef inline void send_over_link(plane_t *plane, queue_t *queue, session_t *session, int first,
-                                uint64_t now_ns) noexcept nogil:
-    # Seals slots from `first` on into the session's ring, or lets them wait for room there. Under
-    # tx_lock; the session has a ring and sending keys.
+cdef inline bint send_over_link(plane_t *plane, queue_t *queue, session_t *session,
+                                const route_t *route, int *first, uint64_t now_ns) noexcept nogil:
+    # Seals slots from `first` on into the ring, or lets them wait for room there. False: the route
+    # is another one now, and `first` and what waits are left to be sent by that.
+    cdef ring_t *ring = route.ring
     cdef int taken = 1
-    queue.slow = ring_slow(session.ring)
-    queue.very_slow = ring_very_slow(session.ring)
+    queue.slow = ring_slow(ring)
+    queue.very_slow = ring_very_slow(ring)
     queue.backlog.arena_end = ARENA_BYTES if queue.slow else FAST_ARENA_BYTES
     if not queue.backlog.waiting:
         if not queue.stalled:
-            queue.taken_until = sm_acquire(&session.ring.read)
+            queue.taken_until = sm_acquire(&ring.read)
             queue.taken_ns = now_ns
-        while first < queue.batch and taken and not queue.very_slow:
-            taken = seal_slots_for_link(plane, queue, session, first, now_ns)
-            first += taken
-    park_slots(queue, first, now_ns)
+        while first[0] < queue.batch and taken and not queue.very_slow:
+            if not lock_route(session, route):
+                return False
+            taken = seal_slots_for_link(plane, queue, session, route, first[0], now_ns)
+            ring_unlock(ring)
+            first[0] += taken
+    park_slots(queue, first[0], now_ns)
+    first[0] = 0
     while queue.backlog.waiting:
-        if choose_parked(&plane.peers, queue, session, now_ns):
-            seal_slots_for_link(plane, queue, session, 0, now_ns)
-        elif ring_starve(session.ring, queue.index):
-            watch_link(queue, session, now_ns)
-            return
+        if not lock_route(session, route):
+            return False
+        taken = choose_parked(queue, route, now_ns)
+        if taken:
+            seal_slots_for_link(plane, queue, session, route, 0, now_ns)
+            queue.batch = 0
+        ring_unlock(ring)
+        if not taken and ring_starve(ring, queue.index):
+            watch_link(queue, ring, now_ns)
+            return True
+    return True

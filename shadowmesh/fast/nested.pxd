@@ -55,10 +55,8 @@ cdef inline bint holds_sent(const epoch_t *epoch, const uint8_t *frame,
 
 cdef inline bint holds_received(const peers_t *peers, const uint8_t *frame,
                                 size_t frame_bytes) noexcept nogil:
-    # Whether a frame from the peer is a datagram that was sealed for us. Under rx_lock.
+    # Whether a frame from the peer is a datagram that was sealed for us.
     cdef const uint8_t *tagged = udp_payload(frame, frame_bytes)
-    cdef const epoch_t *epoch
-    if tagged == NULL or sm_load32(tagged) != KIND_UDP:
-        return False
-    epoch = &peers.epochs[tagged[4]]
-    return epoch.state == EPOCH_INSTALLED and epoch.local_key_id == sm_load32(tagged + 4)
+    return (tagged != NULL and sm_load32(tagged) == KIND_UDP
+            and sm_counted(&peers.key_ids[tagged[4]]) == sm_load32(tagged + 4)
+            and sm_load32(tagged + 4) != 0)

@@ -12,9 +12,6 @@ from libc.stddef cimport size_t
 from .base cimport *
 from .drop_reasons cimport *
 from .frame cimport *
-from .admit cimport ANY_SEGMENTS, MAX_SEGMENTS, admit_offload
-from .nested cimport *
-from .checksum cimport complete_checksum
 from .session cimport *
 from .peers cimport *
 from .tap cimport *
@@ -84,7 +81,7 @@ cdef inline int read_batch(const tap_t *tap, queue_t *queue) noexcept nogil:
     end = used + min(end, <size_t>(2 * SLOT_BYTES if queue.very_slow else BATCH_BYTES + SLOT_BYTES))
     while queue.batch < tap.batch_frames and used + SLOT_BYTES <= end:
         base = queue.backlog.arena + used
-        got = read(queue.tap_fd, base + 1, SLOT_BYTES - 1)
+        got = read(queue.tap_fd, base + 1, SLOT_BYTES - SLOT_GAP - 1)
         if got < 0:
             if errno == EINTR:
                 continue
@@ -105,7 +102,7 @@ cdef inline int read_batch(const tap_t *tap, queue_t *queue) noexcept nogil:
             base[VNET_HEADER_BYTES] = INNER_FRAME
             slot.inner = base + VNET_HEADER_BYTES
             slot.inner_bytes = <uint32_t>(1 + got - VNET_HEADER_BYTES)
-        used += (1 + got + 63) // 64 * 64
+        used += slot_stride(1 + got)
     queue.backlog.spare = used
     sm_count(&queue.sent.frames_read, queue.batch)
     sm_count(&queue.sent.bytes_read, total)
@@ -123,51 +120,12 @@ cdef inline void note_queue(tap_t *tap, const queue_t *queue) noexcept nogil:
         steer_out(tap, queue.index, frame, slot.inner_bytes - (frame - slot.inner), now_ms)
 
 
-cdef inline bint finish_slot(slot_t *slot) noexcept nogil:
-    # Makes a plain frame of one with an unfinished checksum; False for what cannot become one.
-    cdef uint8_t *vnet = slot.inner + 1
-    if vnet[1] or complete_checksum(vnet, vnet + VNET_HEADER_BYTES,
-                                    slot.inner_bytes - 1 - VNET_HEADER_BYTES):
-        return False
-    slot.inner += VNET_HEADER_BYTES
-    slot.inner_bytes -= VNET_HEADER_BYTES
-    slot.inner[0] = INNER_FRAME
-    return True
-
-
-cdef inline int judge_slot(slot_t *slot, const route_t *route) noexcept nogil:
-    # What the peer would refuse is not sent: KEEP or a DROP_ reason.
-    cdef size_t limit = route.peer_mtu_bytes + FRAME_OVERHEAD
-    if (slot.inner[0] == INNER_OFFLOAD_FRAME and not route.peer_caps & CAP_OFFLOAD
-            and not finish_slot(slot)):
-        # A super-frame that was in the queue when the device's offloads were switched off.
-        return DROP_BAD_OFFLOAD
-    if slot.inner[0] == INNER_FRAME:
-        if slot.inner_bytes - 1 < MIN_FRAME:
-            return DROP_RUNT
-        return DROP_TOO_LONG if slot.inner_bytes - 1 > limit else KEEP
-    if (slot.inner[2] == GSO_UDP_L4 and not route.peer_caps & CAP_UDP_GSO
-            and not route.udp_active):
-        # As above. On UDP it does no harm: there it is cut.
-        return DROP_BAD_OFFLOAD
-    return admit_offload(slot.inner + 1, slot.inner + 1 + VNET_HEADER_BYTES,
-                         slot.inner_bytes - 1 - VNET_HEADER_BYTES, route.peer_mtu_bytes,
-                         ANY_SEGMENTS if route.udp_active else MAX_SEGMENTS)
-
-
-cdef inline void judge_batch(queue_t *queue, const route_t *route) noexcept nogil:
-    # Leaves the slots that may be sent.
-    cdef int kept = 0
+cdef inline void judge_batch(queue_t *queue, const route_t *route, int first) noexcept nogil:
+    # Leaves of the slots from `first` on those that may be sent.
+    cdef int kept = first
     cdef int verdict
-    cdef const slot_t *slot
-    cdef const uint8_t *frame
-    for i in range(queue.batch):
-        slot = &queue.slots[i]
+    for i in range(first, queue.batch):
         verdict = judge_slot(&queue.slots[i], route)
-        frame = slot_frame(slot)
-        if verdict == KEEP and holds_sent(route.epoch, frame,
-                                          slot.inner_bytes - (frame - slot.inner)):
-            verdict = DROP_OWN_DATAGRAM
         if verdict != KEEP:
             drop_outgoing(queue, verdict, 1)
             continue
@@ -186,45 +144,46 @@ cdef inline const uint8_t *next_frame(const queue_t *queue, int first) noexcept 
 cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
     # Hands every slot to the path of its session or to a counter, or lets it wait; and what waits.
     cdef uint64_t now_ns = boottime_ns()
+    cdef pin_t *mine = &plane.peers.tap_pins[queue.index]
+    cdef const route_t *route
     cdef session_t *session
-    cdef route_t route
+    cdef address_t to
     cdef int index, obstacle
     cdef int first = 0
     cdef int captured = 0       # slots before this one are in the capture
-    cdef bint judged = False
-    while first < queue.batch or queue.backlog.waiting:
-        pthread_mutex_lock(&plane.tx_lock)
+    cdef uint64_t judged = 0    # the version of the route that the slots are fit for
+    cdef bint sent = False
+    while not sent and (first < queue.batch or queue.backlog.waiting):
         index = session_for(&plane.peers, next_frame(queue, first))
-        obstacle = sending_obstacle(&plane.peers, index, now_ns)
+        route = pin_route(&plane.peers, queue.index, index)
+        obstacle = sending_obstacle(route, now_ns)
         if obstacle != KEEP:
-            pthread_mutex_unlock(&plane.tx_lock)
             drop_outgoing(queue, obstacle, queue.batch - first)
             drop_parked(queue, obstacle)
-            return
+            break
         session = &plane.peers.sessions[index]
-        copy_route(&plane.peers, session, &route)
-        if route.udp_active:
-            pin_epoch(&plane.peers, queue.index, session.tx_epoch)
-            session.udp_last_frame_ns = now_ns
-            pthread_mutex_unlock(&plane.tx_lock)
-        if not judged:
-            judge_batch(queue, &route)
-            judged = True
+        if judged != route.version:
+            judge_batch(queue, route, first)
+            judged = route.version
         if not route.udp_active:
-            send_over_link(plane, queue, session, first, now_ns)
-            pthread_mutex_unlock(&plane.tx_lock)
-            return
+            sent = send_over_link(plane, queue, session, route, &first, now_ns)
+            continue
+        sm_release(&session.udp_last_frame_ns, now_ns)
         if queue.backlog.waiting and (first == 0 or first == queue.batch):
             # It waited for the link, and the session has found UDP since: the oldest first.
             park_slots(queue, first, now_ns)
             unpark_slots(queue)
+            judge_batch(queue, route, 0)
             first = captured = 0
         if capture_on(&plane.capture):
             capture_slots(&plane.capture, &queue.slots[captured], queue.batch - captured)
             captured = queue.batch
-        first += seal_slots(queue, &route, first)
-        unpin_epoch(&plane.peers, queue.index)
-        send_outbox(plane, queue, &route.to)
+        first += seal_slots(queue, route, first)
+        to = route.to
+        # The socket may make us wait, so nothing is pinned meanwhile.
+        unpin(mine)
+        send_outbox(plane, queue, session, &to, now_ns)
+    unpin(mine)
 
 
 cdef inline void run_outbound(plane_t *plane, queue_t *queue) noexcept nogil:

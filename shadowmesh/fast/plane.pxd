@@ -7,7 +7,7 @@
 #
 #   TAP queue 0 --> sm-tap-0 --+--seal--> UDP socket        UDP socket --> sm-udp --+--> TAP queue 0
 #   TAP queue 1 --> sm-tap-1 --+--seal--> UDP socket        TLS -------->   hub   --+--> TAP queue 1
-#                              '--tx_lock, seal--> ring                   (steer.pxd chooses)
+#                              '--its lock, seal--> ring                  (steer.pxd chooses)
 #
 #   peers     who they are, their keys, which one gets a frame    all threads   (peers.pxd)
 #   tap       the device's queues                                 TAP threads   (tap.pxd)
@@ -18,16 +18,13 @@
 #
 # A function takes the group that it works on; what crosses from one to another takes the plane.
 #
-# tx_lock guards sessions[], the sending half of epochs[], the producing end of every ring and the
-# pool of masks. rx_lock guards what the UDP thread reads: the UDP receiving half of epochs[], the
-# descriptors of the device and the queue of signals. Each thread takes its lock once per batch; the
-# hub takes both, tx_lock first, when it changes keys, and rx_lock when it changes the device.
-# Counters have one writer each and are read without a lock.
+# No thread waits for another on the way of a frame. What the hub changes it publishes, and takes back
+# when nobody has it pinned (peers.pxd); what the UDP thread has for the hub goes through a ring
+# (udp_in.pxd). Counters have one writer each and are read without a lock.
 #
-# Over UDP the threads seal side by side, under keys that they have pinned (peers.pxd).
-#
-# Over WSS sealing is under tx_lock: the counters of a link have to be consecutive in the order of
-# its bytes (protocol section 6), and one TCP stream is serial anyway. More queues do not help it.
+# Over UDP the TAP threads seal side by side. Over WSS each takes the lock of the link's ring for a
+# message: the counters of a link have to be consecutive in the order of its bytes (protocol section
+# 6), and one TCP stream is serial anyway. More queues do not help it.
 #
 # On the way in there is one UDP thread whatever the number of queues. All datagrams of a peer come
 # from one address and port to one, so the kernel would give them all to one of several sockets, and
@@ -50,6 +47,9 @@ cdef enum:
     STALL_MS = 1000
     # How long frames wait for a session before they are dropped as not_connected.
     HOLD_MS = 1000
+    # Of so many requests answers are waited for, of each so many.
+    STUN_REQUESTS = 32
+    STUN_ANSWERS = 4
 
 ctypedef struct received_t:     # one for each side that opens records: hub (WSS), UDP thread
     uint64_t records
@@ -60,24 +60,31 @@ ctypedef struct received_t:     # one for each side that opens records: hub (WSS
     uint64_t refused[REFUSALS]  # datagrams that were no record of ours
     uint64_t socket_errors[UDP_ERRORS]
 
+ctypedef struct stun_t:         # a STUN request that was sent
+    uint64_t id                 # of its transaction, the first 8 of 12 bytes; the hub's
+    uint64_t heard_id           # what the answers were counted for; the UDP thread's, like ...
+    uint32_t answers            # ... how many came
+
 ctypedef struct udp_t:          # TAP threads send on its fd
     int fd                      # -1: no UDP path
     int family                  # of the socket
     int stop_fd
     int event_fd                # tells the hub to fetch signals
-    int no_segmentation         # UDP_SEGMENT failed once: datagrams go one by one
+    int no_segmentation         # datagrams go one by one
     int batch_messages          # taken from the socket at once: INBOX_MESSAGES, 1 without batches
     int no_joining              # frames are written one by one
+    int super_frames            # the device takes joined datagrams; the hub's, see joiner
+    uint64_t batches            # begun and ended, so odd within one: see await_batch
+    stun_t stun[STUN_REQUESTS]
+    uint64_t stun_requests      # that were sent, the hub's
     inbox_t *inbox
     joiner_t joiner             # empty between two batches
     received_t received
 
 ctypedef struct wss_t:
-    received_t received         # the hub's; far from what a TAP thread writes for each message
+    received_t received
     uint64_t frames_settled     # sent by rings that no session has any more
     uint64_t frames_lost        # in such rings
-    uint8_t mask_pool[1024]     # randomness for WebSocket masks, refilled when used up; tx_lock
-    size_t mask_used
 
 cdef struct plane_t
 
@@ -93,30 +100,9 @@ ctypedef struct threads_t:
     int udp_running
 
 cdef struct plane_t:
-    pthread_mutex_t tx_lock
-    pthread_mutex_t rx_lock
     peers_t peers
     tap_t tap
     udp_t udp
     wss_t wss
     threads_t threads
     capture_t capture           # asks nobody for a lock
-
-
-cdef inline void lock_both(plane_t *plane) noexcept nogil:
-    pthread_mutex_lock(&plane.tx_lock)
-    pthread_mutex_lock(&plane.rx_lock)
-
-
-cdef inline void unlock_both(plane_t *plane) noexcept nogil:
-    pthread_mutex_unlock(&plane.rx_lock)
-    pthread_mutex_unlock(&plane.tx_lock)
-
-
-cdef inline void next_mask(wss_t *wss, uint8_t *mask) noexcept nogil:
-    # RFC 6455 section 5.3 wants masks that nobody can guess. Under tx_lock.
-    if wss.mask_used + 4 > sizeof(wss.mask_pool):
-        randombytes_buf(wss.mask_pool, sizeof(wss.mask_pool))
-        wss.mask_used = 0
-    sm_store32(mask, sm_load32(wss.mask_pool + wss.mask_used))
-    wss.mask_used += 4

@@ -1,7 +1,10 @@
 # The ring of finished WebSocket messages between the sealing side and the writer greenlet.
 #
-#   producers (TAP thread, hub; under the plane's tx_lock)      consumer (writer greenlet, no lock)
+#   producers (TAP threads, hub; under the ring's lock)         consumer (writer greenlet, no lock)
 #   ring_reserve -> fill -> ring_commit  --eventfd-->  ring_peek -> TLS write -> ring_consume
+#
+# The lock is held to seal one message, and the hub, which has others to look after, gets it next:
+# a TAP thread that sees it waiting lets it go first.
 #
 # One block of memory; a message never wraps: when the end is too near, the rest of the block is
 # left unused (`wrap`) and writing goes on at 0. Beside the bytes runs a ring of one entry per
@@ -24,6 +27,8 @@ cdef enum:
     QUEUE_NS = 10 * 1000000     # what may wait leaves within this; at 400 Mbit/s it is RING_BYTES
     FIRST_LIMIT = 128 * 1024    # before anything is known; doubled within milliseconds
     MIN_LIMIT = 4 * 1024
+    # An empty ring begins again at its front: what an idle link never needs stays untouched memory.
+    REWIND_BYTES = 16 * 1024
     WINDOW_NS = 20 * 1000000    # a rate is measured over at least this
     # TAP threads that a plane may have, each of which may wait for space in a ring.
     MAX_QUEUES = 4
@@ -33,6 +38,11 @@ ctypedef struct ring_entry_t:
     uint32_t frames
 
 ctypedef struct ring_t:
+    pthread_mutex_t lock        # the producers': of what is theirs below, and of the counters of
+                                # the records in it, which have to be in the order of its bytes
+    int hub_waits               # for the lock
+    uint32_t mask_used          # of the pool
+    uint8_t mask_pool[256]      # randomness for WebSocket masks, refilled when used up; under lock
     uint8_t *bytes
     ring_entry_t *entries
     uint64_t written            # next byte to write; the producers'
@@ -56,8 +66,36 @@ ctypedef struct ring_t:
 
 cdef inline void ring_init(ring_t *ring) noexcept nogil:
     # The rest of a new ring is zero, but for its memory and descriptors.
+    pthread_mutex_init(&ring.lock, NULL)
+    ring.mask_used = sizeof(ring.mask_pool)
     ring.idle = 1
     ring.limit = FIRST_LIMIT
+
+
+cdef inline void ring_lock(ring_t *ring) noexcept nogil:
+    # A TAP thread's.
+    while sm_flag(&ring.hub_waits):
+        sched_yield()
+    pthread_mutex_lock(&ring.lock)
+
+
+cdef inline void ring_lock_for_hub(ring_t *ring) noexcept nogil:
+    sm_set_flag(&ring.hub_waits, 1)
+    pthread_mutex_lock(&ring.lock)
+    sm_set_flag(&ring.hub_waits, 0)
+
+
+cdef inline void ring_unlock(ring_t *ring) noexcept nogil:
+    pthread_mutex_unlock(&ring.lock)
+
+
+cdef inline void next_mask(ring_t *ring, uint8_t *mask) noexcept nogil:
+    # RFC 6455 section 5.3 wants masks that nobody can guess. Under the lock.
+    if ring.mask_used + 4 > sizeof(ring.mask_pool):
+        randombytes_buf(ring.mask_pool, sizeof(ring.mask_pool))
+        ring.mask_used = 0
+    sm_store32(mask, sm_load32(ring.mask_pool + ring.mask_used))
+    ring.mask_used += 4
 
 
 cdef inline uint64_t ring_waiting(const ring_t *ring) noexcept nogil:
@@ -185,6 +223,35 @@ cdef inline void ring_commit(ring_t *ring, uint8_t *message, size_t length,
         signal_fd(ring.wakeup_fd)
 
 
+cdef inline bint ring_has_room(ring_t *ring) noexcept nogil:
+    # Enough for a producer that waits to be woken.
+    return (ring_space(ring) >= RING_BYTES // 4
+            and 4 * ring_allowance(ring) >= sm_acquire(&ring.limit))
+
+
+cdef inline void ring_wake_starved(ring_t *ring) noexcept nogil:
+    # Those who wait for space, if there is enough now.
+    cdef int i, starved
+    sm_fence()
+    if sm_flag(&ring.starved) and ring_has_room(ring):
+        starved = sm_take_flag(&ring.starved)
+        for i in range(MAX_QUEUES):
+            if starved & 1 << i:
+                signal_fd(ring.space_fds[i])
+
+
+cdef inline void ring_rewind(ring_t *ring) noexcept nogil:
+    # The consumer's, of an empty ring, unless a producer is at it.
+    if ring.read < REWIND_BYTES or pthread_mutex_trylock(&ring.lock) != 0:
+        return
+    if ring.written == ring.read:
+        sm_release(&ring.read, 0)
+        sm_release(&ring.written, 0)
+    pthread_mutex_unlock(&ring.lock)
+    # Who has looked in between has seen a full ring.
+    ring_wake_starved(ring)
+
+
 cdef inline size_t ring_peek(ring_t *ring, uint8_t **start) noexcept nogil:
     # Contiguous bytes ready to send; 0: empty, and wakeup_fd will be signalled at the next commit.
     cdef uint64_t written
@@ -200,21 +267,15 @@ cdef inline size_t ring_peek(ring_t *ring, uint8_t **start) noexcept nogil:
         sm_fence()
         if sm_acquire(&ring.written) == ring.read:
             ring_ran_empty(ring)
+            ring_rewind(ring)
             return 0
         sm_set_flag(&ring.idle, 0)
-
-
-cdef inline bint ring_has_room(ring_t *ring) noexcept nogil:
-    # Enough for a producer that waits to be woken.
-    return (ring_space(ring) >= RING_BYTES // 4
-            and 4 * ring_allowance(ring) >= sm_acquire(&ring.limit))
 
 
 cdef inline void ring_consume(ring_t *ring, size_t length, uint64_t now_ns) noexcept nogil:
     # `length` bytes from the last ring_peek have left, the last of them just now.
     cdef uint64_t left = length
     cdef ring_entry_t *entry
-    cdef int i, starved
     while left:
         entry = &ring.entries[ring.entry_read % RING_MESSAGES]
         if ring.entry_left == 0:
@@ -228,12 +289,7 @@ cdef inline void ring_consume(ring_t *ring, size_t length, uint64_t now_ns) noex
         sm_release(&ring.entry_read, ring.entry_read + 1)
     sm_release(&ring.read, ring.read + length)
     ring_measure(ring, length, now_ns)
-    sm_fence()
-    if sm_flag(&ring.starved) and ring_has_room(ring):
-        starved = sm_take_flag(&ring.starved)
-        for i in range(MAX_QUEUES):
-            if starved & 1 << i:
-                signal_fd(ring.space_fds[i])
+    ring_wake_starved(ring)
 
 
 cdef inline bint ring_starve(ring_t *ring, int queue) noexcept nogil:

@@ -3,14 +3,19 @@
 # key_id: chosen by the receiver; its low byte is the index in epochs[], the rest is random, so
 # finding the keys of an incoming record is an array index and one compare (protocol section 6).
 #
+# What other threads read of both is published and pinned: peers.pxd.
+#
 # Who may touch what:
-#   *_tx_*, session fields   TAP threads and hub, under plane.tx_lock
-#   udp_tx_key, udp_tx_next, fragment_next
-#                            also without it by a TAP thread that has the epoch pinned (peers.pxd):
-#                            numbers are taken by an atomic add, so none is used twice
-#   wss_rx_*                 the hub alone (ingest runs on it)
-#   udp_rx_*, udp_last_opened_ns, udp_source   the UDP thread, under plane.rx_lock
-#   state                    written by the hub under both locks
+#   epoch_t     all that is not named below: the hub, before the epoch is published, then nobody
+#     wss_tx_next               who has the lock of the ring that the session's records go to
+#     udp_tx_next, fragment_next    TAP threads and hub: numbers are taken by an atomic add, so none
+#                               is used twice
+#     wss_rx_*, state           the hub alone (ingest runs on it)
+#     udp_rx_window, udp_failed_opens       the UDP thread
+#   session_t   all that is not named below: the hub alone
+#     route                     published by the hub; a TAP thread reads the one that it has pinned
+#     single_until_ns, last_*, udp_last_*    whoever sends or opens, each a single store
+#     udp_source, signal*       the UDP thread
 
 from libc.stddef cimport size_t
 from .base cimport *
@@ -36,6 +41,8 @@ cdef enum:
     KIND_WSS = 0x81
     MAX_MESSAGE = 256 * 1024
     MAX_SIGNAL_BYTES = 2048     # body of a record that is not a frame, over WSS
+    # Each TAP thread may have one pinned, one is published: there is always one to write.
+    ROUTES = MAX_QUEUES + 2
 
 cdef enum:
     INNER_PADDING = 0
@@ -61,6 +68,7 @@ cdef extern from "compat.h" nogil:
 ctypedef struct epoch_t:
     int state
     int session                 # index in sessions[]
+    uint64_t session_number
     int cipher
     uint32_t local_key_id
     uint32_t remote_key_id
@@ -70,31 +78,42 @@ ctypedef struct epoch_t:
     uint8_t wss_rx_key[KEY_BYTES]
     uint8_t udp_tx_key[KEY_BYTES]
     uint8_t udp_rx_key[KEY_BYTES]
-    uint64_t wss_tx_next
     uint64_t wss_rx_next
     int wss_rx_closed
+    uint8_t unshared[64]        # what who sends writes is in no line of who receives
+    uint64_t wss_tx_next
     uint64_t udp_tx_next        # see take_counters
     uint64_t fragment_next      # its low 16 bits are the id of the next frame in fragments
+    uint8_t unshared_too[64]
     window_t udp_rx_window
-    uint64_t failed_opens       # on WSS, where one ends the link
     uint64_t udp_failed_opens
+
+ctypedef struct route_t:        # how a session's frames leave; not changed while it is published
+    uint64_t version            # no other route of any session has had it
+    epoch_t *epoch              # NULL in a draft: nothing may be sent
+    ring_t *ring                # of the WSS link; NULL while there is none
+    int masked                  # we are the WebSocket client
+    uint32_t peer_mtu_bytes
+    uint32_t peer_caps
+    int udp_active              # frames go to `to` instead of the ring
+    uint32_t payload_bytes      # the largest datagram that the path carries
+    address_t to
 
 ctypedef struct session_t:
     int in_use
-    int tx_epoch                # index in epochs[], -1: nothing may be sent
+    uint64_t number             # no other session has had it
     uint64_t newest_generation  # of the epochs that records have arrived under
-    uint32_t peer_mtu_bytes
-    uint32_t peer_caps
-    ring_t *ring                # of the WSS link; NULL while there is none
-    int masked                  # we are the WebSocket client
+    route_t draft               # what is published next, or was last
+    void *route                 # one of routes[], NULL: nothing may be sent
+    route_t routes[ROUTES]
+    uint64_t single_until_ns    # UDP_SEGMENT failed: datagrams go one by one until then
     uint64_t last_frame_ns      # CLOCK_BOOTTIME: a frame was sealed for the WSS link
     uint64_t last_opened_ns     # a record of any type opened that came over it
-    int udp_active              # frames go to udp_address instead of the ring
-    address_t udp_address
-    uint32_t udp_payload_bytes  # the largest datagram that the path carries
     uint64_t udp_last_frame_ns
-    uint64_t udp_last_opened_ns # the UDP thread's
-    address_t udp_source        # whence the UDP thread opened the last record
+    uint64_t udp_last_opened_ns
+    address_t udp_source        # whence the UDP thread opened the last record ...
+    uint64_t signal_second      # ... and what it has told the hub in this second
+    uint32_t signals
 
 
 cdef inline bint epoch_expired(const epoch_t *epoch, uint64_t now_ns) noexcept nogil:
@@ -111,20 +130,21 @@ cdef inline void write_aad(uint8_t *aad, uint8_t kind, uint32_t key_id,
 
 cdef inline size_t seal_wss_record(epoch_t *epoch, const uint8_t *inner, size_t inner_bytes,
                                    uint8_t *out) noexcept nogil:
-    # Appends u32 length and ciphertext at `out`; the caller made room. Returns the bytes written.
+    # Appends u32 length and ciphertext at `out`; the caller made room, and has the lock of the ring.
+    # Returns the bytes written.
     cdef uint8_t aad[AAD_BYTES]
     cdef size_t sealed_bytes = inner_bytes + tag_bytes(epoch.cipher)
     write_aad(aad, KIND_WSS, epoch.remote_key_id, epoch.wss_tx_next)
     sm_store32(out, <uint32_t>sealed_bytes)
     aead_seal(epoch.cipher, epoch.wss_tx_key, epoch.wss_tx_next, aad, AAD_BYTES,
               inner, inner_bytes, out + LENGTH_BYTES)
-    epoch.wss_tx_next += 1
+    sm_count(&epoch.wss_tx_next, 1)
     return LENGTH_BYTES + sealed_bytes
 
 
 cdef inline uint64_t take_counters(epoch_t *epoch, uint64_t count) noexcept nogil:
     # The first of `count` consecutive counters for seal_datagram, the caller's alone. Without a
-    # lock, but only while the epoch is pinned or under tx_lock, after sending_obstacle() had no
+    # lock, but only while the epoch is pinned, or on the hub, after sending_obstacle() had no
     # objection: it leaves room below SM_SEAL_LIMIT for all that may be taken at the same time.
     return sm_take_numbers(&epoch.udp_tx_next, count)
 

@@ -43,15 +43,15 @@ cdef inline void steer_reset(tap_t *tap, int queue_count) noexcept nogil:
     # For a device that is about to be attached: the flows are dealt out to its queues.
     cdef int i
     for i in range(STEER_BUCKETS):
-        tap.steering[i] = <uint64_t>(i % queue_count)
-    tap.queue_count = queue_count
+        sm_release(&tap.steering[i], <uint64_t>(i % queue_count))
+    sm_set_flag(&tap.queue_count, queue_count)
 
 
 cdef inline int steer_in(tap_t *tap, const uint8_t *frame, size_t frame_bytes) noexcept nogil:
     # The queue to write a frame to.
     cdef uint64_t *bucket
     cdef uint64_t held, holding
-    if tap.queue_count == 1:
+    if sm_flag(&tap.queue_count) == 1:
         return 0
     bucket = &tap.steering[flow_hash(frame, frame_bytes) % STEER_BUCKETS]
     held = sm_counted(bucket)

@@ -1,8 +1,9 @@
 # The TAP's side: the queues of the device, each with the thread that reads it.
 #
-#   queues[i]    written by its thread; tap_fd by the hub, under rx_lock, while no TAP thread runs;
+#   queues[i]    written by its thread; tap_fd by the hub, while no TAP thread runs;
 #                outbox by the hub, before any session may use UDP and after none does
 #   steering[]   any thread, by atomic operations (steer.pxd)
+#   tap_fd, queue_count, mtu_bytes    read by the UDP thread as well, each by one atomic load
 #   failure      a TAP thread that gives up, or the hub in its place
 #   the rest     written by the hub while no TAP thread runs
 #
@@ -46,7 +47,7 @@ ctypedef struct tap_t:
     queue_t queues[MAX_QUEUES]
     int queue_count             # of the device; at least 1, attached or not
     uint64_t steering[STEER_BUCKETS]        # steer.pxd
-    uint32_t mtu_bytes
+    int mtu_bytes
     int failure                 # the errno with which a thread gave up; 0 while all are well
     int event_fd                # tells the hub to look at `failure`
     int stop_fd                 # of all TAP threads

@@ -37,7 +37,6 @@ cdef inline void sum_counters(plane_t *plane, totals_t *totals) noexcept nogil:
     memset(totals, 0, sizeof(totals_t))
     add_counters(&totals.received, &plane.wss.received, sizeof(received_t))
     add_counters(&totals.received, &plane.udp.received, sizeof(received_t))
-    pthread_mutex_lock(&plane.tx_lock)
     for i in range(MAX_QUEUES):
         add_counters(&totals.sent, &plane.tap.queues[i].sent, sizeof(sent_t))
         if plane.tap.queues[i].backlog != NULL:
@@ -45,8 +44,7 @@ cdef inline void sum_counters(plane_t *plane, totals_t *totals) noexcept nogil:
     totals.frames_sent = plane.wss.frames_settled + totals.sent.frames_udp
     totals.sent.dropped[DROP_LINK_LOST] += plane.wss.frames_lost
     for i in range(MAX_SESSIONS):
-        ring = plane.peers.sessions[i].ring
+        ring = plane.peers.sessions[i].draft.ring if plane.peers.sessions[i].in_use else NULL
         if ring != NULL:
             totals.frames_sent += ring_sent(ring)
             totals.frames_queued += ring_queued(ring)
-    pthread_mutex_unlock(&plane.tx_lock)

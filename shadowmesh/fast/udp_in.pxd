@@ -4,7 +4,10 @@
 #                 -> join, writev | fragments | signal
 #
 # Nothing here makes state, costs a public-key operation or gets an answer before the tag was
-# right. All of it runs in the UDP thread, but for next_signal.
+# right, and nobody but a STUN server that was asked is heard by the hub before that. All of it runs
+# in the UDP thread, but for next_signal, signal_taken, expect_stun and await_batch, which are the
+# hub's. The keys of the datagram under way are pinned (peers.pxd), but not while a frame is written
+# to the device: that may take long.
 
 from libc.stddef cimport size_t
 from libc.string cimport memcpy, memmove, memset
@@ -23,6 +26,10 @@ from .capture cimport *
 
 cdef enum:
     STUN_FIRST_BYTE_MAX = 3     # RFC 7983
+    STUN_BYTES = 20             # of a header: type, length, cookie, transaction id (RFC 8489, 5)
+    STUN_COOKIE = 0x2112A442
+    # What one session may have for the hub: probes, their answers, changes of address.
+    MAX_SIGNALS_PER_SECOND = 200
     IDLE_WAIT_MS = 10
 
 cdef extern from "compat.h" nogil:
@@ -33,18 +40,17 @@ cdef inline void refuse(udp_t *udp, int reason) noexcept nogil:
     sm_count(&udp.received.refused[reason], 1)
 
 
-cdef inline void signal_hub(udp_t *udp, int session, uint32_t key_id, uint8_t inner_type,
+cdef inline bint signal_hub(udp_t *udp, uint64_t session, uint32_t key_id, uint8_t inner_type,
                             const address_t *source, const uint8_t *body,
                             size_t body_bytes, uint64_t now_ns) noexcept nogil:
-    # Queues something for the hub; what does not fit is dropped and counted. Half of the queue is
-    # kept for what is authentic: anybody can send datagrams that look like STUN.
+    # Queues something for the hub; False: it does not fit, and is counted. Half of the queue is kept
+    # for what is authentic.
     cdef inbox_t *inbox = udp.inbox
-    cdef signal_t *signal
-    if inbox.signal_count >= <uint32_t>(MAX_SIGNALS // 2 if session < 0 else MAX_SIGNALS):
+    cdef uint64_t waiting = inbox.signals_written - sm_acquire(&inbox.signals_read)
+    cdef signal_t *signal = &inbox.signals[inbox.signals_written % MAX_SIGNALS]
+    if waiting >= <uint64_t>(MAX_SIGNALS if session else MAX_SIGNALS // 2):
         refuse(udp, REFUSED_SIGNALS_FULL)
-        return
-    signal = &inbox.signals[(inbox.signal_first + inbox.signal_count) % MAX_SIGNALS]
-    inbox.signal_count += 1
+        return False
     signal.session = session
     signal.key_id = key_id
     signal.inner_type = inner_type
@@ -52,18 +58,85 @@ cdef inline void signal_hub(udp_t *udp, int session, uint32_t key_id, uint8_t in
     signal.came_ns = now_ns
     signal.source = source[0]
     memcpy(signal.bytes, body, body_bytes if body_bytes < SIGNAL_BYTES else SIGNAL_BYTES)
-    if inbox.signal_count == 1:
+    sm_release(&inbox.signals_written, inbox.signals_written + 1)
+    sm_fence()
+    # What waits already the hub has been told of, unless it has just taken it.
+    if sm_acquire(&inbox.signals_read) + 1 >= inbox.signals_written:
         signal_fd(udp.event_fd)
+    return True
 
 
-cdef inline signal_t *next_signal(inbox_t *inbox) noexcept nogil:
-    # Takes the oldest one, NULL: none. It stays valid as long as the caller, the hub, has rx_lock.
-    cdef signal_t *signal = &inbox.signals[inbox.signal_first]
-    if inbox.signal_count == 0:
+cdef inline bint signal_session(plane_t *plane, const epoch_t *epoch, uint8_t inner_type,
+                                const address_t *source, const uint8_t *body, size_t body_bytes,
+                                uint64_t now_ns) noexcept nogil:
+    # As signal_hub, for an authentic record: no peer may take all of the hub's time.
+    cdef session_t *session = &plane.peers.sessions[epoch.session]
+    if now_ns // 1000000000 != session.signal_second:
+        session.signal_second = now_ns // 1000000000
+        session.signals = 0
+    session.signals += 1
+    if session.signals > MAX_SIGNALS_PER_SECOND:
+        refuse(&plane.udp, REFUSED_SIGNALS_FULL)
+        return False
+    return signal_hub(&plane.udp, epoch.session_number, epoch.local_key_id, inner_type, source, body,
+                      body_bytes, now_ns)
+
+
+cdef inline void expect_stun(udp_t *udp, const uint8_t *request, size_t length) noexcept nogil:
+    # The hub is about to send it.
+    if length >= STUN_BYTES:
+        sm_release(&udp.stun[udp.stun_requests % STUN_REQUESTS].id, sm_load64(request + 8))
+        udp.stun_requests += 1
+
+
+cdef inline bint answers_stun(udp_t *udp, const uint8_t *p, size_t length) noexcept nogil:
+    # Whether it answers a request of ours, one of the first that do. The hub looks at the rest.
+    cdef stun_t *asked
+    cdef uint64_t id
+    cdef int i
+    if length < STUN_BYTES or sm_load32be(p + 4) != STUN_COOKIE:
+        return False
+    id = sm_load64(p + 8)
+    for i in range(STUN_REQUESTS):
+        asked = &udp.stun[i]
+        if id and sm_acquire(&asked.id) == id:
+            if asked.heard_id != id:
+                asked.heard_id = id
+                asked.answers = 0
+            asked.answers += 1
+            return asked.answers <= STUN_ANSWERS
+    return False
+
+
+cdef inline const signal_t *next_signal(const inbox_t *inbox) noexcept nogil:
+    # The oldest one, until signal_taken(); NULL: none.
+    if sm_acquire(&inbox.signals_written) == inbox.signals_read:
         return NULL
-    inbox.signal_first = (inbox.signal_first + 1) % MAX_SIGNALS
-    inbox.signal_count -= 1
-    return signal
+    return &inbox.signals[inbox.signals_read % MAX_SIGNALS]
+
+
+cdef inline void signal_taken(inbox_t *inbox) noexcept nogil:
+    sm_release(&inbox.signals_read, inbox.signals_read + 1)
+    sm_fence()
+
+
+cdef inline void begin_batch(udp_t *udp) noexcept nogil:
+    udp.joiner.join_udp = sm_flag(&udp.super_frames)
+    sm_release(&udp.batches, udp.batches + 1)
+    sm_fence()
+
+
+cdef inline void end_batch(udp_t *udp) noexcept nogil:
+    sm_release(&udp.batches, udp.batches + 1)
+
+
+cdef inline void await_batch(const udp_t *udp) noexcept nogil:
+    # For the hub, which has taken the device away: until the UDP thread has seen that.
+    cdef uint64_t batches
+    sm_fence()
+    batches = sm_acquire(&udp.batches)
+    while batches & 1 and sm_acquire(&udp.batches) == batches:
+        sched_yield()
 
 
 cdef inline void flush_train(plane_t *plane) noexcept nogil:
@@ -76,9 +149,10 @@ cdef inline void flush_train(plane_t *plane) noexcept nogil:
     cdef int frames = join_finish(&plane.udp.joiner, &pieces, &frame_bytes)
     if frames == 0:
         return
+    unpin(&plane.peers.udp_pin)
     queue = steer_in(&plane.tap, <const uint8_t *>pieces[0].iov_base + VNET_HEADER_BYTES,
                      pieces[0].iov_len - VNET_HEADER_BYTES)
-    tap_fd = plane.tap.queues[queue].tap_fd
+    tap_fd = sm_flag(&plane.tap.queues[queue].tap_fd)
     if tap_fd >= 0:
         written = writev(tap_fd, pieces, frames)
         while written < 0 and errno == EINTR:
@@ -134,7 +208,6 @@ cdef inline partial_t *find_partial(udp_t *udp, uint32_t key_id, uint16_t id, ui
     seat.id = id
     seat.total = total
     seat.held = 0
-    seat.mask = 0
     seat.first_counter = first_counter
     seat.born_ns = now_ns
     return seat
@@ -177,6 +250,7 @@ cdef inline void take_fragment(plane_t *plane, uint32_t key_id, uint64_t counter
         return
     # The slices are reused at once, so the frame cannot wait for others.
     flush_train(plane)
+    unpin(&plane.peers.udp_pin)
     deliver_frame(plane, &plane.udp.received, whole, length, NO_SEGMENTS)
 
 
@@ -189,8 +263,7 @@ cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t coun
     elif inner[0] == INNER_FRAGMENT:
         take_fragment(plane, epoch.local_key_id, counter, inner, inner_bytes, now_ns)
     elif inner[0] in (INNER_PROBE, INNER_PROBE_ANSWER, INNER_CLOSE):
-        signal_hub(&plane.udp, epoch.session, epoch.local_key_id, inner[0], source,
-                   inner + 1, inner_bytes - 1, now_ns)
+        signal_session(plane, epoch, inner[0], source, inner + 1, inner_bytes - 1, now_ns)
     elif inner[0] != INNER_PADDING:
         refuse(&plane.udp, REFUSED_TYPE)
 
@@ -203,15 +276,18 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
     cdef epoch_t *epoch
     cdef session_t *session
     if length and p[0] <= STUN_FIRST_BYTE_MAX:
-        signal_hub(&plane.udp, -1, 0, 0, source, p, length, now_ns)
+        if answers_stun(&plane.udp, p, length):
+            signal_hub(&plane.udp, 0, 0, 0, source, p, length, now_ns)
+        else:
+            refuse(&plane.udp, REFUSED_UNKNOWN)
         return
     if length < AAD_BYTES + 1 + CHACHA_TAG_BYTES or sm_load32(p) != KIND_UDP:
         refuse(&plane.udp, REFUSED_UNKNOWN)
         return
     key_id = sm_load32(p + 4)
     counter = sm_load64(p + 8)
-    epoch = &plane.peers.epochs[key_id & 0xFF]
-    if epoch.state != EPOCH_INSTALLED or epoch.local_key_id != key_id:
+    epoch = pin_epoch(&plane.peers, key_id)
+    if epoch == NULL:
         refuse(&plane.udp, REFUSED_KEY_ID)
         return
     if epoch_expired(epoch, now_ns):
@@ -223,17 +299,17 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
     if (length < AAD_BYTES + 1 + tag_bytes(epoch.cipher)
             or aead_open(epoch.cipher, epoch.udp_rx_key, counter, p, AAD_BYTES, p + AAD_BYTES,
                          length - AAD_BYTES, p + AAD_BYTES) != 0):
-        epoch.udp_failed_opens += 1
+        sm_count(&epoch.udp_failed_opens, 1)
         refuse(&plane.udp, REFUSED_FORGED)
         return
     window_mark(&epoch.udp_rx_window, counter)
     sm_count(&plane.udp.received.records, 1)
     session = &plane.peers.sessions[epoch.session]
-    session.udp_last_opened_ns = now_ns
+    sm_release(&session.udp_last_opened_ns, now_ns)
     if not same_address(&session.udp_source, source):
         # Authentic from a new address: the hub proves the address before anything goes there.
-        session.udp_source = source[0]
-        signal_hub(&plane.udp, epoch.session, key_id, INNER_PADDING, source, p, 0, now_ns)
+        if signal_session(plane, epoch, INNER_PADDING, source, p, 0, now_ns):
+            session.udp_source = source[0]
     take_record(plane, epoch, counter, source, p + AAD_BYTES,
                 length - AAD_BYTES - tag_bytes(epoch.cipher), now_ns)
 
@@ -261,7 +337,7 @@ cdef inline int receive_batch(plane_t *plane) noexcept nogil:
     if got < 0:
         return -errno
     now_ns = boottime_ns()
-    pthread_mutex_lock(&plane.rx_lock)
+    begin_batch(&plane.udp)
     for i in range(got):
         message = &inbox.messages[i].msg_hdr
         inbox.sources[i].length = message.msg_namelen
@@ -276,7 +352,8 @@ cdef inline int receive_batch(plane_t *plane) noexcept nogil:
             open_datagram(plane, inbox.bytes[i] + at, step, &inbox.sources[i], now_ns)
             at += step
     flush_train(plane)
-    pthread_mutex_unlock(&plane.rx_lock)
+    unpin(&plane.peers.udp_pin)
+    end_batch(&plane.udp)
     return got
 
 
@@ -288,8 +365,11 @@ cdef inline void run_inbound_udp(plane_t *plane) noexcept nogil:
     fds[1].fd = plane.udp.stop_fd
     fds[0].events = fds[1].events = POLLIN
     while True:
-        if poll(fds, 2, -1) < 0 and errno != EINTR:
-            return
+        if poll(fds, 2, -1) < 0:
+            if errno != EINTR:
+                sm_count(&plane.udp.received.socket_errors[udp_error_index(errno)], 1)
+                poll(NULL, 0, IDLE_WAIT_MS)
+            continue
         if fds[1].revents:
             return
         got = receive_batch(plane)

@@ -28,6 +28,8 @@ from .offload cimport *
 cdef enum:
     # The socket's buffer is full: a moment for the card to take some of it, then the train goes.
     SEND_WAIT_MS = 20
+    # The card that could not cut trains may be another one by then, or the path.
+    SINGLE_S = 60
 
 
 cdef inline bint outbox_has_room(const outbox_t *outbox, size_t trains,
@@ -277,15 +279,15 @@ cdef inline void wait_for_socket(const plane_t *plane) noexcept nogil:
     poll(fds, 2, SEND_WAIT_MS)
 
 
-cdef inline void send_outbox(plane_t *plane, queue_t *queue,
-                             const address_t *to) noexcept nogil:
+cdef inline void send_outbox(plane_t *plane, queue_t *queue, session_t *session,
+                             const address_t *to, uint64_t now_ns) noexcept nogil:
     # Sends every train or counts why not, and empties the outbox. Without a lock, and with nothing
     # pinned: the socket may make us wait.
     cdef outbox_t *outbox = queue.outbox
     cdef int first = 0
     cdef int waited = 0
     cdef int sent, number, i
-    if sm_flag(&plane.udp.no_segmentation):
+    if plane.udp.no_segmentation or now_ns < sm_counted(&session.single_until_ns):
         for i in range(outbox.count):
             number = send_train_singly(&plane.udp, &outbox.trains[i], to)
             count_send(queue, &outbox.trains[i], number)
@@ -308,8 +310,8 @@ cdef inline void send_outbox(plane_t *plane, queue_t *queue,
             wait_for_socket(plane)
             continue
         if number == EIO and outbox.trains[first].datagrams > 1:
-            # No checksum offload on the way out: the kernel will not cut trains. For good.
-            sm_set_flag(&plane.udp.no_segmentation, 1)
+            # No checksum offload on the way out: the kernel will not cut trains.
+            sm_release(&session.single_until_ns, now_ns + <uint64_t>SINGLE_S * 1000000000)
             number = send_train_singly(&plane.udp, &outbox.trains[first], to)
         count_send(queue, &outbox.trains[first], number)
         first += 1
@@ -317,18 +319,12 @@ cdef inline void send_outbox(plane_t *plane, queue_t *queue,
     outbox.count = 0
 
 
-cdef inline size_t seal_single(const peers_t *peers, int session, uint8_t inner_type,
-                               const uint8_t *body, size_t body_bytes,
-                               uint8_t *out) noexcept nogil:
+cdef inline size_t seal_single(epoch_t *epoch, uint8_t inner_type, const uint8_t *body,
+                               size_t body_bytes, uint8_t *out) noexcept nogil:
     # One record of the hub's as a datagram at `out`, which has room for it; body_bytes is at most
-    # MAX_UDP_SIGNAL_BYTES. How many bytes it has; 0: no keys, or they have expired. Under tx_lock.
+    # MAX_UDP_SIGNAL_BYTES. How many bytes it has; 0: no keys (NULL), or they have expired.
     cdef uint8_t inner[1 + MAX_UDP_SIGNAL_BYTES]
-    cdef int index = peers.sessions[session].tx_epoch
-    cdef epoch_t *epoch
-    if index < 0:
-        return 0
-    epoch = &peers.epochs[index]
-    if (epoch_expired(epoch, boottime_ns())
+    if (epoch == NULL or epoch_expired(epoch, boottime_ns())
             or sm_counted(&epoch.udp_tx_next) >= SM_SEAL_LIMIT - SEAL_MARGIN):
         return 0
     inner[0] = inner_type

@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
 #: what a burst of trains needs; beyond net.core.rmem_max only with CAP_NET_ADMIN
 BUFFER_BYTES: Final = 4 << 20
-#: signals that udp_signals() returns at most; as many mean a flood
-FULL_BATCH: Final = 128
-#: pause after a full batch, so that a flood of junk leaves the hub to the others
-FLOOD_PAUSE_S: Final = 0.005
 
 # linux/socket.h, udp.h, in.h, in6.h
 _SO_SNDBUFFORCE: Final = 32
@@ -197,7 +193,7 @@ class UdpPort:
         self._receivers[session_number] = receiver
 
     def forget(self, session_number: int, receiver: Receiver) -> None:
-        """Undo `listen`, unless the seat has a new owner already."""
+        """Undo `listen`, unless another has listened to the session since."""
         if self._receivers.get(session_number) == receiver:
             del self._receivers[session_number]
 
@@ -208,11 +204,8 @@ class UdpPort:
         try:
             while True:
                 hub.wait(watcher)
-                signals = self._plane.udp_signals()
-                for signal in signals:
+                for signal in self._plane.udp_signals():
                     self._hand_out(signal)
-                if len(signals) >= FULL_BATCH:
-                    gevent.sleep(FLOOD_PAUSE_S)
         finally:
             watcher.close()
 

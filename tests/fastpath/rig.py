@@ -57,6 +57,11 @@ def vnet(
     return struct.pack("<BBHHHH", flags, gso_type, hdr_len, gso_size, csum_start, csum_offset)
 
 
+def stun(what: int = 1, transaction: bytes = b"12 bytes ids") -> bytes:
+    """A STUN message without attributes (RFC 8489, section 5): 1 is a request, 0x101 its answer."""
+    return what.to_bytes(2) + bytes(2) + b"\x21\x12\xa4\x42" + transaction
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 

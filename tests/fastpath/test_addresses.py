@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shadowmesh._fastpath import DataPlane, Session
-from tests.fastpath.rig import eventually
+from tests.fastpath.rig import eventually, stun
 
 WILDCARD = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 FAMILIES = pytest.mark.parametrize("family", WILDCARD, ids=["IPv4", "dual-stack"])
@@ -96,7 +96,7 @@ def test_an_address_is_what_python_takes_for_one(family):
 )
 def test_a_datagram_goes_where_the_text_says_and_tells_whence_it_came(family, to, source):
     with closing(Udp(family)) as udp:
-        assert udp.plane.send_datagram(b"\0", to, udp.port) == 0
+        assert udp.plane.send_datagram(stun(), to, udp.port) == 0
         assert list(sources(udp.plane)) == [(source, udp.port)]
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -140,6 +141,15 @@ def test_a_session_keeps_the_pipe_that_it_is_bound_to():
     session.close()
 
 
+def all_sessions(plane: DataPlane) -> list[Session]:
+    """Take every seat that is free."""
+    sessions = []
+    with suppress(LocalProtocolError):
+        while True:
+            sessions.append(Session(plane))
+    return sessions
+
+
 def test_a_session_that_is_dropped_gives_its_seat_back():
     plane = DataPlane()
     for _ in range(100):
@@ -148,7 +158,7 @@ def test_a_session_that_is_dropped_gives_its_seat_back():
         plane.activate(session)
         del session
     gc.collect()
-    assert Session(plane).number == 0
+    assert len(all_sessions(plane)) == 80
 
 
 class Owner(Session):
@@ -171,7 +181,7 @@ def test_sessions_in_a_cycle_are_collected(kind):
     del owner, session
     gc.collect()
     assert gone() is None
-    assert Session(plane).number == 0
+    assert len(all_sessions(plane)) == 80
     del plane
     gc.collect()
     assert open_files() == files

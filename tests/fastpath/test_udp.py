@@ -7,11 +7,13 @@ import socket
 import struct
 from dataclasses import replace
 from fcntl import ioctl
+from select import select
 from termios import FIONREAD
 from typing import Any
 
 import pytest
 
+from shadowmesh._fastpath import Session
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import Caps, Inner
 from shadowmesh.base.errors import LocalProtocolError
@@ -26,6 +28,7 @@ from tests.fastpath.rig import (
     frame,
     offload,
     plain,
+    stun,
     vnet,
 )
 from tests.twins import mix, records
@@ -214,30 +217,87 @@ def test_junk_changes_nothing(wired):
     assert wire.opened(1) == [NO_OFFLOAD + FRAME]
 
 
-def test_probes_and_strangers_reach_the_hub_as_signals(wired):
+def test_probes_and_stun_answers_reach_the_hub_as_signals(wired):
     wire = wired()
     here = (wire.loopback, wire.port)
-    wire.send(wire.datagram(plain(FRAME)), b"\x01\x01stun", wire.datagram(b"\x04" + b"12345678"))
+    wire.node.plane.send_datagram(stun(), *here)
+    wire.send(wire.datagram(plain(FRAME)), stun(0x101), wire.datagram(b"\x04" + b"12345678"))
     wire.opened(1)
     signals: list[Any] = []
     eventually(lambda: signals.extend(wire.node.plane.udp_signals()) or len(signals) >= 2)
     key_id, number = wire.node.local_id, wire.node.session.number
     assert all(0 <= boottime() - one[6] < 60 for one in signals)
     assert [one[:6] for one in signals if one[0] is None or one[3]] == [
-        (None, 0, 0, b"\x01\x01stun", 6, here),
+        (None, 0, 0, stun(0x101), 20, here),
         (number, key_id, Inner.PROBE, b"12345678", 8, here),
     ]
 
 
-def test_strangers_cannot_crowd_out_what_is_authentic(wired):
+@pytest.mark.parametrize(
+    "junk",
+    [b"\0", b"\1\1", bytes(20), stun(0x101)[:-1], stun(0x101, b"12 byte  ids"), stun(0, bytes(12))],
+)
+def test_strangers_do_not_reach_the_hub(wired, junk):
     # STUN answers need no key: whoever knows the address can send what looks like one
     wire = wired()
-    for _ in range(40):
-        wire.send(*[b"\x00stun-like junk"] * 20)
-    eventually(lambda: wire.refused("signals_full") > 0)
-    wire.send(wire.datagram(b"\x05" + b"87654321"), wire.datagram(plain(FRAME)))
+    wire.node.plane.send_datagram(stun(), wire.loopback, wire.port)
+    for _ in range(15):
+        wire.send(*[junk] * 20)
+    wire.send(wire.datagram(plain(FRAME)))
     wire.opened(1)
-    assert any(one[2] == Inner.PROBE_ANSWER for one in wire.node.plane.udp_signals())
+    assert [one for one in wire.node.plane.udp_signals() if one[0] is None] == []
+    assert wire.refused("unknown") == 300
+
+
+def test_of_a_stun_request_only_the_first_answers_are_told(wired):
+    wire = wired()
+    for transaction in (b"12 bytes ids", b"another one!"):
+        wire.node.plane.send_datagram(stun(1, transaction), wire.loopback, wire.port)
+        wire.send(*[stun(0x101, transaction)] * 50, wire.datagram(plain(FRAME)))
+        wire.opened(1)
+        told = [one[3] for one in wire.node.plane.udp_signals() if one[0] is None]
+        assert told == [stun(0x101, transaction)] * 4
+    for number in range(32):
+        wire.node.plane.send_datagram(stun(1, b"%12d" % number), wire.loopback, wire.port)
+    wire.send(stun(0x101), wire.datagram(plain(FRAME)))
+    wire.opened(1)
+    assert wire.node.plane.udp_signals() == []
+
+
+def test_a_peer_cannot_keep_the_hub_busy(wired):
+    wire = wired()
+    told = 0
+    for _ in range(5):  # within at most two seconds of the clock
+        wire.send(*[wire.datagram(b"\x04" + b"12345678") for _ in range(100)])
+        wire.send(wire.datagram(plain(FRAME)))
+        wire.opened(1)
+        told += sum(one[2] == Inner.PROBE for one in wire.node.plane.udp_signals())
+    assert 0 < told <= 400
+    assert told + wire.refused("signals_full") >= 500
+
+
+def test_what_more_signals_there_are_than_one_call_returns_is_told_again(wired):
+    wire = wired()
+    wire.send(*[wire.datagram(b"\x04" + b"12345678") for _ in range(127)])
+    wire.send(wire.datagram(plain(FRAME)))
+    wire.opened(1)
+    assert len(wire.node.plane.udp_signals()) == 128  # and the change of address
+    assert select([wire.node.plane.udp_event_fd], [], [], 0)[0]
+    assert wire.node.plane.udp_signals() == []
+    assert not select([wire.node.plane.udp_event_fd], [], [], 0)[0]
+
+
+def test_a_signal_of_a_session_that_is_gone_is_not_taken_for_its_successors(wired):
+    wire = wired()
+    wire.send(wire.datagram(b"\x04" + b"12345678"), wire.datagram(plain(FRAME)))
+    wire.opened(1)
+    before = wire.node.session.number
+    wire.node.session.close()
+    assert wire.node.session.number == -1
+    successor = Session(wire.node.plane)
+    assert {one[0] for one in wire.node.plane.udp_signals()} == {before}
+    assert successor.number != before
+    successor.close()
 
 
 def test_a_new_source_of_authentic_datagrams_is_told_to_the_hub(wired):
@@ -426,10 +486,10 @@ def test_ipv6_and_mapped_ipv4_addresses_work_on_a_dual_stack_socket(make):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain_ipv4:
             plain_ipv4.bind(("127.0.0.1", 0))
             host, port = plain_ipv4.getsockname()
-            assert wire.node.plane.send_datagram(b"\x00stun", host, port) == 0
+            assert wire.node.plane.send_datagram(stun(), host, port) == 0
             data, source = plain_ipv4.recvfrom(100)
-            assert (data, source[0]) == (b"\x00stun", "127.0.0.1")
-            plain_ipv4.sendto(b"\x01answer", source)
+            assert (data, source[0]) == (stun(), "127.0.0.1")
+            plain_ipv4.sendto(stun(0x101), source)
             signals = eventually(wire.node.plane.udp_signals)
             assert [one[5] for one in signals] == [("127.0.0.1", port)]
     finally:

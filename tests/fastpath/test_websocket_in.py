@@ -220,7 +220,7 @@ def test_many_large_messages_pass_through_the_buffer(make):
     # more than the buffer holds, so that it is moved to its front at every possible place
     node = make(tap=False).start()
     peer = Peer(node)
-    for number in range(40):
+    for number in range(0, 40, 2):
         payload = peer.message([bytes([Inner.PADDING]) + bytes(4000 + 37 * number)] * 9)
         half = peer.frame(payload[:5000], BINARY, fin=False)
         stream = half + peer.frame(payload[5000:], CONTINUATION)
@@ -418,6 +418,16 @@ def test_more_than_10_control_frames_in_a_second_are_refused(make, client, opcod
     assert len(ingest_once(node, peer.frame(b"x", opcode) * 10)) == 10
     node = make(client=client).start()
     assert len(ingest_once(node, peer.frame(b"x", opcode) * 11)) == 10
+    with refused(1008):
+        node.pipe.ingest(0)
+
+
+def test_more_than_200_records_for_the_hub_in_a_second_are_refused(make):
+    node = make().start()
+    peer = Peer(node)
+    probe = bytes([Inner.PROBE]) + bytes(8)
+    frames = b"".join(peer.frame(peer.message([probe] * 50)) for _ in range(5))
+    assert len(ingest_once(node, frames)) == 200  # one call has one time
     with refused(1008):
         node.pipe.ingest(0)
 

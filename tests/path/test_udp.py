@@ -17,7 +17,7 @@ from shadowmesh.path import udp
 from shadowmesh.path.udp import UdpPort, open_socket
 from shadowmesh.wire.control import Endpoint
 
-STUN = b"\x00\x01\x00\x00\x21\x12\xa4\x42" + bytes(12)
+STUN = b"\x00\x01\x00\x00\x21\x12\xa4\x42" + bytes(range(12))
 WAIT_S = 5.0
 
 
@@ -115,8 +115,15 @@ def test_a_host_without_udp_is_told_what_to_do(monkeypatch):
         open_socket(9001)
 
 
+def ask(port: UdpPort, stranger: socket.socket) -> None:
+    """Send the request that STUN answers; no other is heard."""
+    assert port.send(STUN, Endpoint(ip_address("127.0.0.1"), stranger.getsockname()[1])) == 0
+    assert stranger.recv(100) == STUN
+
+
 def test_what_is_no_record_goes_to_stun_with_a_plain_address(port, stranger):
     inbox = port.on_stun = Inbox()
+    ask(port, stranger)
     stranger.sendto(STUN, ("127.0.0.1", port.port))
     host, number = stranger.getsockname()
     assert inbox.next() == (STUN, Endpoint(ip_address(host), number))
@@ -166,6 +173,7 @@ def test_a_receiver_that_fails_does_not_end_the_port(port, stranger):
         raise ZeroDivisionError
 
     port.on_stun = fail
+    ask(port, stranger)
     stranger.sendto(STUN, ("127.0.0.1", port.port))
     gevent.sleep(0.05)
     inbox = port.on_stun = Inbox()
@@ -179,6 +187,7 @@ def test_unauthenticated_datagrams_get_no_answer(plane, port, stranger):
     for data in (b"", *junk):
         stranger.sendto(data, here)
     inbox = port.on_stun = Inbox()
+    ask(port, stranger)
     stranger.sendto(STUN, here)
     inbox.next()
     stranger.setblocking(False)

@@ -7,13 +7,15 @@ from shadowmesh.fast.admit cimport MAX_SEGMENTS
 from shadowmesh.fast.backlog cimport *
 from shadowmesh.fast.capture cimport *
 from shadowmesh.fast.datagram cimport iovec
-from shadowmesh.fast.flow cimport flow_hash as hash_flow
+from shadowmesh.fast.flow cimport choose_flow_secret, flow_hash as hash_flow
 from shadowmesh.fast.frame cimport VNET_HEADER_BYTES
 from shadowmesh.fast.ring cimport *
 from shadowmesh.fast.session cimport INNER_FRAME
 from shadowmesh.fast.steer cimport steer_in, steer_now_ms, steer_out, steer_reset
 from shadowmesh.fast.tap cimport tap_t
 from shadowmesh.fast.hooks.memory cimport *
+
+choose_flow_secret()
 
 SIZES = {
     "RING_BYTES": RING_BYTES,
@@ -186,6 +188,14 @@ cdef class Ring:
     def allowance(self):
         return ring_allowance(&self.ring)
 
+    @property
+    def touched(self):
+        """Where the last byte stands that is not 0: how far the ring was ever in use."""
+        cdef size_t end = RING_BYTES
+        while end and not self.ring.bytes[end - 1]:
+            end -= 1
+        return end
+
     def commit(self, message not None, uint32_t frames=0):
         """Append one message; False when it does not fit."""
         cdef Exact held = copy_of(message)
@@ -228,12 +238,15 @@ cdef class Ring:
             while done < messages:
                 seed = seed * 1664525 + 1013904223
                 length = 1 + (seed >> 8) % (70000 if seed >> 30 == 0 else 300)
+                ring_lock(&self.ring)
                 place = ring_reserve(&self.ring, length)
                 while place == NULL:
+                    ring_unlock(&self.ring)
                     if ring_starve(&self.ring, 0):
                         if poll(&space, 1, timeout_ms) <= 0:
                             break
                         drain_fd(self.ring.space_fds[0])
+                    ring_lock(&self.ring)
                     place = ring_reserve(&self.ring, length)
                 if place == NULL:
                     break
@@ -241,6 +254,7 @@ cdef class Ring:
                     place[i] = value
                     value += 1
                 ring_commit(&self.ring, place, length, 1)
+                ring_unlock(&self.ring)
                 done += 1
         return done
 

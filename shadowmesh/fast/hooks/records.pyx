@@ -177,34 +177,34 @@ cdef class Life:
     cdef uint64_t now_ns
 
     def __cinit__(self, uint64_t age_ns, uint64_t wss_next=0, uint64_t udp_next=0):
+        cdef epoch_t *epoch
         memset(&self.ring, 0, sizeof(ring_t))
         self.plane = <plane_t *>calloc(1, sizeof(plane_t))
         if self.plane == NULL:
             raise MemoryError
-        self.plane.peers.epochs = <epoch_t *>calloc(MAX_EPOCHS, sizeof(epoch_t))
-        if self.plane.peers.epochs == NULL:
+        if seat_session(&self.plane.peers) or not reserve_epoch(&self.plane.peers, 0, 0x100):
             raise MemoryError
-        self.plane.peers.epochs.state = EPOCH_INSTALLED
-        self.plane.peers.epochs.born_ns = 1000
-        self.plane.peers.epochs.local_key_id = 0x100
-        self.plane.peers.epochs.wss_tx_next = wss_next
-        self.plane.peers.epochs.udp_tx_next = udp_next
-        self.plane.peers.sessions[0].in_use = 1
-        self.plane.peers.sessions[0].ring = &self.ring
-        self.now_ns = self.plane.peers.epochs.born_ns + age_ns
+        epoch = self.plane.peers.epochs[0]
+        epoch.born_ns = 1000
+        epoch.wss_tx_next = wss_next
+        epoch.udp_tx_next = udp_next
+        publish_epoch(&self.plane.peers, epoch)
+        self.plane.peers.sessions[0].draft.epoch = epoch
+        self.plane.peers.sessions[0].draft.ring = &self.ring
+        self.now_ns = epoch.born_ns + age_ns
 
     def __dealloc__(self):
         if self.plane != NULL:
-            free(self.plane.peers.epochs)
+            unseat_session(&self.plane.peers, 0)
         free(self.plane)
 
     def obstacle(self):
         """KEEP (-1) when the session may seal, or the number of the DROP_ reason."""
-        return sending_obstacle(&self.plane.peers, 0, self.now_ns)
+        return sending_obstacle(&self.plane.peers.sessions[0].draft, self.now_ns)
 
     def opens(self):
         """Whether a message or a record of one may be opened."""
-        return bool(may_open(self.plane.peers.epochs, 0x100, 0, self.now_ns))
+        return bool(may_open(self.plane.peers.epochs[0], 0x100, 0, self.now_ns))
 
     def refuses_datagram(self, uint64_t counter):
         """Give a datagram that is not authentic; return the number of the REFUSED_ reason."""
@@ -215,6 +215,7 @@ cdef class Life:
         write_aad(datagram, KIND_UDP, 0x100, counter)
         memset(self.plane.udp.received.refused, 0, sizeof(self.plane.udp.received.refused))
         open_datagram(self.plane, datagram, sizeof(datagram), &source, self.now_ns)
+        unpin(&self.plane.peers.udp_pin)
         for i in range(REFUSALS):
             if self.plane.udp.received.refused[i]:
                 return i
