@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -404,6 +405,20 @@ def test_a_peer_that_starts_a_rekey_in_the_wrong_role_ends_the_session(name: str
     with pytest.raises(RemoteProtocolError):
         pair.give(name, Inner.HANDSHAKE, wrong)
     assert only_failure(pair.sides[name]).close_code == WS_HANDSHAKE_FAILED
+
+
+@pytest.mark.parametrize(("pause_s", "allowed"), [(0.0, False), (0.5, False), (1.0, True)])
+def test_rekeys_without_end_end_the_session(pause_s: float, allowed: bool) -> None:
+    # each costs the responder operations with public keys: 0.4 ms of the hub
+    pair = connected()
+    offer = Offer(0, 1500, bytes(32), 99)
+    prev_h = pair.r.current.result.h
+    ended = nullcontext() if allowed else pytest.raises(RemoteProtocolError, match="without end")
+    with ended:
+        for _ in range(30):
+            pair.now += pause_s
+            message = Initiator(policy_of("i"), offer, prev_h).first_message()
+            pair.give("r", Inner.HANDSHAKE, message)
 
 
 @pytest.mark.parametrize("number", [2, 3])

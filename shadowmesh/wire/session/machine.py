@@ -52,6 +52,7 @@ from shadowmesh.base.constants import (
     RejectReason,
 )
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.base.rate import TokenBucket
 from shadowmesh.wire import control
 from shadowmesh.wire.session.attempts import Attempts
 from shadowmesh.wire.session.events import (
@@ -78,6 +79,9 @@ if TYPE_CHECKING:
 
 #: place of the message number in a handshake header (protocol section 3)
 _NUMBER_OFFSET: Final = 6
+#: handshake messages of a rekey that the peer may send, a second and at once: each costs us
+#: operations with public keys
+HANDSHAKE_RATE: Final = (1.0, 10)
 
 
 class SessionMachine:
@@ -131,6 +135,7 @@ class SessionMachine:
             entropy=entropy,
         )
         self._rekey = RekeyTimer(initiator, rotation_interval_s, jitter)
+        self._handshakes = TokenBucket(*HANDSHAKE_RATE)
         self._events: deque[Event] = deque()
         self._started = False
         self._over = False
@@ -320,6 +325,8 @@ class SessionMachine:
         self._send_handshake(self._attempts.first_message(self._base(), now))
 
     def _receive_handshake_record(self, keys: Keys, body: bytes, now: float) -> None:
+        if not self._handshakes.take(now):
+            raise RemoteProtocolError("handshake messages without end")
         if keys is self._keys.current:
             self._receive_handshake(body, now)
         elif keys is self._keys.previous and not self.initiator and _number(body) == 1:
