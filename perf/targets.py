@@ -84,3 +84,5 @@ SOAK_DIFFERENT = at_most(0)
 SOAK_REKEYS = at_least(1)
 #: what 10^7 frames leave behind: nothing, but for the arenas that the allocator holds on to
 HEAP_GROWTH_KIB = at_most(256, 0)
+#: microseconds that the hub stands still for a change of keys under full load
+KEY_CHANGE_P99 = at_most(200, 50)
