@@ -26,6 +26,8 @@ ARGS ?=
 JOBS ?= 3
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --use-pep517 --constraint constraints.txt
+# What several threads do at once.
+RACES := $(addprefix tests/fastpath/test_,capture_ring.py epochs.py lifecycle.py queues.py ring.py slow_link.py)
 # Several people or jobs may share a checkout; the compiled module is written in place.
 LOCK := mkdir -p build && flock build/.lock
 
@@ -71,13 +73,19 @@ endif
 types: dev ## mypy, strict, on the parts that must not go wrong
 	@$(VENV)/bin/mypy
 
+# setarch: the sanitizer wants memory where it expects it, whatever the kernel's randomisation.
 .PHONY: sanitize
-sanitize: dev ## the data plane's tests under address and undefined-behaviour sanitizers
-	@$(LOCK) env SHADOWMESH_SANITIZE=1 $(PY) setup.py --quiet build \
-	  --build-lib build/sanitize --build-temp build/sanitize-objects
-	@env PYTHONPATH=build/sanitize LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+sanitize: dev ## the data plane's tests under the sanitizers: memory, undefined behaviour, data races
+	@$(LOCK) env SHADOWMESH_SANITIZE=memory $(PY) setup.py --quiet build \
+	  --build-lib build/sanitize-memory --build-temp build/sanitize-memory-objects
+	@env PYTHONPATH=build/sanitize-memory LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	  $(VENV)/bin/pytest -s -p shadowmesh._fastpath --numprocesses $(JOBS) --dist loadfile $(or $(ARGS),tests/fastpath)
+	@$(LOCK) env SHADOWMESH_SANITIZE=thread $(PY) setup.py --quiet build \
+	  --build-lib build/sanitize-thread --build-temp build/sanitize-thread-objects
+	@env PYTHONPATH=build/sanitize-thread LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
+	  TSAN_OPTIONS=halt_on_error=1:exitcode=66 \
+	  setarch -R $(VENV)/bin/pytest -s -p shadowmesh._fastpath --numprocesses $(JOBS) --dist loadfile $(or $(ARGS),$(RACES))
 
 .PHONY: perf
 perf: packages-test build $(VENV)/.perf ## measure against the targets (root, quiet machine)

@@ -2,7 +2,8 @@
 
 Switches (environment):
     SHADOWMESH_DEBUG_BUILD=1  bounds and None checks on, assertions in C, no optimisation
-    SHADOWMESH_SANITIZE=1     address and undefined-behaviour sanitizers (see `make sanitize`)
+    SHADOWMESH_SANITIZE=      memory: address and undefined-behaviour sanitizers; thread: the one for
+                              data races (see `make sanitize`)
     SHADOWMESH_WERROR=1       C compiler warnings are errors (set by `make lint` and in CI)
     SHADOWMESH_LIBSODIUM      auto, system or source (scripts/libsodium.py)
     SHADOWMESH_HOOKS=0        without the modules for tests and measurements (set for wheels)
@@ -44,7 +45,12 @@ COMMON = ["-std=gnu11", "-fno-strict-aliasing", "-fvisibility=hidden", *WARNINGS
 RELEASE = ["-O3", "-g1", "-DNDEBUG"]
 DEBUG = ["-O0", "-g3", "-UNDEBUG"]
 SANITIZE = ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = {
+    "": [],
+    "memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    # It does not know fences; what it is to see is ordered by acquire and release as well.
+    "thread": ["-fsanitize=thread", "-Wno-tsan"],
+}
 
 
 def is_set(name: str) -> bool:
@@ -56,9 +62,14 @@ class BuildFastpath(build_ext):
 
     def build_extensions(self) -> None:
         sodium = libsodium.choose()
-        debug, sanitize = is_set("SHADOWMESH_DEBUG_BUILD"), is_set("SHADOWMESH_SANITIZE")
+        debug, sanitize = (
+            is_set("SHADOWMESH_DEBUG_BUILD"),
+            os.environ.get("SHADOWMESH_SANITIZE", ""),
+        )
+        if sanitize not in SANITIZERS:
+            sys.exit(f"SHADOWMESH_SANITIZE={sanitize} is none of: {' '.join(SANITIZERS)}")
         flags = COMMON + (SANITIZE if sanitize else DEBUG if debug else RELEASE)
-        flags += SANITIZERS if sanitize else []
+        flags += SANITIZERS[sanitize]
         flags += ["-Werror"] if is_set("SHADOWMESH_WERROR") else []
         directives = {
             "language_level": 3,
@@ -69,10 +80,10 @@ class BuildFastpath(build_ext):
             "cdivision": True,
             "embedsignature": True,
         }
-        variant = "debug" if debug else "sanitize" if sanitize else "release"
+        variant = "debug" if debug else sanitize or "release"
         for extension in self.extensions:
             extension.extra_compile_args = [*flags, f"-I{PACKAGE / 'fast'}", *sodium.cflags]
-            extension.extra_link_args = [*(SANITIZERS if sanitize else []), *sodium.ldflags]
+            extension.extra_link_args = [*SANITIZERS[sanitize], *sodium.ldflags]
             extension.depends = [
                 *sorted(str(path) for path in PACKAGE.glob("fast/**/*.pxd")),
                 *sorted(str(path) for path in PACKAGE.glob("fast/*.h")),
