@@ -144,7 +144,9 @@ def test_a_message_that_is_printed_nowhere_is_noticed():
 def test_every_path_into_the_repository_leads_somewhere():
     text = " ".join([*inline_code(), *re.findall(r"\]\((\S+?)\)", TEXT)])
     text += " " + TEXT.replace("/opt/shadowmesh/", " ")
-    tops = "|".join(re.escape(path.name) for path in ROOT.iterdir() if path.is_dir())
+    made = ("build", "dist")  # what they hold is not there before it is made
+    folders = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in made]
+    tops = "|".join(map(re.escape, folders))
     paths = set(re.findall(rf"(?<![\w/.-])(?:{tops})/[\w./-]*\w/?", text))
     paths |= {"LICENSE"}
     assert len(paths) > 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,10 +43,12 @@ def linked() -> Iterator[Callable[..., tuple[rig.Node, rig.Node]]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
-    # The sanitizer for threads begins one of its own with the first that there is.
-    one = threading.Thread(target=gc.collect)
-    one.start()
-    one.join()
+    if "tsan" in os.environ.get("LD_PRELOAD", ""):
+        # It begins a thread of its own with the first that there is.
+        first = threading.Thread(target=gc.collect)
+        first.start()
+        first.join()
+    gc.collect()
     files, threads = rig.open_files(), rig.threads()
     yield
     gc.collect()
