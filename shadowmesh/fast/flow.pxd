@@ -18,7 +18,8 @@ cdef extern from *:
 
 
 cdef inline void choose_flow_secret() noexcept nogil:
-    # Before the first frame; each extension module has its own.
+    # Before the first frame. Each extension module has its own; the hooks for tests have none, so
+    # that what they find is the same in each run.
     randombytes_buf(FLOW_SECRET, sizeof(FLOW_SECRET))
 
 

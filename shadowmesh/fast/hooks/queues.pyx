@@ -7,15 +7,13 @@ from shadowmesh.fast.admit cimport MAX_SEGMENTS
 from shadowmesh.fast.backlog cimport *
 from shadowmesh.fast.capture cimport *
 from shadowmesh.fast.datagram cimport iovec
-from shadowmesh.fast.flow cimport choose_flow_secret, flow_hash as hash_flow
+from shadowmesh.fast.flow cimport flow_hash as hash_flow
 from shadowmesh.fast.frame cimport VNET_HEADER_BYTES
 from shadowmesh.fast.ring cimport *
 from shadowmesh.fast.session cimport INNER_FRAME
 from shadowmesh.fast.steer cimport steer_in, steer_now_ms, steer_out, steer_reset
 from shadowmesh.fast.tap cimport tap_t
 from shadowmesh.fast.hooks.memory cimport *
-
-choose_flow_secret()
 
 SIZES = {
     "RING_BYTES": RING_BYTES,
