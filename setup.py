@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import libsodium  # noqa: E402  (scripts/ is not a package)
+import openssl  # noqa: E402
 
 PACKAGE = Path("shadowmesh")
 #: shadowmesh/keys/sodium.py looks for it
@@ -61,7 +62,7 @@ class BuildFastpath(build_ext):
     """Translate and compile the data plane and its hooks when a source or a switch has changed."""
 
     def build_extensions(self) -> None:
-        sodium = libsodium.choose()
+        sodium, ssl = libsodium.choose(), openssl.find()
         debug, sanitize = (
             is_set("SHADOWMESH_DEBUG_BUILD"),
             os.environ.get("SHADOWMESH_SANITIZE", ""),
@@ -82,8 +83,9 @@ class BuildFastpath(build_ext):
         }
         variant = "debug" if debug else sanitize or "release"
         for extension in self.extensions:
-            extension.extra_compile_args = [*flags, f"-I{PACKAGE / 'fast'}", *sodium.cflags]
-            extension.extra_link_args = [*SANITIZERS[sanitize], *sodium.ldflags]
+            includes = [f"-I{PACKAGE / 'fast'}", *sodium.cflags, *ssl.cflags]
+            extension.extra_compile_args = [*flags, *includes]
+            extension.extra_link_args = [*SANITIZERS[sanitize], *sodium.ldflags, *ssl.ldflags]
             extension.depends = [
                 *sorted(str(path) for path in PACKAGE.glob("fast/**/*.pxd")),
                 *sorted(str(path) for path in PACKAGE.glob("fast/*.h")),
@@ -93,7 +95,7 @@ class BuildFastpath(build_ext):
         if stale:
             print(
                 f"compiling the data plane: {stale} modules, {os.cpu_count()} processors;"
-                f" {sodium.summary}",
+                f" {sodium.summary}; {ssl.summary}",
                 flush=True,
             )
         translate(self.extensions, variant, directives)

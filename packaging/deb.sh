@@ -5,7 +5,8 @@
 # Ubuntu 24.04, 3.13 Debian 13. All three install what is built on Debian 12, which has the oldest libc.
 #
 # All Python packages that Debian 12 has too old, or not at all, are inside (PREFIX/lib/shadowmesh);
-# so is libsodium. The same sources, wheel and SOURCE_DATE_EPOCH give the same content.
+# so is libsodium. OpenSSL 3 is the distribution's, as it is for its Python; all but Debian 12 call it
+# libssl3t64. The same sources, wheel and SOURCE_DATE_EPOCH give the same content.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
@@ -56,7 +57,7 @@ Version: $version
 Architecture: $arch
 Maintainer: $maintainer
 Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
-Depends: python3 (>= $python~), python3 (<< $next), libc6 (>= $libc), systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles
+Depends: python3 (>= $python~), python3 (<< $next), libc6 (>= $libc), libssl3t64 | libssl3, systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles
 Section: net
 Priority: optional
 Description: encrypted layer-2 tunnel between two machines

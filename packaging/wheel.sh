@@ -2,7 +2,7 @@
 # Build dist/shadowmesh-VERSION-*.whl and print its path. Called by make, which holds the lock.
 #
 # The wheel carries the data plane and a libsodium of its own, and not the hooks of the tests; what
-# it needs besides are the Python packages in pyproject.toml.
+# it needs besides are the system's OpenSSL 3 and the Python packages in pyproject.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 py=${VENV:-.venv}/bin/python

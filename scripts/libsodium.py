@@ -21,6 +21,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pkg_config import pkg_config
+
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = ROOT / "build" / "libsodium"
 
@@ -64,7 +66,7 @@ def choose() -> Libsodium:
     wanted = os.environ.get("SHADOWMESH_LIBSODIUM", "auto")
     if wanted not in ("auto", "system", "source"):
         raise SystemExit(f"SHADOWMESH_LIBSODIUM={wanted}: use auto, system or source")
-    system_version = _pkg_config("--modversion")
+    system_version = pkg_config("--modversion", "libsodium")
     if system_version and (
         wanted == "system"
         or (wanted == "auto" and _as_tuple(system_version) >= _as_tuple(AEGIS_SINCE))
@@ -109,23 +111,12 @@ def _as_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _pkg_config(*arguments: str) -> str:
-    """The answer of pkg-config about libsodium; empty when it knows nothing."""
-    try:
-        done = subprocess.run(
-            ["pkg-config", *arguments, "libsodium"], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def _system(version: str) -> Libsodium:
     return Libsodium(
         version=version,
         origin="system, shared",
-        cflags=tuple(_pkg_config("--cflags").split()),
-        ldflags=tuple(_pkg_config("--libs").split()),
+        cflags=tuple(pkg_config("--cflags", "libsodium").split()),
+        ldflags=tuple(pkg_config("--libs", "libsodium").split()),
     )
 
 

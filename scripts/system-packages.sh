@@ -47,6 +47,7 @@ os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null || missing+=(python3-d
     # At run time pysodium loads the shared library; -dev brings it and pkg-config's answer.
     # Not grep -q: it would end early, and ldconfig's broken pipe would count as "missing".
     /sbin/ldconfig -p 2>/dev/null | grep 'libsodium\.so\.' >/dev/null || missing+=(libsodium-dev)
+    pkg-config --exists libssl 2>/dev/null || missing+=(libssl-dev)
     if [ ${#missing[@]} -gt 0 ]; then fatal=1; fi
 }
 

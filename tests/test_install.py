@@ -229,3 +229,22 @@ def test_a_machine_without_libsodium_does_with_the_one_we_carry():
         "assert len(sodium.random_bytes(32)) == 32\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# --- OpenSSL ----------------------------------------------------------------------------------
+
+
+def test_a_build_without_openssls_headers_says_in_one_line_what_to_install():
+    scripts = Path(__file__).parents[1] / "scripts"
+    asked = subprocess.run(
+        [sys.executable, "-c", "import openssl; openssl.find()"],
+        cwd=scripts,
+        env={**os.environ, "PKG_CONFIG_LIBDIR": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert asked.returncode == 1
+    assert asked.stderr.count("\n") == 1
+    assert "apt-get install libssl-dev" in asked.stderr
