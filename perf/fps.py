@@ -1,7 +1,7 @@
 """Frames sealed and opened per second on one core, inside the data plane.
 
-The readings are those of `shadowmesh bench`; here they are judged. Both paths beside libsodium on
-the same bytes with nothing around it, in the same rounds.
+The readings are those of `shadowmesh bench`; here they are judged. Both paths beside the cipher
+on the same bytes with nothing around it, in the same rounds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from shadowmesh.cli.benchmark import CALLS, SIZES, ciphers, read_rates
 
 from .report import Failure, Row, compared, unread
-from .targets import AEGIS, CHACHA, SEAL, SEAL_BESIDE_LIBSODIUM, SEED_FRAMES
+from .targets import AEGIS, CHACHA, SEAL, SEAL_BESIDE_CIPHER, SEED_FRAMES
 
 JUDGED_SIZE = 1400
 
@@ -36,7 +36,7 @@ def _size(group: str, cipher: str, size: int, rounds: int) -> Iterator[Row]:
         alone = read[f"{verb}_alone"]
         if size == JUDGED_SIZE and verb == "seal":
             yield compared(group, name, "/s", read[call], target=SEAL[cipher])
-            yield compared(group, name, "/s", read[call], "libsodium", alone, SEAL_BESIDE_LIBSODIUM)
+            yield compared(group, name, "/s", read[call], "cipher alone", alone, SEAL_BESIDE_CIPHER)
             yield compared(group, name, "/s", read[call], "first design", [SEED_FRAMES] * rounds)
         else:
-            yield compared(group, name, "/s", read[call], "libsodium", alone)
+            yield compared(group, name, "/s", read[call], "cipher alone", alone)

@@ -66,8 +66,8 @@ RTT_LOADED_MS = at_most(3.0, 1.0)
 CPU_PER_GB = {f"udp {AEGIS}": at_most(1.6, 1.0), f"wss {AEGIS}": at_most(3.0, 2.0)}
 #: frames of 1,400 bytes sealed per second on one core
 SEAL = {CHACHA: at_least(500e3), AEGIS: at_least(2.5e6)}
-#: ... and against libsodium with nothing around it
-SEAL_BESIDE_LIBSODIUM = Target(None, 0.90, at_least=True)
+#: ... and against the cipher with nothing around it
+SEAL_BESIDE_CIPHER = Target(None, 0.90, at_least=True)
 #: what the first design reached, frames a second
 SEED_FRAMES = 345_720
 MEMORY_MIB = at_most(70, 55)

@@ -50,6 +50,7 @@ from shadowmesh.base.errors import DeviceError, LocalProtocolError, RemoteProtoc
 
 if sodium_init() < 0:
     raise ImportError("libsodium could not be initialised: the system gives no randomness")
+sm_chacha_load()
 choose_flow_secret()
 
 #: In the order of the DROP_ reasons in fast/drop_reasons.pxd.

@@ -5,7 +5,7 @@ how they are shown.
 
 For the WebSocket path a batch is one message of 64 frames into the ring, masked as a client's, and
 back out of the parser; for UDP it is 64 datagrams, opened through the replay window. "alone" is
-libsodium on the same bytes with nothing around it.
+the cipher on the same bytes with nothing around it.
 """
 
 from __future__ import annotations

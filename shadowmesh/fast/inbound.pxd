@@ -138,7 +138,7 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     if available < LENGTH_BYTES + sealed_bytes:
         return EVENT_NONE
     write_aad(aad, KIND_WSS, epoch.local_key_id, epoch.wss_rx_next)
-    if aead_open(epoch.cipher, epoch.wss_rx_key, epoch.wss_rx_next, aad, AAD_BYTES,
+    if aead_open(epoch.cipher, epoch.wss_rx_key, epoch.contexts, epoch.wss_rx_next, aad, AAD_BYTES,
                  inner, sealed_bytes, inner) != 0:
         return E_RECORD
     inner_bytes = sealed_bytes - tag_bytes(epoch.cipher)

@@ -203,6 +203,7 @@ cdef inline void erase_epoch(peers_t *peers, int index) noexcept nogil:
     sm_publish(&peers.receiving[index], NULL)
     await_unpinned(peers, epoch, NULL)
     peers.epochs[index] = NULL
+    sm_chacha_erase(epoch.contexts)
     sodium_memzero(epoch, sizeof(epoch_t))
     free(epoch)
 

@@ -7,6 +7,7 @@
 #
 # Who may touch what:
 #   epoch_t     all that is not named below: the hub, before the epoch is published, then nobody
+#     contexts                  each thread that seals or opens its own (chacha.h)
 #     wss_tx_next               who has the lock of the ring that the session's records go to
 #     udp_tx_next, fragment_next    TAP threads and hub: numbers are taken by an atomic add, so none
 #                               is used twice
@@ -78,6 +79,7 @@ ctypedef struct epoch_t:
     uint8_t wss_rx_key[KEY_BYTES]
     uint8_t udp_tx_key[KEY_BYTES]
     uint8_t udp_rx_key[KEY_BYTES]
+    sm_chacha_t contexts[SM_CHACHA_THREADS]
     uint64_t wss_rx_next
     int wss_rx_closed
     uint8_t unshared[64]        # what who sends writes is in no line of who receives
@@ -136,7 +138,7 @@ cdef inline size_t seal_wss_record(epoch_t *epoch, const uint8_t *inner, size_t 
     cdef size_t sealed_bytes = inner_bytes + tag_bytes(epoch.cipher)
     write_aad(aad, KIND_WSS, epoch.remote_key_id, epoch.wss_tx_next)
     sm_store32(out, <uint32_t>sealed_bytes)
-    aead_seal(epoch.cipher, epoch.wss_tx_key, epoch.wss_tx_next, aad, AAD_BYTES,
+    aead_seal(epoch.cipher, epoch.wss_tx_key, epoch.contexts, epoch.wss_tx_next, aad, AAD_BYTES,
               inner, inner_bytes, out + LENGTH_BYTES)
     sm_count(&epoch.wss_tx_next, 1)
     return LENGTH_BYTES + sealed_bytes
@@ -149,12 +151,12 @@ cdef inline uint64_t take_counters(epoch_t *epoch, uint64_t count) noexcept nogi
     return sm_take_numbers(&epoch.udp_tx_next, count)
 
 
-cdef inline size_t seal_datagram(const epoch_t *epoch, uint64_t counter, const uint8_t *inner,
+cdef inline size_t seal_datagram(epoch_t *epoch, uint64_t counter, const uint8_t *inner,
                                  size_t inner_bytes, uint8_t *out) noexcept nogil:
     # One record as a datagram at `out`, under a counter from take_counters that is used for nothing
     # else; the caller made room. Returns the bytes written.
     write_aad(out, KIND_UDP, epoch.remote_key_id, counter)
-    aead_seal(epoch.cipher, epoch.udp_tx_key, counter, out, AAD_BYTES,
+    aead_seal(epoch.cipher, epoch.udp_tx_key, epoch.contexts, counter, out, AAD_BYTES,
               inner, inner_bytes, out + AAD_BYTES)
     return AAD_BYTES + inner_bytes + tag_bytes(epoch.cipher)
 

@@ -297,8 +297,8 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
         refuse(&plane.udp, REFUSED_REPLAY)
         return
     if (length < AAD_BYTES + 1 + tag_bytes(epoch.cipher)
-            or aead_open(epoch.cipher, epoch.udp_rx_key, counter, p, AAD_BYTES, p + AAD_BYTES,
-                         length - AAD_BYTES, p + AAD_BYTES) != 0):
+            or aead_open(epoch.cipher, epoch.udp_rx_key, epoch.contexts, counter, p, AAD_BYTES,
+                         p + AAD_BYTES, length - AAD_BYTES, p + AAD_BYTES) != 0):
         sm_count(&epoch.udp_failed_opens, 1)
         refuse(&plane.udp, REFUSED_FORGED)
         return

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from shadowmesh._fastpath import CIPHER_NAMES, build_info
 from shadowmesh.base import constants
 from shadowmesh.fast.hooks import records as hooks
-from tests.fastpath.rig import AEGIS, CIPHERS
+from tests.fastpath.rig import AEGIS, CHACHA, CIPHERS
 from tests.twins import records
 from tests.twins.replay import ReplayWindow
 from tests.twins.websocket import apply_mask
@@ -76,17 +79,98 @@ def test_what_is_shorter_than_a_tag_does_not_open(cipher):
         assert hooks.open_sealed(CIPHER_NAMES[cipher], KEY, 0, b"", bytes(size)) is None
 
 
-def test_the_library_behind_the_twin_knows_rfc_8439_section_2_8_2():
-    # the plane's nonce begins with zeros and the RFC's does not, so the known answer can only
-    # check the library that checks the plane
+def test_both_libraries_know_rfc_8439_section_2_8_2():
     text = (
         b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the "
         b"future, sunscreen would be it."
     )
     aad = bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
     nonce = bytes.fromhex("070000004041424344454647")
-    sealed = ChaCha20Poly1305(bytes(range(0x80, 0xA0))).encrypt(nonce, text, aad)
-    assert sealed[-16:].hex() == "1ae10b594f09e26a7e902ecbd0600691"
+    key = bytes(range(0x80, 0xA0))
+    for sealed in hooks.seal_by_both(key, nonce, aad, text):
+        assert sealed[-16:].hex() == "1ae10b594f09e26a7e902ecbd0600691"
+        assert sealed == ChaCha20Poly1305(key).encrypt(nonce, text, aad)
+
+
+# --- ChaCha20-Poly1305 by either library ----------------------------------------------------------
+
+FROM = hooks.SIZES["SM_CHACHA_FROM"]
+CHACHA_CODE = CIPHER_NAMES[CHACHA]
+AAD = bytes(16)
+
+
+def test_both_libraries_make_the_same_record_of_every_length():
+    source = random.Random(8439)
+    for size in (*range(1100), 1400, 2048, 4095, 16_384, 65_000, 200_000):
+        text, aad, nonce = (source.randbytes(n) for n in (size, 16, 12))
+        one, other = hooks.seal_by_both(KEY, nonce, aad, text)
+        assert one == other, size
+        assert hooks.open_by_both(KEY, nonce, aad, one) == (text, text), size
+
+
+def test_neither_library_opens_what_the_other_does_not():
+    source = random.Random(1)
+    for size in (1, 16, 63, 640, 1401, 5000):
+        sealed, _ = hooks.seal_by_both(KEY, bytes(12), AAD, source.randbytes(size))
+        for _ in range(40):
+            forged = bytearray(sealed)
+            forged[source.randrange(len(forged))] ^= 1 << source.randrange(8)
+            assert hooks.open_by_both(KEY, bytes(12), AAD, bytes(forged)) == (None, None)
+        assert hooks.open_by_both(KEY, b"\1" + bytes(11), AAD, sealed) == (None, None)
+        assert hooks.open_by_both(KEY, bytes(12), b"\1" + AAD[1:], sealed) == (None, None)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(-20, 20), st.sampled_from((0, 1000, 64_000)))
+@settings(max_examples=40, deadline=None)
+def test_where_the_library_changes_records_stay_as_the_twins(counter, around, more):
+    aad = records.aad_header(records.KIND_WSS, 5, counter)
+    text = os.urandom(FROM + around + more)
+    sealed = hooks.seal(CHACHA_CODE, KEY, counter, aad, text)
+    assert sealed == sealed_by_the_twin(CHACHA, counter, 5, text)
+    assert hooks.open_sealed(CHACHA_CODE, KEY, counter, aad, sealed) == text
+
+
+def test_a_context_that_is_kept_serves_any_key_in_either_direction():
+    # one for each thread: the hub seals and opens under four keys of an epoch
+    source = random.Random(3)
+    kept = hooks.Contexts()
+    keys = [source.randbytes(32) for _ in range(3)]
+    for counter in range(400):
+        key, text = source.choice(keys), source.randbytes(source.choice((10, FROM, 1400)))
+        expected = hooks.seal(CHACHA_CODE, key, counter, AAD, text)
+        if source.random() < 0.5:
+            assert hooks.seal(CHACHA_CODE, key, counter, AAD, text, kept) == expected
+        else:
+            forged = expected[:-1] + bytes([expected[-1] ^ 1])
+            assert hooks.open_sealed(CHACHA_CODE, key, counter, AAD, forged, kept) is None
+            assert hooks.open_sealed(CHACHA_CODE, key, counter, AAD, expected, kept) == text
+
+
+def test_threads_that_seal_under_one_key_at_once_do_not_disturb_each_other():
+    # more of them than an epoch has contexts, again and again: the numbers are given back
+    kept = hooks.Contexts()
+    text = os.urandom(1400)
+    expected = {n: hooks.seal(CHACHA_CODE, KEY, n, AAD, text) for n in range(40)}
+    started = threading.Barrier(20)
+
+    def work() -> bool:
+        started.wait()
+        return all(
+            hooks.seal(CHACHA_CODE, KEY, n, AAD, text, kept) == sealed
+            for n, sealed in expected.items()
+        )
+
+    for _ in range(3):
+        with ThreadPoolExecutor(20) as pool:
+            assert all(one.result() for one in [pool.submit(work) for _ in range(20)])
+
+
+def test_a_forged_record_leaves_no_error_behind_for_tls():
+    # OpenSSL keeps errors for a thread; SSL_read() takes what it finds there for its own
+    errors = ctypes.CDLL("libcrypto.so.3")
+    errors.ERR_peek_error.restype = ctypes.c_ulong
+    assert hooks.open_sealed(CHACHA_CODE, KEY, 0, AAD, bytes(1400)) is None
+    assert errors.ERR_peek_error() == 0
 
 
 def test_aegis_is_compiled_in_where_it_is_offered():

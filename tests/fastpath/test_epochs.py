@@ -344,8 +344,8 @@ def test_retiring_other_keys_leaves_the_sending_ones_alone(make):
 
 #: Looks for keys in all the writable memory of its process, through one buffer that it leaves out.
 WATCHER = """
-import ctypes, mmap, os
-from shadowmesh._fastpath import DataPlane, Session
+import ctypes, mmap, os, socket
+from shadowmesh._fastpath import DataPlane, Pipe, Session
 
 keys = [bytes((i * 37 + n * 101) % 251 for n in range(32)) for i in range(5, 9)]
 buffer = mmap.mmap(-1, 1 << 20)
@@ -371,7 +371,10 @@ def find(key, end):
     while at >= 0:
         found, at = found + 1, buffer.find(key, at + 1, end)
     return found
-
+"""
+KEYS_GO = (
+    WATCHER
+    + """
 def install():
     key_id = session.reserve_key_id()
     session.install(key_id, 1, "chacha20-poly1305", wss_tx=keys[0], wss_rx=keys[1],
@@ -394,17 +397,87 @@ install()
 del session
 assert copies() == without, "after the session went"
 """
+)
+#: Two planes, each with all its threads: frames cross over both paths, and then the keys go.
+USED_KEYS_GO = (
+    WATCHER
+    + """
+cipher, size = os.environ["CIPHER"], int(os.environ["FRAME_BYTES"])
+frame = bytes.fromhex("020000000002 020000000001 88b5") + bytes(size - 14)
 
+class Node:
+    def __init__(self, client):
+        self.kernel, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("127.0.0.1", 0))
+        self.udp.setblocking(False)
+        self.device.setblocking(False)
+        self.kernel.settimeout(20)
+        self.plane = DataPlane()
+        self.plane.attach_tap([self.device.fileno()], 1500)
+        self.plane.attach_udp(self.udp.fileno(), socket.AF_INET)
+        self.session, self.pipe = Session(self.plane), Pipe(self.plane, client)
+        self.key_id = self.session.reserve_key_id()
 
-@pytest.mark.skipif(
+    def start(self, peer, order):
+        names = ("wss_tx", "wss_rx", "udp_tx", "udp_rx")
+        self.session.install(self.key_id, peer.key_id, cipher, peer_mtu_bytes=1500, peer_caps=0,
+                             **dict(zip(names, (keys[i] for i in order))))
+        self.session.bind(self.pipe)
+        self.session.send_under(self.key_id)
+        self.plane.activate(self.session)
+
+    def frame_to(self, peer):
+        self.kernel.send(bytes(10) + frame)
+        return peer.kernel.recv(2000)
+
+one, other = Node(True), Node(False)
+without = copies()
+one.start(other, (0, 1, 2, 3))
+other.start(one, (1, 0, 3, 2))
+assert copies() == without + 8, "the watcher does not see the keys"
+one.kernel.send(bytes(10) + frame)
+while (ready := one.pipe.outgoing()) is None:
+    os.sched_yield()
+other.pipe.recv_buffer()[: len(ready)] = ready
+other.pipe.ingest(len(ready))
+assert other.kernel.recv(2000) == bytes(10) + frame
+for a, b in ((one, other), (other, one)):
+    a.session.use_udp(*b.udp.getsockname(), 1472)
+    assert a.frame_to(b) == bytes(10) + frame
+    a.session.send_udp_record(4, bytes(size), *b.udp.getsockname())
+for node in (one, other):
+    node.session.retire(node.key_id)
+assert copies() == without, f"{copies() - without} copies after retire"
+"""
+)
+no_sanitizer = pytest.mark.skipif(
     "asan" in os.environ.get("LD_PRELOAD", ""),
     reason="the shadow memory of the sanitizer has terabytes to look through",
 )
-def test_retired_and_closed_keys_leave_no_copy_in_memory():
+
+
+def watch(program: str, **environment: str) -> None:
     child = subprocess.run(
-        [sys.executable, "-c", WATCHER], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert child.returncode == 0, child.stderr
+
+
+@no_sanitizer
+def test_retired_and_closed_keys_leave_no_copy_in_memory():
+    watch(KEYS_GO)
+
+
+@no_sanitizer
+@pytest.mark.parametrize("cipher", CIPHERS)
+@pytest.mark.parametrize("frame_bytes", [64, 1400])
+def test_keys_that_sealed_and_opened_leave_no_copy_in_any_thread(cipher, frame_bytes):
+    watch(USED_KEYS_GO, CIPHER=cipher, FRAME_BYTES=str(frame_bytes))
 
 
 def test_records_sealed_counts_the_busier_path(make):

@@ -41,7 +41,7 @@ class BenchFailed(ShadowMeshError):
 def bench(settings: Settings, tunnel: bool, quick: bool) -> int:
     """Measure what this machine can do: frames per second of each cipher, and a whole tunnel.
 
-    Frames are sealed and opened on one core as the daemon does it, beside libsodium alone. With
+    Frames are sealed and opened on one core as the daemon does it, beside the cipher alone. With
     --tunnel two real daemons share this machine; the network of the machine and a running daemon
     are left alone. For figures that mean something the machine has to be idle.
     """
@@ -122,7 +122,7 @@ def _tunnel(ciphers: tuple[str, ...], seconds: float) -> Iterator[dict[str, Any]
 def _lines(machine: str, rates: list[Rates], streams: list[dict[str, Any]]) -> Iterator[str]:
     yield machine
     yield ""
-    yield f"{'frames per second, one core':<30}{'WSS':>17}{'UDP':>20}{'libsodium alone':>20}"
+    yield f"{'frames per second, one core':<30}{'WSS':>17}{'UDP':>20}{'cipher alone':>20}"
     yield f"{'cipher':<20}{'bytes':>6}    " + "      seal      open" * 3
     for one in rates:
         medians = _medians(one)

@@ -20,6 +20,7 @@ from shadowmesh.fast.hooks.memory cimport *
 
 if sodium_init() < 0:
     raise ImportError("libsodium could not be initialised: the system gives no randomness")
+sm_chacha_load()
 
 #: Names of reasons in the order in which the data plane counts them.
 REASONS = {
@@ -56,31 +57,103 @@ SIZES = {
     "REFUSALS": REFUSALS,
     "SM_KEY_LIFETIME_NS": SM_KEY_LIFETIME_NS,
     "SM_SEAL_LIMIT": SM_SEAL_LIMIT,
+    "SM_CHACHA_FROM": SM_CHACHA_FROM,
 }
 
 
 # --- Ciphers (fast/aead.pxd) ---------------------------------------------------------------------
 
 
-def seal(int cipher, bytes key not None, uint64_t counter, bytes aad not None, plain not None):
+cdef class Contexts:
+    """Those of OpenSSL that stand beside an epoch's keys."""
+
+    cdef sm_chacha_t *contexts
+
+    def __cinit__(self):
+        self.contexts = <sm_chacha_t *>calloc(SM_CHACHA_THREADS, sizeof(sm_chacha_t))
+        if self.contexts == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.contexts != NULL:
+            sm_chacha_erase(self.contexts)
+        free(self.contexts)
+
+
+def seal(int cipher, bytes key not None, uint64_t counter, bytes aad not None, plain not None,
+         Contexts kept=None):
     """Return ciphertext and tag."""
+    cdef Contexts contexts = kept or Contexts()
     cdef Exact held = copy_of(plain)
     cdef Exact sealed = Exact(held.length + tag_bytes(cipher))
     check_key(key)
     memcpy(sealed.bytes, held.bytes, held.length)
-    if aead_seal(cipher, key, counter, aad, len(aad), sealed.bytes, held.length, sealed.bytes):
+    if aead_seal(cipher, key, contexts.contexts, counter, aad, len(aad), sealed.bytes, held.length,
+                 sealed.bytes):
         raise AssertionError("sealing failed")
     return sealed.copy()
 
 
 def open_sealed(int cipher, bytes key not None, uint64_t counter, bytes aad not None,
-                sealed not None):
+                sealed not None, Contexts kept=None):
     """Return the plaintext, None when forged."""
+    cdef Contexts contexts = kept or Contexts()
     cdef Exact plain = copy_of(sealed)
     check_key(key)
-    if aead_open(cipher, key, counter, aad, len(aad), plain.bytes, plain.length, plain.bytes):
+    if aead_open(cipher, key, contexts.contexts, counter, aad, len(aad), plain.bytes, plain.length,
+                 plain.bytes):
         return None
     return view(plain.bytes, plain.length - tag_bytes(cipher))
+
+
+def seal_by_both(bytes key not None, bytes nonce not None, bytes aad not None, plain not None):
+    """Return what OpenSSL and what libsodium makes of a record of ChaCha20-Poly1305."""
+    cdef Contexts contexts = Contexts()
+    cdef Exact held = copy_of(plain)
+    cdef Exact one = Exact(held.length + CHACHA_TAG_BYTES)
+    cdef Exact other = Exact(held.length + CHACHA_TAG_BYTES)
+    cdef EVP_CIPHER_CTX *context
+    cdef unsigned long long length
+    check_key(key)
+    check_nonce(nonce)
+    context = sm_chacha_begin(contexts.contexts, key, nonce, NULL)
+    if context == NULL:
+        raise AssertionError("OpenSSL has no ChaCha20-Poly1305")
+    if sm_chacha_seal(context, one.bytes, held.bytes, held.length, aad, len(aad)):
+        raise AssertionError("OpenSSL has not sealed")
+    crypto_aead_chacha20poly1305_ietf_encrypt(
+        other.bytes, &length, held.bytes, held.length, aad, len(aad), NULL, nonce, key)
+    return one.copy(), other.copy()
+
+
+def open_by_both(bytes key not None, bytes nonce not None, bytes aad not None, sealed not None):
+    """Return what OpenSSL and what libsodium opens, None when it is forged to them."""
+    cdef Contexts contexts = Contexts()
+    cdef Exact held = copy_of(sealed)
+    cdef size_t plain_bytes = held.length - CHACHA_TAG_BYTES
+    cdef Exact one, other
+    cdef EVP_CIPHER_CTX *context
+    cdef unsigned long long length
+    check_key(key)
+    check_nonce(nonce)
+    if held.length < CHACHA_TAG_BYTES:
+        raise ValueError("shorter than a tag")
+    one, other = Exact(plain_bytes), Exact(plain_bytes)
+    context = sm_chacha_begin(contexts.contexts, key, nonce, held.bytes + plain_bytes)
+    if context == NULL:
+        raise AssertionError("OpenSSL has no ChaCha20-Poly1305")
+    opened = [
+        sm_chacha_open(context, one.bytes, held.bytes, plain_bytes, aad, len(aad)),
+        crypto_aead_chacha20poly1305_ietf_decrypt(
+            other.bytes, &length, NULL, held.bytes, held.length, aad, len(aad), nonce, key),
+    ]
+    return tuple(None if code else (<Exact>copied).copy() for code, copied in zip(opened, (one, other)))
+
+
+cdef int check_nonce(bytes nonce) except -1:
+    if len(nonce) != CHACHA_NONCE_BYTES:
+        raise ValueError(f"a nonce has {CHACHA_NONCE_BYTES} bytes, not {len(nonce)}")
+    return 0
 
 
 cdef int check_key(bytes key) except -1:
