@@ -24,7 +24,7 @@ from shadowmesh.wire.handshake.machines import Initiator, Responder
 from shadowmesh.wire.nat import stun
 from tests.fastpath import rig
 from tests.fastpath.test_udp import Wire
-from tests.twins import admit
+from tests.twins import admit, packed
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "tests" / "vectors"
@@ -158,10 +158,11 @@ def _udp_side() -> _UdpSide:
 
 
 def close() -> None:
-    """Let go of what `try_datagram` keeps for the next input."""
-    if _udp_side.cache_info().currsize:
-        _udp_side().close()
-        _udp_side.cache_clear()
+    """Let go of what `try_datagram` and `try_packed` keep for the next input."""
+    for side in (_udp_side, _packed_side):
+        if side.cache_info().currsize:
+            side().close()
+            side.cache_clear()
 
 
 def try_datagram(data: bytes) -> None:
@@ -177,6 +178,56 @@ def datagram_seeds() -> Iterable[bytes]:
     yield b"\x01" + rig.plain(rig.frame(bytes(60)))
     yield b"\x01" + rig.offload(rig.vnet(1, 1, 54, 1000, 34, 16), rig.frame(bytes(1200)))
     yield bytes([1, Inner.FRAGMENT, 1, 0, 0, 2]) + bytes(200)
+
+
+class _PackedSide(_UdpSide):
+    """As _UdpSide, for datagrams of packed frames of which the twin says what they hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = self.frames = 0
+
+    def take(self, data: bytes) -> None:
+        """Cut what is given into datagrams, some of which are lost, as its first bytes say."""
+        size, lost = 3 + data[0], data[1]
+        pieces = [data[at : at + size] for at in range(2, min(len(data), 2 + 40 * size), size)]
+        first = self.wire.counter
+        self.wire.counter += len(pieces) + 1
+        kept = {
+            first + number: bytes([Inner.PACKED]) + piece
+            for number, piece in enumerate(pieces)
+            if not lost >> number % 8 & 1
+        }
+        self.opened += len(kept)
+        self.frames += len([one for one in packed.unpack(kept) if one[0] in packed.FRAMES])
+        self.wire.send(*(self.wire.datagram(inner, at) for at, inner in kept.items()))
+        rig.eventually(self._taken)
+        self.node.tap.take()
+
+    def _taken(self) -> bool:
+        counters = self.node.plane.counters()
+        done = counters["records_opened"] == self.opened
+        return done and counters["frames_opened"] == self.frames
+
+
+@cache
+def _packed_side() -> _PackedSide:
+    return _PackedSide()
+
+
+def try_packed(data: bytes) -> None:
+    """Packed frames, cut anywhere and with gaps: as many come out as the twin finds."""
+    if len(data) > 2:
+        _packed_side().take(data)
+
+
+def packed_seeds() -> Iterable[bytes]:
+    records = [rig.plain(rig.frame(bytes(size))) for size in (60, 200, 90, 250, 60)]
+    records.append(rig.offload(rig.vnet(1, 0, 0, 0, 34, 16), rig.frame(bytes(90))))
+    for room in (200, 252):
+        inners = packed.pack(records, room)
+        for lost in (0, 2):
+            yield bytes([room - 1, lost]) + b"".join(inner[1:] for inner in inners)
 
 
 def try_offload(data: bytes) -> None:
@@ -220,6 +271,7 @@ TARGETS: dict[str, Target] = {
     "datagram": Target(try_datagram, datagram_seeds),
     "handshake": Target(try_handshake, handshake_seeds),
     "offload": Target(try_offload, offload_seeds),
+    "packed": Target(try_packed, packed_seeds),
     "stun": Target(try_stun, stun_seeds),
     "websocket": Target(try_websocket, websocket_seeds),
 }

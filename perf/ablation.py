@@ -15,7 +15,7 @@ from .tunnel import Readings, Streams, small_frames
 
 #: what is switched off, by path: WSS knows neither trains of datagrams nor joined ones
 WORDS = {
-    "udp": ("tso", "csum", "gso", "gro", "join", "batch"),
+    "udp": ("tso", "csum", "gso", "gro", "join", "batch", "pack"),
     "wss": ("tso", "csum", "batch"),
 }
 TUNNELS = tuple(

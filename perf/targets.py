@@ -58,6 +58,10 @@ PLAIN_STREAM = {
 }
 #: 64-byte frames a second at <= 1 % loss, against vxlan
 SMALL_FRAMES = at_least(1.0, 1.4)
+#: frames of a full-sized device, delivered, against vxlan with such as it carries whole
+FULL_FRAMES = {
+    f"{path} {cipher}": at_least(0.8, 1.0) for path, cipher in (("udp", AEGIS), ("wss", AEGIS))
+}
 #: round trip, median, idle, against vxlan
 RTT_IDLE = {"udp": at_most(1.5, 1.2), "wss": at_most(3.0, 2.0)}
 #: round trip beside one TCP stream, p99, ms

@@ -1,7 +1,8 @@
 """Throughput and small frames through every lane, in turns.
 
 TCP: how many bits a second the receiver takes, after a warm-up. Small frames: the highest rate of
-64-byte Ethernet frames, one way, at which at most 1 % is lost. "plain" repeats the first with
+64-byte Ethernet frames, one way, at which at most 1 % is lost. Large frames: how many arrive of those
+that do not fit the path. "plain" repeats the first with
 tso, gso and gro switched off on the cables, as on a network card without them.
 """
 
@@ -14,7 +15,15 @@ from shadowmesh.netlab import NetlabError
 
 from .lab import CIPHERS, PATHS, Broken, Lab, Lane, generate
 from .report import Failure, Row, compared, unread
-from .targets import CPU_PER_GB, FOUR_STREAMS, PLAIN_STREAM, SMALL_FRAMES, STREAM, Target
+from .targets import (
+    CPU_PER_GB,
+    FOUR_STREAMS,
+    FULL_FRAMES,
+    PLAIN_STREAM,
+    SMALL_FRAMES,
+    STREAM,
+    Target,
+)
 
 #: UDP payload of a 64-byte frame: less Ethernet, IPv4 and UDP headers
 SMALL_PAYLOAD = 64 - 14 - 20 - 8
@@ -22,6 +31,12 @@ MAX_LOSS = 0.01
 START_RATE = 40e3
 RAMP = 1.5
 BISECTIONS = 4
+#: ... of the largest frame of a device of 1,500 bytes, which no path of 1,500 carries whole, and of
+#: what vxlan carries whole
+FULL_PAYLOAD = 1514 - 14 - 20 - 8
+FULL_PAYLOAD_VXLAN = 1428 - 14 - 20 - 8
+#: Offered one after the other: with more than it can carry a lane delivers less than it could.
+FULL_RATES = (100e3, 150e3, 200e3)
 #: A sender that comes this far below the rate that was asked for is itself the limit.
 SENDER_TOO_SLOW = 0.85
 
@@ -142,6 +157,7 @@ def measure(lab: Lab, quick: bool) -> Iterator[Row]:
     yield from _four_streams(one, four)
     yield from _plain(lab, rounds, seconds)
     yield from _small_frames(lab, rounds, 0.25 if quick else 0.4)
+    yield from _full_frames(lab, rounds, 0.25 if quick else 0.5)
     for name, target in CPU_PER_GB.items():
         yield cpu_row(one, streams, name, target)
     for name in tunnel_names():
@@ -185,6 +201,31 @@ def _small_frames(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
     yield small.row(group, "veth", "/s", "vxlan")
     for name in tunnel_names():
         yield small.row(group, name, "/s", "vxlan", SMALL_FRAMES)
+
+
+def _full_frames(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
+    group = "frames of 1,514 bytes (vxlan: 1,428), one way, delivered"
+    full = Readings(lab)
+    full.take(rounds, full_frames(seconds))
+    yield full.row(group, "veth", "/s", "vxlan")
+    for name in tunnel_names():
+        yield full.row(group, name, "/s", "vxlan", FULL_FRAMES.get(name))
+
+
+def full_frames(seconds: float) -> Callable[[Lane], float]:
+    """Return what reads how many large frames a lane delivers at the best of some rates."""
+
+    def read(lane: Lane) -> float:
+        size = FULL_PAYLOAD_VXLAN if lane.name == "vxlan" else FULL_PAYLOAD
+
+        def trial(rate: float) -> float:
+            sockets = lane.datagrams()
+            words = generate("frames", seconds, int(rate), size, sockets=sockets)
+            return parse_trial(words, seconds).received_rate
+
+        return max(map(trial, FULL_RATES))
+
+    return read
 
 
 def small_frames(known: Readings, seconds: float) -> Callable[[Lane], float]:

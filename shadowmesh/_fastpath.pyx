@@ -97,7 +97,7 @@ UDP_ERROR_NAMES = (
 MIN_UDP_PAYLOAD = 1280 - 48
 #: Optimisations that a developer can do without, to see what each of them brings; what they mean
 #: is written in shadowmesh/service/switches.py.
-SWITCHES = ("tso", "csum", "gso", "gro", "join", "batch")
+SWITCHES = ("tso", "csum", "gso", "gro", "join", "batch", "pack")
 CIPHER_NAMES = {"chacha20-poly1305": CIPHER_CHACHA20_POLY1305, "aegis-256": CIPHER_AEGIS256}
 
 _WHY = {
@@ -150,8 +150,8 @@ cdef class DataPlane:
     ``event_fd`` becomes readable when a TAP thread has given up; ask :meth:`device_error`.
 
     Attributes:
-        without: the SWITCHES that are off. The plane sees to ``gso``, ``join`` and ``batch``; who
-            opens its device and its socket asks for the others.
+        without: the SWITCHES that are off. The plane sees to ``gso``, ``join``, ``batch`` and
+            ``pack``; who opens its device and its socket asks for the others.
     """
 
     cdef readonly object without
@@ -507,6 +507,15 @@ cdef class Session:
         session.draft.peer_mtu_bytes = peer_mtu_bytes
         session.draft.peer_caps = peer_caps
         publish_route(&self.plane.plane.peers, session)
+
+    def peer_takes(self, uint32_t abilities) -> None:
+        """Send what the peer has said it takes, protocol section 4; nothing of it before."""
+        cdef session_t *session = self._state()
+        if "pack" in self.plane.without:
+            abilities &= ~<uint32_t>ABILITY_PACKED
+        if abilities != session.draft.peer_abilities:
+            session.draft.peer_abilities = abilities
+            publish_route(&self.plane.plane.peers, session)
 
     def send_under(self, uint32_t key_id, int inner_type=0, bytes body=None) -> None:
         """Seal everything from now on under the keys of `key_id`.

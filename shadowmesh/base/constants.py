@@ -223,6 +223,7 @@ class Inner(IntEnum):
     HANDSHAKE = 6
     CLOSE = 7
     OFFLOAD_FRAME = 9
+    PACKED = 12
 
 
 class ControlCode(IntEnum):
@@ -233,6 +234,7 @@ class ControlCode(IntEnum):
     REKEY_REQUEST = 3
     CANDIDATES = 4
     PUNCH_NOW = 5
+    ABILITIES = 6
 
 
 class RejectReason(IntEnum):
@@ -265,3 +267,12 @@ class Caps(IntFlag):
     UDP = 4
     #: super-frames of datagrams: a kernel before 6.2 refuses them
     UDP_GSO = 8
+
+
+class Abilities(IntFlag):
+    """What a side takes beyond its Caps, whose unknown bits version 0.1 refuses; told after ACCEPT.
+
+    Unknown bits of these are ignored. Source: protocol section 4.
+    """
+
+    PACKED = 1

@@ -90,6 +90,13 @@ ctypedef struct partial_t:      # a frame of which not every fragment has come
     uint16_t lengths[MAX_FRAGMENTS_PER_FRAME]
     uint8_t *bytes              # MAX_FRAGMENTS_PER_FRAME slices of MAX_SLICE_BYTES
 
+ctypedef struct tail_t:         # how a packed datagram ends: with a record that the next one goes on with
+    uint32_t key_id             # 0: none
+    uint64_t counter            # of the next one
+    uint8_t *bytes              # in the inbox, until the batch is over
+    size_t length
+    size_t spare_bytes          # behind it nothing else lies
+
 ctypedef struct signal_t:       # something on UDP that the hub has to deal with
     uint64_t session            # its number; 0: a datagram that is not a record (STUN)
     uint32_t key_id
@@ -107,6 +114,8 @@ ctypedef struct inbox_t:        # the UDP thread's, but for what the hub has rea
     address_t sources[INBOX_MESSAGES]
     partial_t partials[MAX_PARTIALS]
     uint8_t *slices             # of all partials
+    tail_t tail
+    size_t spare_bytes          # free behind the datagram that is being opened
     signal_t signals[MAX_SIGNALS]           # of number n at n % MAX_SIGNALS
     uint64_t signals_written
     uint64_t signals_read       # the hub's

@@ -55,6 +55,10 @@ cdef enum:
     INNER_HANDSHAKE = 6
     INNER_CLOSE = 7
     INNER_OFFLOAD_FRAME = 9
+    INNER_PACKED = 12
+
+cdef enum:
+    ABILITY_PACKED = 1          # bits of control code 6: packed frames are taken
 
 cdef enum:
     EPOCH_FREE = 0
@@ -97,6 +101,7 @@ ctypedef struct route_t:        # how a session's frames leave; not changed whil
     int masked                  # we are the WebSocket client
     uint32_t peer_mtu_bytes
     uint32_t peer_caps
+    uint32_t peer_abilities
     int udp_active              # frames go to `to` instead of the ring
     uint32_t payload_bytes      # the largest datagram that the path carries
     address_t to

@@ -1,7 +1,7 @@
 # The way in over UDP: datagrams -> records -> frames written to the TAP, signals to the hub.
 #
 #   receive_batch -> split trains (UDP_GRO) -> open_datagram: key id, window, tag, window
-#                 -> join, writev | fragments | signal
+#                 -> udp_frames.pxd | udp_pieces.pxd | signal
 #
 # Nothing here makes state, costs a public-key operation or gets an answer before the tag was
 # right, and nobody but a STUN server that was asked is heard by the hub before that. All of it runs
@@ -10,19 +10,16 @@
 # to the device: that may take long.
 
 from libc.stddef cimport size_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 from .base cimport *
 from .drop_reasons cimport *
 from .frame cimport *
-from .nested cimport *
 from .session cimport *
 from .datagram cimport *
 from .peers cimport *
 from .plane cimport *
-from .deliver cimport *
-from .steer cimport *
-from .offload cimport *
-from .capture cimport *
+from .udp_frames cimport *
+from .udp_pieces cimport *
 
 cdef enum:
     STUN_FIRST_BYTE_MAX = 3     # RFC 7983
@@ -31,13 +28,6 @@ cdef enum:
     # What one session may have for the hub: probes, their answers, changes of address.
     MAX_SIGNALS_PER_SECOND = 200
     IDLE_WAIT_MS = 10
-
-cdef extern from "compat.h" nogil:
-    const uint64_t SM_PARTIAL_LIFETIME_NS
-
-
-cdef inline void refuse(udp_t *udp, int reason) noexcept nogil:
-    sm_count(&udp.received.refused[reason], 1)
 
 
 cdef inline bint signal_hub(udp_t *udp, uint64_t session, uint32_t key_id, uint8_t inner_type,
@@ -139,121 +129,6 @@ cdef inline void await_batch(const udp_t *udp) noexcept nogil:
         sched_yield()
 
 
-cdef inline void flush_train(plane_t *plane) noexcept nogil:
-    # Writes the frames that were joined so far, if any, as one super-frame.
-    cdef iovec *pieces
-    cdef size_t frame_bytes
-    cdef ssize_t written
-    cdef int queue, tap_fd
-    cdef int verdict = DROP_TAP_GONE
-    cdef int frames = join_finish(&plane.udp.joiner, &pieces, &frame_bytes)
-    if frames == 0:
-        return
-    unpin(&plane.peers.udp_pin)
-    queue = steer_in(&plane.tap, <const uint8_t *>pieces[0].iov_base + VNET_HEADER_BYTES,
-                     pieces[0].iov_len - VNET_HEADER_BYTES)
-    tap_fd = sm_flag(&plane.tap.queues[queue].tap_fd)
-    if tap_fd >= 0:
-        written = writev(tap_fd, pieces, frames)
-        while written < 0 and errno == EINTR:
-            written = writev(tap_fd, pieces, frames)
-        verdict = tap_verdict(written)
-    if verdict == KEEP and capture_on(&plane.capture):
-        capture_frame(&plane.capture, CAPTURE_INBOUND, pieces, frames, VNET_HEADER_BYTES)
-    count_delivery(&plane.udp.received, queue, verdict, frames, frame_bytes)
-
-
-cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) noexcept nogil:
-    # Joins a frame to the train of its flow, or ends that train and begins the next with it.
-    # Never reorders: what cannot be joined goes out behind what came before.
-    cdef uint8_t *vnet
-    cdef size_t frame_bytes
-    cdef int verdict = admit_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes,
-                                   NO_SEGMENTS)
-    sm_count(&plane.udp.received.frames_opened, 1)
-    if verdict == KEEP and holds_received(&plane.peers, vnet + VNET_HEADER_BYTES, frame_bytes):
-        verdict = DROP_OWN_DATAGRAM
-    if verdict != KEEP:
-        count_delivery(&plane.udp.received, 0, verdict, 1, 0)
-        return
-    if not join_add(&plane.udp.joiner, vnet, frame_bytes):
-        flush_train(plane)
-        join_add(&plane.udp.joiner, vnet, frame_bytes)
-    if plane.udp.no_joining:
-        flush_train(plane)
-
-
-cdef inline partial_t *find_partial(udp_t *udp, uint32_t key_id, uint16_t id, uint8_t total,
-                                    uint64_t first_counter, uint64_t now_ns) noexcept nogil:
-    # The partial frame of a fragment; a new one in a free or the oldest seat when there is none.
-    cdef partial_t *partial
-    cdef partial_t *seat = NULL
-    cdef int i
-    for i in range(MAX_PARTIALS):
-        partial = &udp.inbox.partials[i]
-        if partial.key_id and now_ns - partial.born_ns > SM_PARTIAL_LIFETIME_NS:
-            partial.key_id = 0
-            refuse(udp, REFUSED_FRAGMENT)
-        if (partial.key_id == key_id and partial.id == id and partial.total == total
-                and partial.first_counter == first_counter):
-            return partial
-        if partial.key_id == 0:
-            if seat == NULL or seat.key_id:
-                seat = partial
-        elif seat == NULL or (seat.key_id and partial.born_ns < seat.born_ns):
-            seat = partial
-    if seat.key_id:
-        refuse(udp, REFUSED_FRAGMENT)
-    seat.key_id = key_id
-    seat.id = id
-    seat.total = total
-    seat.held = 0
-    seat.first_counter = first_counter
-    seat.born_ns = now_ns
-    return seat
-
-
-cdef inline void take_fragment(plane_t *plane, uint32_t key_id, uint64_t counter,
-                               const uint8_t *inner, size_t inner_bytes,
-                               uint64_t now_ns) noexcept nogil:
-    # Keeps a slice; delivers the frame when it was the last missing one.
-    cdef size_t slice_bytes = inner_bytes - FRAGMENT_HEADER_BYTES
-    cdef uint8_t index, total
-    cdef partial_t *partial
-    cdef uint8_t *whole
-    cdef size_t length = 0
-    cdef int i
-    if inner_bytes <= FRAGMENT_HEADER_BYTES:
-        refuse(&plane.udp, REFUSED_FRAGMENT)
-        return
-    index = inner[3]
-    total = inner[4]
-    if (total < 2 or total > MAX_FRAGMENTS_PER_FRAME or index >= total
-            or slice_bytes > MAX_SLICE_BYTES or counter < index):
-        refuse(&plane.udp, REFUSED_FRAGMENT)
-        return
-    # The replay window let this counter through once, so no slice comes twice.
-    partial = find_partial(&plane.udp, key_id, sm_load16(inner + 1), total, counter - index, now_ns)
-    memcpy(partial.bytes + MAX_SLICE_BYTES * index, inner + FRAGMENT_HEADER_BYTES, slice_bytes)
-    partial.lengths[index] = <uint16_t>slice_bytes
-    partial.held += 1
-    if partial.held < total:
-        return
-    partial.key_id = 0
-    whole = partial.bytes
-    for i in range(total):
-        if length != <size_t>(MAX_SLICE_BYTES * i):
-            memmove(whole + length, whole + MAX_SLICE_BYTES * i, partial.lengths[i])
-        length += partial.lengths[i]
-    if whole[0] != INNER_FRAME and whole[0] != INNER_OFFLOAD_FRAME:
-        refuse(&plane.udp, REFUSED_FRAGMENT)
-        return
-    # The slices are reused at once, so the frame cannot wait for others.
-    flush_train(plane)
-    unpin(&plane.peers.udp_pin)
-    deliver_frame(plane, &plane.udp.received, whole, length, NO_SEGMENTS)
-
-
 cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t counter,
                              const address_t *source, uint8_t *inner, size_t inner_bytes,
                              uint64_t now_ns) noexcept nogil:
@@ -262,6 +137,8 @@ cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t coun
         take_frame(plane, inner, inner_bytes)
     elif inner[0] == INNER_FRAGMENT:
         take_fragment(plane, epoch.local_key_id, counter, inner, inner_bytes, now_ns)
+    elif inner[0] == INNER_PACKED:
+        take_packed(plane, epoch.local_key_id, counter, inner, inner_bytes, now_ns)
     elif inner[0] in (INNER_PROBE, INNER_PROBE_ANSWER, INNER_CLOSE):
         signal_session(plane, epoch, inner[0], source, inner + 1, inner_bytes - 1, now_ns)
     elif inner[0] != INNER_PADDING:
@@ -349,8 +226,10 @@ cdef inline int receive_batch(plane_t *plane) noexcept nogil:
         while at < length:
             if step > length - at:
                 step = length - at
+            inbox.spare_bytes = 0 if at + step < length else INBOX_MESSAGE_BYTES - length
             open_datagram(plane, inbox.bytes[i] + at, step, &inbox.sources[i], now_ns)
             at += step
+    keep_tail(plane, now_ns)
     flush_train(plane)
     unpin(&plane.peers.udp_pin)
     end_batch(&plane.udp)

@@ -1,6 +1,6 @@
 # The way out over UDP: slots -> sealed datagrams in trains -> sendmmsg.
 #
-#   seal_slots (keys pinned): frame, its segments or its fragments -> outbox
+#   seal_slots (keys pinned): frames, packed frames, segments or fragments -> outbox
 #    send_outbox (unpinned): trains -> socket
 #
 #   seal_single -> send_single                     one datagram of the hub's
@@ -24,6 +24,7 @@ from .peers cimport *
 from .tap cimport *
 from .plane cimport *
 from .offload cimport *
+from .packed cimport *
 
 cdef enum:
     # The socket's buffer is full: a moment for the card to take some of it, then the train goes.
@@ -38,8 +39,9 @@ cdef inline bint outbox_has_room(const outbox_t *outbox, size_t trains,
             and outbox.count + trains <= OUTBOX_TRAINS)
 
 
-cdef inline void append_datagram(outbox_t *outbox, size_t length, bint ends_frame) noexcept nogil:
-    # Takes the `length` bytes that were written at the end of the outbox into a train.
+cdef inline void append_datagram(outbox_t *outbox, size_t length, uint16_t frames) noexcept nogil:
+    # Takes the `length` bytes that were written at the end of the outbox into a train. So many
+    # frames of the device's end with this datagram.
     cdef train_t *train = NULL
     if outbox.count:
         train = &outbox.trains[outbox.count - 1]
@@ -55,7 +57,7 @@ cdef inline void append_datagram(outbox_t *outbox, size_t length, bint ends_fram
         train.closed = 0
     train.length += length
     train.datagrams += 1
-    train.frames += 1 if ends_frame else 0
+    train.frames += frames
     train.closed = length < train.segment_bytes
     outbox.used += length
 
@@ -162,11 +164,14 @@ cdef inline int seal_segments(outbox_t *outbox, const route_t *route,
     return verdict
 
 
+cdef inline bint is_super(const slot_t *slot) noexcept nogil:
+    return slot.inner[0] == INNER_OFFLOAD_FRAME and slot.inner[2] & ~GSO_ECN != 0
+
+
 cdef inline bint fits_whole(const slot_t *slot, size_t payload_bytes,
                             size_t overhead) noexcept nogil:
     # Whether a frame is one datagram: neither a super-frame nor too large for the path.
-    return (not (slot.inner[0] == INNER_OFFLOAD_FRAME and slot.inner[2] & ~GSO_ECN)
-            and overhead + slot.inner_bytes <= payload_bytes)
+    return not is_super(slot) and overhead + slot.inner_bytes <= payload_bytes
 
 
 cdef inline int seal_run(outbox_t *outbox, const route_t *route, const slot_t *slots,
@@ -192,8 +197,102 @@ cdef inline int seal_run(outbox_t *outbox, const route_t *route, const slot_t *s
             outbox,
             seal_datagram(epoch, counter + i, slots[i].inner, slots[i].inner_bytes,
                           outbox.bytes + outbox.used),
-            True)
+            1)
     return run
+
+
+cdef inline size_t packed_room(const route_t *route) noexcept nogil:
+    # Of a datagram of this path; 0: the peer takes no packed frames.
+    if not route.peer_abilities & ABILITY_PACKED:
+        return 0
+    return (route.payload_bytes - AAD_BYTES - tag_bytes(route.epoch.cipher)
+            - PACKED_HEADER_BYTES)
+
+
+cdef inline int packable_run(outbox_t *outbox, const route_t *route, const slot_t *slots, int count,
+                             packing_t *packing, bint *worthwhile) noexcept nogil:
+    # How many of the first `slots` can be packed together, and where they go. `worthwhile`: it
+    # spares enough datagrams.
+    cdef size_t room = packed_room(route)
+    cdef size_t overhead = AAD_BYTES + tag_bytes(route.epoch.cipher)
+    cdef size_t apart = 0
+    cdef packing_t before
+    cdef int run = 0
+    packing.room = room
+    packing.left = packing.datagrams = 0
+    while (run < count and not is_super(&slots[run])
+           and packs(room, slots[run].inner_bytes)):
+        before = packing[0]
+        packing_place(packing, slots[run].inner_bytes)
+        if not outbox_has_room(outbox, packing.datagrams,
+                               packing.datagrams * route.payload_bytes):
+            packing[0] = before
+            break
+        apart += 1
+        if overhead + slots[run].inner_bytes > route.payload_bytes:
+            apart += fragments_of(route, slots[run].inner_bytes) - 1
+        run += 1
+    worthwhile[0] = (packing.datagrams + apart // PACKING_SPARES) < apart
+    return run
+
+
+cdef inline uint8_t *open_packed(outbox_t *outbox, packing_t *packing, size_t head) noexcept nogil:
+    # Begins a datagram, the first `head` bytes of which end the record before: where they go.
+    cdef uint8_t *inner = outbox.bytes + outbox.used + AAD_BYTES
+    inner[0] = INNER_PACKED
+    sm_store16(inner + 1, <uint16_t>head)
+    packing.left = packing.room - head
+    return inner + PACKED_HEADER_BYTES
+
+
+cdef inline void close_packed(outbox_t *outbox, const epoch_t *epoch, uint64_t counter,
+                              const uint8_t *end, uint16_t frames) noexcept nogil:
+    # Seals the datagram that was written up to `end`.
+    cdef uint8_t *out = outbox.bytes + outbox.used
+    append_datagram(outbox,
+                    seal_datagram(epoch, counter, out + AAD_BYTES, end - out - AAD_BYTES, out),
+                    frames)
+
+
+cdef inline void seal_packed(outbox_t *outbox, const route_t *route, const slot_t *slots,
+                             int run, packing_t *packing) noexcept nogil:
+    # Seals `run` frames as packable_run() has placed them. All datagrams but the last are full, so
+    # they make one train.
+    cdef epoch_t *epoch = route.epoch
+    cdef uint64_t counter = take_counters(epoch, packing.datagrams)
+    cdef uint8_t *at = NULL
+    cdef const uint8_t *record
+    cdef size_t rest, here
+    cdef uint16_t ended = 0
+    cdef int i
+    packing.left = 0
+    for i in range(run):
+        record = slots[i].inner
+        rest = slots[i].inner_bytes
+        if begins_anew(packing, rest):
+            if at != NULL:
+                memset(at, 0, packing.left)
+                close_packed(outbox, epoch, counter, at + packing.left, ended)
+                counter += 1
+                ended = 0
+            at = open_packed(outbox, packing, 0)
+        sm_store16(at, <uint16_t>rest)
+        at += PACKED_LENGTH_BYTES
+        packing.left -= PACKED_LENGTH_BYTES
+        here = min(rest, packing.left)
+        memcpy(at, record, here)
+        at += here
+        packing.left -= here
+        rest -= here
+        if rest:
+            close_packed(outbox, epoch, counter, at, ended)
+            counter += 1
+            ended = 0
+            at = open_packed(outbox, packing, rest)
+            memcpy(at, record + here, rest)
+            at += rest
+        ended += 1
+    close_packed(outbox, epoch, counter, at, ended)
 
 
 cdef inline int seal_slots(queue_t *queue, const route_t *route, int first) noexcept nogil:
@@ -201,17 +300,27 @@ cdef inline int seal_slots(queue_t *queue, const route_t *route, int first) noex
     cdef outbox_t *outbox = queue.outbox
     cdef size_t overhead = AAD_BYTES + tag_bytes(route.epoch.cipher)
     cdef slot_t *slot
+    cdef packing_t packing
+    cdef bint worthwhile = False
     cdef int run, verdict
     cdef int i = first
+    cdef int apart_until = first if packed_room(route) else queue.batch
     while i < queue.batch:
         slot = &queue.slots[i]
+        if i >= apart_until:
+            run = packable_run(outbox, route, slot, queue.batch - i, &packing, &worthwhile)
+            if worthwhile:
+                seal_packed(outbox, route, slot, run, &packing)
+                i += run
+                continue
+            apart_until = i + run + 1
         if fits_whole(slot, route.payload_bytes, overhead):
-            run = seal_run(outbox, route, slot, queue.batch - i)
+            run = seal_run(outbox, route, slot, min(queue.batch, apart_until) - i)
             i += run
             if run:
                 continue
             verdict = NO_ROOM
-        elif slot.inner[0] == INNER_OFFLOAD_FRAME and slot.inner[2] & ~GSO_ECN:
+        elif is_super(slot):
             verdict = seal_segments(outbox, route, slot)
         else:
             verdict = seal_fragments(outbox, route, slot.inner, slot.inner_bytes, True)

@@ -29,6 +29,7 @@ from shadowmesh.base.constants import (
     WS_GOING_AWAY,
     WS_NORMAL,
     WS_POLICY,
+    Abilities,
     Caps,
     CloseReason,
     Inner,
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
 
 #: a session on UDP that was replaced goes on receiving for so long: many round trips
 LINGER_S: Final = 2.0
+#: what we take
+ABLE: Final = control.Able(Abilities.PACKED)
 
 _log = log.get("tunnel")
 
@@ -108,6 +111,7 @@ class Tunnel:
         established_boottime: when the peer was taken in, or took us in; boot-time seconds, None
             before.
         result: of the last handshake, without its keys; None before the first.
+        peer_abilities: Abilities of the peer, and bits that we do not know; 0 before it has told.
         rekeys, last_rekey_at: how many, and when; boot-time seconds.
     """
 
@@ -140,6 +144,7 @@ class Tunnel:
         self.started_at = boottime()
         self.established_boottime: float | None = None
         self.result: HandshakeResult | None = None
+        self.peer_abilities = 0
         self.rekeys = 0
         self.last_rekey_at: float | None = None
         self.paths: Paths | None = None
@@ -321,6 +326,9 @@ class Tunnel:
                     remedy="none is needed if the next one does; else look at the way to the peer",
                 )
                 self._recorder.record("rekey", "rekey did not finish", cause=detail)
+            case events.Control(control.Able(bits)):
+                self.peer_abilities = bits
+                self.session.peer_takes(bits)
             case events.Control(message):
                 if self.paths is not None:
                     self.paths.receive_control(message)
@@ -338,6 +346,7 @@ class Tunnel:
         self.result = result
         self.established_boottime = now
         self.wss.established(now)
+        try_to_send(self.session, Inner.CONTROL, control.encode_control(ABLE))
         self._make_paths(result)
         if self.initiator:
             self.owner.post(lambda: self._met_by.established(self))

@@ -12,6 +12,7 @@ front of a body, how records are sealed, or what any of the messages leads to.
       3 REKEY_REQUEST  nothing
       4 CANDIDATES     u8 count (at most 8), count x ( u8 kind | endpoint )
       5 PUNCH_NOW      nothing
+      6 ABILITIES      u32 bits, of which unknown ones are ignored
     close         u8 reason | UTF-8 text of at most 64 bytes
     probe         8 random bytes | u8 1: say how long you held it | padding
     probe answer  the same 8 bytes | endpoint | u32 microseconds held, only if that was asked for
@@ -46,6 +47,7 @@ _ENDPOINT: Final = struct.Struct("<BH")
 _ACCEPT_RESERVED: Final = bytes(6)
 _FAMILY_UNKNOWN: Final = 0
 
+_ABILITIES: Final = struct.Struct("<I")
 _HELD: Final = struct.Struct("<I")
 _SAY_HELD: Final = b"\x01"
 _MICROSECONDS: Final = 1_000_000
@@ -122,7 +124,14 @@ class PunchNow:
     """Start probing the candidates now."""
 
 
-ControlMessage = Accept | Reject | RekeyRequest | Candidates | PunchNow
+@dataclass(frozen=True, slots=True)
+class Able:
+    """What the sender takes. `bits` are Abilities, and others that this version does not know."""
+
+    bits: int
+
+
+ControlMessage = Accept | Reject | RekeyRequest | Candidates | PunchNow | Able
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,8 @@ def encode_control(message: ControlMessage) -> bytes:
         return bytes([ControlCode.REKEY_REQUEST])
     if isinstance(message, PunchNow):
         return bytes([ControlCode.PUNCH_NOW])
+    if isinstance(message, Able):
+        return bytes([ControlCode.ABILITIES]) + _ABILITIES.pack(message.bits)
     count = len(message.candidates)
     if count > MAX_CANDIDATES:
         raise LocalProtocolError(f"{count} candidates, at most {MAX_CANDIDATES} can be sent")
@@ -214,6 +225,10 @@ def decode_control(body: bytes) -> ControlMessage | None:
     if code == ControlCode.PUNCH_NOW:
         _want_end(rest, "PUNCH_NOW")
         return PunchNow()
+    if code == ControlCode.ABILITIES:
+        if len(rest) != _ABILITIES.size:
+            raise RemoteProtocolError(f"ABILITIES with {len(rest)} bytes, 4 were wanted")
+        return Able(_ABILITIES.unpack(rest)[0])
     return None
 
 

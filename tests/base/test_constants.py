@@ -12,7 +12,14 @@ import pytest
 import shadowmesh
 from shadowmesh import config
 from shadowmesh.base import constants as c
-from shadowmesh.base.constants import Caps, CloseReason, ControlCode, Inner, RejectReason
+from shadowmesh.base.constants import (
+    Abilities,
+    Caps,
+    CloseReason,
+    ControlCode,
+    Inner,
+    RejectReason,
+)
 from shadowmesh.config.values import duration
 
 PACKAGE = Path(shadowmesh.__file__).parent
@@ -125,8 +132,8 @@ def test_close_codes_are_those_that_may_be_sent():
 
 
 def test_the_numbers_on_the_wire_are_those_of_the_protocol():
-    assert [kind.value for kind in Inner] == [0, 1, 2, 3, 4, 5, 6, 7, 9]
-    assert [code.value for code in ControlCode] == [1, 2, 3, 4, 5]
+    assert [kind.value for kind in Inner] == [0, 1, 2, 3, 4, 5, 6, 7, 9, 12]
+    assert [code.value for code in ControlCode] == [1, 2, 3, 4, 5, 6]
     assert [reason.value for reason in RejectReason] == [1, 2, 3, 4]
     assert [reason.value for reason in CloseReason] == [1, 2, 3, 4, 5, 6, 7]
     assert [cap.value for cap in Caps] == [1, 2, 4, 8]
@@ -153,6 +160,7 @@ RENAMED = {
     "CAP_OFFLOAD": Caps.OFFLOAD,
     "CAP_UDP": Caps.UDP,
     "CAP_UDP_GSO": Caps.UDP_GSO,
+    "ABILITY_PACKED": Abilities.PACKED,
     **{f"INNER_{kind.name}": kind for kind in Inner},
 }
 

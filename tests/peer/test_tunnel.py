@@ -18,6 +18,7 @@ from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import (
     CLOSE_AFTER_FAILED,
     REKEY_AFTER_FAILED,
+    Abilities,
     Caps,
     CloseReason,
     Inner,
@@ -217,6 +218,12 @@ def test_both_sides_agree_and_each_owner_hears_its_part(up):
     assert dialling.released == listening.released == 1
     cross(dialling, listening)
     cross(listening, dialling)
+
+
+def test_each_side_tells_the_other_what_it_takes(up):
+    for side in up():
+        wait_for(lambda side=side: side.tunnel.peer_abilities, "abilities")
+        assert side.tunnel.peer_abilities == Abilities.PACKED
 
 
 def test_the_round_trip_is_measured_and_smoothed(up):

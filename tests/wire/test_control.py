@@ -14,6 +14,7 @@ from shadowmesh.base.constants import CloseReason, Inner, RejectReason
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire import control
 from shadowmesh.wire.control import (
+    Able,
     Accept,
     Candidate,
     CandidateKind,
@@ -39,6 +40,7 @@ messages = st.one_of(
     st.just(RekeyRequest()),
     st.just(PunchNow()),
     st.integers(0, 255).map(Reject),
+    st.integers(0, 2**32 - 1).map(Able),
     st.lists(candidates, max_size=8).map(lambda some: Candidates(tuple(some))),
 )
 tokens = st.binary(min_size=8, max_size=8)
@@ -77,7 +79,7 @@ def test_junk_is_refused_or_decodes_to_what_encodes_to_the_same_bytes(body: byte
     except RemoteProtocolError:
         return
     if message is None:
-        assert body[0] not in (1, 2, 3, 4, 5)
+        assert body[0] not in (1, 2, 3, 4, 5, 6)
     elif b"\xff\xff" not in body:  # IPv4-mapped addresses do not come back as they were
         assert control.encode_control(message) == body
 
@@ -94,7 +96,12 @@ def test_a_control_message_cut_short_or_prolonged_is_refused(
         control.decode_control(body + data.draw(st.binary(min_size=1, max_size=8)))
 
 
-@pytest.mark.parametrize("code", [0, 6, 7, 200, 255])
+def test_abilities_that_this_version_does_not_know_are_taken() -> None:
+    assert control.encode_control(Able(1)) == b"\x06\x01\0\0\0"
+    assert control.decode_control(b"\x06\xff\xff\xff\xff") == Able(0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("code", [0, 7, 200, 255])
 def test_unknown_control_codes_are_ignored(code: int) -> None:
     assert control.decode_control(bytes([code]) + b"whatever") is None
 

@@ -677,9 +677,9 @@ def test_when_all_is_over_every_input_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("name", ["i", "r"])
-def test_candidates_and_punch_now_are_handed_on(name: str) -> None:
+def test_candidates_punch_now_and_abilities_are_handed_on(name: str) -> None:
     pair = connected()
-    for message in (control.Candidates(()), control.PunchNow()):
+    for message in (control.Candidates(()), control.PunchNow(), control.Able(3)):
         pair.give(name, Inner.CONTROL, control.encode_control(message))
         assert pair.sides[name].events[-1] == events.Control(message)
     before = len(pair.sides[name].events)

@@ -99,9 +99,9 @@ class PeerClosed:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A control record that belongs to somebody else: CANDIDATES or PUNCH_NOW."""
+    """A control record that belongs to somebody else: CANDIDATES, PUNCH_NOW or ABILITIES."""
 
-    message: control.Candidates | control.PunchNow
+    message: control.Candidates | control.PunchNow | control.Able
 
 
 @dataclass(frozen=True, slots=True)

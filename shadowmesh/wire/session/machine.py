@@ -411,7 +411,7 @@ class SessionMachine:
                 )
             else:
                 raise RemoteProtocolError("another control record before ACCEPT")
-        elif isinstance(message, control.Candidates | control.PunchNow):
+        elif isinstance(message, control.Candidates | control.PunchNow | control.Able):
             self._emit(Control(message))
         elif isinstance(message, control.RekeyRequest) and self.initiator:
             current = self._keys.current
