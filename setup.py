@@ -167,7 +167,10 @@ def translate(extensions: list[Extension], variant: str, directives: dict[str, o
 
 
 HOOKS = PACKAGE / "fast" / "hooks"
-SOURCES = [PACKAGE / "_fastpath.pyx", PACKAGE / "fast" / "bench.pyx"]
+SOURCES = [
+    PACKAGE / "_fastpath.pyx",
+    *(PACKAGE / "fast" / name for name in ("bench.pyx", "openssl.pyx")),
+]
 WITHOUT = ["shadowmesh.fast.hooks"]
 if os.environ.get("SHADOWMESH_HOOKS") != "0":
     SOURCES += sorted(HOOKS.glob("*.pyx"))

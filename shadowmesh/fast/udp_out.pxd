@@ -245,7 +245,7 @@ cdef inline uint8_t *open_packed(outbox_t *outbox, packing_t *packing, size_t he
     return inner + PACKED_HEADER_BYTES
 
 
-cdef inline void close_packed(outbox_t *outbox, const epoch_t *epoch, uint64_t counter,
+cdef inline void close_packed(outbox_t *outbox, epoch_t *epoch, uint64_t counter,
                               const uint8_t *end, uint16_t frames) noexcept nogil:
     # Seals the datagram that was written up to `end`.
     cdef uint8_t *out = outbox.bytes + outbox.used

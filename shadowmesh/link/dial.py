@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 import time
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +30,7 @@ from shadowmesh.base.errors import (
     PeerRefused,
     PeerUnreachable,
     RemoteProtocolError,
+    TlsError,
 )
 from shadowmesh.link.link import Upgraded
 from shadowmesh.link.route import Route
@@ -47,9 +47,8 @@ from shadowmesh.wire.websocket import ClientUpgrade
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from gevent.ssl import SSLContext
-
     from shadowmesh.config import HostPort
+    from shadowmesh.fast.openssl import TlsContext
     from shadowmesh.link.route import Way
 
 #: All steps, all addresses. Shorter than what an operator waits for `connect`, long enough for
@@ -76,7 +75,7 @@ def _anywhere(_host: str) -> None:
 def dial(
     address: HostPort,
     path: str,
-    context: SSLContext,
+    context: TlsContext,
     route: Route | None = None,
     *,
     timeout_s: float = DIAL_TIMEOUT_S,
@@ -306,7 +305,7 @@ def _connect(
 
 
 def _take(
-    progress: _Progress, sock: gevent.socket.socket, sockaddr: Any, path: str, context: SSLContext
+    progress: _Progress, sock: gevent.socket.socket, sockaddr: Any, path: str, context: TlsContext
 ) -> Upgraded:
     """Take a connection through TLS and upgrade; closes it when that fails."""
     stream = _start_tls(progress, sock, context)
@@ -327,7 +326,7 @@ def _take(
         raise
 
 
-def _start_tls(progress: _Progress, sock: gevent.socket.socket, context: SSLContext) -> TlsStream:
+def _start_tls(progress: _Progress, sock: gevent.socket.socket, context: TlsContext) -> TlsStream:
     """Return the TLS stream that takes over sock, which is closed after a failure."""
     progress.begin("tls")
     stream = TlsStream(
@@ -391,9 +390,8 @@ def _host_header(address: HostPort) -> str:
 def _tls_problem(error: OSError) -> str:
     if isinstance(error, ConnectionResetError):
         return "the connection was closed during the handshake (no TLS there, or too many tries)"
-    if isinstance(error, ssl.SSLError):
-        reason = (error.reason or str(error)).replace("_", " ").lower()
-        return f"no TLS 1.3 there ({reason})"
+    if isinstance(error, TlsError):
+        return f"no TLS 1.3 there ({error.strerror})"
     return error.strerror or str(error)
 
 

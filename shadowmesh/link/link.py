@@ -30,7 +30,7 @@ from gevent.event import Event
 from shadowmesh.base import log
 from shadowmesh.base.constants import WS_ABNORMAL, WS_NORMAL
 from shadowmesh.base.errors import REPORT_BUG, LocalProtocolError, RemoteProtocolError
-from shadowmesh.link.stream import TlsStream, plain_reason
+from shadowmesh.link.stream import TlsStream
 from shadowmesh.link.tcp import (
     NOTSENT_LOWAT_BYTES,
     Progress,
@@ -228,7 +228,7 @@ class Link:
                 f"the peer broke the protocol: {error}", error.close_code, farewell=error.close_code
             )
         except OSError as error:
-            self._end(f"connection lost while {doing}: {plain_reason(error)}", WS_ABNORMAL)
+            self._end(f"connection lost while {doing}: {error.strerror or error}", WS_ABNORMAL)
         except Exception:  # noqa: BLE001 - every failure reaches the owner
             self._end_by_bug(f"while {doing}")
 

@@ -39,11 +39,12 @@ from shadowmesh.base.constants import (
     UNAUTHENTICATED_TIMEOUT_S,
     UPGRADE_TIMEOUT_S,
 )
+from shadowmesh.base.errors import TlsFlood
 from shadowmesh.config import HostPort
 from shadowmesh.link.admission import Admission, Limits, Place, Stage, source_of
 from shadowmesh.link.bind import listen
 from shadowmesh.link.link import Upgraded
-from shadowmesh.link.stream import TlsFlood, TlsStream, plain_reason
+from shadowmesh.link.stream import TlsStream
 from shadowmesh.link.tcp import plain_address, set_socket_options
 from shadowmesh.link.upgrade import upgrade
 from shadowmesh.wire.websocket import UpgradeRefused
@@ -51,8 +52,7 @@ from shadowmesh.wire.websocket import UpgradeRefused
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gevent.ssl import SSLContext
-
+    from shadowmesh.fast.openssl import TlsContext
     from shadowmesh.link.known import KnownAddresses
 
 #: Without descriptors or memory accept() fails at once, again and again; the pause doubles from
@@ -114,7 +114,7 @@ class Listener:
         self,
         address: HostPort,
         path: str,
-        context: SSLContext,
+        context: TlsContext,
         certificate_sha256: bytes,
         on_upgraded: Callable[[Upgraded], None],
         known: KnownAddresses,
@@ -165,7 +165,7 @@ class Listener:
             0,
         )
 
-    def serve(self, context: SSLContext, certificate_sha256: bytes) -> None:
+    def serve(self, context: TlsContext, certificate_sha256: bytes) -> None:
         """Show another certificate to those who connect from now on."""
         self._served = context, certificate_sha256
 
@@ -328,10 +328,10 @@ class Listener:
             connection.stream.goodbye()
             return
         except TlsFlood as error:
-            connection.outcome, connection.detail = "tls_flood", plain_reason(error)
+            connection.outcome, connection.detail = "tls_flood", error.strerror or str(error)
             return
         except OSError as error:
-            connection.detail = plain_reason(error)
+            connection.detail = error.strerror or str(error)
             return
         finally:
             timer.close()
@@ -364,9 +364,7 @@ class Listener:
         try:
             set_socket_options(connection.raw)
             context, connection.certificate_sha256 = self._served
-            connection.stream = TlsStream(
-                connection.raw, context, server_side=True, allowance=CLIENT_ALLOWANCE_BYTES
-            )
+            connection.stream = TlsStream(connection.raw, context, allowance=CLIENT_ALLOWANCE_BYTES)
             connection.stream.do_handshake()
         except OSError:
             connection.outcome = "tls_failed"

@@ -5,8 +5,6 @@ WebSocket, sockets being dialled or accepted, who trusts whom.
 
 TLS is transport and camouflage here, not trust: the peer is authenticated inside, and each side
 reports in that handshake which certificate it served or saw. So nothing here verifies a chain.
-TLS 1.3 cipher suites are OpenSSL's default order (AES-256-GCM, ChaCha20-Poly1305, AES-128-GCM):
-Python's ssl module cannot choose them before 3.15.
 Source: protocol section 5.
 """
 
@@ -15,20 +13,19 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from gevent.ssl import SSLContext
 
 from shadowmesh.base.constants import TLS_ALPN
-from shadowmesh.base.errors import KeyFileError
+from shadowmesh.base.errors import KeyFileError, TlsError
+from shadowmesh.fast.openssl import Tls, TlsContext
 from shadowmesh.keys.private_file import open_private_file, why_not_opened, write_private_file
 
 #: What countless self-signed certificates say; the real host name would tell every scanner more
@@ -81,7 +78,7 @@ def load_or_create_certificate(cert_path: Path, key_path: Path) -> Certificate:
     return certificate
 
 
-def load_renewed(certificate: Certificate) -> tuple[Certificate, SSLContext]:
+def load_renewed(certificate: Certificate) -> tuple[Certificate, TlsContext]:
     """Return what the files of a certificate hold by now, and the context to serve it with.
 
     Nothing is made: files that are gone are a mistake.
@@ -111,62 +108,46 @@ def _look_at(cert_path: Path, key_path: Path) -> Certificate:
     )
 
 
-def server_context(certificate: Certificate) -> SSLContext:
+def server_context(certificate: Certificate) -> TlsContext:
     """Return a context for accepting peers: TLS 1.3 only, no client certificate, no tickets.
 
     Raises:
         KeyFileError: the files cannot be loaded or do not belong together.
     """
-    context = _context(ssl.PROTOCOL_TLS_SERVER)
-    # A peer stays for hours: a resumption ticket would save nothing and be one secret more.
-    context.num_tickets = 0
+    context = TlsContext(True, TLS_ALPN)
     cert_path, key_path = certificate.cert_path, certificate.key_path
-
-    def no_password() -> NoReturn:
-        # Without this OpenSSL asks on the terminal and the daemon hangs.
-        raise KeyFileError(f"{key_path}: is protected by a password; store the key without one")
-
     try:
-        context.load_cert_chain(cert_path, key_path, password=no_password)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        context.load(cert_path, key_path)
+    except PermissionError:
+        raise KeyFileError(
+            f"{key_path}: is protected by a password; store the key without one"
+        ) from None
+    except TlsError as error:
+        if error.strerror == "key values mismatch":
             problem = f"{key_path}: is not the key of {cert_path}"
         else:
-            problem = f"{cert_path}, {key_path}: cannot be loaded: {error.reason or 'not PEM'}"
+            problem = f"{cert_path}, {key_path}: cannot be loaded: {error.strerror}"
         raise KeyFileError(
             f"{problem}; restore the pair, or move both away to get a new one"
         ) from None
-    except OSError as error:
-        raise KeyFileError(f"{key_path}: {why_not_opened(key_path, error)}") from None
     return context
 
 
-def client_context() -> SSLContext:
+def client_context() -> TlsContext:
     """Return a context for dialling peers: TLS 1.3 only, any certificate."""
-    context = _context(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
+    return TlsContext(False, TLS_ALPN)
 
 
-def peer_certificate_sha256(connection: ssl.SSLObject) -> bytes:
+def peer_certificate_sha256(connection: Tls) -> bytes:
     """Return the 32-byte hash of the DER certificate that the server of this connection served.
 
     Args:
         connection: client side, TLS handshake done.
     """
-    der = connection.getpeercert(binary_form=True)
+    der = connection.peer_certificate()
     if not der:
         raise ValueError("the server of this connection showed no certificate")
     return hashlib.sha256(der).digest()
-
-
-def _context(protocol: int) -> SSLContext:
-    context = SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.maximum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols([TLS_ALPN])
-    return context
 
 
 def _exists(path: Path) -> bool:

@@ -18,11 +18,10 @@ from shadowmesh.peer.tunnel import Tunnel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gevent.ssl import SSLContext
-
     from shadowmesh._fastpath import DataPlane
     from shadowmesh.config import Config, HostPort
     from shadowmesh.device.device import Device
+    from shadowmesh.fast.openssl import TlsContext
     from shadowmesh.insight.events import Recorder
     from shadowmesh.insight.status import Refused
     from shadowmesh.keys.identity import Identity
@@ -52,10 +51,10 @@ class Common:
         identity: Identity,
         plane: DataPlane,
         device: Device,
-        client_context: SSLContext,
+        client_context: TlsContext,
         mailbox: Mailbox,
         *,
-        dial: Callable[[HostPort, str, SSLContext, Route], Upgraded] = dial,
+        dial: Callable[[HostPort, str, TlsContext, Route], Upgraded] = dial,
         traversal: Traversal | None,
         recorder: Recorder,
         known: KnownAddresses,

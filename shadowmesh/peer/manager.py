@@ -38,12 +38,11 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
 
-    from gevent.ssl import SSLContext
-
     from shadowmesh._fastpath import DataPlane
     from shadowmesh.config import Config, HostPort, NatSection
     from shadowmesh.device.device import Device
     from shadowmesh.device.tap import Tap
+    from shadowmesh.fast.openssl import TlsContext
     from shadowmesh.insight.events import Recorder
     from shadowmesh.insight.status import Pong, Refused
     from shadowmesh.keys.identity import Identity
@@ -74,9 +73,9 @@ class ConnectionManager:
         identity: Identity,
         plane: DataPlane,
         device: Device,
-        client_context: SSLContext,
+        client_context: TlsContext,
         *,
-        dial: Callable[[HostPort, str, SSLContext, Route], Upgraded] = dial,
+        dial: Callable[[HostPort, str, TlsContext, Route], Upgraded] = dial,
         later: Callable[[float, Callable[[], None]], gevent.Greenlet] = gevent.spawn_later,
         traversal: Traversal | None = None,
         recorder: Recorder = NOBODY,

@@ -11,6 +11,7 @@ from shadowmesh.config import HostPort
 from shadowmesh.link import tls
 from shadowmesh.link.known import KnownAddresses
 from shadowmesh.link.listener import Listener
+from tests.link import othertls
 
 PATIENCE_S = 10.0
 PATH = "/shadowmesh"
@@ -74,7 +75,7 @@ class PeerPort:
         return sock
 
     def connect_tls(self, host="127.0.0.1", context=None, source=None):
-        sock = (context or self.client_context).wrap_socket(self.connect(host, source))
+        sock = (context or othertls.client_context()).wrap_socket(self.connect(host, source))
         self._socks.append(sock)
         return sock
 

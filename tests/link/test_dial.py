@@ -17,6 +17,7 @@ from shadowmesh.link import tls
 from shadowmesh.link.dial import dial
 from shadowmesh.link.route import MAX_ADDRESSES, SMALL_SEGMENT_BYTES, Route
 from shadowmesh.link.tcp import progress
+from tests.link import othertls
 from tests.link.peerport import PATH, PATIENCE_S, PeerPort, read_all
 
 CONTEXT = tls.client_context()
@@ -119,7 +120,7 @@ def silent(sock):
 
 def upgrade_server(certificate, answer):
     """A server that answers every request in the same way, over TLS."""
-    context = tls.server_context(certificate)
+    context = othertls.server_context(certificate)
 
     def handler(sock):
         with context.wrap_socket(sock, server_side=True) as sock:
@@ -147,7 +148,7 @@ def test_dial_ends_with_an_upgraded_connection(port, certificate):
 
 def test_the_name_goes_into_sni_and_the_host_header_and_an_address_does_not(certificate, serve):
     seen = []
-    context = tls.server_context(certificate)
+    context = othertls.server_context(certificate)
     context.sni_callback = lambda sock, name, context: seen.append(name)
 
     def handler(sock):
@@ -418,9 +419,7 @@ def test_a_server_that_closes_in_the_tls_handshake_is_named_as_such(serve):
 
 
 def test_a_server_with_tls_12_only_is_unreachable(certificate, serve):
-    limited = tls.server_context(certificate)
-    limited.minimum_version = ssl.TLSVersion.TLSv1_2
-    limited.maximum_version = ssl.TLSVersion.TLSv1_2
+    limited = othertls.server_context(certificate, ssl.TLSVersion.TLSv1_2)
 
     def handler(sock):
         with sock, pytest.raises(OSError):
@@ -452,7 +451,7 @@ def test_an_answer_that_is_no_upgrade_is_refused(certificate, serve, answer):
 
 def test_a_server_that_does_not_answer_the_request_times_out(certificate, serve, monkeypatch):
     monkeypatch.setattr(dial_module, "UPGRADE_ANSWER_TIMEOUT_S", 0.2)
-    context = tls.server_context(certificate)
+    context = othertls.server_context(certificate)
 
     def handler(sock):
         with context.wrap_socket(sock, server_side=True) as sock:

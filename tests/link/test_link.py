@@ -20,6 +20,7 @@ from shadowmesh.link import tls
 from shadowmesh.link.link import Link, Upgraded
 from shadowmesh.link.stream import TlsStream
 from tests.fakes import BINARY, CLOSE, PING, PONG, FakePipe, decode_frame, encode_frame
+from tests.link import othertls
 
 PATIENCE_S = 10.0
 
@@ -54,13 +55,13 @@ def sockets(contexts):
             raw_client.connect(listening.getsockname())
             raw_server, _ = listening.accept()
             undo.pop_all()
-        server = TlsStream(raw_server, contexts[0], server_side=True)
+        server = TlsStream(raw_server, contexts[0])
         serving = gevent.spawn(server.do_handshake)
         if streams:
             client = TlsStream(raw_client, contexts[1])
             client.do_handshake()
         else:
-            client = contexts[1].wrap_socket(raw_client)
+            client = othertls.client_context().wrap_socket(raw_client)
         serving.get()
         opened.extend((server, client))
         return server, client

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import os
+import socket
 import ssl
 import stat
 
+import gevent
+import gevent.socket as gsocket
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from shadowmesh.base.errors import KeyFileError
+from shadowmesh.base.errors import KeyFileError, TlsError
 from shadowmesh.link import tls
+from shadowmesh.link.stream import TlsStream
+from tests.link import othertls
 
 
 @pytest.fixture
@@ -22,28 +26,16 @@ def paths(tmp_path):
     return tmp_path / "etc" / "cert.pem", tmp_path / "etc" / "key.pem"
 
 
-def memory_handshake(server, client, **names):
-    """Run a TLS handshake through memory; return (server side, client side)."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    # gevent's contexts make sockets only; the class behind them makes objects too.
-    one = ssl.SSLContext.wrap_bio(client, to_client, to_server, **names)
-    two = ssl.SSLContext.wrap_bio(server, to_server, to_client, server_side=True)
-    waiting = [one, two]
-    while waiting:
-        side = waiting.pop(0)
-        try:
-            side.do_handshake()
-        except ssl.SSLWantReadError:
-            waiting.append(side)
-    return two, one
-
-
-def plain_context(protocol, version):
-    context = ssl.SSLContext(protocol)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = context.maximum_version = version
-    return context
+def handshake(server, client):
+    """Run a TLS handshake between two streams of contexts of ours; return (server's, client's)."""
+    raw = [gsocket.socket(fileno=sock.detach()) for sock in socket.socketpair()]
+    sides = TlsStream(raw[0], server), TlsStream(raw[1], client)
+    serving = gevent.spawn(sides[0].do_handshake)
+    try:
+        sides[1].do_handshake()
+    finally:
+        serving.get()
+    return sides
 
 
 def test_first_start_makes_a_key_for_the_owner_alone(paths):
@@ -167,26 +159,64 @@ def test_the_hash_is_of_the_first_certificate_of_a_chain(paths, tmp_path):
 
 def test_both_ends_agree_on_tls_13_alpn_and_the_certificate(paths):
     made = tls.load_or_create_certificate(*paths)
-    server, client = memory_handshake(tls.server_context(made), tls.client_context())
-    assert client.version() == "TLSv1.3"
-    assert client.selected_alpn_protocol() == server.selected_alpn_protocol() == "http/1.1"
-    assert hashlib.sha256(client.getpeercert(binary_form=True)).digest() == made.sha256
+    server, client = handshake(tls.server_context(made), tls.client_context())
+    assert client.tls.negotiated() == server.tls.negotiated()
+    assert client.tls.negotiated() == ("TLSv1.3", "TLS_AES_128_GCM_SHA256", "http/1.1")
+    assert tls.peer_certificate_sha256(client.tls) == made.sha256
+    server.close()
+    client.close()
 
 
-def test_the_server_sends_no_session_ticket(paths):
-    context = tls.server_context(tls.load_or_create_certificate(*paths))
-    server, client = memory_handshake(context, tls.client_context())
-    server.write(b"x")
-    assert client.read(1) == b"x"  # tickets would have come before it
+@pytest.fixture
+def pair():
+    """Two connected sockets of gevent's."""
+    left, right = (gsocket.socket(fileno=sock.detach()) for sock in socket.socketpair())
+    with left, right:
+        yield left, right
+
+
+def test_the_server_sends_no_session_ticket(paths, pair):
+    server = TlsStream(pair[0], tls.server_context(tls.load_or_create_certificate(*paths)))
+    serving = gevent.spawn(server.do_handshake)
+    client = othertls.client_context().wrap_socket(pair[1])
+    serving.get()
+    server.sendall(b"x")
+    assert client.recv(1) == b"x"  # tickets would have come before it
     assert not client.session.has_ticket
+    client.close()
+    server.close()
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2])
-def test_an_older_tls_is_refused_both_ways(paths, version):
-    made = tls.load_or_create_certificate(*paths)
+def test_a_client_that_knows_another_protocol_only_is_served_without_one(paths, pair):
+    server = TlsStream(pair[0], tls.server_context(tls.load_or_create_certificate(*paths)))
+    serving = gevent.spawn(server.do_handshake)
+    context = othertls.client_context()
+    context.set_alpn_protocols(["h2"])
+    client = context.wrap_socket(pair[1])
+    serving.get()
+    assert client.selected_alpn_protocol() is None
+    client.close()
+    server.close()
+
+
+def test_an_older_client_is_refused(paths, pair):
+    server = TlsStream(pair[0], tls.server_context(tls.load_or_create_certificate(*paths)))
+    serving = gevent.spawn(server.do_handshake)
     with pytest.raises(ssl.SSLError):
-        memory_handshake(tls.server_context(made), plain_context(ssl.PROTOCOL_TLS_CLIENT, version))
-    server = plain_context(ssl.PROTOCOL_TLS_SERVER, version)
-    server.load_cert_chain(*paths)
+        othertls.client_context(ssl.TLSVersion.TLSv1_2).wrap_socket(pair[1])
+    with pytest.raises(TlsError, match="unsupported protocol"):
+        serving.get()
+    server.close()
+
+
+def test_an_older_server_is_refused(paths, pair):
+    context = othertls.server_context(
+        tls.load_or_create_certificate(*paths), ssl.TLSVersion.TLSv1_2
+    )
+    serving = gevent.spawn(context.wrap_socket, pair[0], server_side=True)
+    client = TlsStream(pair[1], tls.client_context())
+    with pytest.raises(TlsError, match="protocol version"):
+        client.do_handshake()
     with pytest.raises(ssl.SSLError):
-        memory_handshake(server, tls.client_context())
+        serving.get()
+    client.close()

@@ -28,6 +28,7 @@ from shadowmesh.link.link import Link
 from shadowmesh.link.upgrade import upgrade
 from shadowmesh.wire.websocket import UpgradeRefused
 from tests.fakes import BINARY, CLOSE, PING, PONG, decode_frame, encode_frame
+from tests.link import othertls
 from tests.link.keyupdates import KeyUpdater
 from tests.link.peerport import KEY, PATH, PATIENCE_S, PeerPort, read_all, read_head, request
 
@@ -235,9 +236,7 @@ def test_a_client_that_does_not_read_the_refusal_is_dropped(port):
 
 
 def test_a_client_with_tls_12_only_is_refused(port):
-    context = tls.client_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context = othertls.client_context(ssl.TLSVersion.TLSv1_2)
     with pytest.raises(ssl.SSLError, match=r"(?i)version"):
         port.connect_tls(context=context)
     port.wait_for(tls_failed=1)
@@ -512,7 +511,7 @@ def test_two_real_pipes_understand_each_other(port):
 def client_hello():
     """Return the first flight of a TLS 1.3 client."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    side = ssl.SSLContext.wrap_bio(tls.client_context(), incoming, outgoing)
+    side = ssl.SSLContext.wrap_bio(othertls.client_context(), incoming, outgoing)
     with pytest.raises(ssl.SSLWantReadError):
         side.do_handshake()
     return outgoing.read()

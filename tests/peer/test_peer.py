@@ -41,7 +41,6 @@ from shadowmesh.device.tap import OFFLOAD_CHECKSUM, OFFLOAD_TCP, OFFLOAD_UDP
 from shadowmesh.insight.events import NOBODY as NOBODY_RECORDS
 from shadowmesh.insight.status import Refused
 from shadowmesh.insight.vitals import Vitals
-from shadowmesh.link import tls
 from shadowmesh.link.admission import Admission, Limits
 from shadowmesh.link.dial import dial
 from shadowmesh.link.route import SMALL_SEGMENT_BYTES
@@ -51,6 +50,7 @@ from shadowmesh.peer.peer import COLLISION_WAIT_S, PEER_DISCONNECT_PAUSE_S
 from shadowmesh.peer.verdicts import objection
 from shadowmesh.service.hub_lag import HubLag
 from shadowmesh.service.view import View
+from tests.link import othertls
 from tests.link.peerport import read_head, request
 from tests.peer.machines import PATIENCE_S, Clock, Machine, cut, wait_for
 
@@ -489,7 +489,7 @@ def test_strangers_who_fill_the_peer_port_make_room_for_the_peer(pair):
             raw = strangers.enter_context(
                 gsocket.create_connection(address, PATIENCE_S, (source, 0))
             )
-            sock = strangers.enter_context(tls.client_context().wrap_socket(raw))
+            sock = strangers.enter_context(othertls.client_context().wrap_socket(raw))
             sock.sendall(request())
             assert "101" in read_head(sock)[0]
         wait_for(lambda: listening.listener.unauthenticated == strangers_at_most, "full")

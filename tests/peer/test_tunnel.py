@@ -162,7 +162,7 @@ def make(contexts):
             port.listen()
             raw_client = gsocket.create_connection(port.getsockname())
             raw_server, _ = port.accept()
-        server = TlsStream(raw_server, contexts[0], server_side=True)
+        server = TlsStream(raw_server, contexts[0])
         serving = gevent.spawn(server.do_handshake)
         client = TlsStream(raw_client, contexts[1])
         client.do_handshake()
