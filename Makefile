@@ -28,6 +28,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --use-pep517 --constraint constraints.txt
 # What several threads do at once, but for tests that count memory or threads: the sanitizer has its own.
 RACES := $(addprefix tests/fastpath/test_,capture_ring.py epochs.py lifecycle.py queues.py ring.py slow_link.py)
+RACES += tests/link/test_carried.py
 RACES += -k "not allocate and not memory and not thread and not leak"
 # Several people or jobs may share a checkout; the compiled module is written in place.
 LOCK := mkdir -p build && flock build/.lock
@@ -81,7 +82,7 @@ sanitize: dev ## the data plane's tests under the sanitizers: memory, undefined 
 	  --build-lib build/sanitize-memory --build-temp build/sanitize-memory-objects
 	@env PYTHONPATH=build/sanitize-memory LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	  $(VENV)/bin/pytest -s -p shadowmesh._fastpath --numprocesses $(JOBS) --dist loadfile $(or $(ARGS),tests/fastpath)
+	  $(VENV)/bin/pytest -s -p shadowmesh._fastpath --numprocesses $(JOBS) --dist loadfile $(or $(ARGS),tests/fastpath tests/link/test_carried.py tests/link/test_stream.py)
 	@$(LOCK) env SHADOWMESH_SANITIZE=thread $(PY) setup.py --quiet build \
 	  --build-lib build/sanitize-thread --build-temp build/sanitize-thread-objects
 	@env PYTHONPATH=build/sanitize-thread LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \

@@ -119,6 +119,9 @@ class FakePipe:
             self._out.popleft()
             self._sent = 0
 
+    def release(self) -> None:
+        assert not self.closed
+
     def close(self) -> None:
         assert not self.closed
         self.closed = True

@@ -148,20 +148,6 @@ class RemoteProtocolError(ShadowMeshError):
         self.close_code = close_code
 
 
-class TlsError(OSError):
-    """TLS failed on a connection, for OpenSSL's reason, which is ``strerror``."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(errno.EPROTO, reason)
-
-
-class TlsFlood(ConnectionAbortedError):
-    """The peer makes work and sends no data, or too much before it may."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(errno.ECONNABORTED, what)
-
-
 class LinkClosed(ShadowMeshError):
     """The WebSocket link is gone.
 

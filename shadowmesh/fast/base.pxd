@@ -38,6 +38,7 @@ cdef extern from "compat.h" nogil:
     uint64_t sm_take_numbers(uint64_t *p, uint64_t n)
     void sm_raise_bits(int *p, int bits)
     void sm_lower_bits(int *p, int bits)
+    void sm_set_errno(int number)
     void sm_mask(uint8_t *p, size_t length, const uint8_t *mask, uint64_t phase)
 
 cdef extern from "<sodium.h>" nogil:
@@ -90,6 +91,18 @@ cdef extern from "<poll.h>" nogil:
         short revents
     int poll(pollfd *fds, unsigned long count, int timeout_ms)
     short POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL
+
+cdef extern from "<sys/epoll.h>" nogil:
+    union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event *event)
+    int epoll_wait(int epoll_fd, epoll_event *events, int count, int timeout_ms)
+    uint32_t EPOLLIN, EPOLLOUT, EPOLLET
+    int EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int initial, int flags)

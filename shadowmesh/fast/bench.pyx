@@ -9,7 +9,7 @@ from shadowmesh.fast.datagram cimport *
 from shadowmesh.fast.frame cimport *
 from shadowmesh.fast.headers cimport MAX_IP_BYTES
 from shadowmesh.fast.inbound cimport (
-    EVENT_NONE, HEADROOM, PARSER_BYTES, make_room, parse, parser_t
+    EVENT_NONE, HEADROOM, PARSER_BYTES, make_room, mover_t, parse, parser_t
 )
 from shadowmesh.fast.link_out cimport seal_message
 from shadowmesh.fast.offload cimport join_reset
@@ -50,6 +50,7 @@ cdef class Bench:
     cdef plane_t plane
     cdef ring_t ring
     cdef parser_t parser
+    cdef mover_t mover
     cdef epoch_t *epoch
     cdef uint8_t *arena         # the frames, as the TAP thread reads them
     cdef uint8_t *outbox        # the ring, then datagrams and what the cipher alone seals
@@ -83,6 +84,8 @@ cdef class Bench:
         self.parser.bytes = self.inbox
         self.parser.from_client = masked
         self.parser.begin = self.parser.end = self.parser.raw = self.parser.raw_end = HEADROOM
+        self.mover.pin = &self.plane.peers.wss_pin
+        self.mover.received = &self.plane.wss.carried
         self.epoch.local_key_id = self.epoch.remote_key_id = FIRST_KEY_ID
         self.plane.peers.epochs[0] = self.epoch
         publish_epoch(&self.plane.peers, self.epoch)
@@ -144,11 +147,11 @@ cdef class Bench:
             ring_consume(&self.ring, length, NO_TIME)
             began = spent_ns()
             self.parser.raw_end += length
-            if parse(&self.plane, &self.parser, self.epoch.born_ns) != EVENT_NONE:
+            if parse(&self.plane, &self.mover, &self.parser, self.epoch.born_ns) != EVENT_NONE:
                 raise AssertionError("the parser refused the ring's bytes")
             spent += spent_ns() - began
-        self.check(self.plane.wss.received.dropped[DROP_TAP_GONE], batches)
-        self.plane.wss.received.dropped[DROP_TAP_GONE] = 0
+        self.check(self.plane.wss.carried.dropped[DROP_TAP_GONE], batches)
+        self.plane.wss.carried.dropped[DROP_TAP_GONE] = 0
         return self.each(spent, batches)
 
     def seal_udp(self, size_t frame_bytes, uint32_t batches) -> float:

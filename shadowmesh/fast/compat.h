@@ -5,7 +5,9 @@
 #ifndef SHADOWMESH_COMPAT_H
 #define SHADOWMESH_COMPAT_H
 
+#include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sodium.h>
 #include <stdint.h>
 #include <string.h>
@@ -127,6 +129,12 @@ static inline void sm_mask(uint8_t *p, size_t length, const uint8_t *mask, uint6
     }
     for (; i < length; i++) p[i] ^= turned[i & 7];
 }
+
+/* errno is a macro, which Cython takes for a variable of its own when it is assigned to. */
+static inline void sm_set_errno(int number) { errno = number; }
+
+/* linux/tcp.h, which not every libc header has. */
+#define SM_TCP_NOTSENT_LOWAT 25
 
 /* Trains of datagrams in one call: linux/udp.h, which not every libc header has. */
 #define SM_UDP_SEGMENT 103

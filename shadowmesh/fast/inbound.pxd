@@ -9,7 +9,8 @@
 #
 # The gap holds the headers of continuation and control frames; decoded bytes that follow one are
 # moved down over it, so that a record is contiguous however a proxy has cut it. Without such
-# frames nothing is moved. parse() runs on the hub, once per TLS read.
+# frames nothing is moved. parse() runs once per TLS read, on the hub until the peer is authentic and
+# in the thread that moves the bytes of links afterwards; which of them is `mover_t`.
 
 from libc.stddef cimport size_t
 from libc.string cimport memmove, memset
@@ -37,6 +38,10 @@ cdef enum:
     EVENT_WEBSOCKET = 2         # ping, pong or close
     EVENT_RECORD = 3            # a record that is not a frame
 
+ctypedef struct mover_t:        # the thread that parses
+    pin_t *pin
+    received_t *received
+
 ctypedef struct parser_t:
     uint8_t *bytes
     size_t begin
@@ -57,7 +62,6 @@ ctypedef struct parser_t:
     int header_read
     uint32_t records_left
     uint32_t key_id
-    int epoch
     # control frames, and records for the hub, in this second
     uint64_t second
     uint32_t controls
@@ -78,36 +82,33 @@ cdef inline bint may_open(const epoch_t *epoch, uint32_t key_id, int session,
             and not epoch_expired(epoch, now_ns))
 
 
-cdef inline int read_message_header(const peers_t *peers, parser_t *parser,
+cdef inline int read_message_header(peers_t *peers, const mover_t *mover, parser_t *parser,
                                     uint64_t now_ns) noexcept nogil:
     # 0, or E_RECORD: whatever is wrong ends the link the same way (protocol section 6).
     cdef uint8_t *p = parser.bytes + parser.begin
     cdef uint32_t key_id = sm_load32(p + 4)
-    cdef int index = key_id & 0xFF
     cdef const epoch_t *epoch
     if p[0] != KIND_WSS or p[1] != 0 or sm_load16(p + 2) == 0:
         return E_RECORD
-    epoch = peers.epochs[index]
+    epoch = pin_epoch(peers, mover.pin, key_id)
     if (not may_open(epoch, key_id, parser.session, now_ns)
             or sm_load64(p + 8) != epoch.wss_rx_next):
         return E_RECORD
     parser.key_id = key_id
     parser.records_left = sm_load16(p + 2)
-    parser.epoch = index
     parser.header_read = 1
     parser.begin += MESSAGE_HEADER_BYTES
     return 0
 
 
-cdef inline void retire_older(peers_t *peers, session_t *session,
-                              const epoch_t *newest) noexcept nogil:
+cdef inline void retire_older(peers_t *peers, pin_t *mine, int session,
+                              uint64_t generation) noexcept nogil:
     # "On WSS the old receive key goes with the first new record" (protocol section 7).
     cdef epoch_t *epoch
-    session.newest_generation = newest.generation
+    peers.sessions[session].newest_generation = generation
     for i in range(MAX_EPOCHS):
-        epoch = peers.epochs[i]
-        if (epoch != NULL and epoch.state == EPOCH_INSTALLED and epoch.session == newest.session
-                and epoch.generation < newest.generation):
+        epoch = <epoch_t *>pin(mine, &peers.receiving[i])
+        if epoch != NULL and epoch.session == session and epoch.generation < generation:
             epoch.wss_rx_closed = 1
             sodium_memzero(epoch.wss_rx_key, KEY_BYTES)
 
@@ -118,18 +119,20 @@ cdef inline void count_second(parser_t *parser, uint64_t now_ns) noexcept nogil:
         parser.controls = parser.events = 0
 
 
-cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) noexcept nogil:
+cdef inline int read_record(plane_t *plane, const mover_t *mover, parser_t *parser,
+                            uint64_t now_ns) noexcept nogil:
     # One record of the message under way. EVENT_NONE with begin moved: delivered; EVENT_NONE
     # with begin where it was: more bytes are needed; EVENT_RECORD; below zero a close code.
     cdef uint8_t *p = parser.bytes + parser.begin
     cdef size_t available = parser.end - parser.begin
-    cdef epoch_t *epoch = plane.peers.epochs[parser.epoch]
+    cdef epoch_t *epoch
     cdef session_t *session = &plane.peers.sessions[parser.session]
     cdef uint8_t aad[AAD_BYTES]
     cdef size_t sealed_bytes, inner_bytes
     cdef uint8_t *inner = p + LENGTH_BYTES
     if available < LENGTH_BYTES:
         return EVENT_NONE
+    epoch = pin_epoch(&plane.peers, mover.pin, parser.key_id)
     if not may_open(epoch, parser.key_id, parser.session, now_ns):
         return E_RECORD
     sealed_bytes = sm_load32(p)
@@ -144,13 +147,15 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     inner_bytes = sealed_bytes - tag_bytes(epoch.cipher)
     epoch.wss_rx_next += 1
     sm_release(&session.last_opened_ns, now_ns)
-    sm_count(&plane.wss.received.records, 1)
+    sm_count(&mover.received.records, 1)
     if epoch.generation > session.newest_generation:
-        retire_older(&plane.peers, session, epoch)
+        retire_older(&plane.peers, mover.pin, parser.session, epoch.generation)
+    # The device may make us wait, so nothing is pinned meanwhile.
+    unpin(mover.pin)
     parser.begin += LENGTH_BYTES + sealed_bytes
     parser.records_left -= 1
     if inner[0] == INNER_FRAME or inner[0] == INNER_OFFLOAD_FRAME:
-        deliver_frame(plane, &plane.wss.received, inner, inner_bytes, MAX_SEGMENTS)
+        deliver_frame(plane, mover.received, inner, inner_bytes, MAX_SEGMENTS)
         return EVENT_NONE
     if inner[0] == INNER_PADDING:
         # Of padding only the fact counts: it may be the first record under new keys.
@@ -168,7 +173,8 @@ cdef inline int read_record(plane_t *plane, parser_t *parser, uint64_t now_ns) n
     return EVENT_RECORD
 
 
-cdef inline int take_decoded(plane_t *plane, parser_t *parser, uint64_t now_ns) noexcept nogil:
+cdef inline int take_decoded(plane_t *plane, const mover_t *mover, parser_t *parser,
+                             uint64_t now_ns) noexcept nogil:
     # Consumes whole records of the decoded bytes: an event, EVENT_NONE when more bytes are
     # needed or the message is used up, or a close code.
     cdef size_t before
@@ -177,14 +183,14 @@ cdef inline int take_decoded(plane_t *plane, parser_t *parser, uint64_t now_ns) 
         if not parser.header_read:
             if parser.end - parser.begin < MESSAGE_HEADER_BYTES:
                 return EVENT_NONE
-            outcome = read_message_header(&plane.peers, parser, now_ns)
+            outcome = read_message_header(&plane.peers, mover, parser, now_ns)
             if outcome < 0:
                 return outcome
         if parser.records_left == 0:
             # Bytes behind the last record belong to nothing.
             return E_RECORD if parser.end != parser.begin else EVENT_NONE
         before = parser.begin
-        outcome = read_record(plane, parser, now_ns)
+        outcome = read_record(plane, mover, parser, now_ns)
         if outcome != EVENT_NONE or parser.begin == before:
             return outcome
 
@@ -264,14 +270,15 @@ cdef inline void decode_payload(parser_t *parser) noexcept nogil:
     parser.frame_phase += n
 
 
-cdef inline int parse(plane_t *plane, parser_t *parser, uint64_t now_ns) noexcept nogil:
+cdef inline int parse_next(plane_t *plane, const mover_t *mover, parser_t *parser,
+                           uint64_t now_ns) noexcept nogil:
     # Works until the bytes are used up (EVENT_NONE), something is for the caller (an event) or
     # the peer broke a rule (a close code below zero: the link is to end).
     cdef wsheader_t header
     cdef int outcome
     while True:
         if parser.session >= 0 and parser.in_message:
-            outcome = take_decoded(plane, parser, now_ns)
+            outcome = take_decoded(plane, mover, parser, now_ns)
             if outcome != EVENT_NONE:
                 return outcome
         if parser.in_message and parser.frame_left == 0 and parser.final:
@@ -293,6 +300,14 @@ cdef inline int parse(plane_t *plane, parser_t *parser, uint64_t now_ns) noexcep
         outcome = begin_frame(parser, &header)
         if outcome < 0:
             return outcome
+
+
+cdef inline int parse(plane_t *plane, const mover_t *mover, parser_t *parser,
+                      uint64_t now_ns) noexcept nogil:
+    # As parse_next(), and nothing is pinned afterwards.
+    cdef int outcome = parse_next(plane, mover, parser, now_ns)
+    unpin(mover.pin)
+    return outcome
 
 
 cdef inline size_t make_room(parser_t *parser) noexcept nogil:

@@ -3,8 +3,8 @@
 #   plane_new -> open_descriptors -+-> attach_device -> detach_device --+-> plane_free
 #                                  '-> attach_socket -> detach_socket --'
 #
-# Called by the hub alone. The TAP and UDP threads are bare POSIX threads that never take the GIL;
-# `top -H` shows them as sm-tap-0 (one for each queue of the device) and sm-udp.
+# Called by the hub alone. The threads are bare POSIX threads that never take the GIL; `top -H` shows
+# them as sm-tap-0 (one for each queue of the device), sm-udp and sm-wss.
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -14,6 +14,7 @@ from .backlog cimport *
 from .capture cimport *
 from .datagram cimport *
 from .link_out cimport drop_parked
+from .links cimport STOP_SEAT, await_turn, run_links, watch_descriptor
 from .outbound cimport run_outbound
 from .peers cimport *
 from .plane cimport *
@@ -25,7 +26,7 @@ from .udp_in cimport await_batch, run_inbound_udp
 cdef enum:
     E_NO_MEMORY = -1
     E_NO_THREAD = -2
-    DESCRIPTORS = 5 + MAX_QUEUES
+    DESCRIPTORS = 6 + MAX_QUEUES
 
 
 cdef inline void *tap_thread(void *argument) noexcept nogil:
@@ -41,6 +42,12 @@ cdef inline void *tap_thread(void *argument) noexcept nogil:
 cdef inline void *udp_thread(void *argument) noexcept nogil:
     pthread_setname_np(pthread_self(), <const char *>b"sm-udp")
     run_inbound_udp(<plane_t *>argument)
+    return NULL
+
+
+cdef inline void *wss_thread(void *argument) noexcept nogil:
+    pthread_setname_np(pthread_self(), <const char *>b"sm-wss")
+    run_links(<plane_t *>argument)
     return NULL
 
 
@@ -61,6 +68,8 @@ cdef inline plane_t *plane_new() noexcept nogil:
         plane.threads.tap[i].queue = &plane.tap.queues[i]
     plane.udp.fd = -1
     plane.udp.batch_messages = INBOX_MESSAGES
+    plane.wss.epoll_fd = -1
+    pthread_mutex_init(&plane.wss.lock, NULL)
     return plane
 
 
@@ -72,8 +81,9 @@ cdef inline void list_descriptors(plane_t *plane, int **fds) noexcept nogil:
     fds[2] = &plane.udp.event_fd
     fds[3] = &plane.udp.stop_fd
     fds[4] = &plane.capture.wakeup_fd
+    fds[5] = &plane.wss.stop_fd
     for i in range(MAX_QUEUES):
-        fds[5 + i] = &plane.tap.queues[i].space_fd
+        fds[6 + i] = &plane.tap.queues[i].space_fd
 
 
 cdef inline bint open_descriptors(plane_t *plane) noexcept nogil:
@@ -85,7 +95,9 @@ cdef inline bint open_descriptors(plane_t *plane) noexcept nogil:
         fds[i][0] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if fds[i][0] < 0:
             return False
-    return True
+    plane.wss.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+    return (plane.wss.epoll_fd >= 0
+            and watch_descriptor(&plane.wss, plane.wss.stop_fd, EPOLLIN, STOP_SEAT))
 
 
 cdef inline bint provide_queues(plane_t *plane) noexcept nogil:
@@ -162,14 +174,29 @@ cdef inline void stop_udp_thread(plane_t *plane) noexcept nogil:
         plane.threads.udp_running = 0
 
 
+cdef inline bint start_wss_thread(plane_t *plane) noexcept nogil:
+    # Once, before the first link is carried. False: no thread.
+    if not plane.threads.wss_running:
+        plane.threads.wss_running = pthread_create(&plane.threads.wss, NULL, wss_thread, plane) == 0
+    return plane.threads.wss_running
+
+
+cdef inline void stop_wss_thread(plane_t *plane) noexcept nogil:
+    if plane.threads.wss_running:
+        signal_fd(plane.wss.stop_fd)
+        pthread_join(plane.threads.wss, NULL)
+        plane.threads.wss_running = 0
+
+
 cdef inline void set_device(plane_t *plane, const int *fds, int count,
                             bint udp_super_frames) noexcept nogil:
-    # The UDP thread may be writing to the old one, which is the caller's to close afterwards. No
+    # Those who receive may be writing to the old one, which is the caller's to close afterwards. No
     # TAP thread runs.
     cdef int i
     for i in range(MAX_QUEUES):
         sm_set_flag(&plane.tap.queues[i].tap_fd, -1)
     await_batch(&plane.udp)
+    await_turn(&plane.wss)
     steer_reset(&plane.tap, count if count else 1)
     sm_set_flag(&plane.udp.super_frames, udp_super_frames)
     for i in range(count):
@@ -264,6 +291,7 @@ cdef inline void plane_free(plane_t *plane) noexcept nogil:
         return
     stop_tap_threads(plane)
     stop_udp_thread(plane)
+    stop_wss_thread(plane)
     free_boxes(plane)
     end_capture(&plane.capture)
     for i in range(MAX_EPOCHS):
@@ -275,4 +303,7 @@ cdef inline void plane_free(plane_t *plane) noexcept nogil:
     for i in range(DESCRIPTORS):
         if fds[i][0] > 0:
             close(fds[i][0])
+    if plane.wss.epoll_fd >= 0:
+        close(plane.wss.epoll_fd)
+    pthread_mutex_destroy(&plane.wss.lock)
     free(plane)

@@ -5,21 +5,39 @@
 # The hub alone opens, binds and closes; the TAP threads fill the ring of the session they send to.
 
 from .base cimport *
+from .connection cimport *
 from .inbound cimport *
 from .peers cimport *
 from .plane cimport *
 from .ring cimport *
 from .tap cimport *
 
+cdef enum:
+    LINK_EVENTS = 8             # records that may wait for the hub
+
+ctypedef struct link_event_t:
+    int kind                    # an EVENT_, or a close code below zero
+    int opcode
+    uint32_t key_id
+    uint8_t inner_type
+    size_t body_bytes
+    uint8_t body[MAX_SIGNAL_BYTES]
+
 ctypedef struct link_memory_t:
     uint8_t ring[RING_BYTES]
     ring_entry_t entries[RING_MESSAGES]
     uint8_t parser[HEADROOM + PARSER_BYTES]
+    link_event_t events[LINK_EVENTS]
 
 ctypedef struct link_t:
     link_memory_t *memory
     ring_t ring
-    parser_t parser
+    parser_t parser             # who moves the bytes has it
+    connection_t connection
+    int unparsed                # the parser may have something to do: the WSS thread's
+    uint64_t events_written     # the WSS thread's
+    uint64_t events_read        # the hub's
+    int paused                  # nothing is read until the hub has taken events
 
 
 cdef inline bint link_open(link_t *link, const tap_t *tap, bint client) noexcept nogil:
@@ -43,8 +61,10 @@ cdef inline bint link_open(link_t *link, const tap_t *tap, bint client) noexcept
     link.parser.from_client = not client
     link.parser.begin = link.parser.end = HEADROOM
     link.parser.raw = link.parser.raw_end = HEADROOM
+    connection_init(&link.connection, &link.ring)
     link.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-    return link.ring.wakeup_fd >= 0
+    link.connection.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+    return link.ring.wakeup_fd >= 0 and link.connection.event_fd >= 0
 
 
 cdef inline void link_close(link_t *link) noexcept nogil:
@@ -54,7 +74,9 @@ cdef inline void link_close(link_t *link) noexcept nogil:
         munmap(link.memory, sizeof(link_memory_t))
     if link.ring.wakeup_fd > 0:
         close(link.ring.wakeup_fd)
-    pthread_mutex_destroy(&link.ring.lock)
+    if link.connection.event_fd > 0:
+        close(link.connection.event_fd)
+    ring_done(&link.ring)
 
 
 cdef inline void settle_ring(wss_t *wss, ring_t *ring) noexcept nogil:
@@ -67,8 +89,11 @@ cdef inline void settle_ring(wss_t *wss, ring_t *ring) noexcept nogil:
 cdef inline void let_go(plane_t *plane, link_t *link) noexcept nogil:
     # Nothing of a session's is put into the ring any more.
     cdef session_t *session = &plane.peers.sessions[link.parser.session]
+    pthread_mutex_lock(&link.connection.lock)
     link.parser.session = -1
+    pthread_mutex_unlock(&link.connection.lock)
     session.draft.ring = NULL
+    session.draft.connection = NULL
     publish_route(&plane.peers, session)
     # The TAP threads may be waiting for room in it.
     wake_tap_threads(&plane.tap)
@@ -85,6 +110,7 @@ cdef inline void bind_link(plane_t *plane, int session, link_t *before,
     if link != NULL:
         link.parser.session = session
         state.draft.ring = &link.ring
+        state.draft.connection = &link.connection
         state.draft.masked = not link.parser.from_client
         publish_route(&plane.peers, state)
 

@@ -1,6 +1,6 @@
 # The way out over the link: slots -> records in one WebSocket message -> the ring of the link.
 #
-#   send_over_link -> seal_message -> ring_commit        as long as the ring has room
+#   send_over_link -> seal_message -> wake_link          as long as the ring has room
 #     park_slots -> choose_parked -> seal_message        what has to wait, by turns (backlog.pxd)
 #
 #   seal_signal -> seal_message                          one record of the hub's
@@ -16,6 +16,7 @@ from .drop_reasons cimport *
 from .frame cimport *
 from .wsframe cimport *
 from .session cimport *
+from .connection cimport wake_link
 from .peers cimport *
 from .tap cimport *
 from .plane cimport *
@@ -113,7 +114,10 @@ cdef inline int seal_signal(const route_t *route, uint8_t inner_type, const uint
     memcpy(inner + 1, body, body_bytes)
     slot.inner = inner
     slot.inner_bytes = <uint32_t>(1 + body_bytes)
-    return KEEP if seal_message(route.epoch, route.ring, route.masked, &slot, 1, 0) else NO_ROOM
+    if not seal_message(route.epoch, route.ring, route.masked, &slot, 1, 0):
+        return NO_ROOM
+    ring_wake(route.ring)
+    return KEEP
 
 
 cdef inline bint queue_ws_frame(ring_t *ring, bint masked, int opcode, const uint8_t *payload,
@@ -131,6 +135,7 @@ cdef inline bint queue_ws_frame(ring_t *ring, bint masked, int opcode, const uin
     if masked:
         sm_mask(message + header, length, mask, 0)
     ring_commit(ring, message, header + length, 0)
+    ring_wake(ring)
     return True
 
 
@@ -336,6 +341,7 @@ cdef inline bint send_over_link(plane_t *plane, queue_t *queue, session_t *sessi
                 return False
             taken = seal_slots_for_link(plane, queue, session, route, first[0], now_ns)
             ring_unlock(ring)
+            wake_link(route.connection)
             first[0] += taken
     park_slots(queue, first[0], now_ns)
     first[0] = 0
@@ -347,6 +353,7 @@ cdef inline bint send_over_link(plane_t *plane, queue_t *queue, session_t *sessi
             seal_slots_for_link(plane, queue, session, route, 0, now_ns)
             queue.batch = 0
         ring_unlock(ring)
+        wake_link(route.connection)
         if not taken and ring_starve(ring, queue.index):
             watch_link(queue, ring, now_ns)
             return True

@@ -3,6 +3,12 @@ from typing import Final
 
 CIPHER_SUITES: Final[tuple[str, ...]]
 
+class TlsError(OSError):
+    def __init__(self, reason: str) -> None: ...
+
+class TlsFlood(ConnectionAbortedError):
+    def __init__(self, what: str) -> None: ...
+
 class TlsContext:
     @property
     def server(self) -> bool: ...

@@ -13,9 +13,8 @@ from libc.stddef cimport size_t
 from .base cimport *
 from .tls cimport *
 
+import errno as errors
 import os
-
-from shadowmesh.base.errors import TlsError, TlsFlood
 
 cdef extern from "<openssl/ssl.h>":
     ctypedef struct SSL_CTX:
@@ -95,11 +94,20 @@ CIPHER_SUITES = (
     "TLS_AES_256_GCM_SHA384",
     "TLS_CHACHA20_POLY1305_SHA256",
 )
-#: What the peer did.
-FLOODS = {
-    TLS_BARREN: "it sent TLS records without data, one after the other",
-    TLS_TOO_MUCH: "it sent too much before it was upgraded",
-}
+
+
+class TlsError(OSError):
+    """TLS failed on a connection, for OpenSSL's reason, which is ``strerror``."""
+
+    def __init__(self, reason):
+        super().__init__(errors.EPROTO, reason)
+
+
+class TlsFlood(ConnectionAbortedError):
+    """The peer makes work and sends no data, or too much before it may."""
+
+    def __init__(self, what):
+        super().__init__(errors.ECONNABORTED, what)
 
 
 # --- What OpenSSL calls ---------------------------------------------------------------------------
@@ -243,7 +251,9 @@ cdef ssize_t checked(const tls_t *state, ssize_t code) except? -1:
         raise OSError(number, os.strerror(number))
     if code == TLS_NO_MEMORY:
         raise MemoryError
-    raise TlsFlood(FLOODS[code])
+    if code == TLS_TOO_MUCH:
+        raise TlsFlood("it sent too much before it was upgraded")
+    raise TlsFlood("it sent TLS records without data, one after the other")
 
 
 cdef class Tls:

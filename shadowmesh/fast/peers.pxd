@@ -13,8 +13,8 @@
 #           the pin before it could take anything away
 #
 # So no counter is taken twice, and none under keys that are gone. While it has something pinned a
-# thread waits for nothing but the lock of a ring, which is held to seal one message: whoever takes
-# keys away waits for less than a millisecond.
+# thread waits for nothing but the lock of a ring, which is held to seal one message, and works on no
+# more than that: whoever takes keys away waits for less than a millisecond.
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -32,7 +32,7 @@ cdef enum:
     SEAL_MARGIN = (MAX_QUEUES + 1) * OUTBOX_TRAINS * TRAIN_DATAGRAMS
 
 ctypedef struct pin_t:          # of one thread, which alone writes it
-    void *held                  # a route_t (TAP threads) or an epoch_t (UDP thread); NULL: nothing
+    void *held                  # a route_t (TAP threads) or an epoch_t (the others); NULL: nothing
     uint8_t unshared[56]        # keeps the next thread's out of our cache line
 
 ctypedef struct peers_t:
@@ -43,10 +43,12 @@ ctypedef struct peers_t:
     uint64_t numbers            # of sessions that were given out
     uint64_t versions           # of routes that were published
     uint64_t key_ids[MAX_EPOCHS]            # of receiving[], 0 where there is none
-    void *receiving[MAX_EPOCHS] # epochs whose datagrams are opened
+    void *receiving[MAX_EPOCHS] # epochs whose records are opened
     uint8_t unshared[64]        # what every thread reads is not in the line of the first pin
     pin_t tap_pins[MAX_QUEUES]
     pin_t udp_pin
+    pin_t wss_pin               # of the thread that moves the bytes of links
+    pin_t hub_pin               # nobody waits for it: what the hub has pinned it does not take away
 
 
 cdef inline int seat_session(peers_t *peers) noexcept nogil:
@@ -145,13 +147,13 @@ cdef inline const route_t *pin_route(peers_t *peers, int thread, int index) noex
     return <const route_t *>pin(&peers.tap_pins[thread], &peers.sessions[index].route)
 
 
-cdef inline epoch_t *pin_epoch(peers_t *peers, uint32_t key_id) noexcept nogil:
-    # For the UDP thread: the keys of a datagram; NULL: there are none.
+cdef inline epoch_t *pin_epoch(peers_t *peers, pin_t *mine, uint32_t key_id) noexcept nogil:
+    # The keys of a datagram or a message; NULL: there are none.
     cdef int index = key_id & 0xFF
     cdef epoch_t *epoch
     if sm_counted(&peers.key_ids[index]) != key_id:
         return NULL
-    epoch = <epoch_t *>pin(&peers.udp_pin, &peers.receiving[index])
+    epoch = <epoch_t *>pin(mine, &peers.receiving[index])
     return epoch if epoch != NULL and epoch.local_key_id == key_id else NULL
 
 
@@ -192,7 +194,8 @@ cdef inline void await_unpinned(const peers_t *peers, const epoch_t *epoch,
             if route == NULL or not (route.epoch == epoch != NULL or route.ring == ring != NULL):
                 break
             sched_yield()
-    while epoch != NULL and sm_published(&peers.udp_pin.held) == <void *>epoch:
+    while epoch != NULL and (sm_published(&peers.udp_pin.held) == <void *>epoch
+                             or sm_published(&peers.wss_pin.held) == <void *>epoch):
         sched_yield()
 
 

@@ -2,17 +2,18 @@
 #
 #   TAP threads  read the device, seal, fill rings, send datagrams       (outbound.pxd, link_out.pxd,
 #                                                                         udp_out.pxd)
-#   hub          opens what TLS brought, writes the device               (inbound.pxd)
+#   WSS thread   TLS of the links, opens what it brought, writes the device  (links.pxd, inbound.pxd)
 #   UDP thread   opens datagrams, writes the device                      (udp_in.pxd)
+#   hub          both in the WSS thread's place, until a peer is authentic
 #
 #   TAP queue 0 --> sm-tap-0 --+--seal--> UDP socket        UDP socket --> sm-udp --+--> TAP queue 0
-#   TAP queue 1 --> sm-tap-1 --+--seal--> UDP socket        TLS -------->   hub   --+--> TAP queue 1
+#   TAP queue 1 --> sm-tap-1 --+--seal--> UDP socket        TLS ----------> sm-wss --+--> TAP queue 1
 #                              '--its lock, seal--> ring                  (steer.pxd chooses)
 #
 #   peers     who they are, their keys, which one gets a frame    all threads   (peers.pxd)
 #   tap       the device's queues                                 TAP threads   (tap.pxd)
 #   udp       the socket                                          UDP thread    (below)
-#   wss       what all links have together                        hub           (below)
+#   wss       what all links have together                        WSS thread, hub   (below)
 #   threads   which of them run                                   hub           (lifecycle.pxd)
 #   capture   copies of frames                                    any           (capture.pxd)
 #
@@ -20,7 +21,7 @@
 #
 # No thread waits for another on the way of a frame. What the hub changes it publishes, and takes back
 # when nobody has it pinned (peers.pxd); what the UDP thread has for the hub goes through a ring
-# (udp_in.pxd). Counters have one writer each and are read without a lock.
+# (udp_in.pxd), what a link has through one of its own (links.pxd). Counters have one writer each and are read without a lock.
 #
 # Over UDP the TAP threads seal side by side. Over WSS each takes the lock of the link's ring for a
 # message: the counters of a link have to be consecutive in the order of its bytes (protocol section
@@ -47,11 +48,13 @@ cdef enum:
     STALL_MS = 1000
     # How long frames wait for a session before they are dropped as not_connected.
     HOLD_MS = 1000
+    # One for each session, and those that are ending.
+    MAX_LINKS = 128
     # Of so many requests answers are waited for, of each so many.
     STUN_REQUESTS = 32
     STUN_ANSWERS = 4
 
-ctypedef struct received_t:     # one for each side that opens records: hub (WSS), UDP thread
+ctypedef struct received_t:     # one for each thread that opens records
     uint64_t records
     uint64_t frames_opened
     uint64_t frames_written[MAX_QUEUES]     # to each queue of the TAP
@@ -82,7 +85,13 @@ ctypedef struct udp_t:          # TAP threads send on its fd
     received_t received
 
 ctypedef struct wss_t:
-    received_t received
+    int epoll_fd                # -1: the thread does not run
+    int stop_fd
+    pthread_mutex_t lock        # of links[]
+    void *links[MAX_LINKS]      # whose bytes the thread moves: link_t
+    uint64_t turns              # of links, begun and ended, so odd within one: see await_turn
+    received_t received         # while the hub moved them
+    received_t carried          # by the thread
     uint64_t frames_settled     # sent by rings that no session has any more
     uint64_t frames_lost        # in such rings
 
@@ -98,6 +107,8 @@ ctypedef struct threads_t:
     int tap_running             # so many of them
     pthread_t udp
     int udp_running
+    pthread_t wss
+    int wss_running
 
 cdef struct plane_t:
     peers_t peers

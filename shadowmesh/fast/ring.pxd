@@ -1,10 +1,10 @@
-# The ring of finished WebSocket messages between the sealing side and the writer greenlet.
+# The ring of finished WebSocket messages between those who seal and who moves them to TLS.
 #
-#   producers (TAP threads, hub; under the ring's lock)         consumer (writer greenlet, no lock)
-#   ring_reserve -> fill -> ring_commit  --eventfd-->  ring_peek -> TLS write -> ring_consume
+#   producers (TAP threads, hub; under the ring's lock)         consumer (connection.pxd; no lock)
+#   ring_reserve -> fill -> ring_commit -> ring_wake  --eventfd-->  ring_peek -> ring_consume
 #
-# The lock is held to seal one message, and the hub, which has others to look after, gets it next:
-# a TAP thread that sees it waiting lets it go first.
+# The lock is held to seal one message, and who comes next gets it next: the hub, which has others to
+# look after, waits for one message and not for a TAP thread's whole batch.
 #
 # One block of memory; a message never wraps: when the end is too near, the rest of the block is
 # left unused (`wrap`) and writing goes on at 0. Beside the bytes runs a ring of one entry per
@@ -40,7 +40,7 @@ ctypedef struct ring_entry_t:
 ctypedef struct ring_t:
     pthread_mutex_t lock        # the producers': of what is theirs below, and of the counters of
                                 # the records in it, which have to be in the order of its bytes
-    int hub_waits               # for the lock
+    pthread_mutex_t next        # of who waits for that lock
     uint32_t mask_used          # of the pool
     uint8_t mask_pool[256]      # randomness for WebSocket masks, refilled when used up; under lock
     uint8_t *bytes
@@ -58,7 +58,7 @@ ctypedef struct ring_t:
     uint64_t busy_since_ns      # the consumer's: never empty since then; 0: it was just now
     uint64_t busy_bytes         # consumed since then
     int filled                  # a producer met the limit in this window
-    int idle                    # the writer sleeps and wants wakeup_fd
+    int idle                    # the consumer sleeps and wants wakeup_fd
     int starved                 # a bit for each TAP thread that waits for space on its space_fd
     int wakeup_fd
     int space_fds[MAX_QUEUES]
@@ -67,22 +67,22 @@ ctypedef struct ring_t:
 cdef inline void ring_init(ring_t *ring) noexcept nogil:
     # The rest of a new ring is zero, but for its memory and descriptors.
     pthread_mutex_init(&ring.lock, NULL)
+    pthread_mutex_init(&ring.next, NULL)
     ring.mask_used = sizeof(ring.mask_pool)
     ring.idle = 1
     ring.limit = FIRST_LIMIT
 
 
+cdef inline void ring_done(ring_t *ring) noexcept nogil:
+    pthread_mutex_destroy(&ring.lock)
+    pthread_mutex_destroy(&ring.next)
+
+
 cdef inline void ring_lock(ring_t *ring) noexcept nogil:
-    # A TAP thread's.
-    while sm_flag(&ring.hub_waits):
-        sched_yield()
+    # A mutex alone may go again and again to the thread that has just let go of it.
+    pthread_mutex_lock(&ring.next)
     pthread_mutex_lock(&ring.lock)
-
-
-cdef inline void ring_lock_for_hub(ring_t *ring) noexcept nogil:
-    sm_set_flag(&ring.hub_waits, 1)
-    pthread_mutex_lock(&ring.lock)
-    sm_set_flag(&ring.hub_waits, 0)
+    pthread_mutex_unlock(&ring.next)
 
 
 cdef inline void ring_unlock(ring_t *ring) noexcept nogil:
@@ -209,6 +209,7 @@ cdef inline uint8_t *ring_reserve(ring_t *ring, size_t length) noexcept nogil:
 
 cdef inline void ring_commit(ring_t *ring, uint8_t *message, size_t length,
                              uint32_t frames) noexcept nogil:
+    # Once or several times before ring_wake() or ring_sleeps().
     cdef ring_entry_t *entry = &ring.entries[ring.entry_written % RING_MESSAGES]
     cdef uint64_t start = <uint64_t>(message - ring.bytes)
     entry.length = <uint32_t>length
@@ -218,8 +219,16 @@ cdef inline void ring_commit(ring_t *ring, uint8_t *message, size_t length,
     sm_release(&ring.entry_written, ring.entry_written + 1)
     sm_count(&ring.frames_in, frames)
     sm_release(&ring.written, start + length)
+
+
+cdef inline bint ring_sleeps(ring_t *ring) noexcept nogil:
+    # Whether the consumer has to be woken for what was committed; who is told so has to see to it.
     sm_fence()
-    if sm_take_flag(&ring.idle):
+    return sm_flag(&ring.idle) and sm_take_flag(&ring.idle)
+
+
+cdef inline void ring_wake(ring_t *ring) noexcept nogil:
+    if ring_sleeps(ring):
         signal_fd(ring.wakeup_fd)
 
 
@@ -253,7 +262,8 @@ cdef inline void ring_rewind(ring_t *ring) noexcept nogil:
 
 
 cdef inline size_t ring_peek(ring_t *ring, uint8_t **start) noexcept nogil:
-    # Contiguous bytes ready to send; 0: empty, and wakeup_fd will be signalled at the next commit.
+    # Contiguous bytes ready to send; 0: empty, and wakeup_fd will be signalled at the next commit. Who
+    # polls that drains it before.
     cdef uint64_t written
     while True:
         written = sm_acquire(&ring.written)
@@ -262,7 +272,6 @@ cdef inline size_t ring_peek(ring_t *ring, uint8_t **start) noexcept nogil:
         if written != ring.read:
             start[0] = ring.bytes + ring.read
             return (written if written > ring.read else ring.wrap) - ring.read
-        drain_fd(ring.wakeup_fd)
         sm_set_flag(&ring.idle, 1)
         sm_fence()
         if sm_acquire(&ring.written) == ring.read:

@@ -11,7 +11,7 @@
 #     wss_tx_next               who has the lock of the ring that the session's records go to
 #     udp_tx_next, fragment_next    TAP threads and hub: numbers are taken by an atomic add, so none
 #                               is used twice
-#     wss_rx_*, state           the hub alone (ingest runs on it)
+#     wss_rx_*                  who moves the bytes of the session's link: hub or WSS thread
 #     udp_rx_window, udp_failed_opens       the UDP thread
 #   session_t   all that is not named below: the hub alone
 #     route                     published by the hub; a TAP thread reads the one that it has pinned
@@ -23,6 +23,7 @@ from .base cimport *
 from .aead cimport *
 from .address cimport address_t
 from .replay cimport *
+from .connection cimport connection_t
 from .ring cimport *
 
 cdef enum:
@@ -98,6 +99,7 @@ ctypedef struct route_t:        # how a session's frames leave; not changed whil
     uint64_t version            # no other route of any session has had it
     epoch_t *epoch              # NULL in a draft: nothing may be sent
     ring_t *ring                # of the WSS link; NULL while there is none
+    connection_t *connection    # under it
     int masked                  # we are the WebSocket client
     uint32_t peer_mtu_bytes
     uint32_t peer_caps

@@ -11,7 +11,7 @@ from .tap cimport *
 
 ctypedef struct totals_t:
     sent_t sent                 # of all TAP threads
-    received_t received         # of the hub and the UDP thread
+    received_t received         # of all threads that open records
     uint64_t frames_sent        # handed to a socket
     uint64_t frames_queued      # in a ring, or waiting to be sealed
 
@@ -36,6 +36,7 @@ cdef inline void sum_counters(plane_t *plane, totals_t *totals) noexcept nogil:
     cdef ring_t *ring
     memset(totals, 0, sizeof(totals_t))
     add_counters(&totals.received, &plane.wss.received, sizeof(received_t))
+    add_counters(&totals.received, &plane.wss.carried, sizeof(received_t))
     add_counters(&totals.received, &plane.udp.received, sizeof(received_t))
     for i in range(MAX_QUEUES):
         add_counters(&totals.sent, &plane.tap.queues[i].sent, sizeof(sent_t))

@@ -30,8 +30,8 @@ from shadowmesh.base.errors import (
     PeerRefused,
     PeerUnreachable,
     RemoteProtocolError,
-    TlsError,
 )
+from shadowmesh.fast.openssl import TlsError
 from shadowmesh.link.link import Upgraded
 from shadowmesh.link.route import Route
 from shadowmesh.link.stream import TlsStream

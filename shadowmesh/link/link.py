@@ -7,8 +7,12 @@ inside the pipe and are never seen here.
 
 ::
 
+    until carry(), that is, while the peer may be anybody
     stream --read_into--> pipe.recv_buffer() --ingest--> events --> on_events     reader greenlet
     pipe.outgoing() <--wakeup_fd-- (hub, TAP thread);  --write, flush--> stream   writer greenlet
+
+    afterwards
+    a thread of the data plane moves the bytes; pipe.events() --> on_events       reader greenlet
 
 What TLS itself wants to send (the answer to a key update) is flushed by the reader if TCP takes it
 at once, else by the writer: a reader that waited for room could wait for a peer that does the same.
@@ -22,7 +26,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
 from gevent.event import Event
@@ -31,14 +35,11 @@ from shadowmesh.base import log
 from shadowmesh.base.constants import WS_ABNORMAL, WS_NORMAL
 from shadowmesh.base.errors import REPORT_BUG, LocalProtocolError, RemoteProtocolError
 from shadowmesh.link.stream import TlsStream
-from shadowmesh.link.tcp import (
-    NOTSENT_LOWAT_BYTES,
-    Progress,
-    bytes_acked,
-    limit_unsent,
-    progress,
-)
+from shadowmesh.link.tcp import Progress, bytes_acked, progress
 from shadowmesh.wire.websocket import decode_close, encode_close
+
+if TYPE_CHECKING:
+    from shadowmesh.fast.openssl import Tls
 
 #: A greenlet whose socket never makes it wait steps aside after so many calls. One call works on
 #: one TLS record, 20 to 100 us, so the hub waits about half a millisecond.
@@ -85,14 +86,6 @@ class Pipe(Protocol):
         Raises RemoteProtocolError.
         """
 
-    @property
-    def piece_bytes(self) -> int:
-        """What outgoing() returns at most; the kernel should hold no more than two unsent.
-
-        Long enough to make a TLS write cheap per frame, short enough (about 0.1 ms of sealing and
-        copying) to let other greenlets run in between; on a slow link some milliseconds of it.
-        """
-
     def outgoing(self) -> memoryview | None:
         """Bytes to send, unchanged until sent(); None when there is nothing."""
 
@@ -101,6 +94,43 @@ class Pipe(Protocol):
 
     def send_ws_control(self, opcode: int, payload: bytes) -> None:
         """Queue a control frame of at most 125 bytes. LocalProtocolError: there is no room."""
+
+    def carry(self, tls: Tls, fd: int) -> None:
+        """Let the data plane move the bytes from now on, until release().
+
+        Raises DeviceError: it cannot.
+        """
+
+    def release(self) -> None:
+        """Take the bytes back."""
+
+    @property
+    def event_fd(self) -> int:
+        """An eventfd, readable when one of the following has something new."""
+
+    def events(self) -> Sequence[LinkEvent]:
+        """What has come, like ingest(); [] when there is nothing more for now.
+
+        Raises RemoteProtocolError, and OSError when the connection has failed.
+        """
+
+    @property
+    def ended(self) -> bool:
+        """The peer's end has come."""
+
+    @property
+    def blocked(self) -> bool:
+        """TCP takes nothing for now. Told once, and after watch() once again."""
+
+    def watch(self) -> None:
+        """Let event_fd tell of the next time that the connection is blocked."""
+
+    def stop_reading(self) -> None:
+        """Take no more from the peer, and tell when the pipe is empty."""
+
+    @property
+    def empty(self) -> bool:
+        """All has left, or nothing leaves any more."""
 
     def close(self) -> None:
         """Free everything; no other call follows."""
@@ -167,11 +197,18 @@ class Link:
         self._ending: tuple[str, int] | None = None
         self._flushing = False
         self._in_callback = False
+        #: the data plane is to have the bytes; the reader has stopped for that; it has them
+        self._to_be_carried = self._reader_stopped = self._carried = False
+        #: set when the reader has to look for something, in place of what it waits for
+        self._input = Event()
         self._ended = Event()
         self._finisher: gevent.Greenlet | None = None
+        self._watchman: gevent.Greenlet | None = None
         self._reader = gevent.Greenlet(self._run, self._read, "reading")
         self._writer = gevent.Greenlet(self._run, self._write, "sending")
-        self._wakeup_wait = gevent.get_hub().loop.io(pipe.wakeup_fd, _WAIT_READ)
+        loop = gevent.get_hub().loop
+        self._wakeup_wait = loop.io(pipe.wakeup_fd, _WAIT_READ)
+        self._event_wait: Any = None
 
     @property
     def remote_address(self) -> tuple[str, int]:
@@ -196,6 +233,14 @@ class Link:
         """Start both greenlets. They end with the link."""
         self._reader.start()
         self._writer.start()
+
+    def carry(self) -> None:
+        """Let a thread of the data plane move the bytes: the peer is authentic.
+
+        Soon, not at once: each of the greenlets comes to the end of what it is doing.
+        """
+        self._to_be_carried = True
+        self._input.set()
 
     def close(self, code: int = WS_NORMAL, reason: str = "closed by this side") -> None:
         """End the link: send what is queued and a close frame, then close the socket.
@@ -237,6 +282,11 @@ class Link:
         self._ingest_leftover()
         pipe, stream, turns = self._pipe, self._stream, 0
         while self._ending is None:
+            if self._to_be_carried:
+                self._reader_stopped = True
+                os.eventfd_write(pipe.wakeup_fd, 1)
+                self._follow()
+                return
             count = stream.read_into(pipe.recv_buffer())
             if count:
                 self._take(count)
@@ -247,7 +297,7 @@ class Link:
                 os.eventfd_write(pipe.wakeup_fd, 1)
             turns += 1
             if not stream.ready:
-                stream.wait_readable()
+                stream.wait_readable(self._input)
                 turns = 0
             elif turns == READ_TURNS:
                 turns = 0
@@ -257,9 +307,12 @@ class Link:
         """Send what the pipe holds until the link ends; when flushing, until the pipe is empty."""
         pipe, turns = self._pipe, 0
         hub = gevent.get_hub()
-        piece_bytes = NOTSENT_LOWAT_BYTES
         while True:
             self._send_sealed()
+            if self._reader_stopped and self._ending is None:
+                pipe.carry(self._stream.tls, self._stream.fileno())
+                self._carried = True
+                return
             pending = pipe.outgoing()
             if pending is None:
                 if self._flushing:
@@ -267,22 +320,53 @@ class Link:
                 hub.wait(self._wakeup_wait)
                 turns = 0
                 continue
-            if piece_bytes < NOTSENT_LOWAT_BYTES:
-                # A write would be taken: the kernel fills its last buffer, up to 64 KiB, whatever
-                # TCP_NOTSENT_LOWAT says. Only whether it calls the socket writable goes by that.
-                self._wait_for_progress()
             self._stream.write(pending)
             self._send_sealed()
             pipe.sent(len(pending))
-            if pipe.piece_bytes != piece_bytes:
-                piece_bytes = pipe.piece_bytes
-                # Enough for two pieces, so that the kernel has one while we prepare the next. It
-                # calls the socket writable at half of it.
-                limit_unsent(self._stream.tcp, min(4 * piece_bytes, NOTSENT_LOWAT_BYTES))
             turns += 1
             if turns == WRITE_TURNS:
                 turns = 0
                 gevent.sleep(0)
+
+    def _follow(self) -> None:
+        """Hand on what the data plane has for the hub until the link ends."""
+        pipe, turns = self._pipe, 0
+        hub = gevent.get_hub()
+        self._event_wait = hub.loop.io(pipe.event_fd, _WAIT_READ)
+        while self._ending is None:
+            if events := pipe.events():
+                self._handle(events)
+                turns += 1
+                if turns == READ_TURNS:
+                    turns = 0
+                    gevent.sleep(0)
+                continue
+            if pipe.ended:
+                self._end("the connection ended without a close frame", WS_ABNORMAL)
+                return
+            if pipe.blocked and (self._watchman is None or self._watchman.dead):
+                self._watchman = gevent.spawn(self._run, self._watch_writes, "sending")
+            hub.wait(self._event_wait)
+            os.eventfd_read(pipe.event_fd)
+            turns = 0
+
+    def _watch_writes(self) -> None:
+        """While the data plane waits for TCP; TimeoutError when the peer acknowledges nothing."""
+        step_s = self._write_timeout_s / PROGRESS_CHECKS
+        while self._pipe.blocked and self._ending is None:
+            acked, idle_steps = bytes_acked(self._stream.tcp), 0
+            while self._pipe.blocked and idle_steps < PROGRESS_CHECKS and self._ending is None:
+                gevent.sleep(step_s)
+                before, acked = acked, bytes_acked(self._stream.tcp)
+                idle_steps = idle_steps + 1 if acked == before else 0
+            if idle_steps == PROGRESS_CHECKS and self._pipe.blocked:
+                raise self._took_nothing()
+            self._pipe.watch()
+
+    def _took_nothing(self) -> TimeoutError:
+        return TimeoutError(
+            errno.ETIMEDOUT, f"the peer took nothing for {self._write_timeout_s:g} s"
+        )
 
     def _ingest_leftover(self) -> None:
         rest = memoryview(self._upgraded.leftover)
@@ -298,6 +382,8 @@ class Link:
         events = self._pipe.ingest(count)
         while events and self._ending is None:
             self._handle(events)
+            if self._to_be_carried:
+                return  # whoever moves the bytes goes on
             events = self._pipe.ingest(0)
 
     def _handle(self, events: Sequence[LinkEvent]) -> None:
@@ -350,9 +436,7 @@ class Link:
                 return
             before, acked = acked, bytes_acked(self._stream.tcp)
             idle_steps = idle_steps + 1 if acked == before else 0
-        raise TimeoutError(
-            errno.ETIMEDOUT, f"the peer took nothing for {self._write_timeout_s:g} s"
-        )
+        raise self._took_nothing()
 
     # --- The end ------------------------------------------------------------------------------
 
@@ -384,6 +468,7 @@ class Link:
             self._stop_reader,
             partial(self._flush, farewell),
             self._writer.kill,
+            self._pipe.release,
             partial(self._close_socket, linger=farewell is not None),
             self._free,
             partial(self._on_closed, reason, code),
@@ -407,12 +492,22 @@ class Link:
 
     def _flush(self, farewell: int | None) -> None:
         """Give the queue and a close frame FLUSH_TIMEOUT_S to leave."""
-        if farewell is None or not self._writer.started:
+        if farewell is None or not (self._writer.started or self._carried):
             return
         self._send_control(OP_CLOSE, encode_close(farewell))
+        if self._carried:
+            self._await_empty()
+            return
         self._flushing = True
         os.eventfd_write(self._pipe.wakeup_fd, 1)
         self._writer.join(FLUSH_TIMEOUT_S)
+
+    def _await_empty(self) -> None:
+        self._pipe.stop_reading()
+        with gevent.Timeout(FLUSH_TIMEOUT_S, False):
+            while not self._pipe.empty:
+                gevent.get_hub().wait(self._event_wait)
+                os.eventfd_read(self._pipe.event_fd)
 
     def _close_socket(self, *, linger: bool) -> None:
         if linger:
@@ -421,6 +516,10 @@ class Link:
 
     def _free(self) -> None:
         self._wakeup_wait.close()
+        if self._event_wait is not None:
+            self._event_wait.close()
+        if self._watchman is not None:
+            self._watchman.kill()
         self._pipe.close()
 
 

@@ -39,8 +39,8 @@ from shadowmesh.base.constants import (
     UNAUTHENTICATED_TIMEOUT_S,
     UPGRADE_TIMEOUT_S,
 )
-from shadowmesh.base.errors import TlsFlood
 from shadowmesh.config import HostPort
+from shadowmesh.fast.openssl import TlsFlood
 from shadowmesh.link.admission import Admission, Limits, Place, Stage, source_of
 from shadowmesh.link.bind import listen
 from shadowmesh.link.link import Upgraded

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
-from shadowmesh.base.errors import TlsError
-from shadowmesh.fast.openssl import Tls
+from shadowmesh.fast.openssl import Tls, TlsError
 
 if TYPE_CHECKING:
     from gevent.event import Event

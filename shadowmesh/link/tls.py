@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from shadowmesh.base.constants import TLS_ALPN
-from shadowmesh.base.errors import KeyFileError, TlsError
-from shadowmesh.fast.openssl import Tls, TlsContext
+from shadowmesh.base.errors import KeyFileError
+from shadowmesh.fast.openssl import Tls, TlsContext, TlsError
 from shadowmesh.keys.private_file import open_private_file, why_not_opened, write_private_file
 
 #: What countless self-signed certificates say; the real host name would tell every scanner more

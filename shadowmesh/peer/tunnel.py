@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from shadowmesh.wire.control import Address
     from shadowmesh.wire.handshake.agreement import HandshakeResult
 
-#: a session on UDP that was replaced goes on receiving for so long: many round trips
+#: a session that was replaced goes on receiving for so long: many round trips
 LINGER_S: Final = 2.0
 #: what we take
 ABLE: Final = control.Able(Abilities.PACKED)
@@ -289,13 +289,10 @@ class Tunnel:
     def replace(self) -> None:
         """A newer session carries the frames: end this one.
 
-        On UDP not at once: the peer sends under the old keys until it knows of the new session.
+        Not at once: the peer sends under the old keys until it knows of the new session.
         """
         detail = "replaced by a newer session"
-        if self.path == "wss":
-            self.close(CloseReason.REPLACED, detail, wait=False)
-        else:
-            gevent.spawn_later(LINGER_S, self.close, CloseReason.REPLACED, detail, wait=False)
+        gevent.spawn_later(LINGER_S, self.close, CloseReason.REPLACED, detail, wait=False)
 
     def network_changed(self, held: Collection[Address]) -> None:
         """Our addresses or routes changed; these are the addresses that this host has now."""

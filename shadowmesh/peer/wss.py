@@ -137,6 +137,7 @@ class WssSide:
         self._standstill = Standstill(now)
         progress = self.link.progress()
         self._segment_bytes = 0 if progress is None else progress.segment_bytes
+        self.link.carry()
 
     def next_timeout(self) -> float | None:
         """When overdue(), check() or stands() has to be asked, boot-time seconds; None: no need."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadowmesh.base.errors import TlsError, TlsFlood
+from shadowmesh.fast.openssl import TlsError, TlsFlood
 from shadowmesh.link import tls
 from shadowmesh.link.stream import TlsStream
 from tests.link import othertls

@@ -15,7 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from shadowmesh.base.errors import KeyFileError, TlsError
+from shadowmesh.base.errors import KeyFileError
+from shadowmesh.fast.openssl import TlsError
 from shadowmesh.link import tls
 from shadowmesh.link.stream import TlsStream
 from tests.link import othertls

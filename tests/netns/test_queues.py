@@ -84,7 +84,7 @@ def converse(sock: socket.socket, numbers: range) -> list[int]:
 
 def test_each_queue_has_a_thread(pair):
     for daemon in pair:
-        assert tap_threads(daemon) == [f"sm-tap-{n}" for n in range(QUEUES)] + ["sm-udp"]
+        assert tap_threads(daemon) == [f"sm-tap-{n}" for n in range(QUEUES)] + ["sm-udp", "sm-wss"]
     pair.assert_pings()
 
 
@@ -169,7 +169,7 @@ def test_a_deleted_tap_is_made_again_with_all_its_queues(pair):
         pair.await_pings(15)
         assert daemon.host.interfaces()["tap0"]["ifindex"] != before
         assert len(queues(daemon)) == QUEUES
-        assert tap_threads(daemon) == [f"sm-tap-{n}" for n in range(QUEUES)] + ["sm-udp"]
+        assert tap_threads(daemon) == [f"sm-tap-{n}" for n in range(QUEUES)] + ["sm-udp", "sm-wss"]
     pair.await_connected()
     pair.assert_pings()
 
@@ -196,7 +196,9 @@ def test_over_wss_all_queues_share_the_link(pair):
 def test_disconnect_leaves_no_queue_behind(pair):
     pair.disconnect()
     for daemon in pair:
-        wait_until(lambda d=daemon: tap_threads(d) == ["sm-udp"], 15, "the threads are gone")
+        wait_until(
+            lambda d=daemon: tap_threads(d) == ["sm-udp", "sm-wss"], 15, "the threads are gone"
+        )
         assert "tap0" not in daemon.host.interfaces()
         holders = Path(f"/proc/{daemon.pid}/fd").iterdir()
         assert not [fd for fd in holders if str(fd.readlink()) == "/dev/net/tun"]

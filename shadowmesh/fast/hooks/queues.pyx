@@ -202,12 +202,15 @@ cdef class Ring:
             return False
         memcpy(place, held.bytes, held.length)
         ring_commit(&self.ring, place, held.length, frames)
+        ring_wake(&self.ring)
         return True
 
     def peek(self):
         """Return a copy of the bytes that may be sent."""
         cdef uint8_t *start = NULL
-        cdef size_t length = ring_peek(&self.ring, &start)
+        cdef size_t length
+        drain_fd(self.ring.wakeup_fd)
+        length = ring_peek(&self.ring, &start)
         return view(start, length) if length else b""
 
     def consume(self, size_t length, uint64_t now_ns=NO_TIME):
@@ -252,6 +255,7 @@ cdef class Ring:
                     place[i] = value
                     value += 1
                 ring_commit(&self.ring, place, length, 1)
+                ring_wake(&self.ring)
                 ring_unlock(&self.ring)
                 done += 1
         return done
@@ -271,6 +275,7 @@ cdef class Ring:
             wakeup.fd = self.ring.wakeup_fd
             wakeup.events = POLLIN
             while self.ring.entry_read < messages:
+                drain_fd(self.ring.wakeup_fd)
                 length = ring_peek(&self.ring, &start)
                 if length == 0:
                     if poll(&wakeup, 1, timeout_ms) <= 0:
