@@ -35,6 +35,7 @@ cdef extern from "compat.h" nogil:
     uint64_t sm_counted(const uint64_t *p)
     void sm_add(uint64_t *p, uint64_t n)
     int sm_claim(uint64_t *p, uint64_t *expected, uint64_t wanted)
+    uint64_t sm_take_all(uint64_t *p)
     uint64_t sm_take_numbers(uint64_t *p, uint64_t n)
     void sm_raise_bits(int *p, int bits)
     void sm_lower_bits(int *p, int bits)

@@ -105,6 +105,9 @@ static inline void sm_add(uint64_t *p, uint64_t n) { __atomic_fetch_add(p, n, __
 static inline int sm_claim(uint64_t *p, uint64_t *expected, uint64_t wanted) {
     return __atomic_compare_exchange_n(p, expected, wanted, 1, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
+static inline uint64_t sm_take_all(uint64_t *p) {
+    return __atomic_exchange_n(p, 0, __ATOMIC_SEQ_CST);
+}
 /* Of the `n` numbers from the returned one on, nobody else gets any. */
 static inline uint64_t sm_take_numbers(uint64_t *p, uint64_t n) {
     return __atomic_fetch_add(p, n, __ATOMIC_RELAXED);

@@ -24,8 +24,16 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
+    int setsockopt(int fd, int level, int option, const void *value, socklen_t length)
+    int SOL_SOCKET, SO_SNDBUF, SO_SNDBUFFORCE
     ssize_t sendto(int fd, const void *data, size_t length, int flags,
                    const sockaddr *to, socklen_t to_length)
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, int *value)
+
+cdef extern from "<linux/sockios.h>" nogil:
+    unsigned long SIOCOUTQ
 
 cdef extern from "<sys/uio.h>" nogil:
     ssize_t writev(int fd, const iovec *pieces, int count)
@@ -76,6 +84,12 @@ ctypedef struct outbox_t:       # one for each TAP thread
     size_t used
     train_t trains[OUTBOX_TRAINS]
     int count
+    int sent                    # so many of them; the others wait for the socket
+    uint64_t frames_waiting     # in those; read by the hub
+    uint64_t waiting_since_ns
+    int short_of_memory         # the kernel was, for the next train
+    address_t to                # of all of them
+    uint64_t *single_until_ns   # of the session that they are of
     mmsghdr messages[OUTBOX_TRAINS]
     iovec vectors[OUTBOX_TRAINS]
     uint8_t controls[OUTBOX_TRAINS][32]

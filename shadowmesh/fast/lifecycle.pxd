@@ -13,6 +13,7 @@ from .drop_reasons cimport *
 from .backlog cimport *
 from .capture cimport *
 from .datagram cimport *
+from .line cimport LINE_FIRST, line_reset
 from .link_out cimport drop_parked
 from .links cimport STOP_SEAT, await_turn, run_links, watch_descriptor
 from .outbound cimport run_outbound
@@ -22,6 +23,8 @@ from .ring cimport *
 from .steer cimport *
 from .tap cimport *
 from .udp_in cimport await_batch, run_inbound_udp
+from .udp_out cimport drop_outbox
+from .udp_queue cimport set_buffer
 
 cdef enum:
     E_NO_MEMORY = -1
@@ -166,6 +169,13 @@ cdef inline bint start_tap_threads(plane_t *plane) noexcept nogil:
     return True
 
 
+cdef inline void drop_outboxes(plane_t *plane) noexcept nogil:
+    # What still waits for the socket. No TAP thread runs.
+    for i in range(MAX_QUEUES):
+        if plane.tap.queues[i].outbox != NULL:
+            drop_outbox(&plane.tap.queues[i], EAGAIN)
+
+
 cdef inline void stop_udp_thread(plane_t *plane) noexcept nogil:
     if plane.threads.udp_running:
         signal_fd(plane.udp.stop_fd)
@@ -226,6 +236,7 @@ cdef inline void detach_device(plane_t *plane) noexcept nogil:
     for i in range(plane.tap.queue_count):
         if plane.tap.queues[i].backlog != NULL:
             drop_parked(&plane.tap.queues[i], DROP_TAP_GONE)
+    drop_outboxes(plane)
     set_device(plane, NULL, 0, False)
 
 
@@ -238,6 +249,8 @@ cdef inline int attach_socket(plane_t *plane, int fd, int family,
         return E_NO_MEMORY
     plane.udp.family = family
     plane.udp.fd = fd
+    line_reset(&plane.udp.line)
+    set_buffer(&plane.udp, LINE_FIRST)
     plane.udp.no_segmentation = no_segmentation
     drain_fd(plane.udp.event_fd)
     if pthread_create(&plane.threads.udp, NULL, udp_thread, plane) != 0:
@@ -258,6 +271,7 @@ cdef inline void detach_socket(plane_t *plane) noexcept nogil:
         if plane.peers.sessions[i].draft.udp_active:
             plane.peers.sessions[i].draft.udp_active = 0
             publish_route(&plane.peers, &plane.peers.sessions[i])
+    drop_outboxes(plane)
     plane.udp.fd = -1
     free_boxes(plane)
     if running and not start_tap_threads(plane):

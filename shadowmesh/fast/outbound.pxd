@@ -1,9 +1,8 @@
 # The way out: TAP -> batch of slots -> sealed records in the ring of the session's link, or
-# datagrams when the session has a UDP path. What the link has no room for waits in the backlog.
+# datagrams when the session has a UDP path. What either has no room for waits in the backlog.
 #
 #   wait_for_work -> wait_for_session -> read_batch -> send_batch -+-> send_over_link (link_out.pxd)
-#                                                                 +-> seal_slots -> send_outbox
-#                                                                               (udp_out.pxd)
+#                                                                 '-> send_over_udp (udp_queue.pxd)
 #
 # Functions stand in the order in which a frame meets them. All of it runs in the TAP threads, each
 # on its own queue, and touches no Python object.
@@ -17,26 +16,40 @@ from .peers cimport *
 from .tap cimport *
 from .plane cimport *
 from .link_out cimport *
-from .udp_out cimport *
+from .udp_queue cimport *
 from .capture cimport *
 from .steer cimport *
 
 
-cdef inline int wait_for_work(const tap_t *tap, queue_t *queue) noexcept nogil:
+cdef enum:
+    # For memory that the kernel lacks, or a socket that will not say when it takes more.
+    PAUSE_MS = 1
+
+
+cdef inline int wait_for_work(const plane_t *plane, queue_t *queue) noexcept nogil:
     # 1: the TAP may be read, or the link looked at for what waits; 0: stop. A device error is left
     # to read() to name.
-    cdef pollfd fds[3]
-    cdef int waiting = queue.backlog.waiting != 0
+    cdef const tap_t *tap = &plane.tap
+    cdef pollfd fds[4]
+    cdef bint socket_waits = queue.socket_waits != SOCKET_READY
+    cdef int waiting = queue.backlog.waiting != 0 or socket_waits
+    cdef int timeout_ms = STALL_MS if waiting else -1
     fds[0].fd = queue.tap_fd
     fds[1].fd = tap.stop_fd
     fds[2].fd = queue.space_fd
     fds[0].events = fds[1].events = fds[2].events = POLLIN
-    if not queue.slow and not room_for_frames(queue):
+    fds[3].fd = plane.udp.fd if queue.socket_waits == SOCKET_FULL else -1
+    fds[3].events = POLLOUT
+    fds[3].revents = 0
+    if not queue.slow and (socket_waits or not room_for_frames(queue)):
         # A fast link is behind for a moment; the device's own queue can bear that.
         fds[0].events = 0
-    while poll(fds, 3 if waiting else 2, STALL_MS if waiting else -1) < 0:
+    if queue.socket_waits == SOCKET_PAUSES:
+        timeout_ms = PAUSE_MS
+    while poll(fds, 3 + socket_waits if waiting else 2, timeout_ms) < 0:
         if errno != EINTR:
             return 0
+    queue.socket_spoke = socket_waits and fds[3].revents != 0
     if waiting and fds[2].revents:
         drain_fd(queue.space_fd)
     return 0 if fds[1].revents else 1
@@ -147,12 +160,14 @@ cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
     cdef pin_t *mine = &plane.peers.tap_pins[queue.index]
     cdef const route_t *route
     cdef session_t *session
-    cdef address_t to
     cdef int index, obstacle
     cdef int first = 0
-    cdef int captured = 0       # slots before this one are in the capture
     cdef uint64_t judged = 0    # the version of the route that the slots are fit for
     cdef bint sent = False
+    queue.captured = queue.chosen = 0
+    queue.socket_waits = SOCKET_READY
+    if queue.outbox != NULL and queue.outbox.count:
+        send_outbox(plane, queue, now_ns)
     while not sent and (first < queue.batch or queue.backlog.waiting):
         index = session_for(&plane.peers, next_frame(queue, first))
         route = pin_route(&plane.peers, queue.index, index)
@@ -165,24 +180,10 @@ cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
         if judged != route.version:
             judge_batch(queue, route, first)
             judged = route.version
-        if not route.udp_active:
+        if route.udp_active:
+            sent = send_over_udp(plane, queue, session, route, &first, now_ns)
+        else:
             sent = send_over_link(plane, queue, session, route, &first, now_ns)
-            continue
-        sm_release(&session.udp_last_frame_ns, now_ns)
-        if queue.backlog.waiting and (first == 0 or first == queue.batch):
-            # It waited for the link, and the session has found UDP since: the oldest first.
-            park_slots(queue, first, now_ns)
-            unpark_slots(queue)
-            judge_batch(queue, route, 0)
-            first = captured = 0
-        if capture_on(&plane.capture):
-            capture_slots(&plane.capture, &queue.slots[captured], queue.batch - captured)
-            captured = queue.batch
-        first += seal_slots(queue, route, first)
-        to = route.to
-        # The socket may make us wait, so nothing is pinned meanwhile.
-        unpin(mine)
-        send_outbox(plane, queue, session, &to, now_ns)
     unpin(mine)
 
 
@@ -190,7 +191,7 @@ cdef inline void run_outbound(plane_t *plane, queue_t *queue) noexcept nogil:
     # A TAP thread, until it is stopped or the device is gone.
     cdef tap_t *tap = &plane.tap
     cdef int got
-    while wait_for_work(tap, queue):
+    while wait_for_work(plane, queue):
         wait_for_session(plane, queue)
         shed_for_room(queue)
         got = read_batch(tap, queue)

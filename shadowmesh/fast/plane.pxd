@@ -38,6 +38,7 @@ from .drop_reasons cimport *
 from .frame cimport *
 from .ring cimport *
 from .datagram cimport *
+from .line cimport line_t
 from .offload cimport joiner_t
 from .capture cimport capture_t
 from .peers cimport *
@@ -73,6 +74,7 @@ ctypedef struct udp_t:          # TAP threads send on its fd
     int family                  # of the socket
     int stop_fd
     int event_fd                # tells the hub to fetch signals
+    line_t line                 # what the host may hold of what is sent
     int no_segmentation         # datagrams go one by one
     int batch_messages          # taken from the socket at once: INBOX_MESSAGES, 1 without batches
     int no_joining              # frames are written one by one

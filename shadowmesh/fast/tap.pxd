@@ -20,6 +20,11 @@ from .ring cimport *
 cdef enum:
     STEER_BUCKETS = 4096
 
+cdef enum:
+    SOCKET_READY = 0
+    SOCKET_FULL = 1             # it says when it is not (POLLOUT)
+    SOCKET_PAUSES = 2           # it does not say: a moment later
+
 ctypedef struct sent_t:         # one for each TAP thread, which alone writes it
     uint64_t frames_read        # from the TAP
     uint64_t bytes_read
@@ -35,7 +40,11 @@ ctypedef struct queue_t:        # a queue of the TAP and its thread
     outbox_t *outbox            # NULL without a UDP socket
     slot_t slots[BATCH_FRAMES]
     int batch
+    int captured                # slots before this one are in the capture
+    int chosen                  # the batch is of frames that have waited, each in its turn
     backlog_t *backlog          # the batch lies in its arena, too
+    int socket_waits            # why nothing is sent over UDP now: SOCKET_ below
+    int socket_spoke            # it has just said that it takes more
     int slow                    # the link was when it was last looked at: frames are shed for room
     int very_slow               # and super-frames are cut
     uint64_t taken_until        # how far the link had come when it was last seen to move ...

@@ -42,6 +42,8 @@ cdef inline void sum_counters(plane_t *plane, totals_t *totals) noexcept nogil:
         add_counters(&totals.sent, &plane.tap.queues[i].sent, sizeof(sent_t))
         if plane.tap.queues[i].backlog != NULL:
             totals.frames_queued += sm_counted(&plane.tap.queues[i].backlog.waiting)
+        if plane.tap.queues[i].outbox != NULL:
+            totals.frames_queued += sm_counted(&plane.tap.queues[i].outbox.frames_waiting)
     totals.frames_sent = plane.wss.frames_settled + totals.sent.frames_udp
     totals.sent.dropped[DROP_LINK_LOST] += plane.wss.frames_lost
     for i in range(MAX_SESSIONS):

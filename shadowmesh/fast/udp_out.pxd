@@ -10,8 +10,8 @@
 # frame.
 #
 # Datagrams of one size that follow each other are one train: one system call entry, cut by the
-# kernel or the network card (UDP_SEGMENT). Counters may have gaps on UDP, so a datagram that the
-# socket does not take is dropped, sealed as it is.
+# kernel or the network card (UDP_SEGMENT). A socket that is full keeps the rest of the outbox waiting;
+# what it refuses is dropped, sealed as it is: counters may have gaps on UDP.
 
 from libc.stddef cimport size_t
 from libc.string cimport memcpy, memset
@@ -24,11 +24,10 @@ from .peers cimport *
 from .tap cimport *
 from .plane cimport *
 from .offload cimport *
+from .line cimport line_sent
 from .packed cimport *
 
 cdef enum:
-    # The socket's buffer is full: a moment for the card to take some of it, then the train goes.
-    SEND_WAIT_MS = 20
     # The card that could not cut trains may be another one by then, or the path.
     SINGLE_S = 60
 
@@ -211,8 +210,9 @@ cdef inline size_t packed_room(const route_t *route) noexcept nogil:
 
 cdef inline int packable_run(outbox_t *outbox, const route_t *route, const slot_t *slots, int count,
                              packing_t *packing, bint *worthwhile) noexcept nogil:
-    # How many of the first `slots` can be packed together, and where they go. `worthwhile`: it
-    # spares enough datagrams.
+    # How many of the first `slots` can be packed together, and where they go. `worthwhile`: there
+    # are some that no datagram holds, and it spares enough of them. Small frames alone gain nothing:
+    # writing them to the device is what they cost, and more would be lost with a datagram.
     cdef size_t room = packed_room(route)
     cdef size_t overhead = AAD_BYTES + tag_bytes(route.epoch.cipher)
     cdef size_t apart = 0
@@ -232,7 +232,7 @@ cdef inline int packable_run(outbox_t *outbox, const route_t *route, const slot_
         if overhead + slots[run].inner_bytes > route.payload_bytes:
             apart += fragments_of(route, slots[run].inner_bytes) - 1
         run += 1
-    worthwhile[0] = (packing.datagrams + apart // PACKING_SPARES) < apart
+    worthwhile[0] = apart > <size_t>run and packing.datagrams + apart // PACKING_SPARES < apart
     return run
 
 
@@ -344,26 +344,27 @@ cdef inline void count_send(queue_t *queue, const train_t *train, int number) no
     sm_count(&queue.sent.dropped[DROP_UDP_SEND], train.frames)
 
 
-cdef inline int send_train_singly(const udp_t *udp, const train_t *train,
-                                  const address_t *to) noexcept nogil:
-    # Without UDP_SEGMENT, datagram by datagram. 0, or the errno of the last one.
-    cdef size_t done = 0
+cdef inline int send_train_singly(udp_t *udp, train_t *train, const address_t *to) noexcept nogil:
+    # Without UDP_SEGMENT, datagram by datagram. 0, or the errno of the last one that was refused;
+    # EAGAIN or ENOBUFS: what is left of the train may go later.
     cdef size_t length
     cdef int number = 0
-    while done < train.length:
-        length = train.length - done
-        if length > train.segment_bytes:
-            length = train.segment_bytes
-        if sendto(udp.fd, train.bytes + done, length, MSG_DONTWAIT,
+    while train.length:
+        length = min(train.length, <size_t>train.segment_bytes)
+        if sendto(udp.fd, train.bytes, length, MSG_DONTWAIT,
                   <const sockaddr *>&to.storage, to.length) < 0:
             if errno == EINTR:
                 continue
+            if errno == EAGAIN or errno == ENOBUFS:
+                return errno
             number = errno
-        done += length
+        line_sent(&udp.line, length)
+        train.bytes += length
+        train.length -= length
     return number
 
 
-cdef inline void prepare_messages(outbox_t *outbox, const address_t *to) noexcept nogil:
+cdef inline void prepare_messages(outbox_t *outbox) noexcept nogil:
     cdef msghdr *message
     cdef int i
     for i in range(outbox.count):
@@ -371,61 +372,91 @@ cdef inline void prepare_messages(outbox_t *outbox, const address_t *to) noexcep
         outbox.vectors[i].iov_len = outbox.trains[i].length
         message = &outbox.messages[i].msg_hdr
         memset(message, 0, sizeof(msghdr))
-        message.msg_name = <void *>&to.storage
-        message.msg_namelen = to.length
+        message.msg_name = &outbox.to.storage
+        message.msg_namelen = outbox.to.length
         message.msg_iov = &outbox.vectors[i]
         message.msg_iovlen = 1
         if outbox.trains[i].datagrams > 1:
             sm_set_segment_size(message, outbox.controls[i], outbox.trains[i].segment_bytes)
 
 
-cdef inline void wait_for_socket(const plane_t *plane) noexcept nogil:
-    cdef pollfd fds[2]
-    fds[0].fd = plane.udp.fd
-    fds[0].events = POLLOUT
-    fds[1].fd = plane.tap.stop_fd
-    fds[1].events = POLLIN
-    poll(fds, 2, SEND_WAIT_MS)
-
-
-cdef inline void send_outbox(plane_t *plane, queue_t *queue, session_t *session,
-                             const address_t *to, uint64_t now_ns) noexcept nogil:
-    # Sends every train or counts why not, and empties the outbox. Without a lock, and with nothing
-    # pinned: the socket may make us wait.
+cdef inline void drop_outbox(queue_t *queue, int number) noexcept nogil:
+    # What the socket did not take, with that errno.
     cdef outbox_t *outbox = queue.outbox
-    cdef int first = 0
-    cdef int waited = 0
-    cdef int sent, number, i
-    if plane.udp.no_segmentation or now_ns < sm_counted(&session.single_until_ns):
-        for i in range(outbox.count):
-            number = send_train_singly(&plane.udp, &outbox.trains[i], to)
-            count_send(queue, &outbox.trains[i], number)
-        first = outbox.count
-    else:
-        prepare_messages(outbox, to)
-    while first < outbox.count:
-        sent = sendmmsg(plane.udp.fd, &outbox.messages[first], outbox.count - first,
-                        MSG_DONTWAIT)
-        if sent > 0:
-            for i in range(first, first + sent):
-                count_send(queue, &outbox.trains[i], 0)
-            first += sent
-            continue
-        number = errno
+    while outbox.sent < outbox.count:
+        count_send(queue, &outbox.trains[outbox.sent], number)
+        outbox.sent += 1
+    outbox.used = 0
+    outbox.count = outbox.sent = outbox.short_of_memory = 0
+    outbox.waiting_since_ns = 0
+    sm_release(&outbox.frames_waiting, 0)
+
+
+cdef inline bint keep_outbox(queue_t *queue, int number) noexcept nogil:
+    # The socket takes no more now: what is left of the outbox goes next. False: it has waited for
+    # too long, or in vain, and is gone.
+    cdef outbox_t *outbox = queue.outbox
+    cdef uint64_t now_ns = boottime_ns()
+    cdef uint64_t frames = 0
+    cdef int i
+    if not outbox.waiting_since_ns:
+        outbox.waiting_since_ns = now_ns
+    if now_ns - outbox.waiting_since_ns >= <uint64_t>STALL_MS * 1000000:
+        drop_outbox(queue, number)
+        return False
+    # A socket whose buffer is full says when it is not; one for which there was no memory does not.
+    queue.socket_waits = SOCKET_FULL if number == EAGAIN else SOCKET_PAUSES
+    outbox.short_of_memory = number == ENOBUFS
+    for i in range(outbox.sent, outbox.count):
+        frames += outbox.trains[i].frames
+    sm_release(&outbox.frames_waiting, frames)
+    return True
+
+
+cdef inline bint send_outbox(plane_t *plane, queue_t *queue, uint64_t now_ns) noexcept nogil:
+    # Sends the trains, or counts why not, until the outbox is empty. False: the socket takes no
+    # more now, queue.socket_waits says what to wait for, and the rest stays. Without a lock, and
+    # with nothing pinned: the kernel may make us wait.
+    cdef outbox_t *outbox = queue.outbox
+    cdef train_t *train
+    cdef int sent, number
+    cdef bint singly = (plane.udp.no_segmentation
+                        or now_ns < sm_counted(outbox.single_until_ns))
+    queue.socket_waits = SOCKET_READY
+    if not singly:
+        prepare_messages(outbox)
+    while outbox.sent < outbox.count:
+        train = &outbox.trains[outbox.sent]
+        number = 0
+        sent = 1
+        if singly:
+            number = send_train_singly(&plane.udp, train, &outbox.to)
+        else:
+            sent = sendmmsg(plane.udp.fd, &outbox.messages[outbox.sent],
+                            outbox.count - outbox.sent, MSG_DONTWAIT)
+            if sent < 0:
+                sent = 1
+                number = errno
         if number == EINTR:
             continue
-        if (number == EAGAIN or number == ENOBUFS) and not waited:
-            waited = 1
-            wait_for_socket(plane)
-            continue
-        if number == EIO and outbox.trains[first].datagrams > 1:
+        if number == EAGAIN or (number == ENOBUFS and not outbox.short_of_memory):
+            return not keep_outbox(queue, number)
+        if number == EIO and train.datagrams > 1 and not singly:
             # No checksum offload on the way out: the kernel will not cut trains.
-            sm_release(&session.single_until_ns, now_ns + <uint64_t>SINGLE_S * 1000000000)
-            number = send_train_singly(&plane.udp, &outbox.trains[first], to)
-        count_send(queue, &outbox.trains[first], number)
-        first += 1
-    outbox.used = 0
-    outbox.count = 0
+            sm_release(outbox.single_until_ns,
+                       boottime_ns() + <uint64_t>SINGLE_S * 1000000000)
+            singly = True
+            continue
+        outbox.short_of_memory = 0
+        outbox.waiting_since_ns = 0
+        while sent:
+            if number == 0:
+                line_sent(&plane.udp.line, outbox.trains[outbox.sent].length)
+            count_send(queue, &outbox.trains[outbox.sent], number)
+            outbox.sent += 1
+            sent -= 1
+    drop_outbox(queue, 0)
+    return True
 
 
 cdef inline size_t seal_single(epoch_t *epoch, uint8_t inner_type, const uint8_t *body,

@@ -9,6 +9,7 @@ from shadowmesh.fast.capture cimport *
 from shadowmesh.fast.datagram cimport iovec
 from shadowmesh.fast.flow cimport flow_hash as hash_flow
 from shadowmesh.fast.frame cimport VNET_HEADER_BYTES
+from shadowmesh.fast.line cimport *
 from shadowmesh.fast.ring cimport *
 from shadowmesh.fast.session cimport INNER_FRAME
 from shadowmesh.fast.steer cimport steer_in, steer_now_ms, steer_out, steer_reset
@@ -21,6 +22,10 @@ SIZES = {
     "CONTROL_RESERVE": CONTROL_RESERVE,
     "FIRST_LIMIT": FIRST_LIMIT,
     "MIN_LIMIT": MIN_LIMIT,
+    "LINE_FIRST": LINE_FIRST,
+    "LINE_LEAST": LINE_LEAST,
+    "LINE_MOST": LINE_MOST,
+    "LINE_QUEUE_NS": LINE_QUEUE_NS,
     "FLOWS": FLOWS,
     "PARKED_FRAMES": PARKED_FRAMES,
     "BATCH_FRAMES": BATCH_FRAMES,
@@ -95,6 +100,34 @@ cdef class Backlog:
     cdef bytes frame(self, int index):
         cdef const slot_t *slot = &self.backlog.parked[index].slot
         return view(slot.inner + 1, slot.inner_bytes - 1)
+
+
+# --- What the host may hold (fast/line.pxd) --------------------------------------------------------
+
+
+cdef class Line:
+    """One line, of which nothing is known."""
+
+    cdef line_t line
+
+    def __cinit__(self):
+        line_reset(&self.line)
+
+    @property
+    def limit(self):
+        return self.line.limit
+
+    def look_due(self, uint64_t now_ns):
+        return bool(line_look_due(&self.line, now_ns))
+
+    def look(self, uint64_t sent, uint64_t held, uint64_t now_ns):
+        """So much was sent since the last look, and the host holds so much now."""
+        line_sent(&self.line, sent)
+        line_learn(&self.line, held, now_ns)
+
+    def meet(self):
+        """Somebody waits for the limit."""
+        sm_set_flag(&self.line.met, 1)
 
 
 # --- Queues of the device (fast/steer.pxd) ---------------------------------------------------------
