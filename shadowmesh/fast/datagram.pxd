@@ -50,6 +50,7 @@ cdef enum:
     OUTBOX_BYTES = 512 * 1024
     INBOX_MESSAGES = 16
     INBOX_MESSAGE_BYTES = 65536
+    CONTROL_BYTES = 64
     MAX_PARTIALS = 64
     MAX_FRAGMENTS_PER_FRAME = 16
     MAX_SLICE_BYTES = 2000
@@ -124,7 +125,7 @@ ctypedef struct inbox_t:        # the UDP thread's, but for what the hub has rea
     uint8_t bytes[INBOX_MESSAGES][INBOX_MESSAGE_BYTES]
     mmsghdr messages[INBOX_MESSAGES]
     iovec vectors[INBOX_MESSAGES]
-    uint8_t controls[INBOX_MESSAGES][64]
+    uint8_t controls[INBOX_MESSAGES][CONTROL_BYTES]
     address_t sources[INBOX_MESSAGES]
     partial_t partials[MAX_PARTIALS]
     uint8_t *slices             # of all partials

@@ -121,6 +121,7 @@ cdef inline bint provide_queues(plane_t *plane) noexcept nogil:
 cdef inline inbox_t *inbox_new() noexcept nogil:
     # NULL: no memory.
     cdef inbox_t *inbox = <inbox_t *>calloc(1, sizeof(inbox_t))
+    cdef msghdr *message
     cdef int i
     if inbox == NULL:
         return NULL
@@ -128,6 +129,17 @@ cdef inline inbox_t *inbox_new() noexcept nogil:
     if inbox.slices == NULL:
         free(inbox)
         return NULL
+    for i in range(INBOX_MESSAGES):
+        inbox.vectors[i].iov_base = inbox.bytes[i]
+        inbox.vectors[i].iov_len = INBOX_MESSAGE_BYTES
+        # The two lengths are written by each reception, which sets them again (udp_in.pxd).
+        message = &inbox.messages[i].msg_hdr
+        message.msg_name = &inbox.sources[i].storage
+        message.msg_namelen = sizeof(sockaddr_storage)
+        message.msg_iov = &inbox.vectors[i]
+        message.msg_iovlen = 1
+        message.msg_control = inbox.controls[i]
+        message.msg_controllen = CONTROL_BYTES
     for i in range(MAX_PARTIALS):
         inbox.partials[i].bytes = inbox.slices + i * PARTIAL_BYTES + PARTIAL_HEADROOM
     return inbox

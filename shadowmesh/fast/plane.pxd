@@ -74,11 +74,13 @@ ctypedef struct udp_t:          # TAP threads send on its fd
     int family                  # of the socket
     int stop_fd
     int event_fd                # tells the hub to fetch signals
-    line_t line                 # what the host may hold of what is sent
     int no_segmentation         # datagrams go one by one
     int batch_messages          # taken from the socket at once: INBOX_MESSAGES, 1 without batches
     int no_joining              # frames are written one by one
     int super_frames            # the device takes joined datagrams; the hub's, see joiner
+    uint8_t unshared[64]
+    line_t line                 # what the host may hold of what is sent; the TAP threads'
+    uint8_t unshared_too[64]
     uint64_t batches            # begun and ended, so odd within one: see await_batch
     stun_t stun[STUN_REQUESTS]
     uint64_t stun_requests      # that were sent, the hub's

@@ -119,6 +119,7 @@ ctypedef struct session_t:
     uint64_t last_frame_ns      # CLOCK_BOOTTIME: a frame was sealed for the WSS link
     uint64_t last_opened_ns     # a record of any type opened that came over it
     uint64_t udp_last_frame_ns
+    uint8_t unshared[64]        # what a TAP thread writes is not in the line of the UDP thread
     uint64_t udp_last_opened_ns
     address_t udp_source        # whence the UDP thread opened the last record ...
     uint64_t signal_second      # ... and what it has told the hub in this second

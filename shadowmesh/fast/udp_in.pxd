@@ -10,7 +10,7 @@
 # to the device: that may take long.
 
 from libc.stddef cimport size_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from .base cimport *
 from .drop_reasons cimport *
 from .frame cimport *
@@ -198,18 +198,6 @@ cdef inline int receive_batch(plane_t *plane) noexcept nogil:
     cdef size_t at, step, length
     cdef uint64_t now_ns
     cdef int got, i
-    for i in range(INBOX_MESSAGES):
-        inbox.vectors[i].iov_base = inbox.bytes[i]
-        inbox.vectors[i].iov_len = INBOX_MESSAGE_BYTES
-        memset(&inbox.sources[i], 0, sizeof(address_t))
-        message = &inbox.messages[i].msg_hdr
-        message.msg_name = &inbox.sources[i].storage
-        message.msg_namelen = sizeof(sockaddr_storage)
-        message.msg_iov = &inbox.vectors[i]
-        message.msg_iovlen = 1
-        message.msg_control = inbox.controls[i]
-        message.msg_controllen = 64
-        message.msg_flags = 0
     got = recvmmsg(plane.udp.fd, inbox.messages, plane.udp.batch_messages, MSG_DONTWAIT, NULL)
     if got < 0:
         return -errno
@@ -218,8 +206,10 @@ cdef inline int receive_batch(plane_t *plane) noexcept nogil:
     for i in range(got):
         message = &inbox.messages[i].msg_hdr
         inbox.sources[i].length = message.msg_namelen
+        message.msg_namelen = sizeof(sockaddr_storage)
         length = inbox.messages[i].msg_len
         step = sm_gro_size(message)
+        message.msg_controllen = CONTROL_BYTES
         if step == 0:
             step = length
         at = 0
