@@ -180,6 +180,8 @@ cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
         if judged != route.version:
             judge_batch(queue, route, first)
             judged = route.version
+        if queue.over_udp != route.udp_active:
+            sm_set_flag(&queue.over_udp, route.udp_active)
         if route.udp_active:
             sent = send_over_udp(plane, queue, session, route, &first, now_ns)
         else:

@@ -43,6 +43,7 @@ ctypedef struct queue_t:        # a queue of the TAP and its thread
     int captured                # slots before this one are in the capture
     int chosen                  # the batch is of frames that have waited, each in its turn
     backlog_t *backlog          # the batch lies in its arena, too
+    int over_udp                # its frames leave that way; read by the hub
     int socket_waits            # why nothing is sent over UDP now: SOCKET_ below
     int socket_spoke            # it has just said that it takes more
     int slow                    # the link was when it was last looked at: frames are shed for room

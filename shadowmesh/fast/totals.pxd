@@ -24,10 +24,10 @@ cdef inline void add_counters(void *sums, const void *counted, size_t size) noex
 
 
 cdef inline uint64_t bytes_waiting(const tap_t *tap) noexcept nogil:
-    # Of frames that wait to be sealed.
+    # Of frames that wait to be sealed for a link. What waits for the UDP socket says nothing of it.
     cdef uint64_t waiting = 0
     for i in range(MAX_QUEUES):
-        if tap.queues[i].backlog != NULL:
+        if tap.queues[i].backlog != NULL and not sm_flag(&tap.queues[i].over_udp):
             waiting += sm_counted(&tap.queues[i].backlog.waiting_bytes)
     return waiting
 

@@ -160,7 +160,7 @@ cdef inline bint send_over_udp(plane_t *plane, queue_t *queue, session_t *sessio
     queue.backlog.arena_end = ARENA_BYTES if queue.slow else FAST_ARENA_BYTES
     if not queue.slow and room:
         room = LINE_MOST
-    if not queue.backlog.waiting and room >= batch_bytes(queue, first[0]):
+    if room and not queue.backlog.waiting and room >= batch_bytes(queue, first[0]):
         seal_and_send(plane, queue, session, route, first, now_ns)
         return False
     park_for_line(queue, route, first[0], now_ns)

@@ -118,8 +118,11 @@ def test_the_host_holds_little_while_more_comes_than_the_line_takes(line):
         line.offer(frames, 20)
         received += line.receive()
         most = max(most, line.held)
+        # Who watches the link must not take it for one that stands still.
+        assert line.node.pipe.queued_bytes == 0
         time.sleep(0.002)
     assert 0 < most <= HELD_BYTES
+    assert line.node.plane.counters()["frames_queued"] > 0
 
 
 def test_who_has_nothing_waiting_does_not_wait_for_the_bulk(line):
