@@ -256,15 +256,12 @@ cdef class DataPlane:
             seconds. Inner type 0 with an empty body: a record came from another address than the
             one before.
         """
-        cdef inbox_t *inbox = self.plane.udp.inbox
-        cdef const signal_t *signal
+        cdef signal_t signal
         cdef list out = []
         drain_fd(self.plane.udp.event_fd)
-        if inbox == NULL:
-            return out
         while len(out) < MAX_SIGNALS:
-            signal = next_signal(inbox)
-            if signal == NULL:
+            # Making an object may run a destructor, and that may do anything: even call this.
+            if not take_signal(&self.plane.udp, &signal):
                 return out
             held = signal.size if signal.size < <uint32_t>SIGNAL_BYTES else <uint32_t>SIGNAL_BYTES
             out.append((
@@ -273,7 +270,6 @@ cdef class DataPlane:
                 PyBytes_FromStringAndSize(<char *>signal.bytes, held), signal.size,
                 load_address(&signal.source), signal.came_ns * 1e-9,
             ))
-            signal_taken(inbox)
         # More may have come meanwhile, of which nobody is told again.
         signal_fd(self.plane.udp.event_fd)
         return out

@@ -5,7 +5,7 @@
 #
 # Nothing here makes state, costs a public-key operation or gets an answer before the tag was
 # right, and nobody but a STUN server that was asked is heard by the hub before that. All of it runs
-# in the UDP thread, but for next_signal, signal_taken, expect_stun and await_batch, which are the
+# in the UDP thread, but for take_signal, expect_stun and await_batch, which are the
 # hub's. The keys of the datagram under way are pinned (peers.pxd), but not while a frame is written
 # to the device: that may take long.
 
@@ -98,16 +98,15 @@ cdef inline bint answers_stun(udp_t *udp, const uint8_t *p, size_t length) noexc
     return False
 
 
-cdef inline const signal_t *next_signal(const inbox_t *inbox) noexcept nogil:
-    # The oldest one, until signal_taken(); NULL: none.
-    if sm_acquire(&inbox.signals_written) == inbox.signals_read:
-        return NULL
-    return &inbox.signals[inbox.signals_read % MAX_SIGNALS]
-
-
-cdef inline void signal_taken(inbox_t *inbox) noexcept nogil:
+cdef inline bint take_signal(udp_t *udp, signal_t *oldest) noexcept nogil:
+    # For the hub; False: none.
+    cdef inbox_t *inbox = udp.inbox
+    if inbox == NULL or sm_acquire(&inbox.signals_written) == inbox.signals_read:
+        return False
+    oldest[0] = inbox.signals[inbox.signals_read % MAX_SIGNALS]
     sm_release(&inbox.signals_read, inbox.signals_read + 1)
     sm_fence()
+    return True
 
 
 cdef inline void begin_batch(udp_t *udp) noexcept nogil:
