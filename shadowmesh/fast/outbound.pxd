@@ -27,8 +27,8 @@ cdef enum:
 
 
 cdef inline int wait_for_work(const plane_t *plane, queue_t *queue) noexcept nogil:
-    # 1: the TAP may be read, or the link looked at for what waits; 0: stop. A device error is left
-    # to read() to name.
+    # 1: the TAP may be read, or the link looked at for what waits; 0: stop; -errno: there is no
+    # waiting. A device error is left to read() to name.
     cdef const tap_t *tap = &plane.tap
     cdef pollfd fds[4]
     cdef bint socket_waits = queue.socket_waits != SOCKET_READY
@@ -48,7 +48,7 @@ cdef inline int wait_for_work(const plane_t *plane, queue_t *queue) noexcept nog
         timeout_ms = PAUSE_MS
     while poll(fds, 3 + socket_waits if waiting else 2, timeout_ms) < 0:
         if errno != EINTR:
-            return 0
+            return -errno
     queue.socket_spoke = socket_waits and fds[3].revents != 0
     if waiting and fds[2].revents:
         drain_fd(queue.space_fd)
@@ -193,10 +193,14 @@ cdef inline void run_outbound(plane_t *plane, queue_t *queue) noexcept nogil:
     # A TAP thread, until it is stopped or the device is gone.
     cdef tap_t *tap = &plane.tap
     cdef int got
-    while wait_for_work(plane, queue):
-        wait_for_session(plane, queue)
-        shed_for_room(queue)
-        got = read_batch(tap, queue)
+    while True:
+        got = wait_for_work(plane, queue)
+        if got == 0:
+            return
+        if got > 0:
+            wait_for_session(plane, queue)
+            shed_for_room(queue)
+            got = read_batch(tap, queue)
         if got < 0:
             sm_set_flag(&tap.failure, -got)
             signal_fd(tap.event_fd)
