@@ -89,6 +89,15 @@ sanitize: dev ## the data plane's tests under the sanitizers: memory, undefined 
 	  TSAN_OPTIONS=halt_on_error=1:exitcode=66 \
 	  setarch -R $(VENV)/bin/pytest -s -p shadowmesh._fastpath --numprocesses $(JOBS) --dist loadfile $(RACES)
 
+.PHONY: coverage
+coverage: dev ## which lines of the data plane in C its tests reach
+	@$(LOCK) env SHADOWMESH_COVERAGE=1 $(PY) setup.py --quiet build \
+	  --build-lib build/coverage --build-temp build/coverage-objects
+	@find build/coverage-objects -name '*.gcda' -delete
+	@env PYTHONPATH=build/coverage \
+	  $(VENV)/bin/pytest -p shadowmesh._fastpath --numprocesses $(JOBS) --dist loadfile $(or $(ARGS),tests/fastpath)
+	@$(PY) scripts/c_coverage.py build/coverage-objects
+
 .PHONY: perf
 perf: packages-test build $(VENV)/.perf ## measure against the targets (root, quiet machine)
 	@$(PY) -m perf $(ARGS)

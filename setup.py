@@ -4,6 +4,7 @@ Switches (environment):
     SHADOWMESH_DEBUG_BUILD=1  bounds and None checks on, assertions in C, no optimisation
     SHADOWMESH_SANITIZE=      memory: address and undefined-behaviour sanitizers; thread: the one for
                               data races (see `make sanitize`)
+    SHADOWMESH_COVERAGE=1     lines are counted (see `make coverage`)
     SHADOWMESH_WERROR=1       C compiler warnings are errors (set by `make lint` and in CI)
     SHADOWMESH_LIBSODIUM      auto, system or source (scripts/libsodium.py)
     SHADOWMESH_HOOKS=0        without the modules for tests and measurements (set for wheels)
@@ -46,6 +47,8 @@ COMMON = ["-std=gnu11", "-fno-strict-aliasing", "-fvisibility=hidden", *WARNINGS
 RELEASE = ["-O3", "-g1", "-DNDEBUG"]
 DEBUG = ["-O0", "-g3", "-UNDEBUG"]
 SANITIZE = ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"]
+# Threads count, too, so they have to do it one after the other.
+COVERAGE = ["-O0", "-g1", "-DNDEBUG", "--coverage", "-fprofile-update=atomic"]
 SANITIZERS = {
     "": [],
     "memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
@@ -63,14 +66,13 @@ class BuildFastpath(build_ext):
 
     def build_extensions(self) -> None:
         sodium, ssl = libsodium.choose(), openssl.find()
-        debug, sanitize = (
-            is_set("SHADOWMESH_DEBUG_BUILD"),
-            os.environ.get("SHADOWMESH_SANITIZE", ""),
-        )
+        debug, coverage = is_set("SHADOWMESH_DEBUG_BUILD"), is_set("SHADOWMESH_COVERAGE")
+        sanitize = os.environ.get("SHADOWMESH_SANITIZE", "")
         if sanitize not in SANITIZERS:
             sys.exit(f"SHADOWMESH_SANITIZE={sanitize} is none of: {' '.join(SANITIZERS)}")
-        flags = COMMON + (SANITIZE if sanitize else DEBUG if debug else RELEASE)
-        flags += SANITIZERS[sanitize]
+        variant = sanitize or ("debug" if debug else "coverage" if coverage else "release")
+        levels = {"debug": DEBUG, "coverage": COVERAGE, "release": RELEASE}
+        flags = [*COMMON, *levels.get(variant, SANITIZE), *SANITIZERS[sanitize]]
         flags += ["-Werror"] if is_set("SHADOWMESH_WERROR") else []
         directives = {
             "language_level": 3,
@@ -81,14 +83,14 @@ class BuildFastpath(build_ext):
             "cdivision": True,
             "embedsignature": True,
         }
-        variant = "debug" if debug else sanitize or "release"
         for extension in self.extensions:
             includes = [f"-I{PACKAGE / 'fast'}", *sodium.cflags, *ssl.cflags]
             extension.extra_compile_args = [*flags, *includes]
             extension.extra_link_args = [*SANITIZERS[sanitize], *sodium.ldflags, *ssl.ldflags]
+            extension.extra_link_args += ["--coverage"] if variant == "coverage" else []
             extension.depends = [
                 *sorted(str(path) for path in PACKAGE.glob("fast/**/*.pxd")),
-                *sorted(str(path) for path in PACKAGE.glob("fast/*.h")),
+                *sorted(str(path) for path in PACKAGE.glob("fast/**/*.h")),
                 str(self._switches(variant, extension, directives)),
             ]
         stale = sum(self.force or self._is_stale(extension) for extension in self.extensions)
@@ -153,6 +155,8 @@ def translate(extensions: list[Extension], variant: str, directives: dict[str, o
                 build_dir=f"build/cython-{variant}",
                 compiler_directives=directives,
                 show_all_warnings=False,
+                # Else gcov would count the lines of Cython's C.
+                emit_linenums=variant == "coverage",
                 quiet=True,  # we have said what happens now
             )
     finally:
