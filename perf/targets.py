@@ -72,6 +72,8 @@ CPU_PER_GB = {f"udp {AEGIS}": at_most(1.6, 1.0), f"wss {AEGIS}": at_most(3.0, 2.
 SEAL = {CHACHA: at_least(500e3), AEGIS: at_least(2.5e6)}
 #: ... and against the cipher with nothing around it
 SEAL_BESIDE_CIPHER = Target(None, 0.90, at_least=True)
+#: nanoseconds that a record takes until it may go to the device
+ADMIT_NS = at_most(50)
 #: what the first design reached, frames a second
 SEED_FRAMES = 345_720
 MEMORY_MIB = at_most(70, 55)

@@ -3,6 +3,7 @@
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from shadowmesh.fast.base cimport *
+from shadowmesh.fast.admit cimport MAX_SEGMENTS, admit_offload
 from shadowmesh.fast.aead cimport *
 from shadowmesh.fast.backlog cimport *
 from shadowmesh.fast.datagram cimport *
@@ -231,6 +232,29 @@ cdef class Bench:
         if failed:
             raise AssertionError("the cipher does not open what it sealed")
         return self.each(spent, batches)
+
+    def admit(self, const uint8_t[:] vnet, const uint8_t[:] frame, uint32_t batches) -> float:
+        """Whether such offload frames, a virtio header and a frame, may go to the device: alone."""
+        cdef size_t stride = (VNET_HEADER_BYTES + frame.shape[0] + 63) // 64 * 64
+        cdef uint64_t began
+        cdef uint8_t *record
+        cdef uint32_t i
+        cdef int k
+        cdef int refused = 0
+        if vnet.shape[0] != VNET_HEADER_BYTES or BATCH_FRAMES * stride > RING_BYTES:
+            raise ValueError(f"a virtio header of {vnet.shape[0]} and a frame of {frame.shape[0]} bytes")
+        for k in range(BATCH_FRAMES):
+            memcpy(self.outbox + k * stride, &vnet[0], VNET_HEADER_BYTES)
+            memcpy(self.outbox + k * stride + VNET_HEADER_BYTES, &frame[0], frame.shape[0])
+        began = spent_ns()
+        for i in range(batches):
+            for k in range(BATCH_FRAMES):
+                record = self.outbox + k * stride
+                refused |= admit_offload(record, record + VNET_HEADER_BYTES, frame.shape[0],
+                                         MAX_IP_BYTES, MAX_SEGMENTS) != KEEP
+        if refused:
+            raise AssertionError("the frame was refused")
+        return self.each(spent_ns() - began, batches)
 
     cdef check(self, uint64_t delivered, uint32_t batches):
         if delivered != <uint64_t>batches * BATCH_FRAMES:
