@@ -145,6 +145,12 @@ def test_the_list_takes_no_more_when_a_batch_would_not_fit():
     assert backlog.waiting[0] > PARKED_FRAMES - BATCH_FRAMES
 
 
+def test_between_two_frames_there_is_room_for_the_header_of_a_fragment():
+    # it is written in front of a slice of the second, when the first may not have been sealed
+    header = hooks.SIZES["FRAGMENT_HEADER_BYTES"]
+    assert min(hooks.stride(size) - size for size in range(1, 66_000)) >= header
+
+
 def test_an_empty_backlog_has_nothing_to_send_or_to_shed():
     backlog = hooks.Backlog()
     assert backlog.next(1, True) == (None, 0)

@@ -417,6 +417,16 @@ def test_both_directions_of_a_flow_are_one(build, here, there, protocol):
     assert len(flows) > 950
 
 
+def test_flows_whose_addresses_differ_in_the_same_bits_are_told_apart():
+    # the XOR of both ends, which anybody can keep the same, once was all that a flow was known by
+    flows = {
+        hooks.flow_hash(ipv4(f"10.0.0.{n}", f"10.0.0.{n ^ 0x55}", 17, (5000 + n, 5000 ^ n)))
+        for n in range(256)
+    }
+    same = {hooks.flow_hash(ipv4(f"10.0.{n}.1", f"10.1.{n}.1", 17, (53, 53))) for n in range(256)}
+    assert min(len(flows), len(same)) > 250
+
+
 def test_what_the_kernel_takes_for_one_flow_is_not_split():
     # fragments of one pair of hosts, whatever looks like ports; all ARP; a protocol without ports
     more, last = 0x2000, 0x0005

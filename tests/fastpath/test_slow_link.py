@@ -7,14 +7,18 @@ import random
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from shadowmesh.base.constants import Inner
+from shadowmesh._fastpath import Pipe, Session
+from shadowmesh.base.constants import Caps, Inner
 from shadowmesh.fast.hooks import queues as hooks
 from tests.fastpath.rig import CHACHA, KEYS, NO_OFFLOAD, Node, eventually, plain, unpack
 from tests.fastpath.test_backlog import frame_of
+from tests.fastpath.test_udp import some_tcp
 from tests.twins import mix, records
+from tests.twins import offload as twin
 from tests.twins.offload import VNET
 
 FIRST_LIMIT = hooks.SIZES["FIRST_LIMIT"]
@@ -186,6 +190,30 @@ def test_what_waits_follows_its_session_to_udp_in_order(make):
             assert record[2] == plain(one)
         assert node.settle()["frames_sent"] == len(frames)
         node.plane.detach_udp()
+
+
+def test_what_waits_is_judged_anew_for_the_session_that_takes_over(make):
+    # it was read for a peer with other abilities and another MTU
+    node = make().start()
+    frames = feed_more_than_fits(node)
+    datagrams = replace(some_tcp(3000), l4=twin.Udp(40000, 53))
+    node.tap.feed(*reversed(datagrams.super_frame(1000)))
+    key_press = frame_of(KEY_PRESS, 0, 100)
+    node.tap.feed(key_press)
+    node.settle()
+    session, pipe = node.session, node.pipe
+    node.session, node.pipe = Session(node.plane), Pipe(node.plane, node.client)
+    node.start(caps=Caps.OFFLOAD, mtu=1000)
+    sealed = b""
+    while (ready := pipe.outgoing()) is not None:
+        sealed += ready
+        pipe.sent(len(ready))
+    assert inners(take_all(node), node) == [plain(key_press)]
+    counters = node.settle()["tx_dropped"]
+    assert counters["bad_offload"] == 1
+    assert counters["too_long"] == len(frames) - len(inners(sealed, node)) > 0
+    session.close()
+    pipe.close()
 
 
 def test_what_waits_is_lost_with_its_link(make):

@@ -287,6 +287,16 @@ def test_what_more_signals_there_are_than_one_call_returns_is_told_again(wired):
     assert not select([wire.node.plane.udp_event_fd], [], [], 0)[0]
 
 
+def test_signals_that_nobody_fetches_are_dropped_and_counted(wired):
+    wire = wired()
+    wire.send(*[wire.datagram(b"\x04%8d" % number) for number in range(150)])
+    wire.send(wire.datagram(plain(FRAME)))
+    wire.opened(1)
+    assert wire.refused("signals_full") == 23  # of them and the change of address
+    signals = wire.node.plane.udp_signals()
+    assert [one[3] for one in signals[1:]] == [b"%8d" % number for number in range(127)]
+
+
 def test_a_signal_of_a_session_that_is_gone_is_not_taken_for_its_successors(wired):
     wire = wired()
     wire.send(wire.datagram(b"\x04" + b"12345678"), wire.datagram(plain(FRAME)))
@@ -657,6 +667,36 @@ def test_a_jumbo_frame_crosses_a_plain_path_in_fragments(wired):
     got = wire.received(7)
     assert b"".join(inner[5:] for _, inner in got) == plain(data)
     assert {struct.unpack("<BHBB", inner[:5])[3] for _, inner in got} == {7}
+
+
+def test_no_slice_of_a_frame_is_larger_than_a_receiver_takes(wired):
+    wire = wired(mtu=9000)
+    wire.use(8972)
+    data = frame(random.Random(9).randbytes(9000))
+    wire.node.tap.feed(data)
+    inners = [inner for _, inner in wire.received(5)]
+    assert b"".join(inner[5:] for inner in inners) == plain(data)
+    assert max(len(inner) for inner in inners) <= 5 + 2000
+
+
+def test_a_frame_of_more_fragments_than_there_may_be_is_too_long(wired):
+    wire = wired(mtu=65_000)
+    wire.use(1472)
+    wire.node.tap.feed(frame(bytes(30_000)))
+    wire.node.tap.feed(FRAME)
+    assert wire.received(1) == [(0, plain(FRAME))]
+    assert wire.node.settle()["tx_dropped"]["too_long"] == 1
+
+
+def test_the_last_datagram_of_a_super_frame_may_fit_where_the_others_do_not(wired):
+    wire = wired(mtu=9000)
+    wire.use(1472)
+    packet = replace(some_tcp(2 * 8000 + 100), l4=twin.Udp(40000, 53))
+    wire.node.tap.feed(*reversed(packet.super_frame(8000)))
+    got = wire.received(2 * 6 + 1)
+    assert [counter for counter, _ in got] == list(range(13))
+    whole = got[-1][1]
+    assert mix.flat((whole[1:11], whole[11:])) == [twin.cut(packet, 8000)[-1].build(finished=True)]
 
 
 def test_jumbo_datagrams_of_a_super_frame_cross_a_plain_path_in_fragments(wired):

@@ -3,6 +3,8 @@ from typing import Final
 
 SIZES: Final[dict[str, int]]
 
+def stride(inner_bytes: int) -> int: ...
+
 class Backlog:
     @property
     def waiting(self) -> tuple[int, int]: ...

@@ -6,7 +6,7 @@ from shadowmesh.fast.base cimport *
 from shadowmesh.fast.admit cimport MAX_SEGMENTS
 from shadowmesh.fast.backlog cimport *
 from shadowmesh.fast.capture cimport *
-from shadowmesh.fast.datagram cimport iovec
+from shadowmesh.fast.datagram cimport FRAGMENT_HEADER_BYTES, iovec
 from shadowmesh.fast.flow cimport flow_hash as hash_flow
 from shadowmesh.fast.frame cimport VNET_HEADER_BYTES
 from shadowmesh.fast.line cimport *
@@ -31,10 +31,16 @@ SIZES = {
     "BATCH_FRAMES": BATCH_FRAMES,
     "CAPTURE_BYTES": CAPTURE_BYTES,
     "MAX_SEGMENTS": MAX_SEGMENTS,
+    "FRAGMENT_HEADER_BYTES": FRAGMENT_HEADER_BYTES,
 }
 
 
 # --- Frames that wait for a slow link (fast/backlog.pxd) ------------------------------------------
+
+
+def stride(size_t inner_bytes):
+    """From where a frame begins in the arena to where the next one does."""
+    return slot_stride(inner_bytes)
 
 
 cdef class Backlog:
