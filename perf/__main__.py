@@ -1,5 +1,7 @@
 """`make perf`: measure, print one table, write build/perf.json and build/perf.png.
 
+The picture wants Pillow (`pip install .[perf]`, which `make perf` does); without it the rest is done.
+
 Exit code: 0 when no target was missed, 1 when one was, 4 without the right to measure.
 """
 
@@ -22,7 +24,6 @@ from . import (
     lab,
     latency,
     others,
-    picture,
     report,
     resources,
     scaling,
@@ -46,7 +47,9 @@ ON_DEMAND = ("ablation", "others", "scaling", "soak", "uring")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="perf", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a minute, figures only roughly right")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round, a minute: figures only roughly right"
+    )
     parser.add_argument(
         "--only",
         action="append",
@@ -71,12 +74,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = list(_rows(wanted, options.quick, soak.Amount(options.gb * 1e9, options.frames)))
     print(report.table(rows))
     report.write_json(options.output / "perf.json", rows, options.quick)
-    picture.draw(options.output / "perf.png", rows)
     print(
         f"\n{report.judgement(rows)}; {time.monotonic() - began:.0f} s; "
-        f"written to {options.output}/perf.json and perf.png"
+        f"written to {options.output}/perf.json and {_draw(options.output, rows)}"
     )
     return 1 if report.failed(rows) else 0
+
+
+def _draw(directory: Path, rows: Sequence[Row]) -> str:
+    """Draw the picture; return its name, or why there is none."""
+    try:
+        from . import picture
+    except ModuleNotFoundError as error:
+        if error.name != "PIL":
+            raise
+        return "no picture: Pillow is not installed (pip install '.[perf]')"
+    picture.draw(directory / "perf.png", rows)
+    return "perf.png"
 
 
 def _rows(wanted: Sequence[str], quick: bool, amount: soak.Amount) -> Iterator[Row]:

@@ -200,9 +200,12 @@ class Lab:
 
     @contextlib.contextmanager
     def slow_cables(self, rate: str) -> Iterator[None]:
-        """Let what leaves the left hosts wait for a line of that rate, with 50 ms of queue."""
+        """Let what leaves the left hosts wait for a line of that rate.
+
+        Its queue is deep, a second, as those of modems are: whoever fills it waits in it.
+        """
         lefts = {lane.left.namespace: lane.left for lane in self.lanes.values()}.values()
-        shape = f"rate {rate} burst 16kb latency 50ms"
+        shape = f"rate {rate} burst 16kb latency 1s"
         try:
             for host in lefts:
                 host.run("tc", *f"qdisc add dev eth0 root tbf {shape}".split())
@@ -214,7 +217,13 @@ class Lab:
     def _offloads(self, state: str) -> None:
         hosts = [host for lane in self.lanes.values() for host in (lane.left, lane.right)]
         for host in {host.namespace: host for host in hosts}.values():
-            host.run("ethtool", "-K", "eth0", "tso", state, "gso", state, "gro", state)
+            # Without the last one trains of datagrams (UDP_SEGMENT) would cross the cable whole.
+            words = (
+                word
+                for feature in ("tso", "gso", "gro", "tx-udp-segmentation")
+                for word in (feature, state)
+            )
+            host.run("ethtool", "-K", "eth0", *words)
 
     def _references(self, net: Net) -> None:
         left, right = cable(net, "kernel")

@@ -34,7 +34,7 @@ from shadowmesh.netlab import Host, Net, NetlabError, wait_until
 
 from .lab import Kind, Lab, Lane, cable
 from .latency import RoundTrips, idle_trips, trips_beside_stream
-from .report import Failure, Row, percentile
+from .report import Failure, Row
 from .resources import first_answer
 from .targets import AEGIS, CHACHA
 from .tunnel import Readings, Streams, small_frames
@@ -308,26 +308,13 @@ def measure(lab: Lab, quick: bool) -> Iterator[Row]:
     yield from _rows(lab, "TCP, 1 stream", "Gbit/s", speed)
     yield from _rows(lab, "round trip, idle, p50", "us", idle)
     for percent in (50, 99):
-        of_all = _derived(
-            loaded,
-            {
-                name: [percentile(times, percent) / 1000]
-                for name, times in loaded_times.microseconds.items()
-            },
-        )
+        of_all = loaded.derived(loaded_times.percentiles(percent, "ms"))
         yield from _rows(lab, f"round trip beside one TCP stream, p{percent}", "ms", of_all)
     yield from _rows(lab, "64-byte frames, one way, at most 1 % lost", "/s", rate)
-    spent = _derived(speed, streams.cpu_per_gb)
+    spent = speed.derived(streams.cpu_per_gb)
     for lane in lab.lanes.values():
         if lane.name not in ("veth", "vxlan"):  # which are the kernel's
             yield spent.row("CPU seconds of both daemons for one GB", lane.name, "s")
-
-
-def _derived(readings: Readings, values: dict[str, list[float]]) -> Readings:
-    """Other figures of the same readings."""
-    made = Readings(readings.lab)
-    made.failures, made.values = readings.failures, values
-    return made
 
 
 def _rows(lab: Lab, group: str, unit: str, readings: Readings) -> Iterator[Row]:

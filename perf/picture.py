@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from .report import FAIL, PASS, SKIP, Row, machine, number
+from .tunnel import PLAIN
 
 COLUMNS = 2
 PANEL_WIDTH, MARGIN, ROW_HEIGHT, LABEL_WIDTH, VALUE_WIDTH = 680, 24, 24, 190, 150
@@ -21,10 +22,11 @@ COLOURS = {PASS: "#3f9a5c", FAIL: "#cc4b3d", SKIP: "#c9cdd1", "": "#aab2ba"}
 #: Groups whose rows differ so much that only their logarithm can be seen are left to the table.
 SHOWN = (
     "TCP, 1 stream",
-    "TCP, 1 stream, plain network card (tso, gso, gro off)",
+    PLAIN,
     "TCP, 4 streams",
     "64-byte frames, one way, at most 1 % lost",
-    "round trip, idle, p50",
+    "round trip, idle, one after the other, p50",
+    "round trip, idle, 200 a second, p50",
     "round trip beside one TCP stream, p50",
     "round trip beside one TCP stream, p99",
     "CPU seconds of both daemons for one GB",

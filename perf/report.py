@@ -33,7 +33,7 @@ class Row:
         target: what it is judged by; None for a figure that is only shown.
         why: of a row that could not be measured.
         broken: that is our fault: a missed target, not a missing feature of this machine.
-        rounds: every reading.
+        rounds, ratios: every reading, and what it was to the reference in its round.
     """
 
     group: str
@@ -47,11 +47,18 @@ class Row:
     why: str = ""
     broken: bool = False
     rounds: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
 
     @property
     def figure(self) -> float | None:
         """What the target judges."""
         return self.value if self.ratio is None else self.ratio
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """The lowest and the highest of what the target judges; None of a single round."""
+        figures = self.ratios or self.rounds
+        return (min(figures), max(figures)) if len(figures) > 1 else None
 
     @property
     def verdict(self) -> str:
@@ -87,13 +94,24 @@ def compared(
 ) -> Row:
     """A row out of the readings of interleaved rounds, with or without a reference."""
     ratio = reference_value = None
+    ratios: tuple[float, ...] = ()
     if reference_rounds:
         pairs = zip(rounds, reference_rounds, strict=True)
-        ratio = statistics.median(mine / other if other else math.inf for mine, other in pairs)
+        ratios = tuple(mine / other if other else math.inf for mine, other in pairs)
+        ratio = statistics.median(ratios)
         reference_value = statistics.median(reference_rounds)
     value = statistics.median(rounds)
     return Row(
-        group, name, value, unit, reference, reference_value, ratio, target, rounds=tuple(rounds)
+        group,
+        name,
+        value,
+        unit,
+        reference,
+        reference_value,
+        ratio,
+        target,
+        rounds=tuple(rounds),
+        ratios=ratios,
     )
 
 
@@ -137,15 +155,23 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def limit(row: Row) -> str:
-    if row.target is None or row.target.must is None:
+def limit(row: Row, which: str) -> str:
+    """What a row's target asks for: its "must" or its "moonshot", in words."""
+    value = getattr(row.target, which, None)
+    if row.target is None or value is None:
         return ""
     sign = ">=" if row.target.at_least else "<="
     what = f" x {row.reference}" if row.ratio is not None else ""
-    return f"{sign} {number(row.target.must)}{what}"
+    return f"{sign} {number(value)}{what}"
 
 
-HEADINGS = ("measure", "value", "reference", "ratio", "must", "verdict", "moonshot")
+def spread(row: Row) -> str:
+    return "" if row.spread is None else "..".join(map(number, row.spread))
+
+
+HEADINGS = (
+    "measure", "measured", "reference", "ratio", "spread", "must", "moonshot", "verdict", "note",
+)  # fmt: skip
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -165,7 +191,9 @@ def table(rows: Sequence[Row]) -> str:
                 value,
                 reference,
                 ratio,
-                limit(row),
+                spread(row),
+                limit(row, "must"),
+                limit(row, "moonshot"),
                 row.verdict,
                 row.why or row.moonshot,
             )

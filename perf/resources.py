@@ -1,7 +1,8 @@
 """What the daemons need, and how long an interruption is.
 
-CPU while nothing happens, with and without an open dashboard, and at 10,000 frames a second, memory at the end of everything, start-up,
-a peer that is killed and comes back, and UDP that is blocked on the way.
+CPU while nothing happens, with and without an open dashboard, and at 10,000 frames a second, memory
+at the end of everything, start-up, a peer that is killed and comes back, and UDP that is blocked on
+the way.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from .targets import (
     MEMORY_MIB,
     REKEY_LOST,
     RESTART_S,
+    ROUNDS,
     START_S,
     Target,
 )
-from .tunnel import SMALL_PAYLOAD, tunnel_names
+from .tunnel import SMALL_PAYLOAD, Readings, by_path, tunnel_names
 
 GROUP = "resources"
 FRAMES_PER_SECOND = 10_000
@@ -50,29 +52,23 @@ table inet perf {
 
 
 def measure(lab: Lab, quick: bool) -> Iterator[Row]:
-    yield from _idle(lab, 5 if quick else 20)
-    yield _watched(lab, 5 if quick else 20)
-    yield from _ten_thousand(lab, 1 if quick else 2)
+    rounds, seconds = (1, 5) if quick else (ROUNDS, 10)
+    yield from _idle(lab, rounds, seconds)
+    yield from _watched(lab, rounds, seconds)
+    yield from _ten_thousand(lab, rounds, 1)
     for name in tunnel_names():
         yield _memory(lab, name)
-    interruptions: list[tuple[str, str, Target, Callable[[Lane], float]]] = [
-        ("start of a daemon to its first answered ping", "wss", START_S, start_up),
-        ("peer killed and restarted: traffic after its start", "wss", RESTART_S, restart),
-        ("UDP path blocked: tunnel back on WSS", "udp", FALL_BACK_S, fall_back),
+    interruptions: list[tuple[str, Mapping[str, Target], Callable[[Lane], float]]] = [
+        ("start of a daemon to its first answered ping", START_S, start_up),
+        ("peer killed and restarted: traffic after its start", RESTART_S, restart),
+        ("UDP path blocked: tunnel back on WSS", FALL_BACK_S, fall_back),
     ]
-    for name, path, target, read in interruptions:
-        lane = lab.lanes[_preferred(lab, path)]
-        if lane.failure is not None:
-            yield unread(GROUP, name, "s", lane.failure, target)
-            continue
-        try:
-            times = [read(lane) for _ in range(1 if quick else 3)]
-        except (NetlabError, TimeoutError) as error:
-            why = Failure(str(error).partition("\n")[0], broken=True)
-            yield unread(GROUP, name, "s", why, target)
-            lane.failure = why
-            continue
-        yield compared(GROUP, name, "s", times, target=target)
+    for title, targets, read in interruptions:
+        times = Readings(lab)
+        lanes = {_preferred(lab, path): target for path, target in targets.items()}
+        times.take(rounds, read, lanes)
+        for name, target in lanes.items():
+            yield times.row(GROUP, name, "s", target=target, title=f"{title}, {name}")
     if not quick:
         yield from _rekeys(lab)
 
@@ -123,39 +119,44 @@ def _preferred(lab: Lab, path: str) -> str:
     return best.name if best.failure is None else f"{path} chacha20-poly1305"
 
 
-def _idle(lab: Lab, seconds: float) -> Iterator[Row]:
+def _idle(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
     """All daemons at once: they disturb each other less than anything else would."""
-    daemons = {lane.name: lane.daemons for lane in lab.tunnels()}
-    before = {name: [cpu_seconds(daemon.pid) for daemon in pair] for name, pair in daemons.items()}
-    began = time.monotonic()
-    time.sleep(seconds)
-    span = time.monotonic() - began
+    idle = Readings(lab)
+    for _ in range(rounds):
+        before = {lane.name: _spent(lane) for lane in lab.tunnels()}
+        began = time.monotonic()
+        time.sleep(seconds)
+        span = time.monotonic() - began
+        for lane in lab.tunnels():
+            most = max(
+                now - start for now, start in zip(_spent(lane), before[lane.name], strict=True)
+            )
+            idle.values.setdefault(lane.name, []).append(100 * most / span)
     for name in tunnel_names():
         title = f"CPU of one daemon, idle, {name}"
-        if name not in daemons:
-            yield unread(GROUP, title, "%", lab.lanes[name].failure, CPU_IDLE_PERCENT)
-            continue
-        spent = [
-            cpu_seconds(daemon.pid) - start
-            for daemon, start in zip(daemons[name], before[name], strict=True)
-        ]
-        yield compared(GROUP, title, "%", [100 * max(spent) / span], target=CPU_IDLE_PERCENT)
+        yield idle.row(GROUP, name, "%", target=CPU_IDLE_PERCENT, title=title)
 
 
-def _watched(lab: Lab, seconds: float) -> Row:
+def _spent(lane: Lane) -> list[float]:
+    return [cpu_seconds(daemon.pid) for daemon in lane.daemons]
+
+
+def _watched(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
     """As `_idle`, for one daemon that a browser shows on its dashboard."""
-    lane = lab.lanes[_preferred(lab, "udp")]
-    title = f"CPU of one daemon, idle, dashboard open, {lane.name}"
-    if lane.failure is not None:
-        return unread(GROUP, title, "%", lane.failure, CPU_IDLE_PERCENT)
-    daemon = lane.daemons[0]
-    with feed(daemon) as connection:
-        before, began = cpu_seconds(daemon.pid), time.monotonic()
-        while (span := time.monotonic() - began) < seconds:
-            if not connection.recv(1 << 16):
-                raise NetlabError(f"{lane.name}: the daemon has ended GET /events")
-        spent = cpu_seconds(daemon.pid) - before
-    return compared(GROUP, title, "%", [100 * spent / span], target=CPU_IDLE_PERCENT)
+
+    def read(lane: Lane) -> float:
+        daemon = lane.daemons[0]
+        with feed(daemon) as connection:
+            before, began = cpu_seconds(daemon.pid), time.monotonic()
+            while (span := time.monotonic() - began) < seconds:
+                if not connection.recv(1 << 16):
+                    raise NetlabError(f"{lane.name}: the daemon has ended GET /events")
+            return 100 * (cpu_seconds(daemon.pid) - before) / span
+
+    watched, name = Readings(lab), _preferred(lab, "udp")
+    watched.take(rounds, read, [name])
+    title = f"CPU of one daemon, idle, dashboard open, {name}"
+    yield watched.row(GROUP, name, "%", target=CPU_IDLE_PERCENT, title=title)
 
 
 def feed(daemon: Daemon) -> socket.socket:
@@ -175,25 +176,26 @@ def feed(daemon: Daemon) -> socket.socket:
     return connection
 
 
-def _ten_thousand(lab: Lab, seconds: float) -> Iterator[Row]:
-    for name in tunnel_names():
-        lane = lab.lanes[name]
-        title = f"CPU of one daemon at 10,000 frames/s, {name}"
-        if lane.failure is not None:
-            yield unread(GROUP, title, "%", lane.failure, CPU_AT_10K_PERCENT)
-            continue
-        before = [cpu_seconds(daemon.pid) for daemon in lane.daemons]
-        words = generate(
-            "frames", seconds, FRAMES_PER_SECOND, SMALL_PAYLOAD, sockets=lane.datagrams()
+def _ten_thousand(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
+    lost: dict[str, int] = {}
+
+    def read(lane: Lane) -> float:
+        before = _spent(lane)
+        sockets = lane.datagrams()
+        sent, received, _ = generate(
+            "frames", seconds, FRAMES_PER_SECOND, SMALL_PAYLOAD, sockets=sockets
         )
-        spent = [
-            cpu_seconds(daemon.pid) - start
-            for daemon, start in zip(lane.daemons, before, strict=True)
-        ]
-        if int(words[1]) < int(words[0]):
-            title += f" ({int(words[0]) - int(words[1])} lost)"
-        percent = 100 * max(spent) / seconds
-        yield compared(GROUP, title, "%", [percent], target=CPU_AT_10K_PERCENT)
+        lost[lane.name] = lost.get(lane.name, 0) + int(sent) - int(received)
+        most = max(now - start for now, start in zip(_spent(lane), before, strict=True))
+        return 100 * most / seconds
+
+    busy = Readings(lab)
+    busy.take(rounds, read, tunnel_names())
+    for name, target in by_path(CPU_AT_10K_PERCENT).items():
+        title = f"CPU of one daemon at 10,000 frames/s, {name}"
+        if lost.get(name):
+            title += f" ({lost[name]} lost)"
+        yield busy.row(GROUP, name, "%", target=target, title=title)
 
 
 def _memory(lab: Lab, name: str) -> Row:
@@ -262,10 +264,6 @@ def fall_back(lane: Lane) -> float:
 def _healed(lane: Lane, began: float) -> float:
     taken = first_answer(lane, began)
     for daemon in lane.daemons:
-        await_connected(daemon)
+        daemon.await_healthy()
+        daemon.wait_for(HEAL_S, state="connected", path=lane.path)
     return taken
-
-
-def await_connected(daemon: Daemon) -> None:
-    daemon.await_healthy()
-    daemon.wait_for(HEAL_S, state="connected")

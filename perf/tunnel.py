@@ -2,14 +2,15 @@
 
 TCP: how many bits a second the receiver takes, after a warm-up. Small frames: the highest rate of
 64-byte Ethernet frames, one way, at which at most 1 % is lost. Large frames: how many arrive of those
-that do not fit the path. "plain" repeats the first with
-tso, gso and gro switched off on the cables, as on a network card without them.
+that do not fit the path. "plain" repeats the first on cables that cut and join nothing, neither TCP
+nor UDP, as on a network card without that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from shadowmesh.netlab import NetlabError
 
@@ -20,11 +21,13 @@ from .targets import (
     FOUR_STREAMS,
     FULL_FRAMES,
     PLAIN_STREAM,
+    ROUNDS,
     SMALL_FRAMES,
     STREAM,
     Target,
 )
 
+PLAIN = "TCP, 1 stream, plain network card (tso, gso, gro, tx-udp-segmentation off)"
 #: UDP payload of a 64-byte frame: less Ethernet, IPv4 and UDP headers
 SMALL_PAYLOAD = 64 - 14 - 20 - 8
 MAX_LOSS = 0.01
@@ -99,10 +102,12 @@ class Readings:
             lane.name: lane.failure for lane in lab.lanes.values() if lane.failure is not None
         }
 
-    def take(self, rounds: int, read: Callable[[Lane], float]) -> None:
-        """Read every lane once a round, in alternating order."""
+    def take(
+        self, rounds: int, read: Callable[[Lane], float], names: Container[str] | None = None
+    ) -> None:
+        """Read every lane, or those of these names, once a round, in alternating order."""
         for turn in range(rounds):
-            lanes = self.lab.usable()
+            lanes = [lane for lane in self.lab.usable() if names is None or lane.name in names]
             for lane in lanes if turn % 2 == 0 else reversed(lanes):
                 if lane.name in self.failures:
                     continue
@@ -117,17 +122,36 @@ class Readings:
                     self.values.setdefault(lane.name, []).append(value)
 
     def row(
-        self, group: str, lane: str, unit: str, reference: str = "", target: Target | None = None
+        self,
+        group: str,
+        lane: str,
+        unit: str,
+        reference: str = "",
+        target: Target | None = None,
+        title: str = "",
     ) -> Row:
+        """What was read of a lane, under its name or another title."""
+        title = title or lane
         failure = self.failures.get(lane) or self.failures.get(reference)
         if failure is not None:
-            return unread(group, lane, unit, failure, target)
+            return unread(group, title, unit, failure, target)
         beside = self.values[reference] if reference else ()
-        return compared(group, lane, unit, self.values[lane], reference, beside, target)
+        return compared(group, title, unit, self.values[lane], reference, beside, target)
+
+    def derived(self, values: dict[str, list[float]]) -> Self:
+        """Other figures of the same rounds."""
+        made = type(self)(self.lab)
+        made.failures, made.values = self.failures, values
+        return made
 
 
 def tunnel_names() -> list[str]:
     return [f"{path} {cipher}" for path in PATHS for cipher in CIPHERS]
+
+
+def by_path(targets: Mapping[str, Target]) -> dict[str, Target]:
+    """The target of each tunnel out of those of the paths."""
+    return {name: targets[name.partition(" ")[0]] for name in tunnel_names()}
 
 
 @dataclass
@@ -148,7 +172,7 @@ class Streams:
 
 
 def measure(lab: Lab, quick: bool) -> Iterator[Row]:
-    rounds, seconds = (1, 0.7) if quick else (3, 1.5)
+    rounds, seconds = (1, 0.7) if quick else (ROUNDS, 1.5)
     one, four = Readings(lab), Readings(lab)
     streams = Streams(1, seconds)
     one.take(rounds, streams.read)
@@ -185,13 +209,12 @@ def _four_streams(one: Readings, four: Readings) -> Iterator[Row]:
 
 
 def _plain(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
-    group = "TCP, 1 stream, plain network card (tso, gso, gro off)"
     plain = Readings(lab)
     with lab.plain_cables():
         plain.take(rounds, Streams(1, seconds).read)
-    yield plain.row(group, "vxlan", "Gbit/s", "veth")
+    yield plain.row(PLAIN, "vxlan", "Gbit/s", "veth")
     for name in tunnel_names():
-        yield plain.row(group, name, "Gbit/s", "veth", PLAIN_STREAM.get(name))
+        yield plain.row(PLAIN, name, "Gbit/s", "veth", PLAIN_STREAM.get(name))
 
 
 def _small_frames(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
@@ -199,8 +222,8 @@ def _small_frames(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
     small = Readings(lab)
     small.take(rounds, small_frames(small, seconds))
     yield small.row(group, "veth", "/s", "vxlan")
-    for name in tunnel_names():
-        yield small.row(group, name, "/s", "vxlan", SMALL_FRAMES)
+    for name, target in by_path(SMALL_FRAMES).items():
+        yield small.row(group, name, "/s", "vxlan", target)
 
 
 def _full_frames(lab: Lab, rounds: int, seconds: float) -> Iterator[Row]:
