@@ -177,6 +177,15 @@ class Device:
                 # Gone this moment: on_lost is about to be called, and renew() sets it again.
                 _log.debug("offload not set", cause=error)
 
+    def peer_is_there(self) -> None:
+        """Say that frames have somewhere to go: what the host asked before, nobody has heard."""
+        if self.tap is not None:
+            try:
+                self.tap.ask_again()
+            except DeviceError as error:
+                # They are asked again in a second, by the kernel itself.
+                _log.debug("neighbours are not asked at once", cause=error)
+
     def _offload_before(self) -> int:
         """Return the flags until the peer is known: they are right for most."""
         return self._allowed(OFFLOAD_TCP) if self._network.offload else 0

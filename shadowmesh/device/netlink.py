@@ -55,6 +55,7 @@ _RTM_NEWADDR: Final = 20
 _RTM_DELADDR: Final = 21
 _RTM_GETADDR: Final = 22
 _RTM_GETROUTE: Final = 26
+_RTM_DELNEIGH: Final = 29
 _RTM_GETNEIGH: Final = 30
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _IFADDRMSG: Final = struct.Struct("=BBBBI")
@@ -286,6 +287,12 @@ class Netlink:
         body = _NDMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         answers = self._call(_RTM_GETNEIGH, _NLM_F_DUMP, body)
         return [entry for entry in map(parse_neighbour, answers) if entry is not None]
+
+    def forget_neighbour(self, entry: Neighbour) -> None:
+        """Take an entry out of its table (ENOENT when it is not there any more)."""
+        family = socket.AF_INET if entry.address.version == 4 else socket.AF_INET6
+        body = _NDMSG.pack(family, entry.index, 0, 0, 0)
+        self._call(_RTM_DELNEIGH, _NLM_F_ACK, body + _attribute(_NDA_DST, entry.address.packed))
 
     def bridge_entries(self) -> list[BridgeEntry]:
         """Return what the bridges of this namespace have learned."""

@@ -28,7 +28,7 @@ from typing import Final
 from shadowmesh.base import log
 from shadowmesh.base.constants import MAX_SEGMENTS, VIRTIO_NET_HEADER_BYTES
 from shadowmesh.base.errors import DeviceError
-from shadowmesh.device.netlink import Link, Netlink
+from shadowmesh.device.netlink import NUD_INCOMPLETE, Link, Netlink
 from shadowmesh.device.queues import attach, attach_queues, best_queues
 from shadowmesh.device.tun import (
     IFF_MULTI_QUEUE,
@@ -109,6 +109,26 @@ class Tap:
         if not self.udp_super_frames:
             flags &= ~OFFLOAD_UDP
         _set_offload(self._kernel, self.fds[0], self.name, flags)
+
+    def ask_again(self) -> None:
+        """Let the kernel ask at once for whom nobody has answered on this device.
+
+        By itself it asks again a second after it did, whoever has come meanwhile.
+
+        Raises:
+            DeviceError: the kernel refuses.
+        """
+        with self._kernel.netlink() as netlink:
+            try:
+                for entry in netlink.neighbours():
+                    if entry.index == self.index and entry.state & NUD_INCOMPLETE:
+                        netlink.forget_neighbour(entry)
+            except OSError as error:
+                if error.errno != errno.ENOENT:  # it has answered, or was given up
+                    raise DeviceError(
+                        f"cannot clear the neighbours of {self.name}: {error.strerror}",
+                        error.errno or 0,
+                    ) from error
 
     def exists(self) -> bool:
         """Whether the interface is still there; somebody may delete it under an open fd."""

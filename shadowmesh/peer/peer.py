@@ -437,6 +437,7 @@ class Peer:
             udp=bool(result.peer_caps & Caps.UDP_GSO),
         )
         self._common.plane.activate(tunnel.session)
+        self._common.device.peer_is_there()
         self._common.known.authenticated(tunnel.wss.remote_address[0], boottime())
         if replaced is not None:
             self._fire(Event.REPLACED)

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import struct
+import subprocess
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 
 from shadowmesh.base.errors import DeviceError, NotPermitted
 from shadowmesh.device import tap, tun
-from shadowmesh.device.netlink import Link, Netlink
+from shadowmesh.device.netlink import NUD_INCOMPLETE, NUD_USABLE, Link, Neighbour, Netlink
 
 ADDRESS4 = IPv4Interface("10.7.0.1/24")
 ADDRESS6 = IPv6Interface("fd00:7::1/64")
@@ -47,6 +48,7 @@ class FakeKernel(tun.Kernel):
     attached: dict[int, int] = field(default_factory=dict)
     offload: int | None = None
     header_bytes: int | None = None
+    neighbours: list[Neighbour] = field(default_factory=list)
     calls: list[object] = field(default_factory=list)
     sockets: int = 0
 
@@ -172,6 +174,13 @@ class FakeNetlink(Netlink):
 
     def delete_address(self, index: int, address: tap.Interface) -> None:
         self.kernel.given.remove((index, address))
+
+    def neighbours(self) -> list[Neighbour]:
+        return list(self.kernel.neighbours)
+
+    def forget_neighbour(self, entry: Neighbour) -> None:
+        self.kernel.step("forget_neighbour")
+        self.kernel.neighbours.remove(entry)
 
 
 ALL = tap.OFFLOAD_TCP | tap.OFFLOAD_UDP
@@ -373,6 +382,23 @@ def test_switched_off_ipv6_is_explained():
         open_tap(kernel, addresses=(ADDRESS6,))
 
 
+def test_a_kernel_that_refuses_to_forget_a_neighbour_is_an_error_of_the_device():
+    kernel = FakeKernel()
+    device = open_tap(kernel)
+    silent = Neighbour(device.index, ADDRESS4.ip, b"", NUD_INCOMPLETE)
+    others = [replace(silent, state=NUD_USABLE), replace(silent, index=device.index + 1)]
+    kernel.neighbours = [*others, silent]
+    device.ask_again()
+    assert kernel.neighbours == others
+    kernel.neighbours.append(silent)
+    kernel.failures["forget_neighbour"] = errno.ENOENT  # it has answered meanwhile
+    device.ask_again()
+    kernel.failures["forget_neighbour"] = errno.EPERM
+    with pytest.raises(DeviceError, match="cannot clear the neighbours of tap0"):
+        device.ask_again()
+    assert kernel.sockets == 0
+
+
 # --- Queues -----------------------------------------------------------------------------------
 
 
@@ -545,6 +571,33 @@ def test_a_real_device_gets_what_was_asked_for(namespace, addresses):
     assert not device.exists()
     with pytest.raises(OSError, match="no interface with this name"):
         link_of("tap0")
+
+
+def neighbours_of(index: int) -> list[Neighbour]:
+    with Netlink() as netlink:
+        return [entry for entry in netlink.neighbours() if entry.index == index]
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("address", [ADDRESS4, ADDRESS6], ids=str)
+def test_a_real_kernel_asks_again_for_whom_nobody_has_answered(namespace, address):
+    silent, known = address.ip + 1, address.ip + 2
+    device = open_tap(addresses=(address,))
+    try:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", (str(silent), 9))
+            enter = f"ip neigh add {known} lladdr 02:00:00:00:00:07 dev {device.name}"
+            subprocess.run(enter.split(), check=True)
+            assert {each.address for each in neighbours_of(device.index)} >= {silent, known}
+            device.ask_again()
+            asked = {each.address for each in neighbours_of(device.index)}
+            assert silent not in asked
+            assert known in asked
+            sender.sendto(b"x", (str(silent), 9))
+            assert silent in {each.address for each in neighbours_of(device.index)}
+    finally:
+        device.close()
 
 
 @pytest.mark.netns

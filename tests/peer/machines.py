@@ -64,6 +64,7 @@ class FakeTap:
         self.mtu = mtu
         self.offload = offload
         self.closed = False
+        self.asked_again = 0
         self._on_close = on_close
         self.kernel, ours = gsocket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.fds = (ours.detach(),)
@@ -72,6 +73,9 @@ class FakeTap:
         if self.closed:
             raise DeviceError("closed")
         self.offload = flags
+
+    def ask_again(self):
+        self.asked_again += 1
 
     def is_up(self):
         return True

@@ -851,6 +851,15 @@ def test_super_frames_are_taken_only_when_both_sides_can(make, ours, theirs):
     assert dialling.tap.offload == listening.tap.offload == flags
 
 
+def test_whom_the_host_asked_for_before_the_peer_was_there_is_asked_for_again(make):
+    listening = make().start()
+    dialling = make().trust(address=listening.address).start()
+    dialling.manager.connect(None)
+    listening.wait_for("connected")
+    dialling.wait_for("connected")
+    assert dialling.tap.asked_again == listening.tap.asked_again == 1
+
+
 @pytest.mark.parametrize("old", [0, 1])
 def test_a_peer_with_an_older_kernel_gets_no_super_frames_of_datagrams(make, old):
     sides = make(), make()
