@@ -94,7 +94,7 @@ do_install() {
     do_remove
     mv "$new" "$DESTDIR$site"
     program shadowmesh shadowmesh.cli
-    program shadowmesh-daemon shadowmesh.service.daemon
+    program shadowmesh-daemon shadowmesh.service.start
     sed "s|/usr/local/bin/|$bin/|" init/shadowmesh.service | put 644 "$unit"
     put 644 "$sysusers" <init/shadowmesh.sysusers
     put 644 "$tmpfiles" <init/shadowmesh.tmpfiles

@@ -40,7 +40,7 @@ EVENTS: Final = 1000
 
 _LIBRARIES: Final = (
     "click", "cryptography", "flask", "gevent", "gevent-websocket", "greenlet", "prometheus-client",
-    "psutil", "pysodium", "pyyaml", "werkzeug", "wsproto",
+    "psutil", "pysodium", "pyyaml", "werkzeug",
 )  # fmt: skip
 _SYSCTLS: Final = (
     "net/core/rmem_max", "net/core/rmem_default", "net/core/wmem_max", "net/core/wmem_default",

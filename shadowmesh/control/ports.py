@@ -19,12 +19,12 @@ from shadowmesh.control.rights import GROUPS, rights_of_this_process
 from shadowmesh.control.server import LimitedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import ExitStack
     from pathlib import Path
     from wsgiref.types import WSGIApplication
 
     from gevent.pywsgi import WSGIServer
+    from gevent.socket import socket as Socket  # noqa: N812
 
 _log = log.get("api")
 
@@ -34,10 +34,8 @@ API_START_TIMEOUT_S: Final = 10.0
 API_STOP_TIMEOUT_S: Final = 0.5
 
 
-def serve(
-    undo: ExitStack, address: HostPort, key: str, make_app: Callable[[HostPort], WSGIApplication]
-) -> HostPort:
-    """Serve an application on `address` until undone; return what was really bound.
+def listen(address: HostPort, key: str) -> Socket:
+    """Bind a socket of TCP that listens; who connects waits until it is served.
 
     Raises:
         ShadowMeshError: the port is taken or the address is not this machine's.
@@ -51,11 +49,19 @@ def serve(
     except OSError as error:
         sock.close()
         raise _listen_problem(address, key, error) from None
-    bound = HostPort(address.host, sock.getsockname()[1])
-    server: WSGIServer = LimitedServer(sock, make_app(bound))
+    return sock
+
+
+def address_of(listener: Socket) -> HostPort:
+    """Return what was really bound: port 0 has become one that was free."""
+    return HostPort(*listener.getsockname()[:2])
+
+
+def serve(undo: ExitStack, listener: Socket, application: WSGIApplication) -> None:
+    """Serve an application at a socket that listens until undone, which closes it."""
+    server: WSGIServer = LimitedServer(listener, application)
     server.start()
     undo.callback(server.stop, API_STOP_TIMEOUT_S)
-    return bound
 
 
 def serve_socket(undo: ExitStack, path: Path, application: WSGIApplication) -> None:

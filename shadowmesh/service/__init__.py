@@ -5,4 +5,4 @@ of the live objects (`view`). Does not know: routes, states, frames.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["daemon"]
+__all__ = ["daemon", "start"]

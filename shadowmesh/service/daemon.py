@@ -6,13 +6,14 @@ not know: HTTP routes, states, frames.
 ::
 
     configuration -> log -> keys, certificate -> data plane -> connection manager
-                  -> peer port -> control API, metrics -> signals; stopping goes the other way
+                  -> peer port -> dialling -> control API, metrics; stopping goes the other way
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -38,7 +39,6 @@ from shadowmesh.base.errors import (
 from shadowmesh.base.units import count, listed
 from shadowmesh.base.words import nearest
 from shadowmesh.config import (
-    HostPort,
     diff,
     flag_names,
     in_force,
@@ -47,10 +47,7 @@ from shadowmesh.config import (
     values,
     why_not_dialled,
 )
-from shadowmesh.control.app import create_app
-from shadowmesh.control.feed import Feed
-from shadowmesh.control.metrics_port import make_metrics_app
-from shadowmesh.control.ports import check_answer, serve, serve_socket
+from shadowmesh.control.ports import listen
 from shadowmesh.device.device import Device
 from shadowmesh.device.facts import parse_target
 from shadowmesh.device.fdstore import NO_STORE, FdStore
@@ -58,7 +55,6 @@ from shadowmesh.device.tap import check_permission, stable_mac
 from shadowmesh.device.underlay import Underlay
 from shadowmesh.insight.capture import Captures
 from shadowmesh.insight.events import FlightRecorder
-from shadowmesh.insight.metrics import Sources, make_registry
 from shadowmesh.insight.status import Reloaded
 from shadowmesh.insight.vitals import Vitals
 from shadowmesh.keys.api_token import load_or_create_token
@@ -73,26 +69,25 @@ from shadowmesh.service import switches
 from shadowmesh.service.hardening import forbid_core_dumps
 from shadowmesh.service.hub_errors import report_errors_of
 from shadowmesh.service.hub_lag import HubLag
-from shadowmesh.service.optional_port import OptionalPort
 from shadowmesh.service.pid_file import pid_file
 from shadowmesh.service.systemd import Notifier
 from shadowmesh.service.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import ModuleType
 
-    from prometheus_client.core import CollectorRegistry
+    from gevent.socket import socket as Socket  # noqa: N812
 
     from shadowmesh.config import LoadedConfig
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.history import Report
     from shadowmesh.insight.status import Health, Pong, Snapshot
+    from shadowmesh.service.http import HttpPorts
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 _OPTIONS: Final = ("--config", "--check", "--version", "--help")
-#: who watches the daemon each second need not make it read /proc each second
-RESOURCES_AGE_S: Final = 5.0
 
 USAGE: Final = """\
 usage: shadowmesh-daemon [--config FILE] [--section.key VALUE ...] [--check]
@@ -221,7 +216,7 @@ class Daemon:
         self._store = store
         self._hub_lag = HubLag(self._beat)
         self._recorder = FlightRecorder()
-        self._metrics_port: OptionalPort | None = None
+        self._http: HttpPorts | None = None
 
     def run(self) -> None:
         """Start everything, wait for SIGTERM or SIGINT, undo everything.
@@ -249,6 +244,7 @@ class Daemon:
             try:
                 self._start(undo, udp_super_frames)
                 self._store.drop_unclaimed()
+                _leave_out_of_collections()
                 _log.info("daemon is ready", version=__version__, pid=os.getpid())
                 self._notifier.ready(self._view.summary())
                 self._stopping.wait()
@@ -383,8 +379,11 @@ class Daemon:
         traversal.start()
         undo.callback(self._peer_port.stop)
         self._peer_port.follow(config)
-        self._start_http(undo, token)
+        # Bound before anything is dialled: where it is taken, another daemon runs.
+        api = listen(config.daemon.listen_address, "daemon.listen_address")
+        undo.callback(api.close)
         self._manager.start()
+        self._start_http(undo, token, api)
 
     def _beat(self) -> None:
         if not self._stopping.is_set():
@@ -392,58 +391,16 @@ class Daemon:
             self._manager.beat()
             self._notifier.beat(self._view.summary())
 
-    def _start_http(self, undo: ExitStack, token: str) -> None:
-        config = self._config
-        feed = Feed(
-            lambda: self._view.snapshot(resources_age_s=RESOURCES_AGE_S).to_dict(), self._recorder
+    def _start_http(self, undo: ExitStack, token: str, listener: Socket) -> None:
+        # In a thread: the hub is answering the peer meanwhile.
+        http = gevent.get_hub().threadpool.apply(_load_http)
+        self._http = http.HttpPorts(
+            self._config, self, self._view, self._hub_lag, self._recorder, self._captures
         )
-        registry = None
-        if config.monitoring.metrics_enabled:
-            registry = make_registry(
-                Sources(
-                    self.status,
-                    self._hub_lag.histogram,
-                    self._recorder.round_trips,
-                    self._recorder.counts,
-                    lambda: (feed.listening, feed.ended),
-                )
-            )
-        listen = config.daemon.listen_address
-        application = create_app(
-            self,
-            token,
-            listen,
-            registry,
-            recorder=self._recorder,
-            feed=feed,
-            captures=self._captures,
-        )
-        # Before the API: its first answer about health knows whether the port is open.
-        if registry is not None and config.monitoring.prometheus_port:
-            self._serve_metrics(undo, registry, config.monitoring.prometheus_port)
-        bound = serve(undo, listen, "daemon.listen_address", lambda _bound: application)
-        if config.daemon.api_socket is not None:
-            serve_socket(undo, config.daemon.api_socket, application)
-        undo.callback(feed.stop)
-        undo.callback(self._captures.stop)
-        check_answer(bound)
-        _log.info("control API is open", address=listen)
-
-    def _serve_metrics(self, undo: ExitStack, registry: CollectorRegistry, port: int) -> None:
-        """Open the metrics port, which no frame needs: taken, it is no reason not to start."""
-        key = "monitoring.prometheus_port"
-        address = HostPort("127.0.0.1", port)
-        self._metrics_port = OptionalPort(
-            key,
-            lambda stack: serve(
-                stack, address, key, lambda bound: make_metrics_app(registry, bound)
-            ),
-        )
-        self._metrics_port.start()
-        undo.callback(self._metrics_port.stop)
+        self._http.open(undo, token, listener)
 
     def _metrics_problem(self) -> str | None:
-        return None if self._metrics_port is None else self._metrics_port.problem
+        return None if self._http is None else self._http.metrics_problem
 
     def _watch_signals(self, undo: ExitStack) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -509,6 +466,23 @@ class Daemon:
             sha256 = certificate.sha256.hex()
             _log.info("another certificate is served", sha256=sha256)
             self._recorder.record("config", "another certificate is served", sha256=sha256)
+
+
+def _leave_out_of_collections() -> None:
+    """Keep what is there by now out of every later collection, which all greenlets wait for.
+
+    Through the code that is loaded alone one takes some 30 ms. `start` has put them off.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def _load_http() -> ModuleType:
+    """The one module that is loaded late; it says why."""
+    from shadowmesh.service import http
+
+    return http
 
 
 def _warn(loaded: LoadedConfig) -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
-
-import psutil
 
 from shadowmesh import __version__
 from shadowmesh.base import log
@@ -46,6 +45,8 @@ from shadowmesh.wire.peer.states import Phase, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import psutil
 
     from shadowmesh.config import Config
     from shadowmesh.device.facts import HostFacts, Target
@@ -102,11 +103,17 @@ class View:
         self._facts: tuple[int, str, HostFacts] | None = None
         self._judged: tuple[object, ...] | None = None
         self._told: dict[str, str] = {}
-        self._process = psutil.Process(os.getpid())
         self._resources: Resources | None = None
         self._resources_at = 0.0
         self._dates = Dates()
         self._history = History()
+
+    @cached_property
+    def _process(self) -> psutil.Process:
+        # As with `http`: a start has nobody yet who asks what the process uses.
+        import psutil
+
+        return psutil.Process(os.getpid())
 
     def certificate_renewed(self, certificate: TlsCertificate) -> None:
         """The peer port shows this one from now on."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import h11
-from wsproto.utilities import generate_accept_token
 
 from shadowmesh.base.constants import (
     MAX_HEADER_BYTES,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 WEBSOCKET_VERSION: Final = "13"
 #: bytes of the random Sec-WebSocket-Key, RFC 6455 section 4.1
 _NONCE_BYTES: Final = 16
+#: what a server appends to the key that it hashes, RFC 6455 section 1.3
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 #: a close frame without a code, RFC 6455 section 7.4.1; never on the wire
 _NO_STATUS: Final = 1005
 _CLOSE_CODE: Final = struct.Struct("!H")
@@ -65,7 +67,7 @@ class ClientUpgrade:
 
     def __init__(self, host: str, path: str, entropy: Callable[[int], bytes]) -> None:
         key = base64.b64encode(entropy(_NONCE_BYTES))
-        self._accept = generate_accept_token(key)
+        self._accept = _accept_token(key)
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER_BYTES)
         self._received = 0
         self._finished = False
@@ -246,6 +248,11 @@ def decode_close(payload: bytes) -> tuple[int, str]:
 def _may_be_sent(code: int) -> bool:
     # 1004 to 1006 and 1015 have meanings only inside a program, RFC 6455 section 7.4.1.
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+def _accept_token(key: bytes) -> bytes:
+    """Return what a server has to answer to a key. Source: RFC 6455, section 4.2.2."""
+    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
 
 
 def _is_websocket_key(text: str) -> bool:

@@ -287,7 +287,7 @@ def test_every_keyword_of_a_request_schema_is_one_that_the_check_knows():
 
 def test_the_daemon_does_not_load_the_document_before_it_is_asked():
     code = (
-        "import sys, shadowmesh.service.daemon;"
+        "import sys, shadowmesh.service.daemon, shadowmesh.service.http;"
         "sys.exit(any(name in sys.modules for name in"
         " ('shadowmesh.control.openapi', 'shadowmesh.control.dashboard', 'jsonschema_rs')))"
     )

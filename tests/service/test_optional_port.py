@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import gevent
 import gevent.socket
 import pytest
 
 from shadowmesh.base.errors import ShadowMeshError
 from shadowmesh.config import HostPort
-from shadowmesh.control.ports import serve
+from shadowmesh.control.ports import listen, serve
 from shadowmesh.netlab import wait_until
 from shadowmesh.service import optional_port
 from shadowmesh.service.optional_port import OptionalPort
@@ -35,7 +33,7 @@ def taken():
 def port(taken, monkeypatch):
     monkeypatch.setattr(optional_port, "RETRY_S", 0.01)
     address = HostPort("127.0.0.1", taken.getsockname()[1])
-    port = OptionalPort(KEY, lambda undo: serve(undo, address, KEY, lambda _: hello))
+    port = OptionalPort(KEY, lambda undo: serve(undo, listen(address, KEY), hello))
     yield port
     port.stop()
 
@@ -77,7 +75,7 @@ def test_who_stops_meanwhile_does_not_try_any_more(taken, port):
 
 def test_the_port_of_the_control_api_says_who_has_it_and_which_key_to_set(taken):
     address = HostPort("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(ShadowMeshError) as caught, ExitStack() as undo:
-        serve(undo, address, "daemon.listen_address", lambda _: hello)
+    with pytest.raises(ShadowMeshError) as caught:
+        listen(address, "daemon.listen_address")
     assert f"`ss -ltnp 'sport = :{address.port}'`" in str(caught.value)
     assert "set daemon.listen_address" in str(caught.value)
