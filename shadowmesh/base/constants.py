@@ -207,6 +207,12 @@ WS_HANDSHAKE_FAILED: Final = 4400
 #: the longest body that POST /connect and POST /disconnect take
 MAX_API_BODY_BYTES: Final = 64 * 1024
 
+#: so many probes in a row without an answer, and a path that has worked does not any more
+SILENT_PROBES: Final = 2
+
+#: that the daemon keeps and GET /events/recent gives at once; about 0.5 MiB when full
+MAX_EVENTS: Final = 1000
+
 #: last words of a capture that the daemon has ended; the CLI looks for them
 CAPTURE_DAEMON_STOPS: Final = "the daemon stops"
 

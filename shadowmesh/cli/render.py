@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
+from shadowmesh.base.constants import SILENT_PROBES
 from shadowmesh.base.units import count, duration, percent, size
 from shadowmesh.cli.output import parse_time, text
-from shadowmesh.insight.status import SILENT_PROBES
 
 #: width of the first column and the space behind it
 _LABEL_WIDTH = 10

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from shadowmesh.base.constants import MAX_EVENTS
 from shadowmesh.base.errors import (
     AlreadyConnected,
     AlreadyConnecting,
@@ -34,7 +35,6 @@ from shadowmesh.base.errors import (
 from shadowmesh.config.values import peer
 from shadowmesh.control.rights import Right
 from shadowmesh.device.facts import parse_target
-from shadowmesh.insight.events import MAX_EVENTS
 from shadowmesh.insight.pcapng import MAX_SNAP_BYTES
 
 Schema = Mapping[str, Any]

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, Protocol, get_args
 
 from shadowmesh.base import log
 from shadowmesh.base.clock import wall_time
+from shadowmesh.base.constants import MAX_EVENTS
 from shadowmesh.base.rate import TokenBucket
 from shadowmesh.insight.histogram import RTT_BUCKETS_S, Histogram
 from shadowmesh.insight.status import PATHS, PathName, format_time
@@ -31,8 +32,6 @@ from shadowmesh.insight.status import PATHS, PathName, format_time
 Kind = Literal["state", "path", "nat", "rekey", "drops", "session", "device", "config", "capture"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
-#: about 0.5 MiB when full
-MAX_EVENTS: Final = 1000
 #: of one message, per second and at once: a peer that fails ten times a second must not wash
 #: everything else out of the ring
 MESSAGE_RATE: Final = (0.2, 20.0)

@@ -25,6 +25,7 @@ from shadowmesh.base.constants import (
     FRAGMENT_HEADER_BYTES,
     KEY_LIFETIME_S,
     RECORD_OVERHEAD_BYTES,
+    SILENT_PROBES,
 )
 from shadowmesh.base.units import count, duration, percent, size
 from shadowmesh.device.facts import HostFacts, Target, Whereabouts, format_mac
@@ -33,7 +34,6 @@ from shadowmesh.insight import surroundings
 from shadowmesh.insight.reasons import DROPPED, REFUSED, Reason
 from shadowmesh.insight.status import (
     SCHEMA,
-    SILENT_PROBES,
     Check,
     Counters,
     Path,

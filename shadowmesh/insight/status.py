@@ -22,8 +22,6 @@ SCHEMA: Final = 1
 #: a daemon whose checks of these names pass is ready
 READY_CHECKS: Final = ("tap", "peer")
 
-#: so many probes in a row without an answer, and a path that has worked does not any more
-SILENT_PROBES: Final = 2
 
 STATES: Final = ("disconnected", "connecting", "connected", "error")
 PATHS: Final = ("wss", "udp")

@@ -72,7 +72,7 @@ def test_a_tunnel_that_cannot_be_made_is_one_line(monkeypatch, code, exit_code, 
     child = f"import sys; print('no right\\nat all', file=sys.stderr); sys.exit({code})"
     popen = subprocess.Popen
     monkeypatch.setattr(
-        bench.subprocess, "Popen", lambda _, **more: popen([sys.executable, "-c", child], **more)
+        subprocess, "Popen", lambda _, **more: popen([sys.executable, "-c", child], **more)
     )
     assert_failed(invoke("bench", "--quick", "--tunnel"), exit_code, words, "no right at all")
 

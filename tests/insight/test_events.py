@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shadowmesh.base.constants import MAX_EVENTS
 from shadowmesh.config.model import Secret
 from shadowmesh.insight import events
-from shadowmesh.insight.events import KINDS, MAX_EVENTS, MESSAGE_RATE, FlightRecorder
+from shadowmesh.insight.events import KINDS, MESSAGE_RATE, FlightRecorder
 from shadowmesh.insight.histogram import Histogram
 
 

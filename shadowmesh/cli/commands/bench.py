@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -79,6 +77,8 @@ def _progress(what: str) -> None:
 
 
 def _medians(rates: Rates) -> dict[str, float]:
+    import statistics  # loads a quarter of what the other commands need in all
+
     return {call: statistics.median(values) for call, values in rates.rounds.items()}
 
 
@@ -89,6 +89,8 @@ def _tunnel(ciphers: tuple[str, ...], seconds: float) -> Iterator[dict[str, Any]
         NotPermitted: no right to make namespaces.
         BenchFailed: it ended without all of them.
     """
+    import subprocess
+
     command = [
         sys.executable,
         "-m",

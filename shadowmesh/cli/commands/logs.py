@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from shadowmesh.base.constants import MAX_EVENTS
 from shadowmesh.base.errors import NotPermitted, ShadowMeshError
 from shadowmesh.base.log import as_word
 from shadowmesh.cli.client import ApiClient, DaemonNotRunning
@@ -22,7 +23,6 @@ from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.process import OtherProcess, daemon_pid, log_file_of, unit_of
 from shadowmesh.cli.settings import Settings
-from shadowmesh.insight.events import MAX_EVENTS
 
 UNIT = "shadowmesh.service"
 
