@@ -219,6 +219,32 @@ run sh -c 'sed -i "s/^  address: .*/  address: \"127.0.0.1:1\"/" /etc/shadowmesh
     systemctl restart shadowmesh'
 await tap0 run sh -c 'ls /sys/class/net | grep tap0'
 
+step "real-time priority: off by itself, given when it is wanted, taken back by LimitRTTIME"
+policies() { # of the threads that carry frames, each one once
+    run sh -c 'for task in /proc/$(systemctl show --property MainPID --value shadowmesh)/task/*; do
+        case $(cat "$task/comm") in sm-*) awk "{ print \$41 }" "$task/stat" ;; esac
+    done | sort -u'
+}
+await 0 policies
+run sh -c 'sed -i "s/^  realtime: .*/  realtime: true/" /etc/shadowmesh/daemon.yaml
+    systemctl restart shadowmesh'
+await 2 policies # SCHED_RR
+expect 1 run sh -c 'shadowmesh status | grep -c ", real-time priority"'
+run systemctl kill --kill-whom=main --signal=XCPU shadowmesh
+await 0 policies
+expect 1 run sh -c 'shadowmesh status | grep -c "no real-time priority: given up"'
+run sh -c 'mkdir -p /run/systemd/system/shadowmesh.service.d
+    printf "[Service]\nLimitRTPRIO=0\n" >/run/systemd/system/shadowmesh.service.d/test.conf
+    systemctl daemon-reload
+    systemctl restart shadowmesh'
+await 1 run sh -c 'shadowmesh status | grep -c "no real-time priority: not permitted"'
+expect 0 policies
+run sh -c 'rm -r /run/systemd/system/shadowmesh.service.d
+    sed -i "s/^  realtime: .*/  realtime: false/" /etc/shadowmesh/daemon.yaml
+    systemctl daemon-reload
+    systemctl restart shadowmesh'
+await tap0 run sh -c 'ls /sys/class/net | grep tap0'
+
 step "a daemon that hangs is restarted, and systemd holds its device meanwhile"
 index=$(run cat /sys/class/net/tap0/ifindex)
 run sh -c 'mkdir -p /run/systemd/system/shadowmesh.service.d

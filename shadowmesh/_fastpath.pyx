@@ -155,12 +155,15 @@ cdef class DataPlane:
     Attributes:
         without: the SWITCHES that are off. The plane sees to ``gso``, ``join``, ``batch`` and
             ``pack``; who opens its device and its socket asks for the others.
+
+    With ``realtime`` its threads run before every ordinary program, where they may:
+    :meth:`realtime_error`.
     """
 
     cdef readonly object without
     cdef plane_t *plane
 
-    def __cinit__(self, without=()):
+    def __cinit__(self, without=(), *, bint realtime=False):
         self.without = frozenset(without)
         if not self.without <= set(SWITCHES):
             raise ValueError(f"{sorted(self.without)} are not all of {SWITCHES}")
@@ -170,6 +173,7 @@ cdef class DataPlane:
         if "batch" in self.without:
             self.plane.tap.batch_frames = self.plane.udp.batch_messages = 1
         self.plane.udp.no_joining = "join" in self.without
+        self.plane.threads.realtime = realtime
         if not open_descriptors(self.plane):
             raise OSError(errno, os.strerror(errno))
 
@@ -299,6 +303,18 @@ cdef class DataPlane:
         """Return the errno with which a TAP thread gave up, 0 while all are well."""
         drain_fd(self.plane.tap.event_fd)
         return sm_flag(&self.plane.tap.failure)
+
+    def realtime_error(self) -> int:
+        """Return the errno that keeps the threads from their real-time priority, 0 for none.
+
+        ETIME after :meth:`end_realtime`. Before the first thread nothing is known: 0.
+        """
+        return self.plane.threads.realtime_error
+
+    def end_realtime(self) -> None:
+        """Let the threads share the processor with everybody from now on."""
+        with nogil:
+            end_realtime(&self.plane.threads, ETIME)
 
     def activate(self, Session session) -> None:
         """Send the TAP's frames to `session` from now on.

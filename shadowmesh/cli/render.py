@@ -191,7 +191,11 @@ def _tap(tap: dict[str, Any]) -> str:
     address = ", ".join(map(text, addresses)) or "no address"
     line = f"{text(tap.get('device'))}, {address}, MTU {text(tap.get('mtu'))}"
     queues = len(tap.get("queues") or ())
-    return f"{line}, {queues} queues" if queues > 1 else line
+    line = f"{line}, {queues} queues" if queues > 1 else line
+    if tap.get("realtime"):
+        return f"{line}, real-time priority"
+    problem = tap.get("realtime_problem")
+    return f"{line}, no real-time priority: {text(problem)}" if problem else line
 
 
 def _capture(capture: dict[str, Any], now: float) -> str:

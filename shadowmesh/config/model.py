@@ -89,6 +89,8 @@ class NetworkSection:
     offload: bool
     #: of the TAP; auto: as many as help on this machine
     queues: int | Literal["auto"]
+    #: of the threads that carry frames
+    realtime: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,10 @@ _KEYS = (
         f"queues of the TAP, each with a thread: auto or 1 to {MAX_QUEUES}",
     ),
     Key(
+        "network.realtime", "false", _BOOLEAN, values.boolean,
+        "run the threads that carry frames before all other programs",
+    ),
+    Key(
         "encryption.key", None, _HEX, values.secret_key,
         "pre-shared key, 64 hex digits; in the file or the environment only",
         reload=True, secret=True,

@@ -14,6 +14,7 @@ hears of its loss. Does not know: why the device is wanted, sessions, the peer.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +44,11 @@ if TYPE_CHECKING:
 #: tunnel is given up
 RENEW_ATTEMPTS: Final = 5
 RENEW_PAUSE_S: Final = 0.2
+#: why the threads have no real-time priority, by what the data plane says
+_NOT_REALTIME: Final = {
+    errno.EPERM: "not permitted: the service needs LimitRTPRIO=1, another program CAP_SYS_NICE",
+    errno.ETIME: "given up, because a thread did not rest once in the time of LimitRTTIME",
+}
 
 _log = log.get("device")
 
@@ -147,6 +153,12 @@ class Device:
             self.problem = str(error)
             raise DeviceUnavailable(str(error)) from error
         self.tap, self.problem = tap, None
+        if self.realtime_problem is not None:
+            _log.warning(
+                "the threads that carry frames have no real-time priority",
+                cause=self.realtime_problem,
+                remedy="allow it, or set network.realtime: false",
+            )
         self.udp_super_frames = tap.udp_super_frames
         self._store.keep(TAP, tap.fds[0])
 
@@ -195,6 +207,12 @@ class Device:
         if "csum" in without:
             return 0
         return flags & OFFLOAD_CHECKSUM if "tso" in without else flags
+
+    @property
+    def realtime_problem(self) -> str | None:
+        """Why the threads do not run before other programs although they are to."""
+        code = self._plane.realtime_error()
+        return _NOT_REALTIME.get(code, os.strerror(code)) if code else None
 
     @property
     def lost(self) -> bool:

@@ -68,6 +68,7 @@ cdef extern from "<time.h>" nogil:
 
 cdef extern from "<errno.h>" nogil:
     int errno
+    int ESRCH, ETIME
     int EAGAIN, EINTR, EIO, EINVAL, EBADFD, EBADF, ENOBUFS, ENODEV
     int EMSGSIZE, EPERM, ENETUNREACH, EHOSTUNREACH, ENETDOWN, ECONNREFUSED
 
@@ -84,6 +85,9 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
+    struct sched_param:
+        int sched_priority
+    int SCHED_OTHER, SCHED_RR
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -122,6 +126,7 @@ cdef extern from "<pthread.h>" nogil:
                        void *argument)
     int pthread_join(pthread_t thread, void **result)
     pthread_t pthread_self()
+    int pthread_setschedparam(pthread_t thread, int policy, const sched_param *parameters)
     int pthread_setname_np(pthread_t thread, const char *name)
 
 

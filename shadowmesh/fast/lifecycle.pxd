@@ -30,6 +30,8 @@ cdef enum:
     E_NO_MEMORY = -1
     E_NO_THREAD = -2
     DESCRIPTORS = 6 + MAX_QUEUES
+    # The least that there is: before every ordinary program, behind what the kernel itself does.
+    REALTIME_PRIORITY = 1
 
 
 cdef inline void *tap_thread(void *argument) noexcept nogil:
@@ -52,6 +54,43 @@ cdef inline void *wss_thread(void *argument) noexcept nogil:
     pthread_setname_np(pthread_self(), <const char *>b"sm-wss")
     run_links(<plane_t *>argument)
     return NULL
+
+
+cdef inline bint start_thread(threads_t *threads, pthread_t *thread,
+                              void *(*body)(void *) noexcept nogil, void *argument) noexcept nogil:
+    # False: there is none. All threads of the plane begin here, and get their policy.
+    #
+    # SCHED_RR, so that two of them that share a core take turns, should neither ever wait. None may
+    # spin for somebody of a lower priority, who would not run until it ends.
+    cdef sched_param priority
+    cdef int code
+    if pthread_create(thread, NULL, body, argument) != 0:
+        return False
+    if threads.realtime and not threads.realtime_error:
+        priority.sched_priority = REALTIME_PRIORITY
+        code = pthread_setschedparam(thread[0], SCHED_RR, &priority)
+        if code != ESRCH:  # it has ended by itself already
+            threads.realtime_error = code
+    return True
+
+
+cdef inline void make_ordinary(pthread_t thread) noexcept nogil:
+    # ESRCH as above; nobody is refused this.
+    cdef sched_param priority
+    priority.sched_priority = 0
+    pthread_setschedparam(thread, SCHED_OTHER, &priority)
+
+
+cdef inline void end_realtime(threads_t *threads, int reason) noexcept nogil:
+    # For the threads that run and those to come. `reason`: an errno.
+    cdef int i
+    threads.realtime_error = reason
+    for i in range(threads.tap_running):
+        make_ordinary(threads.tap[i].thread)
+    if threads.udp_running:
+        make_ordinary(threads.udp)
+    if threads.wss_running:
+        make_ordinary(threads.wss)
 
 
 cdef inline plane_t *plane_new() noexcept nogil:
@@ -174,7 +213,7 @@ cdef inline bint start_tap_threads(plane_t *plane) noexcept nogil:
     cdef int i
     for i in range(plane.tap.queue_count):
         one = &plane.threads.tap[i]
-        if pthread_create(&one.thread, NULL, tap_thread, one) != 0:
+        if not start_thread(&plane.threads, &one.thread, tap_thread, one):
             stop_tap_threads(plane)
             return False
         plane.threads.tap_running += 1
@@ -199,7 +238,8 @@ cdef inline void stop_udp_thread(plane_t *plane) noexcept nogil:
 cdef inline bint start_wss_thread(plane_t *plane) noexcept nogil:
     # Once, before the first link is carried. False: no thread.
     if not plane.threads.wss_running:
-        plane.threads.wss_running = pthread_create(&plane.threads.wss, NULL, wss_thread, plane) == 0
+        plane.threads.wss_running = start_thread(&plane.threads, &plane.threads.wss, wss_thread,
+                                                 plane)
     return plane.threads.wss_running
 
 
@@ -265,7 +305,7 @@ cdef inline int attach_socket(plane_t *plane, int fd, int family,
     set_buffer(&plane.udp, LINE_FIRST)
     plane.udp.no_segmentation = no_segmentation
     drain_fd(plane.udp.event_fd)
-    if pthread_create(&plane.threads.udp, NULL, udp_thread, plane) != 0:
+    if not start_thread(&plane.threads, &plane.threads.udp, udp_thread, plane):
         plane.udp.fd = -1
         free_boxes(plane)
         return E_NO_THREAD

@@ -113,6 +113,8 @@ ctypedef struct threads_t:
     int udp_running
     pthread_t wss
     int wss_running
+    int realtime                # wanted: lifecycle.pxd
+    int realtime_error          # the errno that keeps them from it, 0 for none
 
 cdef struct plane_t:
     peers_t peers

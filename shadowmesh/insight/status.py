@@ -94,6 +94,10 @@ class Tap:
     """The TAP device: its name, MTU in bytes, queues, and addresses with prefix, none in a bridge.
 
     `address` is the first of `addresses`, for who knows one only.
+
+    Attributes:
+        realtime: its threads, and that of UDP, run before other programs; None: nobody wants it.
+        realtime_problem: why not, one sentence.
     """
 
     device: str | None = None
@@ -101,6 +105,8 @@ class Tap:
     address: str | None = None
     queues: Sequence[Queue] = ()
     addresses: Sequence[str] = ()
+    realtime: bool | None = None
+    realtime_problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -109,6 +115,8 @@ class Tap:
             "address": self.address,
             "addresses": list(self.addresses),
             "queues": [queue.to_dict() for queue in self.queues],
+            "realtime": self.realtime,
+            "realtime_problem": self.realtime_problem,
         }
 
 

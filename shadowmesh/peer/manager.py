@@ -144,6 +144,11 @@ class ConnectionManager:
         """Why the device, which is wanted, could not be made; None when it could or is not."""
         return self._device.problem if any(peer.wanted for peer in self.peers) else None
 
+    @property
+    def realtime_problem(self) -> str | None:
+        """Why the threads that carry frames do not run before other programs; None: they may."""
+        return self._device.realtime_problem
+
     # --- what others may ask ------------------------------------------------------------------
 
     def start(self) -> None:

@@ -330,7 +330,10 @@ class Daemon:
             libsodium=built["libsodium"],
             aegis256=built["aegis256"],
         )
-        plane = DataPlane(self._without)
+        plane = DataPlane(self._without, realtime=config.network.realtime)
+        if config.network.realtime:
+            # LimitRTTIME: a thread of ours kept its core to itself. Nobody else sends this signal.
+            undo.callback(gevent.signal_handler(signal.SIGXCPU, self._end_realtime, plane).cancel)
         device = Device(
             config.network,
             stable_mac(identity.public_key),
@@ -401,6 +404,15 @@ class Daemon:
 
     def _metrics_problem(self) -> str | None:
         return None if self._http is None else self._http.metrics_problem
+
+    def _end_realtime(self, plane: DataPlane) -> None:
+        """SIGXCPU: without this the kernel would end us, or go on keeping others from their work."""
+        plane.end_realtime()
+        _log.warning(
+            "a thread that carries frames did not rest: all of them have ordinary priority now",
+            remedy="none until a restart; with load like this set network.realtime: false",
+        )
+        self._recorder.record("device", "the threads have ordinary priority now")
 
     def _watch_signals(self, undo: ExitStack) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

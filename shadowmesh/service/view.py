@@ -396,6 +396,8 @@ class View:
             addresses[0] if addresses else None,
             tuple(Queue(written, read) for read, written in frames[: len(tap.fds)]),
             addresses,
+            self._manager.realtime_problem is None if config.network.realtime else None,
+            self._manager.realtime_problem if config.network.realtime else None,
         )
 
     def _read_resources(self, age_s: float) -> Resources | None:

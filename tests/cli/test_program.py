@@ -622,6 +622,22 @@ def test_the_status_of_a_connection_is_told_in_full():
     ]
 
 
+@pytest.mark.parametrize(
+    ("realtime", "problem", "said"),
+    [
+        (None, None, "2 queues"),
+        (True, None, "2 queues, real-time priority"),
+        (False, "not permitted: x", "2 queues, no real-time priority: not permitted: x"),
+    ],
+)
+def test_the_status_says_whether_the_threads_have_real_time_priority(realtime, problem, said):
+    tap = dataclasses.replace(CONNECTED.tap, realtime=realtime, realtime_problem=problem)
+    [line] = [
+        line for line in plain(dataclasses.replace(CONNECTED, tap=tap)) if line.startswith("tap ")
+    ]
+    assert line.endswith(f"MTU 1500, {said}")
+
+
 def test_the_status_says_that_somebody_reads_the_frames():
     running = status.Capture(NOW - 5, 262_144, 1234, 0)
     snapshot = dataclasses.replace(CONNECTED, capture=running)

@@ -372,6 +372,7 @@ WRONG = {
     "network.persist_tap": ["", "maybe", "2"],
     "network.offload": ["", "auto"],
     "network.queues": ["", "0", "5", "-1", "many", "1.5", "AUTO"],
+    "network.realtime": ["", "2", "fifo"],
     "encryption.cipher": ["", "aes-256-gcm", "AUTO"],
     "encryption.rotation_interval": ["", "9s", "121s", "1h", "120", "2 m", "-60s", "infs", "1e2s"],
     "peer.address": [
@@ -438,6 +439,7 @@ def test_wrong_values_are_refused_with_the_name_of_the_key(problem, name):
         ("network.offload", "0", False),
         ("network.queues", "4", 4),
         ("network.queues", "auto", "auto"),
+        ("network.realtime", "true", True),
         ("encryption.rotation_interval", "2m", 120.0),
         ("encryption.rotation_interval", "10s", 10.0),
         ("encryption.rotation_interval", "10500ms", 10.5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import weakref
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +59,89 @@ def test_a_second_device_is_refused(tap):
         plane.attach_tap([tap.fd], MTU)
     plane.detach_tap()
     plane.attach_tap([tap.fd], MTU)
+
+
+# --- Real-time priority ---------------------------------------------------------------------------
+
+
+def policies() -> dict[str, int]:
+    """How each thread of a data plane is scheduled, by its name."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # of another test, and over
+            name = (task / "comm").read_text().strip()
+            if name.startswith("sm-"):
+                found[name] = os.sched_getscheduler(int(task.name))
+    return found
+
+
+def run_both_kinds(plane, tap, sock):
+    """Start the threads of the device and of UDP, and return how they are scheduled."""
+    plane.attach_tap([tap.fd], MTU)
+    plane.attach_udp(sock.fileno(), socket.AF_INET)
+    assert eventually(lambda: policies().keys() == {"sm-tap-0", "sm-udp"})
+    return policies()
+
+
+@pytest.fixture
+def sock():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
+def may_be_realtime() -> bool:
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        return False
+    os.sched_setscheduler(0, *before)
+    return True
+
+
+def test_by_itself_no_thread_runs_before_others(tap, sock):
+    plane = DataPlane()
+    found = run_both_kinds(plane, tap, sock)
+    assert found == {"sm-tap-0": os.SCHED_OTHER, "sm-udp": os.SCHED_OTHER}
+    assert plane.realtime_error() == 0
+
+
+@pytest.mark.skipif(not may_be_realtime(), reason="needs CAP_SYS_NICE or RLIMIT_RTPRIO")
+def test_all_threads_run_before_others_until_that_is_ended_for_good(tap, sock):
+    plane = DataPlane(realtime=True)
+    found = run_both_kinds(plane, tap, sock)
+    assert found == {"sm-tap-0": os.SCHED_RR, "sm-udp": os.SCHED_RR}
+    assert plane.realtime_error() == 0
+    # The hub, which makes them, has the same as ever.
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    plane.end_realtime()
+    assert policies() == {"sm-tap-0": os.SCHED_OTHER, "sm-udp": os.SCHED_OTHER}
+    assert plane.realtime_error() == errno.ETIME
+    plane.detach_tap()
+    plane.attach_tap([tap.fd], MTU)
+    assert eventually(lambda: "sm-tap-0" in policies())
+    assert policies()["sm-tap-0"] == os.SCHED_OTHER
+
+
+def test_threads_that_may_not_run_before_others_work_and_say_why(tmp_path):
+    code = (
+        "import errno, resource, sys\n"
+        "from shadowmesh._fastpath import DataPlane\n"
+        "from tests.fastpath.rig import MTU, FakeTap\n"
+        "tap = FakeTap()\n"
+        "plane = DataPlane(realtime=True)\n"
+        "plane.attach_tap([tap.fd], MTU)\n"
+        "assert plane.realtime_error() == errno.EPERM, plane.realtime_error()\n"
+        "plane.detach_tap()\n"
+    )
+    command = [sys.executable, "-c", code]
+    if os.geteuid() == 0:
+        command = ["prlimit", "--rtprio=0", "setpriv", "--bounding-set=-sys_nice", *command]
+    elif may_be_realtime():
+        pytest.skip("this user may have real-time threads, and is not root to drop that")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("mtu", [0, 67, 65_536])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from shadowmesh.netlab import wait_until
+from shadowmesh.netlab import Net, wait_until
 from shadowmesh.netlab.transfer import transfer
 from tests.lab.frames import vlan_tag
-from tests.lab.pair import connected_pair, counters, exchange
+from tests.lab.pair import connected_pair, counters, exchange, make_pair
 
 pytestmark = pytest.mark.netns
 
@@ -189,3 +191,49 @@ def test_a_persistent_tap_outlives_the_daemon_and_is_taken_again(directory):
         pair.await_connected()
         assert pair.left.host.interfaces()["tap0"]["ifindex"] == index
         pair.assert_pings()
+
+
+def policies(pid: int) -> set[int]:
+    """How the threads that carry frames are scheduled."""
+    return {
+        os.sched_getscheduler(int(task.name))
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if (task / "comm").read_text().startswith("sm-")
+    }
+
+
+def test_the_threads_run_before_other_programs_until_one_of_them_does_not_rest(directory):
+    settings = {"network.realtime": True, "nat.enabled": True, "nat.stun_server": ""}
+    with connected_pair(directory / "realtime", settings) as pair:
+        daemon = pair.left
+        assert policies(daemon.pid) == {os.SCHED_RR}
+        tap = daemon.status()["tap"]
+        assert (tap["realtime"], tap["realtime_problem"]) == (True, None)
+        pair.assert_pings()
+        os.kill(daemon.pid, signal.SIGXCPU)  # as the kernel does at LimitRTTIME
+        wait_until(lambda: policies(daemon.pid) == {os.SCHED_OTHER}, 10, "ordinary priority")
+        tap = daemon.status()["tap"]
+        assert tap["realtime"] is False
+        assert "LimitRTTIME" in tap["realtime_problem"]
+        pair.assert_pings()
+        assert policies(pair.right.pid) == {os.SCHED_RR}
+
+
+def test_without_the_right_to_it_the_tunnel_works_and_says_why_nothing_runs_before(directory):
+    settings = {"network.realtime": True}
+    with Net() as net:
+        pair = make_pair(net, directory / "no-realtime", settings)
+        pair.left.wrapper = ("prlimit", "--rtprio=0", "setpriv", "--bounding-set=-sys_nice")
+        try:
+            pair.start()
+            pair.connect()
+            pair.assert_pings()
+            assert policies(pair.left.pid) == {os.SCHED_OTHER}
+            tap = pair.left.status()["tap"]
+            assert tap["realtime"] is False
+            assert "not permitted" in tap["realtime_problem"]
+            assert "have no real-time priority" in pair.left.log()
+        finally:
+            for daemon in pair:
+                daemon.kill()
+        pair.assert_logs_clean()

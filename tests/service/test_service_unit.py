@@ -63,6 +63,16 @@ def test_the_unit_leaves_the_daemon_one_capability_and_one_device():
     assert not any(line.startswith("PrivateDevices") for line in directives())
 
 
+def test_the_unit_lets_threads_have_the_least_real_time_priority_and_not_keep_a_core():
+    assert "LimitRTPRIO=1" in directives()
+    assert "LimitRTTIME=500ms:infinity" in directives()
+    assert not any(line.startswith("RestrictRealtime") for line in directives())
+    filters = [line for line in directives() if line.startswith("SystemCallFilter=")]
+    # In this order: what comes later is added to what is left of what came before.
+    assert filters[-1] == "SystemCallFilter=sched_setscheduler"
+    assert "@resources" in filters[-2]
+
+
 def test_everybody_may_reach_the_socket_of_the_api_and_nobody_else_may_put_one_there():
     assert "RuntimeDirectory=shadowmesh" in directives()
     assert "RuntimeDirectoryMode=0755" in directives()
