@@ -17,6 +17,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,11 +135,9 @@ class Lane:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and all its threads, to the nanosecond."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
+    """CPU time of a process and all its threads, those that have ended too, to the nanosecond."""
+    # What clock_getcpuclockid(3) gives for a process; Python has it for threads only.
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from perf import __main__ as perf_program
 from perf import ablation, others, report, soak, targets, uring
-from perf.lab import Lab, Lane
+from perf.lab import Lab, Lane, cpu_seconds
 from perf.latency import RoundTrips, parse_round_trips
 from perf.report import FAIL, PASS, SHOWN, SKIP, Failure, compared, percentile, unread
 from perf.targets import at_least, at_most
@@ -304,6 +305,21 @@ class Relay:
 def test_a_soak_notices_one_altered_bit(altered):
     sent, received = soak.send(Relay(altered), 3 * soak.BLOCK_BYTES)
     assert (sent == received) == (altered is None)
+
+
+def test_the_cpu_time_of_a_process_counts_threads_that_have_ended():
+    code = (
+        "import threading, sys\n"
+        "thread = threading.Thread(target=lambda: sum(range(3_000_000)))\n"
+        "thread.start(); thread.join()\n"
+        "print('done', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        child.stdout.readline()
+        main = int(Path(f"/proc/{child.pid}/schedstat").read_text().split()[0]) / 1e9
+        assert cpu_seconds(child.pid) > main
 
 
 def test_the_heap_of_a_process_can_be_read():

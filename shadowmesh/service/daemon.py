@@ -483,11 +483,10 @@ class Daemon:
 def _leave_out_of_collections() -> None:
     """Keep what is there by now out of every later collection, which all greenlets wait for.
 
-    Through the code that is loaded alone one takes some 30 ms. `start` has put them off.
+    Through the code that is loaded alone one takes some 30 ms.
     """
     gc.collect()
     gc.freeze()
-    gc.enable()
 
 
 def _load_http() -> ModuleType:

@@ -11,8 +11,8 @@ import gc
 def main() -> None:
     """Load the daemon and run it."""
     # What is being loaded stays: looking for garbage in it again and again is a tenth of the start.
-    # The daemon ends this when it is ready.
     gc.disable()
     from shadowmesh.service.daemon import main as run_daemon
 
+    gc.enable()
     run_daemon()
