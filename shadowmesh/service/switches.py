@@ -23,8 +23,8 @@ MEANING: Final = {
     "gso": "datagrams are sent one by one instead of in trains (UDP_SEGMENT)",
     "gro": "datagrams are received one by one instead of in trains (UDP_GRO)",
     "join": "frames from UDP are written to the device one by one, not as super-frames",
-    "batch": "one frame or message for each read of the device or the UDP socket",
     "pack": "frames that are too large for a datagram are sent as two, and none shares one",
+    "batch": "one frame or message for each read of the device or the UDP socket",
 }
 
 
