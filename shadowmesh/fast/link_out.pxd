@@ -202,14 +202,15 @@ cdef inline void park_copy(queue_t *queue, const uint8_t *inner, size_t inner_by
     backlog_park(backlog, &copy, slot_frame(&copy), now_ns)
 
 
-cdef inline bint park_segments(queue_t *queue, const slot_t *slot, uint64_t now_ns) noexcept nogil:
-    # A super-frame as the frames that it is cut into. False: it cannot be, and nothing changed.
+cdef inline bint park_segments(queue_t *queue, const slot_t *slot, uint32_t most_bytes,
+                               uint64_t now_ns) noexcept nogil:
+    # A super-frame as the frames that it is cut into, of at most so many bytes. False: it cannot be,
+    # and nothing changed.
     cdef segmenter_t segmenter
     cdef uint8_t *frame
     cdef size_t frame_bytes
     cdef int segments = segment_begin(
-        &segmenter, slot.inner + 1, slot.inner_bytes - 1 - VNET_HEADER_BYTES, MAX_SUPER_FRAME,
-        False)
+        &segmenter, slot.inner + 1, slot.inner_bytes - 1 - VNET_HEADER_BYTES, most_bytes, False)
     if segments < 0:
         return False
     sm_count(&queue.sent.frames_read, segments - 1)
@@ -230,7 +231,7 @@ cdef inline void park_slots(queue_t *queue, int first, uint64_t now_ns) noexcept
         if not queue.very_slow:
             backlog_park(queue.backlog, slot, slot_frame(slot), now_ns)
         elif (slot.inner[0] != INNER_OFFLOAD_FRAME or not slot.inner[2] & ~GSO_ECN
-                or not park_segments(queue, slot, now_ns)):
+                or not park_segments(queue, slot, MAX_SUPER_FRAME, now_ns)):
             park_copy(queue, slot.inner, slot.inner_bytes, now_ns)
     queue.batch = 0
 

@@ -14,8 +14,7 @@ from .capture cimport *
 from .datagram cimport *
 from .frame cimport *
 from .line cimport *
-from .link_out cimport capture_slots, judge_slot, park_copy
-from .offload cimport segment_begin, segment_next, segmenter_t
+from .link_out cimport capture_slots, judge_slot, park_copy, park_segments
 from .peers cimport *
 from .plane cimport *
 from .session cimport *
@@ -55,37 +54,19 @@ cdef inline uint64_t line_room(udp_t *udp, uint64_t now_ns) noexcept nogil:
     return limit - <uint64_t>held if limit > <uint64_t>held else 0
 
 
-cdef inline bint park_cut(queue_t *queue, const slot_t *slot, size_t most_bytes,
-                          uint64_t now_ns) noexcept nogil:
-    # A super-frame as the frames that the path carries. False: it cannot be cut.
-    cdef segmenter_t segmenter
-    cdef uint8_t *frame
-    cdef size_t frame_bytes
-    cdef int segments = segment_begin(
-        &segmenter, slot.inner + 1, slot.inner_bytes - 1 - VNET_HEADER_BYTES,
-        <uint32_t>(most_bytes - 1 - VNET_HEADER_BYTES), False)
-    if segments < 0:
-        return False
-    sm_count(&queue.sent.frames_read, segments - 1)
-    while segment_next(&segmenter, &frame, &frame_bytes):
-        frame -= 1 + VNET_HEADER_BYTES
-        frame[0] = INNER_OFFLOAD_FRAME
-        park_copy(queue, frame, 1 + VNET_HEADER_BYTES + frame_bytes, now_ns)
-    return True
-
-
 cdef inline void park_for_line(queue_t *queue, const route_t *route, int first,
                                uint64_t now_ns) noexcept nogil:
     # The rest of the batch waits. A super-frame would hold up a slow line for tens of milliseconds:
     # there it waits in pieces.
-    cdef size_t room = route.payload_bytes - AAD_BYTES - tag_bytes(route.epoch.cipher)
+    cdef uint32_t most_bytes = <uint32_t>(route.payload_bytes - AAD_BYTES
+                                          - tag_bytes(route.epoch.cipher) - 1 - VNET_HEADER_BYTES)
     cdef const slot_t *slot
     cdef int i
     for i in range(first, queue.batch):
         slot = &queue.slots[i]
         if not queue.very_slow:
             backlog_park(queue.backlog, slot, slot_frame(slot), now_ns)
-        elif not is_super(slot) or not park_cut(queue, slot, room, now_ns):
+        elif not is_super(slot) or not park_segments(queue, slot, most_bytes, now_ns):
             park_copy(queue, slot.inner, slot.inner_bytes, now_ns)
     queue.batch = 0
 

@@ -520,3 +520,42 @@ def test_nobody_knows_beforehand_which_queue_a_flow_goes_to():
         for _ in range(3)
     }
     assert len(dealt) > 1
+
+
+# --- A socket that takes no more for a while: every frame goes in the end, or is counted ----------
+
+
+def test_a_socket_that_is_full_for_long_costs_no_frame(wired):
+    wire = wired()
+    wire.use()
+    faults.fail("sendmmsg", errno.EAGAIN, times=200, fd=wire.ours.fileno())
+    for number in range(5):
+        wire.node.tap.feed(frame(bytes([number]) * 90))
+    assert wire.received(5) == [(n, plain(frame(bytes([n]) * 90))) for n in range(5)]
+    done("sendmmsg")
+    assert wire.node.settle()["frames_sent"] == 5
+    assert counted(wire.node) == {}
+
+
+def test_a_train_without_memory_twice_is_dropped_and_counted(wired):
+    wire = wired()
+    wire.use()
+    faults.fail("sendmmsg", errno.ENOBUFS, times=2, fd=wire.ours.fileno())
+    wire.node.tap.feed(FRAME)
+    done("sendmmsg")
+    wire.node.tap.feed(frame(b"the next"))
+    assert wire.received(1)[0][1] == plain(frame(b"the next"))
+    assert dropped(wire.node, "tx") == {"udp_send": 1}
+    assert counted(wire.node) == {"ENOBUFS": 1}
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOBUFS])
+def test_a_train_that_is_sent_singly_goes_on_where_the_socket_was_full(wired, number):
+    wire = wired()
+    wire.use()
+    faults.fail("sendmmsg", errno.EIO, fd=wire.ours.fileno())
+    faults.fail("sendto", number, times=1, fd=wire.ours.fileno())
+    wire.node.tap.feed(*reversed(some_tcp(1000).super_frame(100)))
+    segments_of(wire, 10)
+    assert wire.node.settle()["frames_sent"] == 1
+    assert counted(wire.node) == {}
