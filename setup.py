@@ -89,7 +89,7 @@ class BuildFastpath(build_ext):
             extension.extra_link_args = [*SANITIZERS[sanitize], *sodium.ldflags, *ssl.ldflags]
             extension.extra_link_args += ["--coverage"] if variant == "coverage" else []
             extension.depends = [
-                *sorted(str(path) for path in PACKAGE.glob("fast/**/*.pxd")),
+                *sorted(str(path) for path in PACKAGE.glob("fast/**/*.px[di]")),
                 *sorted(str(path) for path in PACKAGE.glob("fast/**/*.h")),
                 str(self._switches(variant, extension, directives)),
             ]

@@ -18,7 +18,9 @@ PLANE = ROOT / "shadowmesh"
 #: what tests and measurements call the data plane by is not the data plane
 WITHOUT = ("fast/hooks/", "fast/bench.pyx")
 #: Cython names a file from the directory of the one that includes it; no two have one name
-SOURCES = {path.name: path for kind in ("pyx", "pxd", "h") for path in PLANE.rglob(f"*.{kind}")}
+SOURCES = {
+    path.name: path for kind in ("pyx", "pxd", "pxi", "h") for path in PLANE.rglob(f"*.{kind}")
+}
 
 
 def main(objects: Path) -> None:

@@ -445,7 +445,7 @@ def test_only_who_writes_dates_down_asks_the_wall_clock(source):
 def test_the_data_plane_asks_the_wall_clock_for_captures_alone():
     asking = {
         path.name
-        for pattern in ("*.pxd", "*.pyx", "*.h")
+        for pattern in ("*.pxd", "*.pxi", "*.pyx", "*.h")
         for path in PACKAGE.rglob(pattern)
         if re.search(r"clock_gettime\(CLOCK_REALTIME|gettimeofday|\btime\(NULL\)", path.read_text())
     }
