@@ -61,8 +61,6 @@ ctypedef struct received_t:     # one for each thread that opens records
     uint64_t frames_written[MAX_QUEUES]     # to each queue of the TAP
     uint64_t bytes_written
     uint64_t dropped[DROP_REASONS]
-    uint64_t refused[REFUSALS]  # datagrams that were no record of ours
-    uint64_t socket_errors[UDP_ERRORS]
 
 ctypedef struct stun_t:         # a STUN request that was sent
     uint64_t id                 # of its transaction, the first 8 of 12 bytes; the hub's
@@ -87,6 +85,8 @@ ctypedef struct udp_t:          # TAP threads send on its fd
     inbox_t *inbox
     joiner_t joiner             # empty between two batches
     received_t received
+    uint64_t refused[REFUSALS]  # datagrams that were no record of ours
+    uint64_t socket_errors[UDP_ERRORS]      # of the UDP thread
 
 ctypedef struct wss_t:
     int epoll_fd                # -1: the thread does not run

@@ -21,7 +21,7 @@ from .tap cimport *
 
 
 cdef inline void refuse(udp_t *udp, int reason) noexcept nogil:
-    sm_count(&udp.received.refused[reason], 1)
+    sm_count(&udp.refused[reason], 1)
 
 
 cdef inline void flush_train(plane_t *plane) noexcept nogil:

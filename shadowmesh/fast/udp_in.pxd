@@ -235,7 +235,7 @@ cdef inline void run_inbound_udp(plane_t *plane) noexcept nogil:
     while True:
         if poll(fds, 2, -1) < 0:
             if errno != EINTR:
-                sm_count(&plane.udp.received.socket_errors[udp_error_index(errno)], 1)
+                sm_count(&plane.udp.socket_errors[udp_error_index(errno)], 1)
                 poll(NULL, 0, IDLE_WAIT_MS)
             continue
         if fds[1].revents:
@@ -243,5 +243,5 @@ cdef inline void run_inbound_udp(plane_t *plane) noexcept nogil:
         got = receive_batch(plane)
         if got < 0 and got != -EAGAIN and got != -EINTR:
             # What ICMP reported for datagrams that we sent, or a network that went away.
-            sm_count(&plane.udp.received.socket_errors[udp_error_index(-got)], 1)
+            sm_count(&plane.udp.socket_errors[udp_error_index(-got)], 1)
             poll(NULL, 0, IDLE_WAIT_MS)

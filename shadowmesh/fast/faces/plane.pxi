@@ -149,7 +149,8 @@ cdef class DataPlane:
         cdef totals_t totals
         sum_counters(self.plane, &totals)
         return {
-            UDP_ERROR_NAMES[i]: totals.sent.send_errors[i] + totals.received.socket_errors[i]
+            UDP_ERROR_NAMES[i]: (totals.sent.send_errors[i]
+                                 + sm_counted(&self.plane.udp.socket_errors[i]))
             for i in range(UDP_ERRORS)
         }
 
@@ -209,7 +210,9 @@ cdef class DataPlane:
             "frames_written": sum(written),
             "bytes_written": totals.received.bytes_written,
             "rx_dropped": {DROP_NAMES[i]: totals.received.dropped[i] for i in range(DROP_REASONS)},
-            "udp_refused": {REFUSAL_NAMES[i]: totals.received.refused[i] for i in range(REFUSALS)},
+            "udp_refused": {
+                REFUSAL_NAMES[i]: sm_counted(&self.plane.udp.refused[i]) for i in range(REFUSALS)
+            },
         }
 
     @property

@@ -286,11 +286,11 @@ cdef class Life:
         memset(&source, 0, sizeof(address_t))
         memset(datagram, 0, sizeof(datagram))
         write_aad(datagram, KIND_UDP, 0x100, counter)
-        memset(self.plane.udp.received.refused, 0, sizeof(self.plane.udp.received.refused))
+        memset(self.plane.udp.refused, 0, sizeof(self.plane.udp.refused))
         open_datagram(self.plane, datagram, sizeof(datagram), &source, self.now_ns)
         unpin(&self.plane.peers.udp_pin)
         for i in range(REFUSALS):
-            if self.plane.udp.received.refused[i]:
+            if self.plane.udp.refused[i]:
                 return i
 
 
