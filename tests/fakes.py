@@ -68,6 +68,8 @@ class FakePipe:
 
     def __init__(self, *, client: bool, recv_bytes: int = 65536) -> None:
         self.wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.ended = self.blocked = False
         self.closed = False
         self.queued_bytes = 0
         self.piece_bytes = PIECE_BYTES
@@ -119,6 +121,9 @@ class FakePipe:
             self._out.popleft()
             self._sent = 0
 
+    def events(self) -> list[tuple]:
+        return []
+
     def release(self) -> None:
         assert not self.closed
 
@@ -126,6 +131,7 @@ class FakePipe:
         assert not self.closed
         self.closed = True
         os.close(self.wakeup_fd)
+        os.close(self.event_fd)
 
 
 class FakePlane:

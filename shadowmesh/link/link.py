@@ -32,8 +32,8 @@ import gevent
 from gevent.event import Event
 
 from shadowmesh.base import log
-from shadowmesh.base.constants import WS_ABNORMAL, WS_NORMAL
-from shadowmesh.base.errors import REPORT_BUG, LocalProtocolError, RemoteProtocolError
+from shadowmesh.base.constants import WS_ABNORMAL, WS_GOING_AWAY, WS_NORMAL
+from shadowmesh.base.errors import REPORT_BUG, DeviceError, LocalProtocolError, RemoteProtocolError
 from shadowmesh.link.stream import TlsStream
 from shadowmesh.link.tcp import Progress, bytes_acked, progress
 from shadowmesh.wire.websocket import decode_close, encode_close
@@ -310,7 +310,12 @@ class Link:
         while True:
             self._send_sealed()
             if self._reader_stopped and self._ending is None:
-                pipe.carry(self._stream.tls, self._stream.fileno())
+                try:
+                    pipe.carry(self._stream.tls, self._stream.fileno())
+                except DeviceError as error:
+                    why = f"this machine cannot carry the link: {error}"
+                    self._end(why, WS_GOING_AWAY, farewell=WS_GOING_AWAY)
+                    continue
                 self._carried = True
                 return
             pending = pipe.outgoing()

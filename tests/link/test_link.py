@@ -15,7 +15,7 @@ import gevent.queue
 import gevent.socket as gsocket
 import pytest
 
-from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.base.errors import DeviceError, LocalProtocolError, RemoteProtocolError
 from shadowmesh.link import tls
 from shadowmesh.link.link import Link, Upgraded
 from shadowmesh.link.stream import TlsStream
@@ -424,6 +424,21 @@ def test_a_bug_in_the_writer_ends_the_link_and_is_reported(link_and_peer, caplog
     reason, code = end.closing()
     assert code == 1011
     assert_reported(ZeroDivisionError("integer division or modulo by zero"), reason, caplog)
+
+
+def test_a_machine_without_a_thread_for_the_link_says_so(link_and_peer):
+    end, peer = link_and_peer()
+
+    def refuse(tls, fd):
+        raise DeviceError("the thread of the links could not be started: out of threads")
+
+    end.pipe.carry = refuse
+    end.link.carry()
+    assert peer.receive() == (CLOSE, struct.pack("!H", 1001))
+    peer.sock.close()
+    reason, code = end.closing()
+    assert code == 1001
+    assert "cannot carry the link: the thread of the links could not be started" in reason
 
 
 def test_a_bug_in_on_closed_does_not_keep_waiters_waiting(link_and_peer):
