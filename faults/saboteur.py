@@ -191,8 +191,7 @@ def forged_records() -> None:
 def key_updates() -> None:
     """Ask for TLS key updates without end on an authenticated link.
 
-    The ssl module has no call for it: the SSL object stands behind the object header and the
-    reference to the Python socket in `_ssl._SSLSocket`.
+    We have no call for it: the SSL object stands first in `openssl.Tls`, behind the object header.
     """
     libssl = ctypes.CDLL("libssl.so.3")
     libssl.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -200,7 +199,10 @@ def key_updates() -> None:
 
     def update(self: Any) -> None:
         stream = self.wss.link._stream
-        place = id(stream.tls._sslobj) + 3 * ctypes.sizeof(ctypes.c_void_p)
+        while not self.wss.link._carried:
+            gevent.sleep(0.001)
+        self.wss.pipe.release()  # two threads may not use it at a time
+        place = id(stream.tls) + 2 * ctypes.sizeof(ctypes.c_void_p)
         pointer = ctypes.c_void_p.from_address(place).value
         with contextlib.suppress(OSError):  # the peer has closed the link
             while not self.over:
