@@ -171,7 +171,8 @@ class Pair:
                     wire.append(self.seal(name, inner_type, body))
                 case events.InstallKeys(result):
                     side.reserved.remove(result.local_key_id)
-                    side.installed[result.local_key_id] = Installed(result, self.now)
+                    # Who takes a key id twice seals on under the first keys.
+                    side.installed.setdefault(result.local_key_id, Installed(result, self.now))
                 case events.SendUnder(key_id):
                     assert key_id in side.installed
                     side.sending = key_id

@@ -19,7 +19,7 @@ them say so in one queue. Source: protocol sections 4 and 7.
     SendUnder Established
 
     a rekey: the same messages as records (inner type 6) under the current keys, no Authenticated
-    SendRecord(msg3) InstallKeys    ----------->   InstallKeys SendUnder
+    InstallKeys SendRecord(msg3)    ----------->   InstallKeys SendUnder
                                     <===========   SendRecord(ACCEPT) Rekeyed
     SendUnder SendRecord(padding) Rekeyed
                                     ===========>   hears the new keys
@@ -356,12 +356,16 @@ class SessionMachine:
         if answer is None:
             return
         reply, result = answer
-        self._send_handshake(reply)
-        # The responder began anew from the current keys, so it has neither finished the rekey
-        # that made older next keys, nor does it use the previous ones.
-        self._keys.offer(result, now)
         if self._keys.current is None:
+            self._send_handshake(reply)
+            self._keys.offer(result, now)
             self._emit(Authenticated(without_secrets(result)))
+            return
+        # The responder began anew from the current keys, so it has neither finished the rekey
+        # that made older next keys, nor does it use the previous ones. Before the answer: it may
+        # send under these keys before we come to what follows, and not we open what it sends.
+        self._keys.offer(result, now)
+        self._send_handshake(reply)
 
     def _receive_msg3(self, data: bytes, now: float) -> None:
         result = self._attempts.receive_msg3(data, self._base(), now)
