@@ -24,6 +24,8 @@ from .steer cimport *
 cdef enum:
     # For memory that the kernel lacks, or a socket that will not say when it takes more.
     PAUSE_MS = 1
+    # The kernel says when half of the socket is free, but not that another thread has made it larger.
+    FULL_MS = 20
 
 
 cdef inline int wait_for_work(const plane_t *plane, queue_t *queue) noexcept nogil:
@@ -44,8 +46,8 @@ cdef inline int wait_for_work(const plane_t *plane, queue_t *queue) noexcept nog
     if not queue.slow and (socket_waits or not room_for_frames(queue)):
         # A fast link is behind for a moment; the device's own queue can bear that.
         fds[0].events = 0
-    if queue.socket_waits == SOCKET_PAUSES:
-        timeout_ms = PAUSE_MS
+    if socket_waits:
+        timeout_ms = PAUSE_MS if queue.socket_waits == SOCKET_PAUSES else FULL_MS
     while poll(fds, 3 + socket_waits if waiting else 2, timeout_ms) < 0:
         if errno != EINTR:
             return -errno

@@ -54,6 +54,8 @@ def test_the_status_tells_how_the_tunnel_is_protected(pair):
             "mtu": 1500,
             "address": daemon.settings["network.local_ip"],
             "addresses": [daemon.settings["network.local_ip"]],
+            "realtime": None,
+            "realtime_problem": None,
         }
 
 
