@@ -129,6 +129,8 @@ cdef inline void free_bytes(bytes_t *held) noexcept nogil:
 
 cdef inline size_t give_fed(tls_t *tls, void *buffer, size_t count) noexcept nogil:
     cdef size_t given = min(count, tls.fed - tls.incoming.start)
+    if given == 0:
+        return 0                # there may be no buffer yet
     memcpy(buffer, tls.incoming.bytes + tls.incoming.start, given)
     tls.incoming.start += given
     return given
