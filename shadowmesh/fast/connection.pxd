@@ -5,8 +5,8 @@
 #   TCP --tls_receive--> TLS --tls_read--> parser     links.pxd
 #
 # Whoever moves bytes has the lock, for one link's turn: some records of TLS, a fraction of a
-# millisecond. Until the peer is authentic, and after connection_leave(), there is no `tls` here and
-# the hub moves the bytes.
+# millisecond. Until carry_link(), when the peer is authentic, and after release_link() there is no
+# `tls` here and the hub moves the bytes.
 
 from .base cimport *
 from .ring cimport *

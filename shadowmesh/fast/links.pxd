@@ -172,8 +172,7 @@ cdef inline bint watch_descriptor(wss_t *wss, int fd, uint32_t events, uint64_t 
     return epoll_ctl(wss.epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0
 
 
-cdef inline bint carry_link(plane_t *plane, link_t *link, tls_t *tls,
-                            int fd) noexcept nogil:
+cdef inline bint carry_link(plane_t *plane, link_t *link, tls_t *tls, int fd) noexcept nogil:
     # The thread moves its bytes from now on. False: it does not, for the reason in errno.
     cdef connection_t *connection = &link.connection
     cdef uint64_t seat = 0
