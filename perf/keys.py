@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from shadowmesh._fastpath import DataPlane, Session
+from shadowmesh._fastpath import DataPlane, Port, Session
 from shadowmesh.base.constants import Caps
 from shadowmesh.cli.benchmark import ciphers
 
@@ -125,12 +125,13 @@ def _send(cipher: str, sock: socket.socket, to: tuple[str, int]) -> None:
     plane = DataPlane()
     plane.attach_tap([device.fileno()], MTU)
     plane.attach_udp(sock.fileno(), socket.AF_INET)
-    session = Session(plane)
+    port, session = Port(plane), Session(plane)
+    session.belongs_to(port)
     session.reserve_key_id(SENDER_ID)
     _install(session, SENDER_ID, RECEIVER_ID, cipher, receives=False)
     session.send_under(SENDER_ID)
     session.use_udp(*to, 1472)
-    plane.activate(session)
+    port.activate(session)
     message = _super_frame()
     while True:
         feed.send(message)

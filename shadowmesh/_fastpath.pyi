@@ -28,6 +28,7 @@ class Counters(TypedDict):
     bytes_read: int
     frames_sent: int
     frames_queued: int
+    frames_copied: int
     tx_dropped: dict[str, int]
     records_opened: int
     frames_opened: int
@@ -37,6 +38,25 @@ class Counters(TypedDict):
     udp_refused: dict[str, int]
     #: (frames read, frames written) of each queue that a device may have
     queues: list[tuple[int, int]]
+
+#: (mac, vlan, port number, age in seconds, static, moves)
+FdbEntry: TypeAlias = tuple[bytes, int | None, int | None, int | None, bool, int]
+
+class FdbCounters(TypedDict):
+    entries: int
+    moves: int
+    unlearned: int
+
+class PortCounters(TypedDict):
+    frames_queued: int
+    bytes_queued: int
+    macs: int
+    frames_sent: int
+    bytes_sent: int
+    frames_received: int
+    bytes_received: int
+    tx_dropped: dict[str, int]
+    rx_dropped: dict[str, int]
 
 def build_info() -> BuildInfo: ...
 
@@ -59,7 +79,11 @@ class DataPlane:
     def udp_signals(self) -> list[Signal]: ...
     def send_datagram(self, data: bytes, host: str, port: int) -> int: ...
     def udp_errors(self) -> dict[str, int]: ...
-    def activate(self, session: Session | None) -> None: ...
+    def own_mac(self, mac: bytes) -> None: ...
+    def limit_macs(self, count: int) -> None: ...
+    def age_macs(self) -> None: ...
+    def fdb(self) -> list[FdbEntry]: ...
+    def fdb_counters(self) -> FdbCounters: ...
     def counters(self) -> Counters: ...
     @property
     def capture_fd(self) -> int: ...
@@ -68,9 +92,27 @@ class DataPlane:
     def capture_dropped(self) -> int: ...
     def stop_capture(self) -> None: ...
 
+class Port:
+    plane: DataPlane
+    def __init__(
+        self,
+        plane: DataPlane,
+        mac: bytes | None = None,
+        *,
+        macs: Iterable[bytes] | None = None,
+        max_macs: int = 256,
+        broadcast: bool = True,
+    ) -> None: ...
+    @property
+    def number(self) -> int: ...
+    def activate(self, session: Session | None) -> None: ...
+    def counters(self) -> PortCounters: ...
+    def close(self) -> None: ...
+
 class Session:
     plane: DataPlane
     def __init__(self, plane: DataPlane) -> None: ...
+    def belongs_to(self, port: Port) -> None: ...
     def reserve_key_id(self, wanted: int = 0) -> int: ...
     def install(
         self,

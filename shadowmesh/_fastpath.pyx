@@ -8,7 +8,7 @@
 
 The work is done by the ``nogil`` functions of ``fast/*.pxd``; here arguments are checked, memory is
 owned and codes become exceptions. Everything in this module is called from the hub's thread; the
-threads of the data plane (``fast/lifecycle.pxd``) never take the GIL. The three classes, each in a
+threads of the data plane (``fast/lifecycle.pxd``) never take the GIL. The four classes, each in a
 file of ``fast/faces``, are one module because they share C state and name one another: in several
 they would import in a circle, and the frame path would be compiled once for each.
 
@@ -19,6 +19,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 
 from .fast.base cimport *
@@ -30,9 +31,11 @@ from .fast.wsframe cimport *
 from .fast.ring cimport *
 from .fast.backlog cimport *
 from .fast.datagram cimport *
+from .fast.fdb cimport *
 from .fast.flow cimport choose_flow_secret
 from .fast.session cimport *
 from .fast.peers cimport *
+from .fast.port cimport *
 from .fast.tap cimport *
 from .fast.plane cimport *
 from .fast.link_out cimport *
@@ -74,6 +77,13 @@ DROP_NAMES = (
     "udp_send",
     "queue_full",
     "own_datagram",
+    "foreign_mac",
+    "mac_elsewhere",
+    "mac_limit",
+    "flood_limit",
+    "bad_vlan",
+    "reserved_address",
+    "split_horizon",
 )
 #: In the order of the REFUSED_ reasons in fast/drop_reasons.pxd: datagrams that were dropped.
 REFUSAL_NAMES = (
@@ -148,5 +158,6 @@ cdef tuple load_address(const address_t *address):
 
 
 include "fast/faces/plane.pxi"
+include "fast/faces/port.pxi"
 include "fast/faces/session.pxi"
 include "fast/faces/pipe.pxi"

@@ -1,6 +1,6 @@
 # C names used by every part of the data plane: bytes, atomics, clocks, file descriptors.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t, int64_t
 from posix.types cimport clockid_t
 
 

@@ -7,15 +7,17 @@ from shadowmesh.fast.admit cimport MAX_SEGMENTS, admit_offload
 from shadowmesh.fast.aead cimport *
 from shadowmesh.fast.backlog cimport *
 from shadowmesh.fast.datagram cimport *
+from shadowmesh.fast.fdb cimport *
 from shadowmesh.fast.frame cimport *
 from shadowmesh.fast.headers cimport MAX_IP_BYTES
 from shadowmesh.fast.inbound cimport (
-    EVENT_NONE, HEADROOM, PARSER_BYTES, make_room, mover_t, parse, parser_t
+    EVENT_NONE, HEADROOM, PARSER_BYTES, make_room, parse, parser_t
 )
 from shadowmesh.fast.link_out cimport seal_message
 from shadowmesh.fast.offload cimport join_reset
 from shadowmesh.fast.peers cimport *
 from shadowmesh.fast.plane cimport *
+from shadowmesh.fast.port cimport *
 from shadowmesh.fast.ring cimport *
 from shadowmesh.fast.session cimport *
 from shadowmesh.fast.udp_in cimport flush_train, open_datagram
@@ -51,7 +53,9 @@ cdef class Bench:
     cdef plane_t plane
     cdef ring_t ring
     cdef parser_t parser
-    cdef mover_t mover
+    cdef opener_t opener
+    cdef session_t session
+    cdef port_t port
     cdef epoch_t *epoch
     cdef uint8_t *arena         # the frames, as the TAP thread reads them
     cdef uint8_t *outbox        # the ring, then datagrams and what the cipher alone seals
@@ -77,7 +81,6 @@ cdef class Bench:
         self.plane.tap.queues[0].tap_fd = -1
         self.plane.tap.queue_count = 1
         self.plane.tap.mtu_bytes = MAX_IP_BYTES
-        self.plane.peers.sessions[0].in_use = 1
         self.masked = masked
         ring_init(&self.ring)
         self.ring.bytes = self.outbox
@@ -85,14 +88,25 @@ cdef class Bench:
         self.parser.bytes = self.inbox
         self.parser.from_client = masked
         self.parser.begin = self.parser.end = self.parser.raw = self.parser.raw_end = HEADROOM
-        self.mover.pin = &self.plane.peers.wss_pin
-        self.mover.received = &self.plane.wss.carried
+        self.plane.fdb = <fdb_t *>calloc(1, sizeof(fdb_t))
+        if self.plane.fdb == NULL:
+            raise MemoryError
+        self.plane.fdb.most_entries = DEFAULT_MACS
+        memset(&self.session, 0, sizeof(session_t))
+        memset(&self.port, 0, sizeof(port_t))
+        self.session.port = self.plane.peers.wire = &self.port
+        self.port.most_macs = DEFAULT_PORT_MACS
+        self.port.listed_macs = -1
+        make_opener(&self.opener, &self.plane.peers.wss_pin, &self.plane.wss.carried, BY_WSS_THREAD)
+        make_opener(&self.plane.udp.opener, &self.plane.peers.udp_pin, &self.plane.udp.received,
+                    BY_UDP_THREAD)
         self.epoch.local_key_id = self.epoch.remote_key_id = FIRST_KEY_ID
-        self.plane.peers.epochs[0] = self.epoch
+        self.epoch.session = &self.session
+        self.parser.session = &self.session
         publish_epoch(&self.plane.peers, self.epoch)
         self.epoch.cipher = cipher
         self.epoch.born_ns = boottime_ns()
-        self.epoch.generation = self.plane.peers.sessions[0].newest_generation = 1
+        self.epoch.generation = self.session.newest_generation = 1
         join_reset(&self.plane.udp.joiner, True)
 
     def __dealloc__(self):
@@ -103,6 +117,7 @@ cdef class Bench:
             sm_chacha_erase(self.epoch.contexts)
         free(self.epoch)
         free(self.ring.entries)
+        free(self.plane.fdb)
 
     cdef size_t fill(self, size_t frame_bytes) except 0:
         # Cuts the arena into 64 slots of one size; the bytes of each with its inner type.
@@ -148,7 +163,7 @@ cdef class Bench:
             ring_consume(&self.ring, length, NO_TIME)
             began = spent_ns()
             self.parser.raw_end += length
-            if parse(&self.plane, &self.mover, &self.parser, self.epoch.born_ns) != EVENT_NONE:
+            if parse(&self.plane, &self.opener, &self.parser, self.epoch.born_ns) != EVENT_NONE:
                 raise AssertionError("the parser refused the ring's bytes")
             spent += spent_ns() - began
         self.check(self.plane.wss.carried.dropped[DROP_TAP_GONE], batches)

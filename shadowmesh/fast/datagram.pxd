@@ -5,6 +5,7 @@
 from libc.stddef cimport size_t
 from .base cimport *
 from .address cimport *
+from .backlog cimport lane_t
 
 cdef extern from "<sys/socket.h>" nogil:
     struct iovec:
@@ -48,6 +49,7 @@ cdef enum:
     TRAIN_BYTES = 65000         # below what one IP packet takes, IPv4 and IPv6
     OUTBOX_TRAINS = 256
     OUTBOX_BYTES = 512 * 1024
+    OUTBOX_TARGETS = 64
     INBOX_MESSAGES = 16
     INBOX_MESSAGE_BYTES = 65536
     CONTROL_BYTES = 64
@@ -73,6 +75,8 @@ cdef enum:
     UDP_ERRORS
 
 ctypedef struct train_t:        # datagrams of one size, the last may be shorter: one sendmsg
+    lane_t *lane                # whose frames they carry
+    const address_t *to         # one of the outbox's targets
     uint8_t *bytes
     size_t length
     uint16_t segment_bytes
@@ -89,8 +93,10 @@ ctypedef struct outbox_t:       # one for each TAP thread
     uint64_t frames_waiting     # in those; read by the hub
     uint64_t waiting_since_ns
     int short_of_memory         # the kernel was, for the next train
-    address_t to                # of all of them
-    uint64_t *single_until_ns   # of the session that they are of
+    address_t targets[OUTBOX_TARGETS]
+    int target_count
+    lane_t *lane                # whose frames are sealed into it now, and ...
+    const address_t *to         # ... where they go
     mmsghdr messages[OUTBOX_TRAINS]
     iovec vectors[OUTBOX_TRAINS]
     uint8_t controls[OUTBOX_TRAINS][32]

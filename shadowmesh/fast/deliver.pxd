@@ -15,6 +15,7 @@ from .plane cimport *
 from .datagram cimport iovec
 from .capture cimport *
 from .steer cimport *
+from .switch cimport switch_in
 
 
 cdef inline int tap_verdict(ssize_t written) noexcept nogil:
@@ -62,27 +63,40 @@ cdef inline int admit_inner(const tap_t *tap, uint8_t *inner, size_t inner_bytes
                          sm_flag(&tap.mtu_bytes), most_segments)
 
 
-cdef inline void count_delivery(received_t *counters, int queue, int verdict, uint64_t frames,
-                                uint64_t total_bytes) noexcept nogil:
+cdef inline void count_delivery(const opener_t *opener, port_t *port, int queue, int verdict,
+                                uint64_t frames, uint64_t total_bytes) noexcept nogil:
+    # `port`: whose frames; NULL: nobody's.
+    cdef received_t *counters = opener.received
+    cdef port_opened_t *its = NULL if port == NULL else &port.openers[opener.who].counted
     if verdict == KEEP:
         sm_count(&counters.frames_written[queue], frames)
         sm_count(&counters.bytes_written, total_bytes)
+        if its != NULL:
+            sm_count(&its.frames, frames)
+            sm_count(&its.bytes, total_bytes)
     else:
         sm_count(&counters.dropped[verdict], frames)
+        if its != NULL:
+            sm_count(&its.dropped[verdict], frames)
 
 
-cdef inline void deliver_frame(plane_t *plane, received_t *counters, uint8_t *inner,
+cdef inline void deliver_frame(plane_t *plane, opener_t *opener, port_t *port, uint8_t *inner,
                                size_t inner_bytes, uint32_t most_segments) noexcept nogil:
-    # inner[0] is the type; 9 bytes in front of it may be overwritten.
+    # inner[0] is the type; 9 bytes in front of it may be overwritten. `port`: whose frame it is;
+    # NULL: nobody's.
     cdef uint8_t *vnet
     cdef size_t frame_bytes
     cdef int queue = 0
     cdef int verdict = admit_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes,
                                    most_segments)
     cdef iovec whole
-    sm_count(&counters.frames_opened, 1)
+    sm_count(&opener.received.frames_opened, 1)
+    if verdict == KEEP and port == NULL:
+        verdict = DROP_NOT_CONNECTED
     if verdict == KEEP and holds_received(&plane.peers, vnet + VNET_HEADER_BYTES, frame_bytes):
         verdict = DROP_OWN_DATAGRAM
+    if verdict == KEEP:
+        verdict = switch_in(plane, opener, port, vnet + VNET_HEADER_BYTES, frame_bytes)
     if verdict == KEEP:
         queue = steer_in(&plane.tap, vnet + VNET_HEADER_BYTES, frame_bytes)
         verdict = write_tap(&plane.tap, queue, vnet, VNET_HEADER_BYTES + frame_bytes)
@@ -90,4 +104,4 @@ cdef inline void deliver_frame(plane_t *plane, received_t *counters, uint8_t *in
         whole.iov_base = vnet
         whole.iov_len = VNET_HEADER_BYTES + frame_bytes
         capture_frame(&plane.capture, CAPTURE_INBOUND, &whole, 1, VNET_HEADER_BYTES)
-    count_delivery(counters, queue, verdict, 1, frame_bytes)
+    count_delivery(opener, port, queue, verdict, 1, frame_bytes)

@@ -10,7 +10,7 @@
 # The gap holds the headers of continuation and control frames; decoded bytes that follow one are
 # moved down over it, so that a record is contiguous however a proxy has cut it. Without such
 # frames nothing is moved. parse() runs once per TLS read, on the hub until the peer is authentic and
-# in the thread that moves the bytes of links afterwards; which of them is `mover_t`.
+# in the thread that moves the bytes of links afterwards; which of them is `opener_t`.
 
 from libc.stddef cimport size_t
 from libc.string cimport memmove, memset
@@ -38,10 +38,6 @@ cdef enum:
     EVENT_WEBSOCKET = 2         # ping, pong or close
     EVENT_RECORD = 3            # a record that is not a frame
 
-ctypedef struct mover_t:        # the thread that parses
-    pin_t *pin
-    received_t *received
-
 ctypedef struct parser_t:
     uint8_t *bytes
     size_t begin
@@ -49,7 +45,7 @@ ctypedef struct parser_t:
     size_t raw
     size_t raw_end
     int from_client             # the peer is the WebSocket client and has to mask
-    int session                 # index; -1: messages are handshake messages
+    session_t *session          # NULL: messages are handshake messages
     # the WebSocket frame under way
     uint64_t frame_left
     uint64_t frame_phase
@@ -73,7 +69,7 @@ ctypedef struct parser_t:
     size_t body_bytes
 
 
-cdef inline bint may_open(const epoch_t *epoch, uint32_t key_id, int session,
+cdef inline bint may_open(const epoch_t *epoch, uint32_t key_id, const session_t *session,
                           uint64_t now_ns) noexcept nogil:
     # Asked at the header of a message and again at each of its records: the header is not sealed,
     # so anybody on the way can begin a message and hold it until the keys are erased.
@@ -82,7 +78,7 @@ cdef inline bint may_open(const epoch_t *epoch, uint32_t key_id, int session,
             and not epoch_expired(epoch, now_ns))
 
 
-cdef inline int read_message_header(peers_t *peers, const mover_t *mover, parser_t *parser,
+cdef inline int read_message_header(peers_t *peers, opener_t *opener, parser_t *parser,
                                     uint64_t now_ns) noexcept nogil:
     # 0, or E_RECORD: whatever is wrong ends the link the same way (protocol section 6).
     cdef uint8_t *p = parser.bytes + parser.begin
@@ -90,7 +86,7 @@ cdef inline int read_message_header(peers_t *peers, const mover_t *mover, parser
     cdef const epoch_t *epoch
     if p[0] != KIND_WSS or p[1] != 0 or sm_load16(p + 2) == 0:
         return E_RECORD
-    epoch = pin_epoch(peers, mover.pin, key_id)
+    epoch = pin_epoch(peers, opener.pin, key_id)
     if (not may_open(epoch, key_id, parser.session, now_ns)
             or sm_load64(p + 8) != epoch.wss_rx_next):
         return E_RECORD
@@ -101,14 +97,13 @@ cdef inline int read_message_header(peers_t *peers, const mover_t *mover, parser
     return 0
 
 
-cdef inline void retire_older(peers_t *peers, pin_t *mine, int session,
-                              uint64_t generation) noexcept nogil:
+cdef inline void retire_older(pin_t *mine, session_t *session, uint64_t generation) noexcept nogil:
     # "On WSS the old receive key goes with the first new record" (protocol section 7).
     cdef epoch_t *epoch
-    peers.sessions[session].newest_generation = generation
-    for i in range(MAX_EPOCHS):
-        epoch = <epoch_t *>pin(mine, &peers.receiving[i])
-        if epoch != NULL and epoch.session == session and epoch.generation < generation:
+    session.newest_generation = generation
+    for i in range(SESSION_EPOCHS):
+        epoch = <epoch_t *>pin(mine, &session.receiving[i])
+        if epoch != NULL and epoch.generation < generation:
             epoch.wss_rx_closed = 1
             sodium_memzero(epoch.wss_rx_key, KEY_BYTES)
 
@@ -119,20 +114,21 @@ cdef inline void count_second(parser_t *parser, uint64_t now_ns) noexcept nogil:
         parser.controls = parser.events = 0
 
 
-cdef inline int read_record(plane_t *plane, const mover_t *mover, parser_t *parser,
+cdef inline int read_record(plane_t *plane, opener_t *opener, parser_t *parser,
                             uint64_t now_ns) noexcept nogil:
     # One record of the message under way. EVENT_NONE with begin moved: delivered; EVENT_NONE
     # with begin where it was: more bytes are needed; EVENT_RECORD; below zero a close code.
     cdef uint8_t *p = parser.bytes + parser.begin
     cdef size_t available = parser.end - parser.begin
     cdef epoch_t *epoch
-    cdef session_t *session = &plane.peers.sessions[parser.session]
+    cdef session_t *session = parser.session
+    cdef port_t *port
     cdef uint8_t aad[AAD_BYTES]
     cdef size_t sealed_bytes, inner_bytes
     cdef uint8_t *inner = p + LENGTH_BYTES
     if available < LENGTH_BYTES:
         return EVENT_NONE
-    epoch = pin_epoch(&plane.peers, mover.pin, parser.key_id)
+    epoch = pin_epoch(&plane.peers, opener.pin, parser.key_id)
     if not may_open(epoch, parser.key_id, parser.session, now_ns):
         return E_RECORD
     sealed_bytes = sm_load32(p)
@@ -147,15 +143,16 @@ cdef inline int read_record(plane_t *plane, const mover_t *mover, parser_t *pars
     inner_bytes = sealed_bytes - tag_bytes(epoch.cipher)
     epoch.wss_rx_next += 1
     sm_release(&session.last_opened_ns, now_ns)
-    sm_count(&mover.received.records, 1)
+    sm_count(&opener.received.records, 1)
     if epoch.generation > session.newest_generation:
-        retire_older(&plane.peers, mover.pin, parser.session, epoch.generation)
+        retire_older(opener.pin, session, epoch.generation)
+    port = <port_t *>sm_published(&session.port)
     # The device may make us wait, so nothing is pinned meanwhile.
-    unpin(mover.pin)
+    unpin(opener.pin)
     parser.begin += LENGTH_BYTES + sealed_bytes
     parser.records_left -= 1
     if inner[0] == INNER_FRAME or inner[0] == INNER_OFFLOAD_FRAME:
-        deliver_frame(plane, mover.received, inner, inner_bytes, MAX_SEGMENTS)
+        deliver_frame(plane, opener, port, inner, inner_bytes, MAX_SEGMENTS)
         return EVENT_NONE
     if inner[0] == INNER_PADDING:
         # Of padding only the fact counts: it may be the first record under new keys.
@@ -173,7 +170,7 @@ cdef inline int read_record(plane_t *plane, const mover_t *mover, parser_t *pars
     return EVENT_RECORD
 
 
-cdef inline int take_decoded(plane_t *plane, const mover_t *mover, parser_t *parser,
+cdef inline int take_decoded(plane_t *plane, opener_t *opener, parser_t *parser,
                              uint64_t now_ns) noexcept nogil:
     # Consumes whole records of the decoded bytes: an event, EVENT_NONE when more bytes are
     # needed or the message is used up, or a close code.
@@ -183,14 +180,14 @@ cdef inline int take_decoded(plane_t *plane, const mover_t *mover, parser_t *par
         if not parser.header_read:
             if parser.end - parser.begin < MESSAGE_HEADER_BYTES:
                 return EVENT_NONE
-            outcome = read_message_header(&plane.peers, mover, parser, now_ns)
+            outcome = read_message_header(&plane.peers, opener, parser, now_ns)
             if outcome < 0:
                 return outcome
         if parser.records_left == 0:
             # Bytes behind the last record belong to nothing.
             return E_RECORD if parser.end != parser.begin else EVENT_NONE
         before = parser.begin
-        outcome = read_record(plane, mover, parser, now_ns)
+        outcome = read_record(plane, opener, parser, now_ns)
         if outcome != EVENT_NONE or parser.begin == before:
             return outcome
 
@@ -198,7 +195,7 @@ cdef inline int take_decoded(plane_t *plane, const mover_t *mover, parser_t *par
 cdef inline int end_message(parser_t *parser) noexcept nogil:
     # The final frame of a message is used up: an event, EVENT_NONE or a close code.
     parser.in_message = 0
-    if parser.session < 0:
+    if parser.session == NULL:
         parser.body = parser.bytes + parser.begin
         parser.body_bytes = parser.end - parser.begin
         parser.begin = parser.end
@@ -231,7 +228,7 @@ cdef inline int take_control(parser_t *parser, const wsheader_t *header,
 
 cdef inline int begin_frame(parser_t *parser, const wsheader_t *header) noexcept nogil:
     # A data frame: checks it against the message under way. 0 or a close code.
-    cdef uint64_t cap = MAX_UNAUTHENTICATED if parser.session < 0 else MAX_MESSAGE
+    cdef uint64_t cap = MAX_UNAUTHENTICATED if parser.session == NULL else MAX_MESSAGE
     if parser.in_message != (header.opcode == OP_CONTINUATION):
         return E_PROTOCOL
     if not parser.in_message:
@@ -270,15 +267,15 @@ cdef inline void decode_payload(parser_t *parser) noexcept nogil:
     parser.frame_phase += n
 
 
-cdef inline int parse_next(plane_t *plane, const mover_t *mover, parser_t *parser,
+cdef inline int parse_next(plane_t *plane, opener_t *opener, parser_t *parser,
                            uint64_t now_ns) noexcept nogil:
     # Works until the bytes are used up (EVENT_NONE), something is for the caller (an event) or
     # the peer broke a rule (a close code below zero: the link is to end).
     cdef wsheader_t header
     cdef int outcome
     while True:
-        if parser.session >= 0 and parser.in_message:
-            outcome = take_decoded(plane, mover, parser, now_ns)
+        if parser.session != NULL and parser.in_message:
+            outcome = take_decoded(plane, opener, parser, now_ns)
             if outcome != EVENT_NONE:
                 return outcome
         if parser.in_message and parser.frame_left == 0 and parser.final:
@@ -302,11 +299,13 @@ cdef inline int parse_next(plane_t *plane, const mover_t *mover, parser_t *parse
             return outcome
 
 
-cdef inline int parse(plane_t *plane, const mover_t *mover, parser_t *parser,
+cdef inline int parse(plane_t *plane, opener_t *opener, parser_t *parser,
                       uint64_t now_ns) noexcept nogil:
     # As parse_next(), and nothing is pinned afterwards.
-    cdef int outcome = parse_next(plane, mover, parser, now_ns)
-    unpin(mover.pin)
+    cdef int outcome
+    opener.now_s = <uint32_t>(now_ns // 1000000000)
+    outcome = parse_next(plane, opener, parser, now_ns)
+    unpin(opener.pin)
     return outcome
 
 

@@ -10,15 +10,17 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from .base cimport *
 from .drop_reasons cimport *
+from .fdb cimport *
 from .backlog cimport *
 from .capture cimport *
 from .datagram cimport *
 from .line cimport LINE_FIRST, line_reset
-from .link_out cimport drop_parked
+from .link_out cimport drop_lane
 from .links cimport STOP_SEAT, await_turn, run_links, watch_descriptor
 from .outbound cimport run_outbound
 from .peers cimport *
 from .plane cimport *
+from .port cimport *
 from .ring cimport *
 from .steer cimport *
 from .tap cimport *
@@ -99,7 +101,6 @@ cdef inline plane_t *plane_new() noexcept nogil:
     cdef int i
     if plane == NULL:
         return NULL
-    plane.peers.active_session = -1
     plane.tap.queue_count = 1
     plane.tap.mtu_bytes = 65535
     plane.tap.batch_frames = BATCH_FRAMES
@@ -108,8 +109,16 @@ cdef inline plane_t *plane_new() noexcept nogil:
         plane.tap.queues[i].tap_fd = -1
         plane.threads.tap[i].plane = plane
         plane.threads.tap[i].queue = &plane.tap.queues[i]
+    plane.fdb = <fdb_t *>calloc(1, sizeof(fdb_t))
+    if plane.fdb == NULL:
+        free(plane)
+        return NULL
+    plane.fdb.most_entries = DEFAULT_MACS
     plane.udp.fd = -1
     plane.udp.batch_messages = INBOX_MESSAGES
+    make_opener(&plane.udp.opener, &plane.peers.udp_pin, &plane.udp.received, BY_UDP_THREAD)
+    make_opener(&plane.wss.thread, &plane.peers.wss_pin, &plane.wss.carried, BY_WSS_THREAD)
+    make_opener(&plane.wss.hub, &plane.peers.hub_pin, &plane.wss.received, BY_HUB)
     plane.wss.epoll_fd = -1
     pthread_mutex_init(&plane.wss.lock, NULL)
     return plane
@@ -148,11 +157,11 @@ cdef inline bint provide_queues(plane_t *plane) noexcept nogil:
     cdef int i
     for i in range(plane.tap.queue_count):
         queue = &plane.tap.queues[i]
-        if queue.backlog == NULL:
-            queue.backlog = backlog_new()
+        if queue.store == NULL:
+            queue.store = store_new()
         if queue.outbox == NULL and plane.udp.inbox != NULL:
             queue.outbox = <outbox_t *>calloc(1, sizeof(outbox_t))
-        if queue.backlog == NULL or (queue.outbox == NULL and plane.udp.inbox != NULL):
+        if queue.store == NULL or (queue.outbox == NULL and plane.udp.inbox != NULL):
             return False
     return True
 
@@ -220,6 +229,14 @@ cdef inline bint start_tap_threads(plane_t *plane) noexcept nogil:
     return True
 
 
+cdef inline void resume_tap_threads(plane_t *plane, int running) noexcept nogil:
+    # So many ran before.
+    if running and not start_tap_threads(plane):
+        # As if the device had failed: who hears of it attaches it anew.
+        sm_set_flag(&plane.tap.failure, EAGAIN)
+        signal_fd(plane.tap.event_fd)
+
+
 cdef inline void drop_outboxes(plane_t *plane) noexcept nogil:
     # What still waits for the socket. No TAP thread runs.
     for i in range(MAX_QUEUES):
@@ -282,12 +299,21 @@ cdef inline int attach_device(plane_t *plane, const int *fds, int count, uint32_
     return code
 
 
+cdef inline void drop_waiting(queue_t *queue, int reason) noexcept nogil:
+    # All that waits, whoever it is for. No TAP thread runs.
+    cdef lane_t *lane = queue.lanes
+    while lane != NULL:
+        drop_lane(queue, lane, reason)
+        lane = lane.following
+    if queue.store != NULL:
+        give_back(queue.store)
+
+
 cdef inline void detach_device(plane_t *plane) noexcept nogil:
     cdef int i
     stop_tap_threads(plane)
     for i in range(plane.tap.queue_count):
-        if plane.tap.queues[i].backlog != NULL:
-            drop_parked(&plane.tap.queues[i], DROP_TAP_GONE)
+        drop_waiting(&plane.tap.queues[i], DROP_TAP_GONE)
     drop_outboxes(plane)
     set_device(plane, NULL, 0, False)
 
@@ -314,22 +340,98 @@ cdef inline int attach_socket(plane_t *plane, int fd, int family,
 
 
 cdef inline void detach_socket(plane_t *plane) noexcept nogil:
-    cdef int running, i
+    cdef session_t *session = plane.peers.sessions
+    cdef int running
     stop_udp_thread(plane)
     # The TAP threads send with nothing pinned, from their outboxes: they have to stand still.
     running = plane.threads.tap_running
     stop_tap_threads(plane)
-    for i in range(MAX_SESSIONS):
-        if plane.peers.sessions[i].draft.udp_active:
-            plane.peers.sessions[i].draft.udp_active = 0
-            publish_route(&plane.peers, &plane.peers.sessions[i])
+    while session != NULL:
+        if session.draft.udp_active:
+            session.draft.udp_active = 0
+            publish_route(&plane.peers, session)
+        session = session.after
     drop_outboxes(plane)
     plane.udp.fd = -1
     free_boxes(plane)
-    if running and not start_tap_threads(plane):
-        # As if the device had failed: who hears of it attaches it anew.
-        sm_set_flag(&plane.tap.failure, EAGAIN)
-        signal_fd(plane.tap.event_fd)
+    resume_tap_threads(plane, running)
+
+
+cdef inline port_t *port_new(peers_t *peers) noexcept nogil:
+    # NULL: there are MAX_PORTS already, or there is no memory.
+    cdef port_t *port
+    cdef int number = 0
+    cdef int i
+    while number < MAX_PORTS and peers.ports[number] != NULL:
+        number += 1
+    if number == MAX_PORTS:
+        return NULL
+    port = <port_t *>calloc(1, sizeof(port_t))
+    if port == NULL:
+        return NULL
+    port.number = number
+    port.floods = 1
+    port.most_macs = DEFAULT_PORT_MACS
+    port.listed_macs = -1
+    for i in range(MAX_QUEUES):
+        port.lanes[i].port = port
+    sm_publish(&peers.ports[number], port)
+    peers.port_count += 1
+    choose_wire(peers)
+    return port
+
+
+cdef inline void choose_wire(peers_t *peers) noexcept nogil:
+    # The only port, if there is only one.
+    cdef int i
+    sm_publish(&peers.wire, NULL)
+    if peers.port_count == 1:
+        for i in range(MAX_PORTS):
+            if peers.ports[i] != NULL:
+                sm_publish(&peers.wire, peers.ports[i])
+
+
+cdef inline void forget_lane(queue_t *queue, lane_t *lane) noexcept nogil:
+    # What waits in it is dropped. No TAP thread runs.
+    cdef lane_t **link = &queue.lanes
+    drop_lane(queue, lane, DROP_NOT_CONNECTED)
+    if queue.store != NULL:
+        give_back(queue.store)
+    while link[0] != NULL:
+        if link[0] == lane:
+            link[0] = lane.following
+            queue.lane_count -= 1
+        else:
+            link = &link[0].following
+    free(lane.flows)
+
+
+cdef inline void port_free(plane_t *plane, port_t *port) noexcept nogil:
+    # Its sessions are nobody's from now on.
+    cdef peers_t *peers = &plane.peers
+    cdef session_t *session = peers.sessions
+    cdef int running = plane.threads.tap_running
+    cdef int i
+    if port.active != NULL:
+        activate_session(peers, port, NULL)
+    while session != NULL:
+        if session.port == port:
+            sm_publish(&session.port, NULL)
+        session = session.after
+    # Where frames wait they are the port's, and what was sealed points to it.
+    stop_tap_threads(plane)
+    sm_publish(&peers.ports[port.number], NULL)
+    peers.port_count -= 1
+    choose_wire(peers)
+    drop_outboxes(plane)
+    for i in range(MAX_QUEUES):
+        forget_lane(&plane.tap.queues[i], &port.lanes[i])
+    await_batch(&plane.udp)
+    await_turn(&plane.wss)
+    fdb_forget(plane.fdb, peers.ports, port.number, 0)
+    free(port.mac_list)
+    free(port)
+    resume_tap_threads(plane, running)
 
 
 cdef inline bint begin_capture(capture_t *capture, uint32_t snap_bytes) noexcept nogil:
@@ -360,11 +462,15 @@ cdef inline void plane_free(plane_t *plane) noexcept nogil:
     stop_wss_thread(plane)
     free_boxes(plane)
     end_capture(&plane.capture)
-    for i in range(MAX_EPOCHS):
-        if plane.peers.epochs[i] != NULL:
-            erase_epoch(&plane.peers, i)
+    while plane.peers.sessions != NULL:
+        session_free(&plane.peers, plane.peers.sessions)
+    for i in range(MAX_PORTS):
+        if plane.peers.ports[i] != NULL:
+            port_free(plane, <port_t *>plane.peers.ports[i])
     for i in range(MAX_QUEUES):
-        backlog_free(plane.tap.queues[i].backlog)
+        store_free(plane.tap.queues[i].store)
+        free(plane.tap.queues[i].flood_copies)
+    free(plane.fdb)
     list_descriptors(plane, fds)
     for i in range(DESCRIPTORS):
         if fds[i][0] > 0:

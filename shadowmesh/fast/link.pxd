@@ -57,7 +57,6 @@ cdef inline bint link_open(link_t *link, const tap_t *tap, bint client) noexcept
     for i in range(MAX_QUEUES):
         link.ring.space_fds[i] = tap.queues[i].space_fd
     link.parser.bytes = link.memory.parser
-    link.parser.session = -1
     link.parser.from_client = not client
     link.parser.begin = link.parser.end = HEADROOM
     link.parser.raw = link.parser.raw_end = HEADROOM
@@ -88,9 +87,9 @@ cdef inline void settle_ring(wss_t *wss, ring_t *ring) noexcept nogil:
 
 cdef inline void let_go(plane_t *plane, link_t *link) noexcept nogil:
     # Nothing of a session's is put into the ring any more.
-    cdef session_t *session = &plane.peers.sessions[link.parser.session]
+    cdef session_t *session = link.parser.session
     pthread_mutex_lock(&link.connection.lock)
-    link.parser.session = -1
+    link.parser.session = NULL
     pthread_mutex_unlock(&link.connection.lock)
     session.draft.ring = NULL
     session.draft.connection = NULL
@@ -101,21 +100,20 @@ cdef inline void let_go(plane_t *plane, link_t *link) noexcept nogil:
     settle_ring(&plane.wss, &link.ring)
 
 
-cdef inline void bind_link(plane_t *plane, int session, link_t *before,
+cdef inline void bind_link(plane_t *plane, session_t *session, link_t *before,
                            link_t *link) noexcept nogil:
     # The session's records go over `link` instead of `before` from now on; NULL: over none.
-    cdef session_t *state = &plane.peers.sessions[session]
     if before != NULL and before.parser.session == session:
         let_go(plane, before)
     if link != NULL:
         link.parser.session = session
-        state.draft.ring = &link.ring
-        state.draft.connection = &link.connection
-        state.draft.masked = not link.parser.from_client
-        publish_route(&plane.peers, state)
+        session.draft.ring = &link.ring
+        session.draft.connection = &link.connection
+        session.draft.masked = not link.parser.from_client
+        publish_route(&plane.peers, session)
 
 
 cdef inline void unbind_link(plane_t *plane, link_t *link) noexcept nogil:
     # From whichever session has it.
-    if link.parser.session >= 0:
+    if link.parser.session != NULL:
         let_go(plane, link)

@@ -1,7 +1,7 @@
 # The way out over the link: slots -> records in one WebSocket message -> the ring of the link.
 #
 #   send_over_link -> seal_message -> wake_link          as long as the ring has room
-#     park_slots -> choose_parked -> seal_message        what has to wait, by turns (backlog.pxd)
+#     keep_slots -> choose_for_link -> seal_message      what has to wait, by turns (backlog.pxd)
 #
 #   seal_signal -> seal_message                          one record of the hub's
 #   queue_ws_frame                                       before there are keys; ping, pong, close
@@ -32,16 +32,10 @@ ctypedef struct message_room_t: # of the next WebSocket message
     size_t allowance            # what should wait in it
 
 
-cdef inline size_t room_wanted(const queue_t *queue) noexcept nogil:
-    # For one read; on a very slow link for what two are cut into as well.
-    return 5 * SLOT_BYTES if queue.very_slow else SLOT_BYTES
-
-
 cdef inline bint room_for_frames(const queue_t *queue) noexcept nogil:
     cdef size_t start
-    cdef size_t wanted = room_wanted(queue)
-    return (not backlog_full(queue.backlog)
-            and arena_room(queue.backlog, wanted, &start) >= wanted)
+    return (not store_full(queue.store)
+            and arena_room(queue.store, SLOT_BYTES, &start) >= SLOT_BYTES)
 
 
 cdef inline message_room_t message_room(ring_t *ring, uint32_t frames) noexcept nogil:
@@ -186,23 +180,55 @@ cdef inline void capture_slots(capture_t *capture, const slot_t *slots, int coun
         capture_frame(capture, CAPTURE_OUTBOUND, &whole, 1, skip)
 
 
-cdef inline void park_copy(queue_t *queue, const uint8_t *inner, size_t inner_bytes,
+cdef inline bint ready_lane(queue_t *queue) noexcept nogil:
+    # Frames of the lane may wait. False: no memory.
+    cdef lane_t *lane = queue.lane
+    if not lane_provide(lane):
+        return False
+    if not lane.listed:
+        lane.listed = 1
+        lane.following = queue.lanes
+        queue.lanes = lane
+        queue.lane_count += 1
+    return True
+
+
+cdef inline void shed(queue_t *queue, lane_t *lane) noexcept nogil:
+    # What has waited longest makes room for what comes: its sender has to notice.
+    lane_remove(queue.store, lane.first)
+    sm_count(&queue.sent.dropped[DROP_QUEUE_FULL], 1)
+    sm_count(&lane.dropped[DROP_QUEUE_FULL], 1)
+
+
+cdef inline lane_t *fattest_lane(const queue_t *queue) noexcept nogil:
+    # Of those of which something was copied; NULL: there is none.
+    cdef lane_t *lane = queue.lanes
+    cdef lane_t *fattest = NULL
+    while lane != NULL:
+        if lane.copied_bytes and (fattest == NULL or lane.copied_bytes > fattest.copied_bytes):
+            fattest = lane
+        lane = lane.following
+    return fattest
+
+
+cdef inline void keep_copy(queue_t *queue, const uint8_t *inner, size_t inner_bytes,
                            uint64_t now_ns) noexcept nogil:
-    # Behind the batch, so that frames lie in the arena in the order in which they are parked.
-    cdef backlog_t *backlog = queue.backlog
-    cdef slot_t copy
-    copy.inner = backlog.arena + backlog.spare
-    copy.inner_bytes = <uint32_t>inner_bytes
-    if (backlog.spare + inner_bytes + SLOT_GAP > backlog.spare_end
-            or backlog.next_number - backlog.oldest == PARKED_FRAMES):
+    # Lets a copy of a frame wait, or drops it where there is no memory.
+    cdef lane_t *lane = queue.lane
+    cdef lane_t *fattest
+    while lane.first != NULL and (lane.waiting >= <uint64_t>LANE_FRAMES
+                                  or lane.copied_bytes + inner_bytes > <uint64_t>LANE_BYTES):
+        shed(queue, lane)
+    fattest = lane
+    while fattest != NULL and queue.store.copied_bytes + inner_bytes > <uint64_t>STORE_BYTES:
+        fattest = fattest_lane(queue)
+        if fattest != NULL:
+            shed(queue, fattest)
+    if not park_copy(queue.store, lane, inner, inner_bytes, now_ns):
         drop_outgoing(queue, DROP_QUEUE_FULL, 1)
-        return
-    memcpy(copy.inner, inner, inner_bytes)
-    backlog.spare += slot_stride(inner_bytes)
-    backlog_park(backlog, &copy, slot_frame(&copy), now_ns)
 
 
-cdef inline bint park_segments(queue_t *queue, const slot_t *slot, uint32_t most_bytes,
+cdef inline bint keep_segments(queue_t *queue, const slot_t *slot, uint32_t most_bytes,
                                uint64_t now_ns) noexcept nogil:
     # A super-frame as the frames that it is cut into, of at most so many bytes. False: it cannot be,
     # and nothing changed.
@@ -217,93 +243,101 @@ cdef inline bint park_segments(queue_t *queue, const slot_t *slot, uint32_t most
     while segment_next(&segmenter, &frame, &frame_bytes):
         frame -= 1 + VNET_HEADER_BYTES
         frame[0] = INNER_OFFLOAD_FRAME
-        park_copy(queue, frame, 1 + VNET_HEADER_BYTES + frame_bytes, now_ns)
+        keep_copy(queue, frame, 1 + VNET_HEADER_BYTES + frame_bytes, now_ns)
     return True
 
 
-cdef inline void park_slots(queue_t *queue, int first, uint64_t now_ns) noexcept nogil:
-    # Whatever is left of the batch waits behind what waits already. One super-frame would hold a
-    # very slow link for tens of milliseconds, so there it waits in pieces.
+cdef inline void keep_slots(queue_t *queue, uint32_t most_bytes, uint64_t now_ns) noexcept nogil:
+    # Whatever is left of the slots waits behind what waits already. One super-frame would hold a
+    # very slow link for tens of milliseconds, so there it waits in pieces, of at most `most_bytes`.
+    cdef lane_t *lane = queue.lane
     cdef const slot_t *slot
     cdef int i
-    for i in range(first, queue.batch):
+    if queue.first < queue.batch and not ready_lane(queue):
+        drop_outgoing(queue, DROP_QUEUE_FULL, queue.batch - queue.first)
+        queue.batch = queue.first
+    for i in range(queue.first, queue.batch):
         slot = &queue.slots[i]
-        if not queue.very_slow:
-            backlog_park(queue.backlog, slot, slot_frame(slot), now_ns)
-        elif (slot.inner[0] != INNER_OFFLOAD_FRAME or not slot.inner[2] & ~GSO_ECN
-                or not park_segments(queue, slot, MAX_SUPER_FRAME, now_ns)):
-            park_copy(queue, slot.inner, slot.inner_bytes, now_ns)
-    queue.batch = 0
+        if queue.in_place and not lane.slow:
+            park_in_place(queue.store, lane, slot, now_ns)
+        elif (not lane.very_slow or slot.inner[0] != INNER_OFFLOAD_FRAME
+                or not slot.inner[2] & ~GSO_ECN
+                or not keep_segments(queue, slot, most_bytes, now_ns)):
+            keep_copy(queue, slot.inner, slot.inner_bytes, now_ns)
+    queue.batch = queue.first = 0
 
 
-cdef inline void unpark_slots(queue_t *queue) noexcept nogil:
-    # The next batch is what has waited longest, in the order of arrival.
-    cdef int index = backlog_oldest(queue.backlog)
-    queue.batch = 0
-    while index != NOBODY and queue.batch < BATCH_FRAMES:
-        queue.slots[queue.batch] = queue.backlog.parked[index].slot
-        queue.batch += 1
-        backlog_take(queue.backlog, index)
-        index = backlog_oldest(queue.backlog)
-
-
-cdef inline void drop_parked(queue_t *queue, int reason) noexcept nogil:
+cdef inline void drop_lane(queue_t *queue, lane_t *lane, int reason) noexcept nogil:
     # All that waits.
-    cdef int index = backlog_oldest(queue.backlog)
-    while index != NOBODY:
-        backlog_remove(queue.backlog, index)
-        drop_outgoing(queue, reason, 1)
-        index = backlog_oldest(queue.backlog)
+    while lane.first != NULL:
+        lane_remove(queue.store, lane.first)
+        sm_count(&queue.sent.dropped[reason], 1)
+        sm_count(&lane.dropped[reason], 1)
 
 
-cdef inline void shed_for_room(queue_t *queue) noexcept nogil:
-    # On a slow link what has waited longest makes room for what comes: its sender has to notice.
-    while queue.slow and queue.backlog.waiting and not room_for_frames(queue):
-        backlog_remove(queue.backlog, backlog_oldest(queue.backlog))
-        drop_outgoing(queue, DROP_QUEUE_FULL, 1)
+cdef inline void make_arena_room(queue_t *queue) noexcept nogil:
+    # Several ports: what waits for one must not keep the frames for others from being read.
+    cdef lane_t *lane
+    while not room_for_frames(queue):
+        if not move_oldest(queue.store):
+            lane = queue.store.parked[queue.store.oldest % PARKED_FRAMES].lane
+            if lane == NULL:
+                return
+            shed(queue, lane)
+    give_back(queue.store)
 
 
-cdef inline bint lock_route(const session_t *session, const route_t *route) noexcept nogil:
-    # The lock of the ring; False, without it: the session's frames leave by another route now.
+cdef inline bint lock_route(const port_t *port, const route_t *route) noexcept nogil:
+    # The lock of the ring; False, without it: the port's frames leave by another route now.
     # Under the lock no new one is published that has the same ring and other keys: what follows the
     # first record under new keys is under these (protocol section 7).
     ring_lock(route.ring)
-    if sm_published(&session.route) == <const void *>route:
+    if sm_published(&port.route) == <const void *>route:
         return True
     ring_unlock(route.ring)
     return False
 
 
-cdef inline int seal_slots_for_link(plane_t *plane, queue_t *queue, session_t *session,
-                                    const route_t *route, int first, uint64_t now_ns) noexcept nogil:
-    # One message of slots from `first` on: how many it took. Under the lock.
-    cdef int taken = seal_message(route.epoch, route.ring, route.masked, &queue.slots[first],
-                                  queue.batch - first, 1)
+cdef inline int seal_slots_for_link(plane_t *plane, queue_t *queue, const route_t *route,
+                                    uint64_t now_ns) noexcept nogil:
+    # One message of the slots that are left: how many it took. Under the lock.
+    cdef const slot_t *slots = &queue.slots[queue.first]
+    cdef lane_t *lane = queue.lane
+    cdef uint64_t bytes = 0
+    cdef int taken = seal_message(route.epoch, route.ring, route.masked, slots,
+                                  queue.batch - queue.first, 1)
+    cdef int i
     if taken:
-        queue.stalled = 0
-        sm_release(&session.last_frame_ns, now_ns)
+        lane.stalled = 0
+        sm_release(&route.session.last_frame_ns, now_ns)
+        for i in range(taken):
+            bytes += slots[i].inner_bytes
+        sm_count(&lane.frames, taken)
+        sm_count(&lane.bytes, bytes)
         if capture_on(&plane.capture):
-            capture_slots(&plane.capture, &queue.slots[first], taken)
+            capture_slots(&plane.capture, slots, taken)
     return taken
 
 
-cdef inline int choose_parked(queue_t *queue, const route_t *route, uint64_t now_ns) noexcept nogil:
+cdef inline int choose_for_link(queue_t *queue, const route_t *route, uint64_t now_ns) noexcept nogil:
     # Fills the slots with those whose turn it is, as many as one message takes. Under the lock.
     cdef message_room_t room = message_room(route.ring, 1)
     cdef size_t tag = tag_bytes(route.epoch.cipher)
+    cdef lane_t *lane = queue.lane
+    cdef parked_t *parked
     cdef slot_t *slot
     cdef int dropped = 0
-    cdef int index, verdict
-    queue.batch = 0
+    cdef int verdict
+    queue.batch = queue.first = 0
     while room.allowance and queue.batch < BATCH_FRAMES:
-        index = backlog_next(queue.backlog, now_ns, queue.slow, &dropped)
-        if index == NOBODY:
+        parked = lane_next(queue.store, lane, now_ns, lane.slow, &dropped)
+        if parked == NULL:
             break
         slot = &queue.slots[queue.batch]
-        slot[0] = queue.backlog.parked[index].slot
+        slot[0] = parked.slot
         if not fill_message(&room, slot.inner_bytes + tag):
             break
-        backlog_take(queue.backlog, index)
+        lane_take(queue.store, parked)
         verdict = judge_slot(slot, route)
         if verdict == KEEP:
             queue.batch += 1
@@ -315,45 +349,46 @@ cdef inline int choose_parked(queue_t *queue, const route_t *route, uint64_t now
 
 cdef inline void watch_link(queue_t *queue, const ring_t *ring, uint64_t now_ns) noexcept nogil:
     # Frames wait. A link that takes nothing for STALL_MS gets no more of them.
+    cdef lane_t *lane = queue.lane
     cdef uint64_t until = sm_acquire(&ring.read)
-    if until != queue.taken_until:
-        queue.taken_until = until
-        queue.taken_ns = now_ns
-    elif now_ns - queue.taken_ns >= <uint64_t>STALL_MS * 1000000:
-        queue.stalled = 1
-        drop_parked(queue, DROP_LINK_STALLED)
+    if until != lane.taken_until:
+        lane.taken_until = until
+        lane.taken_ns = now_ns
+    elif now_ns - lane.taken_ns >= <uint64_t>STALL_MS * 1000000:
+        lane.stalled = 1
+        drop_lane(queue, lane, DROP_LINK_STALLED)
 
 
-cdef inline bint send_over_link(plane_t *plane, queue_t *queue, session_t *session,
-                                const route_t *route, int *first, uint64_t now_ns) noexcept nogil:
-    # Seals slots from `first` on into the ring, or lets them wait for room there. False: the route
-    # is another one now, and `first` and what waits are left to be sent by that.
+cdef inline bint send_over_link(plane_t *plane, queue_t *queue, const route_t *route,
+                                uint64_t now_ns) noexcept nogil:
+    # Seals the slots that are left into the ring, or lets them wait for room there. False: the route
+    # is another one now, and slots and what waits are left to be sent by that.
     cdef ring_t *ring = route.ring
+    cdef lane_t *lane = queue.lane
     cdef int taken = 1
-    queue.slow = ring_slow(ring)
-    queue.very_slow = ring_very_slow(ring)
-    queue.backlog.arena_end = ARENA_BYTES if queue.slow else FAST_ARENA_BYTES
-    if not queue.backlog.waiting:
-        if not queue.stalled:
-            queue.taken_until = sm_acquire(&ring.read)
-            queue.taken_ns = now_ns
-        while first[0] < queue.batch and taken and not queue.very_slow:
-            if not lock_route(session, route):
+    lane.slow = ring_slow(ring)
+    lane.very_slow = ring_very_slow(ring)
+    if not lane.waiting:
+        if not lane.stalled:
+            lane.taken_until = sm_acquire(&ring.read)
+            lane.taken_ns = now_ns
+        while queue.first < queue.batch and taken and not lane.very_slow:
+            if not lock_route(<port_t *>lane.port, route):
                 return False
-            taken = seal_slots_for_link(plane, queue, session, route, first[0], now_ns)
+            taken = seal_slots_for_link(plane, queue, route, now_ns)
             ring_unlock(ring)
             wake_link(route.connection)
-            first[0] += taken
-    park_slots(queue, first[0], now_ns)
-    first[0] = 0
-    while queue.backlog.waiting:
-        if not lock_route(session, route):
+            queue.first += taken
+    keep_slots(queue, MAX_SUPER_FRAME, now_ns)
+    while lane.waiting:
+        if not lock_route(<port_t *>lane.port, route):
             return False
-        taken = choose_parked(queue, route, now_ns)
+        taken = choose_for_link(queue, route, now_ns)
         if taken:
-            seal_slots_for_link(plane, queue, session, route, 0, now_ns)
+            seal_slots_for_link(plane, queue, route, now_ns)
             queue.batch = 0
         ring_unlock(ring)
+        give_back(queue.store)
         wake_link(route.connection)
         if not taken and ring_starve(ring, queue.index):
             watch_link(queue, ring, now_ns)

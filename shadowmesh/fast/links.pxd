@@ -48,10 +48,7 @@ cdef inline void keep_event(link_t *link, int kind) noexcept nogil:
 
 cdef inline bint parse_link(plane_t *plane, link_t *link, uint64_t now_ns) noexcept nogil:
     # All that was read. False: the hub has to take what waits for it first, or the peer broke a rule.
-    cdef mover_t mover
     cdef int outcome
-    mover.pin = &plane.peers.wss_pin
-    mover.received = &plane.wss.carried
     while True:
         if link.events_written - sm_acquire(&link.events_read) == LINK_EVENTS:
             sm_set_flag(&link.paused, 1)
@@ -59,7 +56,7 @@ cdef inline bint parse_link(plane_t *plane, link_t *link, uint64_t now_ns) noexc
             if link.events_written - sm_acquire(&link.events_read) == LINK_EVENTS:
                 return False
             sm_set_flag(&link.paused, 0)
-        outcome = parse(plane, &mover, &link.parser, now_ns)
+        outcome = parse(plane, &plane.wss.thread, &link.parser, now_ns)
         if outcome == EVENT_NONE:
             link.unparsed = 0
             return True
@@ -78,7 +75,7 @@ cdef inline bint move_in(plane_t *plane, link_t *link, uint64_t now_ns) noexcept
     cdef int turns
     for turns in range(READ_TURNS):
         # Without a session what comes would be a handshake, and that is for the hub.
-        if not connection.reading or link.parser.session < 0:
+        if not connection.reading or link.parser.session == NULL:
             return False
         if link.unparsed and not parse_link(plane, link, now_ns):
             return False

@@ -58,5 +58,5 @@ cdef inline bint holds_received(const peers_t *peers, const uint8_t *frame,
     # Whether a frame from the peer is a datagram that was sealed for us.
     cdef const uint8_t *tagged = udp_payload(frame, frame_bytes)
     return (tagged != NULL and sm_load32(tagged) == KIND_UDP
-            and sm_counted(&peers.key_ids[tagged[4]]) == sm_load32(tagged + 4)
+            and sm_counted(&peers.key_ids[epoch_index(sm_load32(tagged + 4))]) == sm_load32(tagged + 4)
             and sm_load32(tagged + 4) != 0)

@@ -1,10 +1,10 @@
-# All peers: their sessions and keys, and which session gets a frame.
+# All peers: the ports of the switch, their sessions and keys.
 #
-#   frame from the TAP  --session_for--> sessions[] --pin_route--> route_t, with the keys --> sealing
-#   record from a peer  --low byte of its key id--> receiving[] --pin_epoch--> opening
+#   frame from the TAP  --port--> route_t, with session and keys --pin_route--> sealing
+#   record from a peer  --low 16 bits of its key id--> receiving[] --pin_epoch--> opening
 #
-# The hub alone gives out seats and keys and changes routes. No thread waits for another on the way
-# of a frame: what the others read is published by one store and then not changed.
+# The hub alone gives out ports, sessions and keys and changes routes. No thread waits for another on
+# the way of a frame: what the others read is published by one store and then not changed.
 #
 #   hub     writes a route that nobody has pinned --> publishes it in place of the one before
 #           takes keys out of receiving[] and out of the route --> waits until nobody has them
@@ -23,6 +23,7 @@ from .drop_reasons cimport *
 from .aead cimport *
 from .datagram cimport *
 from .frame cimport *
+from .port cimport *
 from .ring cimport *
 from .session cimport *
 
@@ -37,8 +38,13 @@ ctypedef struct pin_t:          # of one thread, which alone writes it
 
 ctypedef struct peers_t:
     epoch_t *epochs[MAX_EPOCHS] # the hub's; NULL: free
-    session_t sessions[MAX_SESSIONS]
-    int active_session          # which session gets a frame; -1: none is connected
+    uint32_t lowest_free        # no epoch below it is
+    session_t *sessions         # the hub's list
+    int session_count
+    void *ports[MAX_PORTS]      # port_t, published; NULL: no such port
+    int port_count
+    void *wire                  # the port, when there is only one: all frames are its; published
+    int connected               # ports that have a session for their frames
     uint64_t generation         # of the epoch that was installed last
     uint64_t numbers            # of sessions that were given out
     uint64_t versions           # of routes that were published
@@ -51,62 +57,75 @@ ctypedef struct peers_t:
     pin_t hub_pin               # nobody waits for it: what the hub has pinned it does not take away
 
 
-cdef inline int seat_session(peers_t *peers) noexcept nogil:
-    # An empty session, -1: all seats are taken.
-    cdef int i
-    for i in range(MAX_SESSIONS):
-        if not peers.sessions[i].in_use:
-            memset(&peers.sessions[i], 0, sizeof(session_t))
-            peers.numbers += 1
-            peers.sessions[i].number = peers.numbers
-            peers.sessions[i].in_use = 1
-            return i
-    return -1
+cdef inline session_t *session_new(peers_t *peers) noexcept nogil:
+    # NULL: there are too many, or there is no memory.
+    cdef session_t *session
+    if peers.session_count >= MAX_SESSIONS + PORT_SESSIONS * peers.port_count:
+        return NULL
+    session = <session_t *>calloc(1, sizeof(session_t))
+    if session == NULL:
+        return NULL
+    peers.numbers += 1
+    session.number = peers.numbers
+    session.draft.session = session
+    session.after = peers.sessions
+    if peers.sessions != NULL:
+        peers.sessions.before = session
+    peers.sessions = session
+    peers.session_count += 1
+    return session
+
+
+cdef inline uint32_t epoch_index(uint32_t key_id) noexcept nogil:
+    return key_id & 0xFFFF
 
 
 cdef inline epoch_t *epoch_of(const peers_t *peers, uint32_t key_id) noexcept nogil:
     # Of the hub's: installed or only reserved; NULL: nobody has this key id.
-    cdef epoch_t *epoch = peers.epochs[key_id & 0xFF]
+    cdef epoch_t *epoch = peers.epochs[epoch_index(key_id)]
     return epoch if epoch != NULL and epoch.local_key_id == key_id else NULL
 
 
-cdef inline uint32_t reserve_epoch(peers_t *peers, int session, uint32_t wanted) noexcept nogil:
+cdef inline uint32_t reserve_epoch(peers_t *peers, session_t *session, uint32_t wanted) noexcept nogil:
     # A key id for keys to come: `wanted` or, when that is 0, one that nobody can guess. 0: the
-    # epoch wanted, or every one, is in use, or there is no memory.
+    # epoch wanted, or every one, is in use, or there is no memory. The lowest index that is free, so
+    # that few pages of the tables are ever touched.
     cdef uint32_t key_id = wanted
-    cdef int index = wanted & 0xFF
+    cdef uint32_t index = epoch_index(wanted)
+    cdef int seat = 0
     cdef epoch_t *epoch
+    while seat < SESSION_EPOCHS and session.held[seat] != NULL:
+        seat += 1
     if not wanted:
+        index = peers.lowest_free
         while index < MAX_EPOCHS and peers.epochs[index] != NULL:
             index += 1
-    if index == MAX_EPOCHS or peers.epochs[index] != NULL:
+        peers.lowest_free = index
+    if seat == SESSION_EPOCHS or index == MAX_EPOCHS or peers.epochs[index] != NULL:
         return 0
     epoch = <epoch_t *>calloc(1, sizeof(epoch_t))
     if epoch == NULL:
         return 0
-    while key_id >> 8 == 0 and not wanted:
+    while key_id >> 16 == 0 and not wanted:
         randombytes_buf(&key_id, sizeof(key_id))
-    key_id = (key_id & ~<uint32_t>0xFF) | <uint32_t>index
+    key_id = (key_id & ~<uint32_t>0xFFFF) | index
     epoch.session = session
-    epoch.session_number = peers.sessions[session].number
+    epoch.session_number = session.number
     epoch.local_key_id = key_id
     epoch.state = EPOCH_RESERVED
+    epoch.seat = seat
+    session.held[seat] = epoch
     peers.epochs[index] = epoch
     return key_id
 
 
 cdef inline void publish_epoch(peers_t *peers, epoch_t *epoch) noexcept nogil:
     # Its keys are complete: records under them are opened from now on.
-    cdef uint32_t index = epoch.local_key_id & 0xFF
+    cdef uint32_t index = epoch_index(epoch.local_key_id)
     epoch.state = EPOCH_INSTALLED
+    sm_publish(&epoch.session.receiving[epoch.seat], epoch)
     sm_publish(&peers.receiving[index], epoch)
     sm_release(&peers.key_ids[index], epoch.local_key_id)
-
-
-cdef inline int session_for(const peers_t *peers, const uint8_t *frame) noexcept nogil:
-    # Which session a frame from the TAP goes to: the seat of the MAC table. With one peer the
-    # answer does not depend on the frame.
-    return sm_flag(&peers.active_session)
 
 
 cdef inline int sending_obstacle(const route_t *route, uint64_t now_ns) noexcept nogil:
@@ -140,16 +159,16 @@ cdef inline void unpin(pin_t *mine) noexcept nogil:
     sm_publish(&mine.held, NULL)
 
 
-cdef inline const route_t *pin_route(peers_t *peers, int thread, int index) noexcept nogil:
-    # For TAP thread `thread`: how the frames of a session leave; NULL: not at all.
-    if index < 0:
+cdef inline const route_t *pin_route(peers_t *peers, int thread, port_t *port) noexcept nogil:
+    # For TAP thread `thread`: how the frames of a port leave; NULL: not at all.
+    if port == NULL:
         return NULL
-    return <const route_t *>pin(&peers.tap_pins[thread], &peers.sessions[index].route)
+    return <const route_t *>pin(&peers.tap_pins[thread], &port.route)
 
 
 cdef inline epoch_t *pin_epoch(peers_t *peers, pin_t *mine, uint32_t key_id) noexcept nogil:
     # The keys of a datagram or a message; NULL: there are none.
-    cdef int index = key_id & 0xFF
+    cdef uint32_t index = epoch_index(key_id)
     cdef epoch_t *epoch
     if sm_counted(&peers.key_ids[index]) != key_id:
         return NULL
@@ -168,18 +187,32 @@ cdef inline bint route_pinned(const peers_t *peers, const route_t *route) noexce
 
 
 cdef inline void publish_route(peers_t *peers, session_t *session) noexcept nogil:
-    # The draft is what the TAP threads go by from now on; who has the one before pinned ends with
-    # it first.
+    # If its port's frames leave by this session, the draft is what the TAP threads go by from now on;
+    # who has the one before pinned ends with it first.
+    cdef port_t *port = <port_t *>session.port
     cdef int i = 0
-    if session.draft.epoch == NULL:
-        sm_publish(&session.route, NULL)
+    if port == NULL or port.active != session:
         return
-    while session.route == &session.routes[i] or route_pinned(peers, &session.routes[i]):
+    if session.draft.epoch == NULL:
+        sm_publish(&port.route, NULL)
+        return
+    while port.route == &session.routes[i] or route_pinned(peers, &session.routes[i]):
         i += 1
     peers.versions += 1
     session.draft.version = peers.versions
     session.routes[i] = session.draft
-    sm_publish(&session.route, &session.routes[i])
+    sm_publish(&port.route, &session.routes[i])
+
+
+cdef inline void activate_session(peers_t *peers, port_t *port, session_t *session) noexcept nogil:
+    # The port's frames leave by a session of its own from now on; NULL: by none.
+    sm_set_flag(&peers.connected,
+                peers.connected + (session != NULL) - (port.active != NULL))
+    port.active = session
+    if session == NULL:
+        sm_publish(&port.route, NULL)
+    else:
+        publish_route(peers, session)
 
 
 cdef inline void await_unpinned(const peers_t *peers, const epoch_t *epoch,
@@ -199,55 +232,63 @@ cdef inline void await_unpinned(const peers_t *peers, const epoch_t *epoch,
         sched_yield()
 
 
-cdef inline void erase_epoch(peers_t *peers, int index) noexcept nogil:
+cdef inline void erase_epoch(peers_t *peers, epoch_t *epoch) noexcept nogil:
     # No session sends under it any more.
-    cdef epoch_t *epoch = peers.epochs[index]
+    cdef uint32_t index = epoch_index(epoch.local_key_id)
     sm_release(&peers.key_ids[index], 0)
     sm_publish(&peers.receiving[index], NULL)
+    sm_publish(&epoch.session.receiving[epoch.seat], NULL)
     await_unpinned(peers, epoch, NULL)
+    epoch.session.held[epoch.seat] = NULL
     peers.epochs[index] = NULL
+    peers.lowest_free = min(peers.lowest_free, index)
     sm_chacha_erase(epoch.contexts)
     sodium_memzero(epoch, sizeof(epoch_t))
     free(epoch)
 
 
-cdef inline void retire_epoch(peers_t *peers, int index) noexcept nogil:
-    # The session that sends under it sends nothing any more.
-    cdef session_t *session = &peers.sessions[peers.epochs[index].session]
-    if session.draft.epoch == peers.epochs[index]:
+cdef inline void retire_epoch(peers_t *peers, epoch_t *epoch) noexcept nogil:
+    # Nothing is sent under it any more.
+    cdef session_t *session = epoch.session
+    if session.draft.epoch == epoch:
         session.draft.epoch = NULL
         publish_route(peers, session)
-    erase_epoch(peers, index)
+    erase_epoch(peers, epoch)
 
 
-cdef inline void unseat_session(peers_t *peers, int index) noexcept nogil:
-    # It sends nothing any more, its keys are gone, its seat is free.
+cdef inline void session_free(peers_t *peers, session_t *session) noexcept nogil:
+    # It sends nothing any more and its keys are gone; who had it pinned had them pinned.
+    cdef port_t *port = <port_t *>session.port
     cdef int i
-    if peers.active_session == index:
-        sm_set_flag(&peers.active_session, -1)
-    peers.sessions[index].draft.epoch = NULL
-    publish_route(peers, &peers.sessions[index])
-    for i in range(MAX_EPOCHS):
-        if peers.epochs[i] != NULL and peers.epochs[i].session == index:
-            erase_epoch(peers, i)
-    peers.sessions[index].in_use = 0
+    session.draft.epoch = NULL
+    if port != NULL and port.active == session:
+        activate_session(peers, port, NULL)
+    for i in range(SESSION_EPOCHS):
+        if session.held[i] != NULL:
+            erase_epoch(peers, session.held[i])
+    if session.before != NULL:
+        session.before.after = session.after
+    else:
+        peers.sessions = session.after
+    if session.after != NULL:
+        session.after.before = session.before
+    peers.session_count -= 1
+    free(session)
 
 
-cdef inline uint64_t count_sealed(const peers_t *peers, int index) noexcept nogil:
+cdef inline uint64_t count_sealed(const session_t *session) noexcept nogil:
     # Records under the sending keys, on the busier path.
-    cdef const epoch_t *epoch = peers.sessions[index].draft.epoch
+    cdef const epoch_t *epoch = session.draft.epoch
     if epoch == NULL:
         return 0
     return max(sm_counted(&epoch.udp_tx_next), sm_counted(&epoch.wss_tx_next))
 
 
-cdef inline uint64_t count_failures(const peers_t *peers, int index) noexcept nogil:
+cdef inline uint64_t count_failures(const session_t *session) noexcept nogil:
     # Datagrams that did not open, under the keys of the session under which most did not.
-    cdef const epoch_t *epoch
     cdef uint64_t most = 0
     cdef int i
-    for i in range(MAX_EPOCHS):
-        epoch = peers.epochs[i]
-        if epoch != NULL and epoch.session == index:
-            most = max(most, sm_counted(&epoch.udp_failed_opens))
+    for i in range(SESSION_EPOCHS):
+        if session.held[i] != NULL:
+            most = max(most, sm_counted(&session.held[i].udp_failed_opens))
     return most

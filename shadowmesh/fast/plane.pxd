@@ -15,6 +15,7 @@
 #   udp       the socket                                          UDP thread    (below)
 #   wss       what all links have together                        WSS thread, hub   (below)
 #   threads   which of them run                                   hub           (lifecycle.pxd)
+#   fdb       behind which port an address is                     any           (fdb.pxd)
 #   capture   copies of frames                                    any           (capture.pxd)
 #
 # A function takes the group that it works on; what crosses from one to another takes the plane.
@@ -35,6 +36,7 @@
 from libc.stddef cimport size_t
 from .base cimport *
 from .drop_reasons cimport *
+from .fdb cimport fdb_t
 from .frame cimport *
 from .ring cimport *
 from .datagram cimport *
@@ -42,6 +44,7 @@ from .line cimport line_t
 from .offload cimport joiner_t
 from .capture cimport capture_t
 from .peers cimport *
+from .port cimport *
 from .tap cimport *
 
 cdef enum:
@@ -61,6 +64,15 @@ ctypedef struct received_t:     # one for each thread that opens records
     uint64_t frames_written[MAX_QUEUES]     # to each queue of the TAP
     uint64_t bytes_written
     uint64_t dropped[DROP_REASONS]
+
+ctypedef struct opener_t:       # a thread that opens records
+    pin_t *pin
+    received_t *received
+    int who                     # BY_, of ports' counters
+    uint32_t now_s              # boot time, when it began with what it opens
+    uint32_t last_s             # what it learned last (switch.pxd)
+    uint64_t last_key
+    const port_t *last_port
 
 ctypedef struct stun_t:         # a STUN request that was sent
     uint64_t id                 # of its transaction, the first 8 of 12 bytes; the hub's
@@ -83,7 +95,10 @@ ctypedef struct udp_t:          # TAP threads send on its fd
     stun_t stun[STUN_REQUESTS]
     uint64_t stun_requests      # that were sent, the hub's
     inbox_t *inbox
+    port_t *port                # whose datagram is being opened; NULL: nobody's
     joiner_t joiner             # empty between two batches
+    port_t *joined_port         # whose frames it holds
+    opener_t opener
     received_t received
     uint64_t refused[REFUSALS]  # datagrams that were no record of ours
     uint64_t socket_errors[UDP_ERRORS]      # of the UDP thread
@@ -94,6 +109,8 @@ ctypedef struct wss_t:
     pthread_mutex_t lock        # of links[]
     void *links[MAX_LINKS]      # whose bytes the thread moves: link_t
     uint64_t turns              # of links, begun and ended, so odd within one: see await_turn
+    opener_t hub
+    opener_t thread
     received_t received         # while the hub moved them
     received_t carried          # by the thread
     uint64_t frames_settled     # sent by rings that no session has any more
@@ -122,4 +139,11 @@ cdef struct plane_t:
     udp_t udp
     wss_t wss
     threads_t threads
+    fdb_t *fdb
     capture_t capture           # asks nobody for a lock
+
+
+cdef inline void make_opener(opener_t *opener, pin_t *pin, received_t *received, int who) noexcept nogil:
+    opener.pin = pin
+    opener.received = received
+    opener.who = who

@@ -1,6 +1,6 @@
 # Epochs (one set of keys each), sessions (one peer each) and the sealing of records.
 #
-# key_id: chosen by the receiver; its low byte is the index in epochs[], the rest is random, so
+# key_id: chosen by the receiver; its low 16 bits are the index in epochs[], the rest is random, so
 # finding the keys of an incoming record is an array index and one compare (protocol section 6).
 #
 # What other threads read of both is published and pinned: peers.pxd.
@@ -14,8 +14,10 @@
 #     wss_rx_*                  who moves the bytes of the session's link: hub or WSS thread
 #     udp_rx_window, udp_failed_opens       the UDP thread
 #   session_t   all that is not named below: the hub alone
-#     route                     published by the hub; a TAP thread reads the one that it has pinned
-#     single_until_ns, last_*, udp_last_*    whoever sends or opens, each a single store
+#     routes[]                  published by the hub in the port; a TAP thread reads the one that it
+#                               has pinned
+#     port, receiving[]         published by the hub
+#     last_*, udp_last_*    whoever sends or opens, each a single store
 #     udp_source, signal*       the UDP thread
 
 from libc.stddef cimport size_t
@@ -27,11 +29,14 @@ from .connection cimport connection_t
 from .ring cimport *
 
 cdef enum:
-    MAX_EPOCHS = 256            # one for each value of a key id's low byte
-    # Every connection that the peer port lets in before it is authenticated takes a seat (64,
-    # protocol section 9). The other 16 are for the live session, those that it has just replaced
-    # and our own dial: strangers must not be able to take them.
+    MAX_EPOCHS = 65536          # one for each value of a key id's low 16 bits
+    # Of one session: the last keys, the present ones, the next, and attempts that are given up.
+    SESSION_EPOCHS = 8
+    # Every connection that the peer port lets in before it is authenticated has a session (64,
+    # protocol section 9). The other 16, and PORT_SESSIONS for each port, are for live sessions, those
+    # that they have just replaced and our own dials: strangers must not be able to take them.
     MAX_SESSIONS = 80
+    PORT_SESSIONS = 3
     CAP_AEGIS256 = 1
     CAP_OFFLOAD = 2
     CAP_UDP = 4
@@ -71,10 +76,13 @@ cdef extern from "compat.h" nogil:
     const uint64_t SM_SEAL_LIMIT
 
 
+cdef struct session_t
+
 ctypedef struct epoch_t:
     int state
-    int session                 # index in sessions[]
+    session_t *session
     uint64_t session_number
+    int seat                    # in the session's held[]
     int cipher
     uint32_t local_key_id
     uint32_t remote_key_id
@@ -97,6 +105,7 @@ ctypedef struct epoch_t:
 
 ctypedef struct route_t:        # how a session's frames leave; not changed while it is published
     uint64_t version            # no other route of any session has had it
+    session_t *session
     epoch_t *epoch              # NULL in a draft: nothing may be sent
     ring_t *ring                # of the WSS link; NULL while there is none
     connection_t *connection    # under it
@@ -108,14 +117,16 @@ ctypedef struct route_t:        # how a session's frames leave; not changed whil
     uint32_t payload_bytes      # the largest datagram that the path carries
     address_t to
 
-ctypedef struct session_t:
-    int in_use
+cdef struct session_t:
+    session_t *before           # in the hub's list of all
+    session_t *after
     uint64_t number             # no other session has had it
+    void *port                  # whose it is, a port_t; NULL: nobody's yet, and its frames are dropped
+    epoch_t *held[SESSION_EPOCHS]           # reserved or installed; NULL: free
+    void *receiving[SESSION_EPOCHS]         # the installed ones of them, published
     uint64_t newest_generation  # of the epochs that records have arrived under
     route_t draft               # what is published next, or was last
-    void *route                 # one of routes[], NULL: nothing may be sent
-    route_t routes[ROUTES]
-    uint64_t single_until_ns    # UDP_SEGMENT failed: datagrams go one by one until then
+    route_t routes[ROUTES]      # the port's route is one of them while this session has its frames
     uint64_t last_frame_ns      # CLOCK_BOOTTIME: a frame was sealed for the WSS link
     uint64_t last_opened_ns     # a record of any type opened that came over it
     uint64_t udp_last_frame_ns

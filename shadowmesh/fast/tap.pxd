@@ -15,6 +15,7 @@ from .drop_reasons cimport *
 from .backlog cimport *
 from .datagram cimport *
 from .frame cimport *
+from .port cimport *
 from .ring cimport *
 
 cdef enum:
@@ -28,6 +29,7 @@ cdef enum:
 ctypedef struct sent_t:         # one for each TAP thread, which alone writes it
     uint64_t frames_read        # from the TAP
     uint64_t bytes_read
+    uint64_t frames_copied      # one more for each further peer that a frame is flooded to
     uint64_t dropped[DROP_REASONS]
     uint64_t frames_udp         # handed to the UDP socket
     uint64_t send_errors[UDP_ERRORS]
@@ -36,20 +38,29 @@ ctypedef struct queue_t:        # a queue of the TAP and its thread
     int index
     int tap_fd                  # -1: detached
     int space_fd                # wakes a thread that waits for a session or for space in a ring
-    int stalled                 # the link took nothing of this thread's frames for STALL_MS
     outbox_t *outbox            # NULL without a UDP socket
-    slot_t slots[BATCH_FRAMES]
-    int batch
+    store_t *store              # what it reads into, and what waits
+    slot_t frames[BATCH_FRAMES] # that were read ...
+    int owners[BATCH_FRAMES]    # ... and for several ports the number of each one's, or FLOOD
+    int read
+    lane_t *lane                # whose the following are; NULL: nobody's yet
+    slot_t slots[BATCH_FRAMES]  # frames that are to leave now, or to wait
+    int batch                   # how many ...
+    int first                   # ... of which those before this one have left
+    int in_place                # they may wait where they are
     int captured                # slots before this one are in the capture
-    int chosen                  # the batch is of frames that have waited, each in its turn
-    backlog_t *backlog          # the batch lies in its arena, too
-    int over_udp                # its frames leave that way; read by the hub
+    int chosen                  # the slots are of frames that have waited, each in its turn
+    uint8_t *flood_copies       # FLOOD_COPY_BYTES, once a frame was flooded
+    size_t flood_copied
+    lane_t *lanes               # of this thread, that have flows
+    int lane_count
     int socket_waits            # why nothing is sent over UDP now: SOCKET_ below
     int socket_spoke            # it has just said that it takes more
-    int slow                    # the link was when it was last looked at: frames are shed for room
-    int very_slow               # and super-frames are cut
-    uint64_t taken_until        # how far the link had come when it was last seen to move ...
-    uint64_t taken_ns           # ... and when that was
+    int only_keeps              # others may be served before the lane that is at work
+    int reads_on                # although frames wait
+    flood_bucket_t floods
+    uint64_t learned_key        # of the last frame that was read, and when
+    uint32_t learned_s
     sent_t sent
     uint8_t unshared[64]        # keeps the next thread's first fields out of our cache line
 
@@ -71,4 +82,7 @@ cdef inline void wake_tap_threads(const tap_t *tap) noexcept nogil:
 
 
 cdef inline void drop_outgoing(queue_t *queue, int reason, uint64_t frames) noexcept nogil:
+    # Frames of the lane that is at work, if one is.
     sm_count(&queue.sent.dropped[reason], frames)
+    if queue.lane != NULL:
+        sm_count(&queue.lane.dropped[reason], frames)

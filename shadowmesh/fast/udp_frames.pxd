@@ -15,6 +15,7 @@ from .peers cimport *
 from .plane cimport *
 from .deliver cimport *
 from .steer cimport *
+from .switch cimport switch_in
 from .offload cimport *
 from .capture cimport *
 from .tap cimport *
@@ -45,24 +46,30 @@ cdef inline void flush_train(plane_t *plane) noexcept nogil:
         verdict = tap_verdict(written)
     if verdict == KEEP and capture_on(&plane.capture):
         capture_frame(&plane.capture, CAPTURE_INBOUND, pieces, frames, VNET_HEADER_BYTES)
-    count_delivery(&plane.udp.received, queue, verdict, frames, frame_bytes)
+    count_delivery(&plane.udp.opener, plane.udp.joined_port, queue, verdict, frames, frame_bytes)
 
 
 cdef inline void take_frame(plane_t *plane, uint8_t *inner, size_t inner_bytes) noexcept nogil:
     # Joins a frame to the train of its flow, or ends that train and begins the next with it.
     # Never reorders: what cannot be joined goes out behind what came before.
+    cdef port_t *port = plane.udp.port
     cdef uint8_t *vnet
     cdef size_t frame_bytes
     cdef int verdict = admit_inner(&plane.tap, inner, inner_bytes, &vnet, &frame_bytes,
                                    NO_SEGMENTS)
     sm_count(&plane.udp.received.frames_opened, 1)
+    if verdict == KEEP and port == NULL:
+        verdict = DROP_NOT_CONNECTED
     if verdict == KEEP and holds_received(&plane.peers, vnet + VNET_HEADER_BYTES, frame_bytes):
         verdict = DROP_OWN_DATAGRAM
+    if verdict == KEEP:
+        verdict = switch_in(plane, &plane.udp.opener, port, vnet + VNET_HEADER_BYTES, frame_bytes)
     if verdict != KEEP:
-        count_delivery(&plane.udp.received, 0, verdict, 1, 0)
+        count_delivery(&plane.udp.opener, port, 0, verdict, 1, 0)
         return
-    if not join_add(&plane.udp.joiner, vnet, frame_bytes):
+    if port != plane.udp.joined_port or not join_add(&plane.udp.joiner, vnet, frame_bytes):
         flush_train(plane)
+        plane.udp.joined_port = port
         join_add(&plane.udp.joiner, vnet, frame_bytes)
     if plane.udp.no_joining:
         flush_train(plane)

@@ -60,7 +60,7 @@ cdef inline bint signal_session(plane_t *plane, const epoch_t *epoch, uint8_t in
                                 const address_t *source, const uint8_t *body, size_t body_bytes,
                                 uint64_t now_ns) noexcept nogil:
     # As signal_hub, for an authentic record: no peer may take all of the hub's time.
-    cdef session_t *session = &plane.peers.sessions[epoch.session]
+    cdef session_t *session = epoch.session
     if now_ns // 1000000000 != session.signal_second:
         session.signal_second = now_ns // 1000000000
         session.signals = 0
@@ -180,7 +180,8 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
         return
     window_mark(&epoch.udp_rx_window, counter)
     sm_count(&plane.udp.received.records, 1)
-    session = &plane.peers.sessions[epoch.session]
+    session = epoch.session
+    plane.udp.port = <port_t *>sm_published(&session.port)
     sm_release(&session.udp_last_opened_ns, now_ns)
     if not same_address(&session.udp_source, source):
         # Authentic from a new address: the hub proves the address before anything goes there.
@@ -201,6 +202,7 @@ cdef inline int receive_batch(plane_t *plane) noexcept nogil:
     if got < 0:
         return -errno
     now_ns = boottime_ns()
+    plane.udp.opener.now_s = <uint32_t>(now_ns // 1000000000)
     begin_batch(&plane.udp)
     for i in range(got):
         message = &inbox.messages[i].msg_hdr

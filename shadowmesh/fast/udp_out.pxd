@@ -38,16 +38,33 @@ cdef inline bint outbox_has_room(const outbox_t *outbox, size_t trains,
             and outbox.count + trains <= OUTBOX_TRAINS)
 
 
+cdef inline bint open_outbox(outbox_t *outbox, lane_t *lane, const address_t *to) noexcept nogil:
+    # What is sealed from now on is the lane's, and goes there. False: there are too many targets.
+    outbox.lane = lane
+    if outbox.count == 0:
+        outbox.target_count = 0
+    elif outbox.trains[outbox.count - 1].lane == lane and same_address(outbox.to, to):
+        return True
+    if outbox.target_count == OUTBOX_TARGETS:
+        return False
+    outbox.targets[outbox.target_count] = to[0]
+    outbox.to = &outbox.targets[outbox.target_count]
+    outbox.target_count += 1
+    return True
+
+
 cdef inline void append_datagram(outbox_t *outbox, size_t length, uint16_t frames) noexcept nogil:
     # Takes the `length` bytes that were written at the end of the outbox into a train. So many
     # frames of the device's end with this datagram.
     cdef train_t *train = NULL
     if outbox.count:
         train = &outbox.trains[outbox.count - 1]
-    if (train == NULL or train.closed or length > train.segment_bytes
+    if (train == NULL or train.to != outbox.to or train.closed or length > train.segment_bytes
             or train.datagrams == TRAIN_DATAGRAMS or train.length + length > TRAIN_BYTES):
         train = &outbox.trains[outbox.count]
         outbox.count += 1
+        train.lane = outbox.lane
+        train.to = outbox.to
         train.bytes = outbox.bytes + outbox.used
         train.length = 0
         train.segment_bytes = <uint16_t>length
@@ -295,16 +312,16 @@ cdef inline void seal_packed(outbox_t *outbox, const route_t *route, const slot_
     close_packed(outbox, epoch, counter, at, ended)
 
 
-cdef inline int seal_slots(queue_t *queue, const route_t *route, int first) noexcept nogil:
-    # Seals slots from `first` on into the outbox until it is full; how many. The epoch is pinned.
+cdef inline int seal_slots(queue_t *queue, const route_t *route) noexcept nogil:
+    # Seals slots that are left into the outbox until it is full; how many. The epoch is pinned.
     cdef outbox_t *outbox = queue.outbox
     cdef size_t overhead = AAD_BYTES + tag_bytes(route.epoch.cipher)
     cdef slot_t *slot
     cdef packing_t packing
     cdef bint worthwhile = False
     cdef int run, verdict
-    cdef int i = first
-    cdef int apart_until = first if packed_room(route) else queue.batch
+    cdef int i = queue.first
+    cdef int apart_until = queue.first if packed_room(route) else queue.batch
     while i < queue.batch:
         slot = &queue.slots[i]
         if i >= apart_until:
@@ -330,21 +347,26 @@ cdef inline int seal_slots(queue_t *queue, const route_t *route, int first) noex
             # Not even an empty outbox takes it: segments of a few bytes each.
             verdict = DROP_TOO_LONG
         if verdict != KEEP:
-            sm_count(&queue.sent.dropped[verdict], 1)
+            drop_outgoing(queue, verdict, 1)
         i += 1
-    return i - first
+    return i - queue.first
 
 
-cdef inline void count_send(queue_t *queue, const train_t *train, int number) noexcept nogil:
-    # `number`: 0, or the errno with which the socket refused the train.
+cdef inline void count_send(queue_t *queue, const train_t *train, size_t length,
+                            int number) noexcept nogil:
+    # `length`: its bytes before it was sent. `number`: 0, or the errno with which the socket refused
+    # the train.
     if number == 0:
         sm_count(&queue.sent.frames_udp, train.frames)
+        sm_count(&train.lane.frames, train.frames)
+        sm_count(&train.lane.bytes, length)
         return
     sm_count(&queue.sent.send_errors[udp_error_index(number)], 1)
     sm_count(&queue.sent.dropped[DROP_UDP_SEND], train.frames)
+    sm_count(&train.lane.dropped[DROP_UDP_SEND], train.frames)
 
 
-cdef inline int send_train_singly(udp_t *udp, train_t *train, const address_t *to) noexcept nogil:
+cdef inline int send_train_singly(udp_t *udp, train_t *train) noexcept nogil:
     # Without UDP_SEGMENT, datagram by datagram. 0, or the errno of the last one that was refused;
     # EAGAIN or ENOBUFS: what is left of the train may go later.
     cdef size_t length
@@ -352,7 +374,7 @@ cdef inline int send_train_singly(udp_t *udp, train_t *train, const address_t *t
     while train.length:
         length = min(train.length, <size_t>train.segment_bytes)
         if sendto(udp.fd, train.bytes, length, MSG_DONTWAIT,
-                  <const sockaddr *>&to.storage, to.length) < 0:
+                  <const sockaddr *>&train.to.storage, train.to.length) < 0:
             if errno == EINTR:
                 continue
             if errno == EAGAIN or errno == ENOBUFS:
@@ -372,8 +394,8 @@ cdef inline void prepare_messages(outbox_t *outbox) noexcept nogil:
         outbox.vectors[i].iov_len = outbox.trains[i].length
         message = &outbox.messages[i].msg_hdr
         memset(message, 0, sizeof(msghdr))
-        message.msg_name = &outbox.to.storage
-        message.msg_namelen = outbox.to.length
+        message.msg_name = <void *>&outbox.trains[i].to.storage
+        message.msg_namelen = outbox.trains[i].to.length
         message.msg_iov = &outbox.vectors[i]
         message.msg_iovlen = 1
         if outbox.trains[i].datagrams > 1:
@@ -384,10 +406,10 @@ cdef inline void drop_outbox(queue_t *queue, int number) noexcept nogil:
     # What the socket did not take, with that errno.
     cdef outbox_t *outbox = queue.outbox
     while outbox.sent < outbox.count:
-        count_send(queue, &outbox.trains[outbox.sent], number)
+        count_send(queue, &outbox.trains[outbox.sent], 0, number)
         outbox.sent += 1
     outbox.used = 0
-    outbox.count = outbox.sent = outbox.short_of_memory = 0
+    outbox.count = outbox.sent = outbox.short_of_memory = outbox.target_count = 0
     outbox.waiting_since_ns = 0
     sm_release(&outbox.frames_waiting, 0)
 
@@ -413,27 +435,39 @@ cdef inline bint keep_outbox(queue_t *queue, int number) noexcept nogil:
     return True
 
 
+cdef inline bint goes_singly(const udp_t *udp, const train_t *train, uint64_t now_ns) noexcept nogil:
+    return (udp.no_segmentation
+            or now_ns < sm_counted(&(<port_t *>train.lane.port).single_until_ns))
+
+
+cdef inline int trains_together(const udp_t *udp, const outbox_t *outbox, uint64_t now_ns) noexcept nogil:
+    # How many of those that come next one system call may take.
+    cdef int count = outbox.sent
+    while count < outbox.count and not goes_singly(udp, &outbox.trains[count], now_ns):
+        count += 1
+    return count - outbox.sent
+
+
 cdef inline bint send_outbox(plane_t *plane, queue_t *queue, uint64_t now_ns) noexcept nogil:
     # Sends the trains, or counts why not, until the outbox is empty. False: the socket takes no
     # more now, queue.socket_waits says what to wait for, and the rest stays. Without a lock, and
     # with nothing pinned: the kernel may make us wait.
     cdef outbox_t *outbox = queue.outbox
     cdef train_t *train
-    cdef int sent, number
-    cdef bint singly = (plane.udp.no_segmentation
-                        or now_ns < sm_counted(outbox.single_until_ns))
+    cdef int sent, number, together
+    cdef size_t length
     queue.socket_waits = SOCKET_READY
-    if not singly:
-        prepare_messages(outbox)
+    prepare_messages(outbox)
     while outbox.sent < outbox.count:
         train = &outbox.trains[outbox.sent]
         number = 0
         sent = 1
-        if singly:
-            number = send_train_singly(&plane.udp, train, &outbox.to)
+        together = trains_together(&plane.udp, outbox, now_ns)
+        length = train.length
+        if not together:
+            number = send_train_singly(&plane.udp, train)
         else:
-            sent = sendmmsg(plane.udp.fd, &outbox.messages[outbox.sent],
-                            outbox.count - outbox.sent, MSG_DONTWAIT)
+            sent = sendmmsg(plane.udp.fd, &outbox.messages[outbox.sent], together, MSG_DONTWAIT)
             if sent < 0:
                 sent = 1
                 number = errno
@@ -441,18 +475,20 @@ cdef inline bint send_outbox(plane_t *plane, queue_t *queue, uint64_t now_ns) no
             continue
         if number == EAGAIN or (number == ENOBUFS and not outbox.short_of_memory):
             return not keep_outbox(queue, number)
-        if number == EIO and train.datagrams > 1 and not singly:
+        if number == EIO and train.datagrams > 1 and together:
             # No checksum offload on the way out: the kernel will not cut trains.
-            sm_release(outbox.single_until_ns,
-                       boottime_ns() + <uint64_t>SINGLE_S * 1000000000)
-            singly = True
+            now_ns = boottime_ns()
+            sm_release(&(<port_t *>train.lane.port).single_until_ns,
+                       now_ns + <uint64_t>SINGLE_S * 1000000000)
             continue
         outbox.short_of_memory = 0
         outbox.waiting_since_ns = 0
         while sent:
-            if number == 0:
-                line_sent(&plane.udp.line, outbox.trains[outbox.sent].length)
-            count_send(queue, &outbox.trains[outbox.sent], number)
+            if together:
+                length = outbox.trains[outbox.sent].length
+                if number == 0:
+                    line_sent(&plane.udp.line, length)
+            count_send(queue, &outbox.trains[outbox.sent], length, number)
             outbox.sent += 1
             sent -= 1
     drop_outbox(queue, 0)

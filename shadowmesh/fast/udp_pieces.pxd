@@ -104,7 +104,7 @@ cdef inline void take_fragment(plane_t *plane, uint32_t key_id, uint64_t counter
     # The slices are reused at once, so the frame cannot wait for others.
     flush_train(plane)
     unpin(&plane.peers.udp_pin)
-    deliver_frame(plane, &plane.udp.received, whole, length, NO_SEGMENTS)
+    deliver_frame(plane, &plane.udp.opener, plane.udp.port, whole, length, NO_SEGMENTS)
 
 
 # --- Packed frames --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from .capture cimport *
 from .datagram cimport *
 from .frame cimport *
 from .line cimport *
-from .link_out cimport capture_slots, judge_slot, park_copy, park_segments
+from .link_out cimport capture_slots, judge_slot, keep_slots
 from .peers cimport *
 from .plane cimport *
 from .session cimport *
@@ -54,41 +54,32 @@ cdef inline uint64_t line_room(udp_t *udp, uint64_t now_ns) noexcept nogil:
     return limit - <uint64_t>held if limit > <uint64_t>held else 0
 
 
-cdef inline void park_for_line(queue_t *queue, const route_t *route, int first,
-                               uint64_t now_ns) noexcept nogil:
-    # The rest of the batch waits. A super-frame would hold up a slow line for tens of milliseconds:
-    # there it waits in pieces.
-    cdef uint32_t most_bytes = <uint32_t>(route.payload_bytes - AAD_BYTES
-                                          - tag_bytes(route.epoch.cipher) - 1 - VNET_HEADER_BYTES)
-    cdef const slot_t *slot
-    cdef int i
-    for i in range(first, queue.batch):
-        slot = &queue.slots[i]
-        if not queue.very_slow:
-            backlog_park(queue.backlog, slot, slot_frame(slot), now_ns)
-        elif not is_super(slot) or not park_segments(queue, slot, most_bytes, now_ns):
-            park_copy(queue, slot.inner, slot.inner_bytes, now_ns)
-    queue.batch = 0
+cdef inline uint32_t line_segment(const route_t *route) noexcept nogil:
+    # The largest frame that one datagram takes: what a super-frame is cut into for a slow line.
+    return <uint32_t>(route.payload_bytes - AAD_BYTES - tag_bytes(route.epoch.cipher) - 1
+                      - VNET_HEADER_BYTES)
 
 
 cdef inline void choose_for_line(queue_t *queue, const route_t *route, uint64_t room,
                                  uint64_t now_ns) noexcept nogil:
     # Fills the slots with those whose turn it is, one or as many as there is room for.
+    cdef lane_t *lane = queue.lane
+    cdef parked_t *parked
     cdef slot_t *slot
     cdef uint64_t chosen = 0
     cdef int dropped = 0
-    cdef int index, verdict
-    queue.batch = 0
+    cdef int verdict
+    queue.batch = queue.first = 0
     while queue.batch < BATCH_FRAMES:
-        index = backlog_next(queue.backlog, now_ns, queue.slow, &dropped)
-        if index == NOBODY:
+        parked = lane_next(queue.store, lane, now_ns, lane.slow, &dropped)
+        if parked == NULL:
             break
         slot = &queue.slots[queue.batch]
-        slot[0] = queue.backlog.parked[index].slot
+        slot[0] = parked.slot
         chosen += slot.inner_bytes
         if chosen > room and queue.batch:
             break
-        backlog_take(queue.backlog, index)
+        lane_take(queue.store, parked)
         verdict = judge_slot(slot, route)
         if verdict == KEEP:
             queue.batch += 1
@@ -97,61 +88,80 @@ cdef inline void choose_for_line(queue_t *queue, const route_t *route, uint64_t 
     drop_outgoing(queue, DROP_QUEUE_FULL, dropped)
 
 
-cdef inline uint64_t batch_bytes(const queue_t *queue, int first) noexcept nogil:
+cdef inline uint64_t bytes_left(const queue_t *queue) noexcept nogil:
+    # Of the slots.
     cdef uint64_t total = 0
-    for i in range(first, queue.batch):
+    for i in range(queue.first, queue.batch):
         total += queue.slots[i].inner_bytes
     return total
 
 
-cdef inline void seal_and_send(plane_t *plane, queue_t *queue, session_t *session,
-                               const route_t *route, int *first, uint64_t now_ns) noexcept nogil:
-    # Slots from `first` on, as many as the outbox holds. The route is pinned no more then.
+cdef inline void seal_for_line(plane_t *plane, queue_t *queue, const route_t *route,
+                               uint64_t now_ns) noexcept nogil:
+    # Of the slots that are left as many as the outbox holds.
     if queue.captured < queue.batch and capture_on(&plane.capture):
         # Before the first is sealed, because cutting a super-frame writes into it.
         capture_slots(&plane.capture, &queue.slots[queue.captured], queue.batch - queue.captured)
     queue.captured = queue.batch
-    first[0] += seal_slots(queue, route, first[0])
-    queue.outbox.to = route.to
-    queue.outbox.single_until_ns = &session.single_until_ns
-    # The kernel may make us wait, so nothing is pinned meanwhile.
+    if open_outbox(queue.outbox, queue.lane, &route.to):
+        queue.first += seal_slots(queue, route)
+        queue.lane.taken_ns = now_ns
+
+
+cdef inline bint send_sealed(plane_t *plane, queue_t *queue, uint64_t now_ns) noexcept nogil:
+    # What is in the outbox. False: the socket takes no more now. The kernel may make us wait, so
+    # nothing is pinned any more.
     unpin(&plane.peers.tap_pins[queue.index])
-    send_outbox(plane, queue, now_ns)
+    return send_outbox(plane, queue, now_ns)
 
 
-cdef inline bint send_over_udp(plane_t *plane, queue_t *queue, session_t *session,
-                               const route_t *route, int *first, uint64_t now_ns) noexcept nogil:
-    # One step: sends slots from `first` on, or lets them wait, or chooses of what waits. True: no
-    # more can be sent now. The route may be pinned no more.
+cdef inline bint send_over_udp(plane_t *plane, queue_t *queue, const route_t *route,
+                               uint64_t now_ns) noexcept nogil:
+    # One step: seals slots that are left, or lets them wait, or chooses of what waits. True: no more
+    # can be sent now. What was sealed may still be in the outbox; the route may be pinned no more.
+    cdef lane_t *lane = queue.lane
+    cdef uint64_t limit = sm_acquire(&plane.udp.line.limit)
     cdef uint64_t room = 0
-    sm_release(&session.udp_last_frame_ns, now_ns)
-    if queue.outbox.count:
-        # What was sealed before waits still.
-        if queue.chosen:
-            drop_outgoing(queue, DROP_QUEUE_FULL, queue.batch - first[0])
-            queue.batch = first[0]
-    elif queue.chosen and first[0] < queue.batch:
-        seal_and_send(plane, queue, session, route, first, now_ns)
+    sm_release(&route.session.udp_last_frame_ns, now_ns)
+    if queue.chosen:
+        queue.chosen = 0
+        if queue.socket_waits == SOCKET_READY:
+            seal_for_line(plane, queue, route, now_ns)
+            send_sealed(plane, queue, now_ns)
+            if queue.first < queue.batch:
+                queue.chosen = 1
+                return False
+        if queue.first < queue.batch:
+            drop_outgoing(queue, DROP_QUEUE_FULL, queue.batch - queue.first)
+        queue.batch = queue.first = 0
+        give_back(queue.store)
         return False
-    else:
+    lane.slow = limit < LINE_FAST
+    lane.very_slow = limit < MAX_SUPER_FRAME
+    if queue.socket_waits == SOCKET_READY:
         room = line_room(&plane.udp, now_ns)
-    queue.chosen = 0
-    queue.slow = sm_acquire(&plane.udp.line.limit) < LINE_FAST
-    queue.very_slow = sm_acquire(&plane.udp.line.limit) < MAX_SUPER_FRAME
-    queue.backlog.arena_end = ARENA_BYTES if queue.slow else FAST_ARENA_BYTES
-    if not queue.slow and room:
-        room = LINE_MOST
-    if room and not queue.backlog.waiting and room >= batch_bytes(queue, first[0]):
-        seal_and_send(plane, queue, session, route, first, now_ns)
+        if room and not lane.slow:
+            room = LINE_MOST
+    if (room and not lane.waiting and (not lane.slow or not queue.store.waiting)
+            and room >= queue.outbox.used + bytes_left(queue)):
+        seal_for_line(plane, queue, route, now_ns)
+        if queue.first < queue.batch:
+            send_sealed(plane, queue, now_ns)
         return False
-    park_for_line(queue, route, first[0], now_ns)
-    first[0] = 0
+    keep_slots(queue, line_segment(route), now_ns)
+    if queue.outbox.count:
+        # Before more is chosen: what it holds counts.
+        send_sealed(plane, queue, now_ns)
+        return False
+    if queue.only_keeps and lane.slow and queue.store.waiting > lane.waiting:
+        # Others wait, too: who is next is not for this one to say.
+        return True
     if room == 0:
         sm_set_flag(&plane.udp.line.met, 1)
         if queue.socket_waits == SOCKET_READY:
             queue.socket_waits = SOCKET_PAUSES if queue.socket_spoke else SOCKET_FULL
         return True
-    room = min(room, max(sm_acquire(&plane.udp.line.limit) // LINE_PORTIONS, <uint64_t>1))
+    room = min(room, max(limit // LINE_PORTIONS, <uint64_t>1))
     choose_for_line(queue, route, min(room, <uint64_t>BATCH_BYTES), now_ns)
     queue.chosen = 1
     queue.captured = 0

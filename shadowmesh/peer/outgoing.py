@@ -26,6 +26,7 @@ from shadowmesh.wire.peer.states import Phase
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shadowmesh._fastpath import Port
     from shadowmesh.base.errors import ControlError
     from shadowmesh.config import HostPort
     from shadowmesh.link.link import Upgraded
@@ -51,6 +52,7 @@ class Outgoing:
     def __init__(
         self,
         common: Common,
+        port: Port,
         post: Callable[[Callable[[], None]], None],
         *,
         on_phase: Callable[[Phase], None],
@@ -60,6 +62,7 @@ class Outgoing:
         """Nothing is tried yet.
 
         Args:
+            port: of the peer that is dialled.
             post: carries out a call later, in the owner's greenlet, one after the other.
             on_phase: how far the attempt is.
             on_established: the session is the owner's from now on.
@@ -68,6 +71,7 @@ class Outgoing:
         self.tunnel: Tunnel | None = None
         self.post = post
         self._common = common
+        self._port = port
         self._target: HostPort | None = None
         self._on_phase = on_phase
         self._on_established = on_established
@@ -98,6 +102,8 @@ class Outgoing:
         self._on_phase(Phase.HANDSHAKE)
         try:
             self.tunnel = self._common.start_tunnel(upgraded, self)
+            # Before there are keys: the first frames may come with the answer that it is accepted.
+            self.tunnel.session.belongs_to(self._port)
         except (LocalProtocolError, OSError, MemoryError) as error:
             upgraded.sock.close()
             self._failed(PeerUnreachable(f"cannot start a session: {error or 'no memory'}"))

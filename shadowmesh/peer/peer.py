@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 import gevent
 
+from shadowmesh._fastpath import Port
 from shadowmesh.base import log
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import (
@@ -124,8 +125,10 @@ class Peer:
         self._backoff = Backoff(random.SystemRandom().random)
         #: a failed attempt is followed by another
         self._redial = False
+        self._port = Port(common.plane)
         self._outgoing = Outgoing(
             common,
+            self._port,
             self.post,
             on_phase=self._enter,
             on_established=self._established,
@@ -347,7 +350,7 @@ class Peer:
         """Everything that connecting started, in reverse: router, session, link, plane, TAP."""
         self._redial = False
         self._pause.cancel()
-        self._common.plane.activate(None)
+        self._port.activate(None)
         self._switches = self.path_switches
         tunnel, self.current = self.current, None
         if tunnel is not None:
@@ -410,6 +413,7 @@ class Peer:
         if reason is not None:
             tunnel.reject(reason)
             return
+        tunnel.session.belongs_to(self._port)
         # Before accepting: from now on our own dial must not reach the peer's decision any more.
         self._outgoing.abort(CloseReason.REPLACED, "the peer's own connection was taken")
         if not tunnel.accept():
@@ -436,7 +440,7 @@ class Peer:
             bool(result.peer_caps & result.local_caps & Caps.OFFLOAD),
             udp=bool(result.peer_caps & Caps.UDP_GSO),
         )
-        self._common.plane.activate(tunnel.session)
+        self._port.activate(tunnel.session)
         self._common.device.peer_is_there()
         self._common.known.authenticated(tunnel.wss.remote_address[0], boottime())
         if replaced is not None:
@@ -528,7 +532,7 @@ class Peer:
 
     def _lost(self, tunnel: Tunnel, ended: Ended) -> None:
         """The live session ended by itself."""
-        self._common.plane.activate(None)
+        self._port.activate(None)
         self.last_seen.gone()
         self._lost_unannounced = ended.peer_reason not in ANNOUNCED
         by_operator = ended.peer_reason == CloseReason.DISCONNECT

@@ -219,12 +219,13 @@ def test_the_copy_in_c_is_the_same(name):
     assert C_NUMBERS[name] == RENAMED[name]
 
 
-def test_strangers_cannot_take_every_seat_of_the_data_plane():
+def test_strangers_cannot_take_every_session_of_the_data_plane():
     assert C_NUMBERS["MAX_SESSIONS"] >= c.MAX_IN_HANDSHAKE + 16
 
 
-def test_every_seat_may_hold_the_key_ids_of_a_handshake_and_the_live_one_those_of_a_rekey():
-    assert C_NUMBERS["MAX_EPOCHS"] >= C_NUMBERS["MAX_SESSIONS"] + 3 * 16
+def test_every_session_of_every_port_may_hold_all_the_key_ids_that_one_may_have():
+    sessions = C_NUMBERS["MAX_SESSIONS"] + C_NUMBERS["PORT_SESSIONS"] * C_NUMBERS["MAX_PORTS"]
+    assert C_NUMBERS["MAX_EPOCHS"] >= sessions * C_NUMBERS["SESSION_EPOCHS"]
 
 
 def test_numbers_with_the_same_name_in_c_and_python_are_the_same():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shadowmesh._fastpath import DataPlane, Pipe, Session
+from shadowmesh._fastpath import DataPlane, Pipe, Port, Session
 from shadowmesh.base.constants import Caps, Inner
 from tests.twins import records, websocket
 
@@ -140,11 +140,18 @@ class Node:
         self.tap = self.taps[0]
         if tap:
             self.plane.attach_tap([one.fd for one in self.taps], mtu, udp_super_frames=True)
-        self.session = Session(self.plane)
+        self.port = Port(self.plane)
+        self.session = self.another_session()
         self.pipe = Pipe(self.plane, client)
         self.client = client
         self.local_id = 0
         self.remote_id = 0
+
+    def another_session(self) -> Session:
+        """Return a session with the same peer."""
+        session = Session(self.plane)
+        session.belongs_to(self.port)
+        return session
 
     def install(
         self,
@@ -179,7 +186,7 @@ class Node:
         self.install(self.local_id, self.remote_id, cipher, **options)
         self.session.bind(self.pipe)
         self.session.send_under(self.local_id)
-        self.plane.activate(self.session)
+        self.port.activate(self.session)
         return self
 
     def take_outgoing(self) -> bytes:
@@ -215,9 +222,10 @@ class Node:
         self.plane.detach_tap()
         self.session.close()
         self.pipe.close()
+        self.port.close()
         for tap in self.taps:
             tap.close()
-        del self.plane, self.session, self.pipe
+        del self.plane, self.port, self.session, self.pipe
 
 
 def ingest(pipe: Pipe, data: bytes, pieces: Sequence[int] = ()) -> list[Any]:
@@ -248,7 +256,7 @@ def pair(cipher: str = CHACHA, **options: Any) -> tuple[Node, Node]:
         node.install(node.local_id, node.remote_id, cipher, swap=swap, **options)
         node.session.bind(node.pipe)
         node.session.send_under(node.local_id)
-        node.plane.activate(node.session)
+        node.port.activate(node.session)
     return one, other
 
 

@@ -64,7 +64,7 @@ class Side:
         node.session.send_under(node.local_id)
         if path == "udp":
             node.session.use_udp(*peer.udp.getsockname(), PATH_BYTES)
-        node.plane.activate(node.session)
+        node.port.activate(node.session)
 
     def feed(self, frame: Frame, *, whole: bool) -> None:
         """Let the device have a frame of the host's.

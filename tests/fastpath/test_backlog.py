@@ -84,8 +84,12 @@ def test_two_long_queues_share_in_bytes_and_not_in_frames():
 def test_the_frames_of_a_flow_keep_their_order():
     backlog = hooks.Backlog()
     frames = [frame_of(number % 7, number, 60 + number * 31 % 1400) for number in range(500)]
-    for at in range(0, 500, 50):
+    for at in range(0, 250, 50):
         assert backlog.park(frames[at : at + 50], at)
+    for at in range(250, 500):
+        assert backlog.park_copy(frames[at], at)
+    for _ in range(100):
+        assert backlog.move_oldest()
     out = drain(backlog)
     assert sorted(out) == sorted(frames)
     for port in range(7):
@@ -128,12 +132,52 @@ def test_the_arena_takes_no_more_until_the_oldest_has_gone():
     number = 0
     while backlog.park([frame_of(1, number, 60_000)], 0):
         number += 1
-    assert number >= 16  # a MiB
+    assert number >= 5  # a batch, and what waits of the last one
     assert not backlog.park([frame_of(2, 0)], 0)
     assert backlog.shed() == frame_of(1, 0, 60_000)
     while not backlog.park([frame_of(2, 0)], 0):
         backlog.shed()
     assert frame_of(2, 0) in drain(backlog)
+
+
+def test_copies_take_nothing_of_the_arena_and_have_a_limit_of_their_own():
+    backlog = hooks.Backlog()
+    number = 0
+    while backlog.park_copy(frame_of(1, number, 60_000), 0):
+        number += 1
+    assert number * 60_000 <= backlog.copied <= hooks.SIZES["LANE_BYTES"]
+    assert number == 17  # a MiB
+    assert backlog.park([frame_of(2, 0)], 0)
+    assert backlog.shed() == frame_of(1, 0, 60_000)
+    assert backlog.park_copy(frame_of(1, number, 60_000), 0)
+    drain(backlog)
+    assert backlog.copied == 0
+
+
+def test_small_copies_are_counted_by_number():
+    backlog = hooks.Backlog()
+    for number in range(hooks.SIZES["LANE_FRAMES"]):
+        assert backlog.park_copy(frame_of(number % 5, number), 0)
+    assert not backlog.park_copy(frame_of(0, 0), 0)
+
+
+def test_what_has_been_in_the_arena_for_longest_makes_room_and_keeps_its_place():
+    backlog = hooks.Backlog()
+    frames = []
+    while backlog.park([frame_of(len(frames) % 2, len(frames), 60_000)], 0):
+        frames.append(frame_of(len(frames) % 2, len(frames), 60_000))
+    assert backlog.move_oldest()
+    assert backlog.copied == 60_001
+    while not backlog.park([frame_of(1, len(frames), 60_000)], 0):
+        assert backlog.move_oldest()
+    frames.append(frame_of(1, len(frames), 60_000))
+    out = drain(backlog)
+    for port in range(2):
+        mine = [
+            frame for frame in frames if frame in out and frame[34:36] == frame_of(port, 0)[34:36]
+        ]
+        assert [frame for frame in out if frame in mine] == mine
+    assert sorted(out) == sorted(frames)
 
 
 def test_the_list_takes_no_more_when_a_batch_would_not_fit():
@@ -185,6 +229,17 @@ class Model(RuleBasedStateMachine):
         if self.backlog.park(batch, self.now):
             for frame in batch:
                 self.twin.park(bucket(frame), frame, self.now)
+
+    @rule(port=st.integers(1, 5), length=st.sampled_from([50, 1400, 60_000]))
+    def park_copy(self, port: int, length: int) -> None:
+        self.number += 1
+        frame = frame_of(port, self.number, length)
+        if self.backlog.park_copy(frame, self.now):
+            self.twin.park(bucket(frame), frame, self.now)
+
+    @rule()
+    def move_oldest(self) -> None:
+        self.backlog.move_oldest()
 
     @rule(taking=st.booleans(), dropping=st.booleans())
     def send(self, taking: bool, dropping: bool) -> None:

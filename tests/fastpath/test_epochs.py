@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES, Pipe, Session
+from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES, Pipe, Port, Session
 from shadowmesh.base import constants
 from shadowmesh.base.constants import ControlCode, Inner
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
@@ -37,19 +37,28 @@ GOOD = plain(frame(b"good"))
 # --- Key ids ------------------------------------------------------------------------------------
 
 
-def test_the_low_byte_of_a_key_id_is_its_slot_and_256_are_all(make):
+def test_the_low_half_of_a_key_id_is_its_slot_and_a_session_has_eight(make):
     node = make(tap=False)
-    ids = [node.session.reserve_key_id() for _ in range(256)]
-    assert sorted(key_id & 0xFF for key_id in ids) == list(range(256))
-    assert 0 not in ids
+    ids = [node.session.reserve_key_id() for _ in range(8)]
+    assert [key_id & 0xFFFF for key_id in ids] == list(range(8))
     with pytest.raises(LocalProtocolError, match="no key epoch is free"):
         node.session.reserve_key_id()
     other = Session(node.plane)
-    with pytest.raises(LocalProtocolError, match="no key epoch is free"):
-        other.reserve_key_id()
-    node.session.retire(ids[77])
-    assert other.reserve_key_id() & 0xFF == ids[77] & 0xFF
+    assert other.reserve_key_id() & 0xFFFF == 8
+    node.session.retire(ids[5])
+    assert other.reserve_key_id() & 0xFFFF == 5
+    assert other.reserve_key_id() & 0xFFFF == 9
     other.close()
+
+
+def test_every_slot_can_be_used(make):
+    node = make(tap=False)
+    ports = [Port(node.plane) for _ in range(1023)]
+    sessions = [Session(node.plane) for _ in range(3000)]
+    used = {one.reserve_key_id() & 0xFFFF for one in sessions for _ in range(8)}
+    assert used == set(range(24_000))
+    for one in (*sessions, *ports):
+        one.close()
 
 
 def test_key_ids_are_random_above_the_slot(make):
@@ -58,12 +67,13 @@ def test_key_ids_are_random_above_the_slot(make):
     for _ in range(200):
         key_id = node.session.reserve_key_id()
         node.session.retire(key_id)
-        assert key_id & 0xFF == 0
+        assert key_id & 0xFFFF == 0
+        assert key_id != 0
         seen.add(key_id)
-    # 200 of 2^24 values: that two are the same has a chance of 0.1 %, that nine are has none
+    # 200 of 2^16 values: some 0.3 pairs are the same, nine are never
     assert len(seen) > 190
-    assert {bit for bit in range(8, 32) if any(key_id >> bit & 1 for key_id in seen)} == set(
-        range(8, 32)
+    assert {bit for bit in range(16, 32) if any(key_id >> bit & 1 for key_id in seen)} == set(
+        range(16, 32)
     )
 
 
@@ -74,24 +84,24 @@ def test_a_wanted_key_id_is_given_or_refused(make, wanted):
     with pytest.raises(LocalProtocolError):
         node.session.reserve_key_id(wanted)
     with pytest.raises(LocalProtocolError):  # another one in the same slot
-        node.session.reserve_key_id(wanted ^ 0x4200)
+        node.session.reserve_key_id(wanted ^ 0x420000)
 
 
 def test_closing_a_session_gives_its_epochs_back(make):
     node = make(tap=False)
     for _ in range(3):
         session = Session(node.plane)
-        for _ in range(256):
+        for _ in range(8):
             session.reserve_key_id()
         session.close()
-    assert node.session.reserve_key_id() & 0xFF == 0
+    assert node.session.reserve_key_id() & 0xFFFF == 0
 
 
-def test_eighty_sessions_are_all(make):
+def test_eighty_sessions_and_three_for_each_port_are_all(make):
     node = make(tap=False)
-    others = [Session(node.plane) for _ in range(79)]
-    assert len({one.number for one in (node.session, *others)}) == 80
-    with pytest.raises(LocalProtocolError, match="80 sessions"):
+    others = [Session(node.plane) for _ in range(82)]
+    assert len({one.number for one in (node.session, *others)}) == 83
+    with pytest.raises(LocalProtocolError, match="83 sessions"):
         Session(node.plane)
     others[3].close()
     others.append(Session(node.plane))
@@ -181,7 +191,7 @@ def test_a_closed_session_does_nothing_more(make):
         session.use_wss,
         lambda: session.use_udp("127.0.0.1", 9, 1400),
         lambda: session.send_udp_record(0, b"", "127.0.0.1", 9),
-        lambda: node.plane.activate(session),
+        lambda: node.port.activate(session),
     ):
         with pytest.raises(LocalProtocolError):
             call()
@@ -192,7 +202,7 @@ def test_a_pipe_of_another_plane_or_session_is_refused(make):
     with pytest.raises(LocalProtocolError):
         node.session.bind(other.pipe)
     with pytest.raises(LocalProtocolError):
-        node.plane.activate(other.session)
+        node.port.activate(other.session)
     node.session.bind(node.pipe)
     second = Session(node.plane)
     with pytest.raises(LocalProtocolError):
@@ -345,7 +355,7 @@ def test_retiring_other_keys_leaves_the_sending_ones_alone(make):
 #: Looks for keys in all the writable memory of its process, through one buffer that it leaves out.
 WATCHER = """
 import ctypes, mmap, os, socket
-from shadowmesh._fastpath import DataPlane, Pipe, Session
+from shadowmesh._fastpath import DataPlane, Pipe, Port, Session
 
 keys = [bytes((i * 37 + n * 101) % 251 for n in range(32)) for i in range(5, 9)]
 buffer = mmap.mmap(-1, 1 << 20)
@@ -416,7 +426,9 @@ class Node:
         self.plane = DataPlane()
         self.plane.attach_tap([self.device.fileno()], 1500)
         self.plane.attach_udp(self.udp.fileno(), socket.AF_INET)
-        self.session, self.pipe = Session(self.plane), Pipe(self.plane, client)
+        self.port, self.session = Port(self.plane), Session(self.plane)
+        self.session.belongs_to(self.port)
+        self.pipe = Pipe(self.plane, client)
         self.key_id = self.session.reserve_key_id()
 
     def start(self, peer, order):
@@ -425,7 +437,7 @@ class Node:
                              **dict(zip(names, (keys[i] for i in order))))
         self.session.bind(self.pipe)
         self.session.send_under(self.key_id)
-        self.plane.activate(self.session)
+        self.port.activate(self.session)
 
     def frame_to(self, peer):
         self.kernel.send(bytes(10) + frame)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shadowmesh import _fastpath
-from shadowmesh._fastpath import DataPlane, Pipe, Session
+from shadowmesh._fastpath import DataPlane, Pipe, Port
 from shadowmesh.base.constants import Inner
 from shadowmesh.base.errors import DeviceError, LocalProtocolError, RemoteProtocolError
 from shadowmesh.fast.hooks import faults
@@ -239,14 +239,14 @@ def test_a_card_that_cuts_no_trains_is_that_of_one_peer_only(wired):
     faults.fail("sendmmsg", errno.EIO, fd=wire.ours.fileno())
     send_train(wire)
     trains, singles = faults.calls("sendmmsg"), faults.calls("sendto")
-    first = wire.node.session
-    first.bind(None)
-    wire.node.session = Session(wire.node.plane)
+    wire.node.session.close()
+    wire.node.port.close()
+    wire.node.port = Port(wire.node.plane)
+    wire.node.session = wire.node.another_session()
     wire.node.start()
     wire.use()
     send_train(wire)
     assert (faults.calls("sendmmsg"), faults.calls("sendto")) == (trains + 1, singles)
-    first.close()
 
 
 @pytest.mark.parametrize("number", [errno.EINTR, errno.ENETUNREACH])

@@ -323,7 +323,7 @@ def test_without_an_active_session_frames_are_dropped_as_not_connected(make):
     node = make()
     node.feed([FRAME] * 3)
     assert dropped(node.settle(), "tx_dropped") == {"not_connected": 3}
-    node.plane.activate(node.session)  # active, but without keys
+    node.port.activate(node.session)  # active, but without keys
     node.feed([FRAME])
     assert dropped(node.settle(), "tx_dropped") == {"not_connected": 4}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh._fastpath import DataPlane, Pipe, Session
+from shadowmesh._fastpath import DataPlane, Pipe, Port, Session
 from shadowmesh.base.errors import LocalProtocolError
 from tests.fastpath.rig import (
     MTU,
@@ -201,14 +201,15 @@ def test_sessions_and_pipes_keep_their_plane(tap):
     running = threads()
     plane = DataPlane()
     plane.attach_tap([tap.fd], MTU)
-    session, pipe = Session(plane), Pipe(plane, client=True)
+    port, session, pipe = Port(plane), Session(plane), Pipe(plane, client=True)
+    session.belongs_to(port)
     del plane
     gc.collect()
     assert eventually(lambda: threads() == running + 1)
-    session.plane.activate(session)
+    port.activate(session)
     pipe.send_message(b"still there")
     assert pipe.outgoing() is not None
-    del session, pipe
+    del port, session, pipe
     gc.collect()
     assert eventually(lambda: threads() == running)
 
@@ -227,7 +228,7 @@ def test_a_session_keeps_the_pipe_that_it_is_bound_to():
 
 
 def all_sessions(plane: DataPlane) -> list[Session]:
-    """Take every seat that is free."""
+    """Make as many as there may be."""
     sessions = []
     with suppress(LocalProtocolError):
         while True:
@@ -235,14 +236,17 @@ def all_sessions(plane: DataPlane) -> list[Session]:
     return sessions
 
 
-def test_a_session_that_is_dropped_gives_its_seat_back():
+def test_a_session_that_is_dropped_makes_room_for_another():
     plane = DataPlane()
+    port = Port(plane)
     for _ in range(100):
         session = Session(plane)
         session.bind(Pipe(plane, client=False))
-        plane.activate(session)
+        session.belongs_to(port)
+        port.activate(session)
         del session
     gc.collect()
+    port.close()
     assert len(all_sessions(plane)) == 80
 
 
@@ -445,9 +449,9 @@ def test_calls_in_any_order_never_hang_or_leak(seed):
         lambda n, _: setattr(n, "pipe", Pipe(n.plane, n.client)),
         lambda n, _: n.session.close(),
         lambda n, _: n.start(remote_id=1),
-        lambda n, _: setattr(n, "session", Session(n.plane)),
+        lambda n, _: setattr(n, "session", n.another_session()),
         lambda n, _: n.session.retire(n.local_id),
-        lambda n, _: n.plane.activate(None),
+        lambda n, _: n.port.activate(None),
         lambda n, _: n.plane.udp_signals(),
         lambda n, _: n.session.send_record(0, b""),
         lambda n, _: n.tap.take(),

@@ -6,7 +6,6 @@ import struct
 
 import pytest
 
-from shadowmesh._fastpath import Session
 from shadowmesh.base.constants import ControlCode, Inner
 from shadowmesh.base.errors import RemoteProtocolError
 from tests.fastpath.rig import AEGIS, CHACHA, CIPHERS, KEYS, Peer, frame, ingest, plain
@@ -108,7 +107,7 @@ def test_a_key_id_without_keys_yet_ends_the_link(peer):
 def test_the_key_id_of_another_session_ends_the_link(make):
     node, other = make().start(), make()
     other.session.close()
-    other.session = Session(node.plane)
+    other.session = node.another_session()
     other.local_id = other.session.reserve_key_id()
     other.install(other.local_id, 1)
     peer = Peer(node)

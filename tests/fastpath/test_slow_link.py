@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from shadowmesh._fastpath import Pipe, Session
+from shadowmesh._fastpath import Pipe
 from shadowmesh.base.constants import Caps, Inner
 from shadowmesh.fast.hooks import queues as hooks
 from tests.fastpath.rig import CHACHA, KEYS, NO_OFFLOAD, Node, eventually, plain, unpack
@@ -202,7 +202,7 @@ def test_what_waits_is_judged_anew_for_the_session_that_takes_over(make):
     node.tap.feed(key_press)
     node.settle()
     session, pipe = node.session, node.pipe
-    node.session, node.pipe = Session(node.plane), Pipe(node.plane, node.client)
+    node.session, node.pipe = node.another_session(), Pipe(node.plane, node.client)
     node.start(caps=Caps.OFFLOAD, mtu=1000)
     sealed = b""
     while (ready := pipe.outgoing()) is not None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from shadowmesh._fastpath import Session
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import Caps, Inner
 from shadowmesh.base.errors import LocalProtocolError
@@ -304,7 +303,7 @@ def test_a_signal_of_a_session_that_is_gone_is_not_taken_for_its_successors(wire
     before = wire.node.session.number
     wire.node.session.close()
     assert wire.node.session.number == -1
-    successor = Session(wire.node.plane)
+    successor = wire.node.another_session()
     assert {one[0] for one in wire.node.plane.udp_signals()} == {before}
     assert successor.number != before
     successor.close()

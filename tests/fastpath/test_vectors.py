@@ -48,7 +48,7 @@ def connected(make: Any, vector: dict[str, Any], *, sends: bool) -> Node:
     node.install(local, remote, vector["cipher"], keys=keys, caps=Caps.OFFLOAD)
     node.session.bind(node.pipe)
     node.session.send_under(local)
-    node.plane.activate(node.session)
+    node.port.activate(node.session)
     return node
 
 

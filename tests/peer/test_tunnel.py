@@ -13,7 +13,7 @@ import gevent
 import gevent.socket as gsocket
 import pytest
 
-from shadowmesh._fastpath import DataPlane, build_info
+from shadowmesh._fastpath import DataPlane, Port, build_info
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import (
     CLOSE_AFTER_FAILED,
@@ -117,6 +117,8 @@ class Side:
             terms(secrets.token_bytes(32), **options),
             Heard(self),
         )
+        self.port = Port(self.plane)
+        self.tunnel.session.belongs_to(self.port)
 
     def _release(self):
         self.released += 1
@@ -130,7 +132,7 @@ class Side:
     def established(self):
         wait_for(lambda: self.tunnel.established_boottime or self.tunnel.over, "established")
         assert not self.tunnel.over, self.heard
-        self.plane.activate(self.tunnel.session)
+        self.port.activate(self.tunnel.session)
 
     def ended(self):
         """Wait for the end; return why, checking that it is told once and leaves nothing."""

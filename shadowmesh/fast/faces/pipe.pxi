@@ -48,11 +48,10 @@ cdef class Pipe:
     @property
     def queued_bytes(self) -> int:
         """Bytes that wait for the link: sealed, at most 512 KiB, and what waits to be sealed."""
-        cdef plane_t *plane = self.plane.plane
         cdef uint64_t waiting = ring_waiting(&self.link.ring)
-        if (self.link.parser.session != -1
-                and self.link.parser.session == plane.peers.active_session):
-            waiting += bytes_waiting(&plane.tap)
+        cdef const session_t *session = self.link.parser.session
+        if session != NULL and session.port != NULL and (<port_t *>session.port).active == session:
+            waiting += bytes_waiting(<port_t *>session.port)
         return waiting
 
     @property
@@ -110,20 +109,17 @@ cdef class Pipe:
         cdef uint64_t now_ns = boottime_ns()
         cdef int outcome
         cdef list events = []
-        cdef mover_t mover
         if self.closed:
             return events
         self._check_ours()
         if self.offence:
             self._raise_offence()
-        mover.pin = &self.plane.plane.peers.hub_pin
-        mover.received = &self.plane.plane.wss.received
         if n > HEADROOM + PARSER_BYTES - parser.raw_end:
             raise LocalProtocolError(f"{n} bytes ingested, but the buffer had less room")
         parser.raw_end += n
         while True:
             with nogil:
-                outcome = parse(self.plane.plane, &mover, parser, now_ns)
+                outcome = parse(self.plane.plane, &self.plane.plane.wss.hub, parser, now_ns)
             if outcome == EVENT_NONE:
                 return events
             if outcome < 0:
@@ -153,7 +149,7 @@ cdef class Pipe:
         """
         cdef bint well
         self._check_ours()
-        if self.closed or self.link.parser.session < 0:
+        if self.closed or self.link.parser.session == NULL:
             raise LocalProtocolError("the pipe is closed, or no session's")
         with nogil:
             well = start_wss_thread(self.plane.plane)

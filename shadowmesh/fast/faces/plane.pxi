@@ -171,23 +171,74 @@ cdef class DataPlane:
         with nogil:
             end_realtime(&self.plane.threads, ETIME)
 
-    def activate(self, Session session) -> None:
-        """Send the TAP's frames to `session` from now on.
+    cdef int _own(self, bytes mac, port_t *port) except -1:
+        check_mac(mac)
+        if mac[0] & 1 or not fdb_own(self.plane.fdb, self.plane.peers.ports, mac, port):
+            raise LocalProtocolError(f"{mac.hex(':')} is another one's address, or no device's")
+        return 0
 
-        None: to nobody; they wait for a second in the device's queue and are then dropped as
-        not_connected.
+    def own_mac(self, bytes mac not None) -> None:
+        """Let nobody else use the address of our device.
+
+        Raises:
+            LocalProtocolError: it is a peer's.
         """
-        if session is not None and (session.plane is not self or session.index < 0):
-            raise LocalProtocolError("the session is closed or another plane's")
-        sm_set_flag(&self.plane.peers.active_session, -1 if session is None else session.index)
-        # The TAP threads may be waiting for somebody to send to.
-        wake_tap_threads(&self.plane.tap)
+        self._own(mac, NULL)
+
+    def limit_macs(self, uint64_t count) -> None:
+        """Learn no more addresses than so many, up to 32,768."""
+        self.plane.fdb.most_entries = min(count, <uint64_t>(FDB_SETS * FDB_WAYS))
+
+    def age_macs(self) -> None:
+        """Forget addresses that were not heard for long; now and then, once in some seconds."""
+        with nogil:
+            fdb_sweep(self.plane.fdb, self.plane.peers.ports,
+                      <uint32_t>(boottime_ns() // 1000000000))
+
+    def fdb(self) -> list:
+        """Return behind which port each known address is.
+
+        Returns:
+            ``(mac, vlan, port, age, static, moves)``: port is a :attr:`Port.number`, None for this
+            host's side; vlan 0: none, None: every one; age: seconds since it was heard, None for a
+            static one; moves: from port to port, lately.
+        """
+        cdef uint32_t now_s = <uint32_t>(boottime_ns() // 1000000000)
+        cdef const fdb_entry_t *entry
+        cdef uint64_t key, state
+        cdef list out = []
+        for i in range(FDB_SETS * FDB_WAYS):
+            entry = fdb_at(self.plane.fdb, i)
+            key = sm_acquire(&entry.key)
+            state = sm_acquire(&entry.state)
+            if not key & FDB_USED or has_aged(key, state, now_s):
+                continue
+            static = bool(key & FDB_STATIC)
+            vlan = key >> 48 & 0xFFF
+            out.append((
+                int(key & FDB_MAC).to_bytes(6, "little"),
+                None if vlan == ANY_VLAN else vlan,
+                None if state_port(state) == LOCAL_PORT else state_port(state),
+                None if static else max(0, <int32_t>(now_s - state_heard(state))),
+                static,
+                state_moves(state),
+            ))
+        return out
+
+    def fdb_counters(self) -> dict:
+        """Return entries, moves from port to port, and frames whose source found no place."""
+        return {
+            "entries": sm_counted(&self.plane.fdb.entries),
+            "moves": sm_counted(&self.plane.fdb.moves),
+            "unlearned": sm_counted(&self.plane.fdb.unlearned),
+        }
 
     def counters(self) -> dict:
         """Return frames, bytes and drops since the start of the daemon.
 
-        ``frames_read = frames_sent + frames_queued + sum(tx_dropped)`` holds whenever the TAP
-        threads are between two batches; so does
+        ``frames_read + frames_copied = frames_sent + frames_queued + sum(tx_dropped)`` holds
+        whenever the TAP threads are between two batches, copied being one more for each further
+        peer that a frame is flooded to; so does
         ``frames_opened = frames_written + sum(rx_dropped)``. ``udp_refused`` counts datagrams
         that were no record of ours, by reason. ``queues`` has (frames read, frames written) of
         each queue that a device may have.
@@ -200,6 +251,7 @@ cdef class DataPlane:
             "bytes_read": totals.sent.bytes_read,
             "frames_sent": totals.frames_sent,
             "frames_queued": totals.frames_queued,
+            "frames_copied": totals.sent.frames_copied,
             "tx_dropped": {DROP_NAMES[i]: totals.sent.dropped[i] for i in range(DROP_REASONS)},
             "queues": [
                 (sm_counted(&self.plane.tap.queues[i].sent.frames_read), written[i])

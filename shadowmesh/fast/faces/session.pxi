@@ -24,39 +24,54 @@ cdef class Session:
     """One peer: its key epochs and the link that carries them.
 
     Raises:
-        LocalProtocolError: from the constructor, when all seats are taken.
+        LocalProtocolError: from the constructor, when there are too many.
     """
 
     cdef readonly DataPlane plane
-    cdef int index
+    cdef session_t *session     # NULL: closed
     cdef Pipe pipe
 
     def __cinit__(self, DataPlane plane not None):
         self.plane = plane
-        self.index = seat_session(&plane.plane.peers)
-        if self.index < 0:
-            raise LocalProtocolError(f"all {MAX_SESSIONS} sessions are in use")
+        self.session = session_new(&plane.plane.peers)
+        if self.session == NULL:
+            raise LocalProtocolError(
+                f"there are {plane.plane.peers.session_count} sessions, and no room for another")
 
     def __dealloc__(self):
         # Without a plane the constructor has refused its arguments.
-        if self.plane is not None and self.index >= 0:
+        if self.plane is not None and self.session != NULL:
             self.close()
 
     cdef session_t *_state(self) except NULL:
-        if self.index < 0:
+        if self.session == NULL:
             raise LocalProtocolError("the session is closed")
-        return &self.plane.plane.peers.sessions[self.index]
+        return self.session
 
     cdef epoch_t *_epoch(self, uint32_t key_id) except NULL:
         cdef epoch_t *epoch = epoch_of(&self.plane.plane.peers, key_id)
-        if epoch == NULL or epoch.session != self.index:
+        if epoch == NULL or epoch.session != self.session:
             raise LocalProtocolError(f"key id {key_id:#010x} is not one of this session's")
         return epoch
 
     @property
     def number(self) -> int:
         """What :meth:`DataPlane.udp_signals` calls it, and no other session ever; -1 when closed."""
-        return -1 if self.index < 0 else self._state().number
+        return -1 if self.session == NULL else self.session.number
+
+    def belongs_to(self, Port port not None) -> None:
+        """This is a session with the peer of `port`; before that its frames are dropped.
+
+        Raises:
+            LocalProtocolError: the port is closed or another plane's, or the session another port's.
+        """
+        self._state()
+        if port.plane is not self.plane or port.port == NULL:
+            raise LocalProtocolError("the port is closed or another plane's")
+        if self.session.port != port.port:
+            if self.session.port != NULL:
+                raise LocalProtocolError("the session is another port's")
+            sm_publish(&self.session.port, port.port)
 
     def reserve_key_id(self, uint32_t wanted=0) -> int:
         """Return a fresh key id (not 0) under which the peer may send once keys are installed.
@@ -64,11 +79,10 @@ cdef class Session:
         Args:
             wanted: a certain key id, as published vectors need; 0: a random one.
         Raises:
-            LocalProtocolError: all epochs, or the wanted one, are in use.
+            LocalProtocolError: all epochs of the session, or the wanted one, are in use.
         """
         cdef uint32_t key_id
-        self._state()
-        key_id = reserve_epoch(&self.plane.plane.peers, self.index, wanted)
+        key_id = reserve_epoch(&self.plane.plane.peers, self._state(), wanted)
         if key_id == 0:
             raise LocalProtocolError("no key epoch is free")
         return key_id
@@ -173,8 +187,7 @@ cdef class Session:
     def retire(self, uint32_t key_id) -> None:
         """Erase the keys of `key_id`, or give back a key id that was never used."""
         self._state()
-        self._epoch(key_id)
-        retire_epoch(&self.plane.plane.peers, key_id & 0xFF)
+        retire_epoch(&self.plane.plane.peers, self._epoch(key_id))
 
     def bind(self, Pipe pipe) -> None:
         """Carry this session's records over `pipe`; None: over nothing.
@@ -183,11 +196,12 @@ cdef class Session:
         """
         self._state()
         if pipe is not None and (pipe.closed or pipe.plane is not self.plane
-                                 or pipe.link.parser.session not in (-1, self.index)):
+                                 or (pipe.link.parser.session != NULL
+                                     and pipe.link.parser.session != self.session)):
             raise LocalProtocolError("the pipe is closed, or another plane's or session's")
         if pipe is self.pipe:
             return
-        bind_link(self.plane.plane, self.index, NULL if self.pipe is None else &self.pipe.link,
+        bind_link(self.plane.plane, self.session, NULL if self.pipe is None else &self.pipe.link,
                   NULL if pipe is None else &pipe.link)
         self.pipe = pipe
 
@@ -261,17 +275,16 @@ cdef class Session:
 
     def records_sealed(self) -> int:
         """Return how many records the sending keys have sealed on the busier path."""
-        self._state()
-        return count_sealed(&self.plane.plane.peers, self.index)
+        return count_sealed(self._state())
 
     def open_failures(self) -> int:
         """Return the most datagrams that failed to open under one of the keys."""
-        return count_failures(&self.plane.plane.peers, self.index)
+        return count_failures(self._state())
 
     def close(self) -> None:
-        """Erase all keys and give up the seat. Idempotent."""
-        if self.index < 0:
+        """Erase all keys. Idempotent."""
+        if self.session == NULL:
             return
         self.bind(None)
-        unseat_session(&self.plane.plane.peers, self.index)
-        self.index = -1
+        session_free(&self.plane.plane.peers, self.session)
+        self.session = NULL

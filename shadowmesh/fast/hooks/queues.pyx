@@ -28,6 +28,8 @@ SIZES = {
     "LINE_QUEUE_NS": LINE_QUEUE_NS,
     "FLOWS": FLOWS,
     "PARKED_FRAMES": PARKED_FRAMES,
+    "LANE_FRAMES": LANE_FRAMES,
+    "LANE_BYTES": LANE_BYTES,
     "BATCH_FRAMES": BATCH_FRAMES,
     "CAPTURE_BYTES": CAPTURE_BYTES,
     "MAX_SEGMENTS": MAX_SEGMENTS,
@@ -35,7 +37,7 @@ SIZES = {
 }
 
 
-# --- Frames that wait for a slow link (fast/backlog.pxd) ------------------------------------------
+# --- Frames that wait (fast/backlog.pxd) ----------------------------------------------------------
 
 
 def stride(size_t inner_bytes):
@@ -44,68 +46,89 @@ def stride(size_t inner_bytes):
 
 
 cdef class Backlog:
-    """Frames that wait, in an arena that is filled as the TAP thread does it."""
+    """Frames for one peer that wait, where they are read or copied."""
 
-    cdef backlog_t *backlog
-    cdef int chosen
+    cdef store_t *store
+    cdef lane_t lane
+    cdef parked_t *chosen
 
     def __cinit__(self):
-        self.backlog = backlog_new()
-        self.chosen = NOBODY
-        if self.backlog == NULL:
+        memset(&self.lane, 0, sizeof(lane_t))
+        self.store = store_new()
+        if self.store == NULL or not lane_provide(&self.lane):
             raise MemoryError
 
     def __dealloc__(self):
-        backlog_free(self.backlog)
+        while self.lane.first != NULL:
+            lane_remove(self.store, self.lane.first)
+        give_back(self.store)
+        free(self.lane.flows)
+        store_free(self.store)
 
     @property
     def waiting(self):
         """How many frames, and how many bytes with their inner type."""
-        return self.backlog.waiting, self.backlog.waiting_bytes
+        return self.lane.waiting, self.lane.waiting_bytes
+
+    @property
+    def copied(self):
+        """Bytes that are not in the arena."""
+        return self.store.copied_bytes
 
     def park(self, list frames not None, uint64_t now_ns):
         """Read a batch of plain frames and let all of it wait; False when there is no room."""
         cdef size_t start
-        cdef size_t end = arena_room(self.backlog, SLOT_BYTES, &start)
+        cdef size_t end = arena_room(self.store, SLOT_BYTES, &start)
         cdef slot_t slot
         cdef bytes frame
-        if backlog_full(self.backlog) or end < SLOT_BYTES:
+        if store_full(self.store) or end < SLOT_BYTES:
             return False
         end += start
         if len(frames) > BATCH_FRAMES or start + sum(map(len, frames)) + 64 * len(frames) > end:
             raise ValueError("more than a batch, or than the room for it")
         for frame in frames:
-            slot.inner = self.backlog.arena + start
+            slot.inner = self.store.arena + start
             slot.inner_bytes = <uint32_t>(1 + len(frame))
             slot.inner[0] = INNER_FRAME
             memcpy(slot.inner + 1, <const uint8_t *>frame, len(frame))
-            backlog_park(self.backlog, &slot, slot.inner + 1, now_ns)
+            park_in_place(self.store, &self.lane, &slot, now_ns)
             start += (slot.inner_bytes + 63) // 64 * 64
-        self.backlog.spare = start
+        self.store.spare = start
         return True
+
+    def park_copy(self, bytes frame not None, uint64_t now_ns):
+        """Let a copy of a frame wait; False when there are too many."""
+        cdef bytes inner = bytes([INNER_FRAME]) + frame
+        return bool(park_copy(self.store, &self.lane, inner, len(inner), now_ns))
+
+    def move_oldest(self):
+        """Copy the frame that has been in the arena for longest; False: there is none, or no room."""
+        return bool(move_oldest(self.store))
 
     def next(self, uint64_t now_ns, bint dropping):
         """Return the frame whose turn it is, or None, and how many CoDel has dropped."""
         cdef int dropped = 0
-        self.chosen = backlog_next(self.backlog, now_ns, dropping, &dropped)
-        return (None if self.chosen == NOBODY else self.frame(self.chosen)), dropped
+        self.chosen = lane_next(self.store, &self.lane, now_ns, dropping, &dropped)
+        give_back(self.store)
+        return (None if self.chosen == NULL else self.frame(self.chosen)), dropped
 
     def take(self):
         """That frame is sealed."""
-        backlog_take(self.backlog, self.chosen)
+        lane_take(self.store, self.chosen)
+        give_back(self.store)
 
     def shed(self):
         """Drop the frame that came first, and return it."""
-        cdef int oldest = backlog_oldest(self.backlog)
-        if oldest == NOBODY:
+        cdef parked_t *oldest = self.lane.first
+        if oldest == NULL:
             return None
         dropped = self.frame(oldest)
-        backlog_remove(self.backlog, oldest)
+        lane_remove(self.store, oldest)
+        give_back(self.store)
         return dropped
 
-    cdef bytes frame(self, int index):
-        cdef const slot_t *slot = &self.backlog.parked[index].slot
-        return view(slot.inner + 1, slot.inner_bytes - 1)
+    cdef bytes frame(self, const parked_t *parked):
+        return view(parked.slot.inner + 1, parked.slot.inner_bytes - 1)
 
 
 # --- What the host may hold (fast/line.pxd) --------------------------------------------------------

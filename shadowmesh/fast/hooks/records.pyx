@@ -40,6 +40,13 @@ REASONS = {
     "udp_send": DROP_UDP_SEND,
     "queue_full": DROP_QUEUE_FULL,
     "own_datagram": DROP_OWN_DATAGRAM,
+    "foreign_mac": DROP_FOREIGN_MAC,
+    "mac_elsewhere": DROP_MAC_ELSEWHERE,
+    "mac_limit": DROP_MAC_LIMIT,
+    "flood_limit": DROP_FLOOD_LIMIT,
+    "bad_vlan": DROP_BAD_VLAN,
+    "reserved_address": DROP_RESERVED_ADDRESS,
+    "split_horizon": DROP_SPLIT_HORIZON,
 }
 REFUSED = {
     "unknown": REFUSED_UNKNOWN,
@@ -242,10 +249,15 @@ def admit(vnet, frame, uint32_t mtu_bytes, uint32_t most_segments=MAX_SEGMENTS):
 # --- Life of keys (fast/peers.pxd, fast/inbound.pxd, fast/udp_in.pxd, fast/session.pxd) ----------
 
 
+cdef enum:
+    KEY_ID = 0x10000
+
+
 cdef class Life:
     """A session with one epoch of keys, of any age and at any counter."""
 
     cdef plane_t *plane
+    cdef session_t *session
     cdef ring_t ring
     cdef uint64_t now_ns
 
@@ -255,29 +267,32 @@ cdef class Life:
         self.plane = <plane_t *>calloc(1, sizeof(plane_t))
         if self.plane == NULL:
             raise MemoryError
-        if seat_session(&self.plane.peers) or not reserve_epoch(&self.plane.peers, 0, 0x100):
+        self.session = session_new(&self.plane.peers)
+        if (self.session == NULL
+                or not reserve_epoch(&self.plane.peers, self.session, KEY_ID)):
             raise MemoryError
-        epoch = self.plane.peers.epochs[0]
+        epoch = epoch_of(&self.plane.peers, KEY_ID)
         epoch.born_ns = 1000
         epoch.wss_tx_next = wss_next
         epoch.udp_tx_next = udp_next
         publish_epoch(&self.plane.peers, epoch)
-        self.plane.peers.sessions[0].draft.epoch = epoch
-        self.plane.peers.sessions[0].draft.ring = &self.ring
+        self.session.draft.epoch = epoch
+        self.session.draft.ring = &self.ring
         self.now_ns = epoch.born_ns + age_ns
 
     def __dealloc__(self):
-        if self.plane != NULL:
-            unseat_session(&self.plane.peers, 0)
+        if self.session != NULL:
+            session_free(&self.plane.peers, self.session)
         free(self.plane)
 
     def obstacle(self):
         """KEEP (-1) when the session may seal, or the number of the DROP_ reason."""
-        return sending_obstacle(&self.plane.peers.sessions[0].draft, self.now_ns)
+        return sending_obstacle(&self.session.draft, self.now_ns)
 
     def opens(self):
         """Whether a message or a record of one may be opened."""
-        return bool(may_open(self.plane.peers.epochs[0], 0x100, 0, self.now_ns))
+        return bool(may_open(epoch_of(&self.plane.peers, KEY_ID), KEY_ID, self.session,
+                             self.now_ns))
 
     def refuses_datagram(self, uint64_t counter):
         """Give a datagram that is not authentic; return the number of the REFUSED_ reason."""
@@ -285,7 +300,7 @@ cdef class Life:
         cdef address_t source
         memset(&source, 0, sizeof(address_t))
         memset(datagram, 0, sizeof(datagram))
-        write_aad(datagram, KIND_UDP, 0x100, counter)
+        write_aad(datagram, KIND_UDP, KEY_ID, counter)
         memset(self.plane.udp.refused, 0, sizeof(self.plane.udp.refused))
         open_datagram(self.plane, datagram, sizeof(datagram), &source, self.now_ns)
         unpin(&self.plane.peers.udp_pin)
