@@ -121,6 +121,16 @@ MAX_MTU: Final = 9000
 #: queues of the TAP device, each with a thread of its own
 MAX_QUEUES: Final = 4
 
+# --- Many peers -------------------------------------------------------------------------------
+
+#: of one daemon
+MAX_PEERS: Final = 1024
+#: entries of the MAC table that a configuration may ask for
+MIN_MACS: Final = 256
+MAX_MACS: Final = 32_768
+#: of one peer, when it may have any; and of the list in its `allowed_macs`
+MAX_MACS_PER_PEER: Final = 256
+
 # --- Keys and rekeys (protocol section 7) -----------------------------------------------------
 
 #: upper bound of the delay added to rotation_interval, so that peers do not march in step

@@ -1,5 +1,7 @@
 """The configuration as the rest of the program sees it: frozen dataclasses, one per section.
 
+`peers:` is the section that is a list: a `PeerEntry` for each of its items.
+
 Owns: the types of the values. Does not know: where values come from, their defaults or ranges
 (`schema`), nor any socket or device. Names are those of interface.md, "Configuration".
 Durations are seconds.
@@ -9,13 +11,15 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from shadowmesh.base.constants import MODE_PIN, MODE_PSK
 
 REDACTED = "***"
+#: of the one peer of `peer:`, which has none of its own
+ONLY_PEER: Final = "peer"
 
 
 class Secret:
@@ -110,6 +114,31 @@ class PeerSection:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerEntry:
+    """One peer: an item of `peers:`, or what `peer:` says."""
+
+    #: a DNS label in lower case; ONLY_PEER from `peer:`
+    name: str
+    #: Ed25519, 32 bytes, checked; None only from `peer:`
+    public_key: bytes | None
+    #: None: it is waited for
+    address: HostPort | None
+    auto_connect: bool
+    #: that it has in the tunnel; for people and checks, nothing is set by them
+    tunnel_ips: tuple[IPv4Address | IPv6Address, ...] = ()
+    #: which source addresses its frames may have, 6 bytes each; own: that of its TAP alone
+    allowed_macs: Literal["any", "own"] | tuple[bytes, ...] = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSection:
+    #: entries of the MAC table
+    max_macs: int
+    #: send broadcast, multicast and unknown unicast to every peer
+    broadcast: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NatSection:
     enabled: bool
     stun_server: tuple[HostPort, ...]
@@ -145,18 +174,34 @@ class Config:
     network: NetworkSection
     encryption: EncryptionSection
     peer: PeerSection
+    mesh: MeshSection
     nat: NatSection
     websocket: WebsocketSection
     monitoring: MonitoringSection
+    #: the items of `peers:`, sorted as in the file; None: `peers:` is not used
+    peer_list: tuple[PeerEntry, ...] | None = None
+
+    @property
+    def listed(self) -> bool:
+        """Whether `peers:` says who the peers are, and not `peer:`."""
+        return self.peer_list is not None
+
+    @property
+    def peers(self) -> tuple[PeerEntry, ...]:
+        """All peers; from `peer:` always one, also when that names nobody."""
+        if self.peer_list is not None:
+            return self.peer_list
+        one = self.peer
+        return (PeerEntry(ONLY_PEER, one.public_key, one.address, one.auto_connect),)
 
     @property
     def mode(self) -> int:
         """The mode byte: bit 0 pre-shared key, bit 1 pinned peer; 0 means refuse to connect.
 
-        Source: protocol section 2.
+        Every peer of a list is pinned. Source: protocol section 2.
         """
         psk = MODE_PSK if self.encryption.key is not None else 0
-        pin = MODE_PIN if self.peer.public_key is not None else 0
+        pin = MODE_PIN if self.listed or self.peer.public_key is not None else 0
         return psk | pin
 
 
@@ -166,7 +211,7 @@ class LoadedConfig:
 
     Attributes:
         sources: for each `section.key`: `default`, `FILE:LINE`, `flag --section.key` or
-            `environment NAME`.
+            `environment NAME`; with a list also of `peers` and of each `peers.NAME`.
         path: the file that was read, None when there was none.
         warnings: what an operator should know although it is allowed; one line each.
     """

@@ -16,14 +16,17 @@ from shadowmesh.base.constants import (
     DEFAULT_PID_FILE,
     DEFAULT_TLS_CERT,
     DEFAULT_TLS_KEY,
+    MAX_MACS,
     MAX_MTU,
     MAX_QUEUES,
+    MIN_MACS,
     MIN_MTU,
 )
 from shadowmesh.config import values
 from shadowmesh.config.model import (
     DaemonSection,
     EncryptionSection,
+    MeshSection,
     MonitoringSection,
     NatSection,
     NetworkSection,
@@ -88,6 +91,7 @@ SECTIONS: dict[str, type] = {
     "network": NetworkSection,
     "encryption": EncryptionSection,
     "peer": PeerSection,
+    "mesh": MeshSection,
     "nat": NatSection,
     "websocket": WebsocketSection,
     "monitoring": MonitoringSection,
@@ -173,6 +177,14 @@ _KEYS = (
     Key(
         "peer.auto_connect", None, _BOOLEAN, values.boolean,
         "dial at start and redial for ever", reload=True,
+    ),
+    Key(
+        "mesh.max_macs", "8192", _INTEGER, values.whole(MIN_MACS, MAX_MACS),
+        f"entries of the MAC table, {MIN_MACS} to {MAX_MACS}",
+    ),
+    Key(
+        "mesh.broadcast", "true", _BOOLEAN, values.boolean,
+        "send broadcast, multicast and unknown unicast to every peer",
     ),
     Key(
         "nat.enabled", "true", _BOOLEAN, values.boolean,

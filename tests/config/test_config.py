@@ -382,6 +382,8 @@ WRONG = {
     ],
     "peer.public_key": ["x", PUBLIC_TEXT[:-1], PSK, "A" * 43 + "="],
     "peer.auto_connect": ["", "maybe"],
+    "mesh.max_macs": ["", "255", "32769", "many"],
+    "mesh.broadcast": ["", "some"],
     "nat.enabled": ["", "auto"],
     "nat.stun_server": ["stun", "a:1,b", "a:1,,b:1", ",".join(f"s{i}:1" for i in range(9))],
     "nat.detection_timeout": ["", "499ms", "61s", "5"],
