@@ -262,6 +262,7 @@ def try_config(data: bytes) -> None:
 def config_seeds() -> Iterable[bytes]:
     yield (ROOT / "conf" / "daemon.yaml").read_bytes()
     yield b"network: {mtu: 1500, tap_device: 'tap0'}\nnat:\n  stun_server: [a:1, b:2]\n"
+    yield b"peers:\n- {name: a, allowed_macs: [02:00:00:00:00:01]}\n- name: b\n- [x]\n"
     yield b"a: &a [*a, *a]\n"
 
 

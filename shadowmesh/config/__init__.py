@@ -8,6 +8,7 @@ Does not know: sockets, devices, what the values are used for.
     flags --section.key -----------------------------+
     environment SHADOWMESH_SECTION_KEY --------------+-> load -> Config (model)
     file -> yamlfile (lines, form) -> raw values ----+    |
+      peers: of it -> peerlist (one entry each) -----+    |
     schema (keys, defaults) -> values (one parser per kind of value)
                                                 report: redacted, diff
 

@@ -27,14 +27,18 @@ from shadowmesh.base.constants import (
 )
 from shadowmesh.base.errors import ConfigError, Problem
 from shadowmesh.base.words import nearest
-from shadowmesh.config import yamlfile
+from shadowmesh.config import peerlist, yamlfile
 from shadowmesh.config.model import Addresses, Config, HostPort, LoadedConfig
-from shadowmesh.config.schema import ENVIRONMENT_PREFIX, KEYS, SECTIONS, Key
+from shadowmesh.config.peerlist import PeerList
+from shadowmesh.config.schema import ENVIRONMENT_PREFIX, KEYS, PEERS, SECTIONS, Key
 from shadowmesh.config.values import format_duration, show
 from shadowmesh.config.yamlfile import FileContent, Raw
 from shadowmesh.keys.private_file import closing_command
 
 DEFAULT_SOURCE = "default"
+
+#: which nobody reads, and somebody may hope for
+_PEERS_VARIABLE = ENVIRONMENT_PREFIX + PEERS.upper()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +75,11 @@ def load(
     problems: list[Problem] = []
     found, content = _find_file(path, home, problems)
     given: list[tuple[Key, _Setting]] = []
+    listed: PeerList | None = None
     if found is not None and content is not None:
         problems += content.problems
         _take_file(str(found), content, given, problems)
+        listed = _take_peers(str(found), content, problems)
     _take_environment(environ, given, problems)
     _take_flags(flags, given, problems)
 
@@ -84,10 +90,12 @@ def load(
     for key, setting in given:
         # a wrong value is reported even when a stronger source hides it
         try:
-            values[key.name] = _checked(key, setting.raw)
+            values[key.name] = key.checked(setting.raw)
         except ValueError as error:
             problems.append(Problem(setting.source, setting.line, key.name, str(error)))
         settings[key.name] = setting
+    if listed is not None:
+        _refuse_both(listed, settings, problems)
     root = os.geteuid() == 0 if is_root is None else is_root
     service_dir = _service_directory(environ)
     if service_dir is not None:
@@ -96,13 +104,17 @@ def load(
         _resolve(values, home, problems, is_root=root)
     if not problems:
         _check_together(values, settings, problems)
+        _check_peers(listed, values, problems)
     if found is not None and content is not None and content.mode & 0o077:
         _check_private(found, settings, problems)
     if problems:
         raise ConfigError(problems)
 
     sources = {name: str(settings.get(name, DEFAULT_SOURCE)) for name in KEYS}
-    config = _build(values)
+    if listed is not None:
+        sources[PEERS] = str(listed)
+        sources.update({f"{PEERS}.{peer.entry.name}": str(peer) for peer in listed.peers})
+    config = _build(values, listed)
     warnings = tuple(_warnings(config, found, content))
     return LoadedConfig(config, sources, found, warnings)
 
@@ -171,10 +183,13 @@ def _take_file(
     problems: list[Problem],
 ) -> None:
     unknown: list[Problem] = []
-    for section, line in content.sections.items():
-        if section not in SECTIONS and len(unknown) < yamlfile.MAX_PROBLEMS:
-            message = f"unknown section {show(section)}{_suggestion(section, SECTIONS)}"
-            unknown.append(Problem(source, line, None, message))
+    for name, section in content.sections.items():
+        if name not in (*SECTIONS, PEERS) and len(unknown) < yamlfile.MAX_PROBLEMS:
+            message = f"unknown section {show(name)}{_suggestion(name, (*SECTIONS, PEERS))}"
+            unknown.append(Problem(source, section.line, None, message))
+        elif name in SECTIONS and section.kind not in {"mapping", "null"}:
+            message = "must be a section of keys, each on a line of its own"
+            problems.append(Problem(source, section.line, name, message))
     for entry in content.entries:
         if entry.section not in SECTIONS:
             continue  # said once, for the section
@@ -185,6 +200,23 @@ def _take_file(
             message = f"unknown key {show(entry.key)}{_suggest_key(entry.section, entry.key)}"
             unknown.append(Problem(source, entry.line, entry.section, message))
     problems += unknown
+
+
+def _take_peers(source: str, content: FileContent, problems: list[Problem]) -> PeerList | None:
+    """Return the list of peers; None when the file has none, or nothing in its place."""
+    section = content.sections.get(PEERS)
+    if section is None or section.kind == "null":
+        return None
+    if section.kind != "list":
+        message = "must be a list of peers, each of which begins with `- name:`"
+        problems.append(Problem(source, section.line, PEERS, message))
+        return None
+    listed, wrong = peerlist.read(source, section)
+    problems += wrong[: yamlfile.MAX_PROBLEMS]
+    if len(wrong) > yamlfile.MAX_PROBLEMS:
+        message = f"has {len(wrong) - yamlfile.MAX_PROBLEMS} more mistakes, which are not shown"
+        problems.append(Problem(source, section.line, PEERS, message))
+    return listed
 
 
 def _take_environment(
@@ -199,6 +231,9 @@ def _take_environment(
         elif name.startswith(prefixes):
             # other SHADOWMESH_ names belong to tests, scripts and the command-line program
             message = f"unknown variable{_suggestion(name, names)}; correct or unset it"
+            problems.append(Problem(source, None, None, message))
+        elif name == _PEERS_VARIABLE or name.startswith(f"{_PEERS_VARIABLE}_"):
+            message = "unknown variable; a list of peers can stand in the file only, so unset it"
             problems.append(Problem(source, None, None, message))
 
 
@@ -235,34 +270,6 @@ def _suggest_key(section: str, name: str) -> str:
 # --- Values -----------------------------------------------------------------------------------
 
 
-def _checked(key: Key, raw: Raw) -> object:
-    """Return the value of a key; ValueError when its type or content is wrong."""
-    if raw.kind == "text" or raw.kind in key.kinds - {"list"}:
-        return key.parse(raw.text)
-    if raw.kind == "list" and "list" in key.kinds:
-        if any(item.kind != "str" or "," in item.text for item in raw.items):
-            raise ValueError("every item of the list must be text")
-        return key.parse(",".join(item.text for item in raw.items))
-    if "str" in key.kinds:
-        wanted = "text or a list of texts" if "list" in key.kinds else "text"
-    else:
-        wanted = "a whole number" if "int" in key.kinds else "true or false"
-    hint = ""
-    if "str" in key.kinds and raw.kind in {"int", "float", "bool"}:
-        hint = "; put it in quotes"  # YAML takes no, on, 12 and the like for other things
-    elif raw.kind == "str":
-        hint = ", which is text; write it without quotes" if _passes(key, raw.text) else ""
-    raise ValueError(f"must be {wanted}, got {yamlfile.shown(raw)}{hint}")
-
-
-def _passes(key: Key, text: str) -> bool:
-    try:
-        key.parse(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _resolve(
     values: dict[str, Any], home: Path | None, problems: list[Problem], *, is_root: bool
 ) -> None:
@@ -284,6 +291,20 @@ def _resolve(
     values.setdefault(
         "daemon.api_socket", Path(SYSTEM_API_SOCKET) if system else state_dir / API_SOCKET_FILE
     )
+
+
+def _refuse_both(
+    listed: PeerList, settings: Mapping[str, _Setting], problems: list[Problem]
+) -> None:
+    """Refuse a peer beside the list, of whatever source; the empty one of the example is none."""
+    for name, setting in settings.items():
+        if KEYS[name].section == "peer" and setting.raw.text:
+            message = (
+                f"cannot stand beside {PEERS} ({listed}), of which peer is the short form"
+                " for one; move it into the list, or remove it"
+            )
+            problems.append(Problem(setting.source, setting.line, name, message))
+            return
 
 
 def _check_together(
@@ -327,6 +348,23 @@ def _check_together(
         for other_name, other in listeners[:index]:
             if _collide(address, other):
                 problem(f"{address} is already taken by {other_name}", name, other_name)
+
+
+def _check_peers(
+    listed: PeerList | None, values: Mapping[str, Any], problems: list[Problem]
+) -> None:
+    """Check what a peer of the list and the other sections can get wrong together."""
+    local_ips, listen = values["network.local_ip"], values["websocket.listen_address"]
+    ours = {address.ip for address in local_ips}
+    for peer in () if listed is None else listed.peers:
+        if peer.entry.address is not None:
+            objection = _why_not_dialled(peer.entry.address, local_ips, listen)
+            if objection is not None:
+                problems.append(peer.problem("address", objection))
+        for ip in peer.entry.tunnel_ips:
+            if ip in ours:
+                message = f"{ip} is this machine's own, from network.local_ip"
+                problems.append(peer.problem("tunnel_ips", message))
 
 
 def why_not_dialled(target: HostPort, config: Config) -> str | None:
@@ -380,17 +418,22 @@ def _collide(one: HostPort, other: HostPort) -> bool:
     return len(hosts) == 1 or bool(hosts & {"0.0.0.0", "::"})
 
 
-def _build(values: Mapping[str, Any]) -> Config:
+def _build(values: Mapping[str, Any], listed: PeerList | None) -> Config:
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key in KEYS.values():
         sections[key.section][key.attribute] = values[key.name]
-    return Config(**{name: SECTIONS[name](**fields) for name, fields in sections.items()})
+    return Config(
+        **{name: SECTIONS[name](**fields) for name, fields in sections.items()},
+        peer_list=None if listed is None else tuple(peer.entry for peer in listed.peers),
+    )
 
 
 def _warnings(config: Config, path: Path | None, content: FileContent | None) -> Iterable[str]:
     mode = 0 if content is None else content.mode
     if mode & 0o022:
         yield f"{path} may be changed by others (mode {mode:04o}); `chmod go-w {path}`"
+    if config.listed and not config.peers:
+        yield f"{PEERS} is an empty list: no peer is accepted and none is dialled; add one"
     if config.mode == 0:
         yield (
             "neither peer.public_key nor encryption.key is set: no peer is accepted and connect "

@@ -7,21 +7,38 @@ Does not know: how a configuration is loaded.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any
 
 from shadowmesh.base.errors import one_line
-from shadowmesh.config.model import Addresses, Config, HostPort, LoadedConfig, Secret
-from shadowmesh.config.schema import KEYS, SECTIONS, Key
+from shadowmesh.config.model import (
+    Addresses,
+    Config,
+    HostPort,
+    LoadedConfig,
+    PeerEntry,
+    Secret,
+)
+from shadowmesh.config.schema import KEYS, PEER_KEYS, PEERS, SECTIONS, Key
 from shadowmesh.config.values import format_duration
 from shadowmesh.keys import identity
+
+#: changed peers that a reload names; of more it says that there are some
+_MOST_NAMED = 16
 
 
 def value_of(config: Config, key: Key) -> object:
     """Return the value that a key has in a configuration."""
     return getattr(getattr(config, key.section), key.attribute)
+
+
+#: what is written in quotes as it is
+_TEXTS = (
+    str, Path, HostPort, IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, Secret,
+)  # fmt: skip
 
 
 def render(value: object) -> str:
@@ -40,7 +57,7 @@ def render(value: object) -> str:
         return '""'
     if isinstance(value, bytes):
         return _quoted(identity.format_public_key(value))
-    if isinstance(value, (str, Path, HostPort, IPv4Interface, IPv6Interface, Secret)):
+    if isinstance(value, _TEXTS):
         return _quoted(str(value))
     raise TypeError(f"no rule to print a {type(value).__name__}")
 
@@ -53,10 +70,14 @@ def _quoted(text: str) -> str:
 def redacted(loaded: LoadedConfig) -> str:
     """Return the configuration as YAML, each value with its source, for `--check`.
 
-    The pre-shared key is `"***"` or, when unset, `""`; nothing else is secret.
+    The pre-shared key is `"***"` or, when unset, `""`; nothing else is secret. A list of peers
+    stands in the place of the one of `peer:`.
     """
     lines = [one_line(f"# file: {loaded.path or 'none'}")]
     for section in SECTIONS:
+        if section == "peer" and loaded.config.listed:
+            lines += _peer_lines(loaded)
+            continue
         lines.append(f"{section}:")
         for key in KEYS.values():
             if key.section == section:
@@ -65,10 +86,27 @@ def redacted(loaded: LoadedConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _peer_lines(loaded: LoadedConfig) -> Iterator[str]:
+    """Give the list of peers as YAML, each with its source."""
+    peers = loaded.config.peers
+    yield f"{PEERS}:{'' if peers else ' []'}  # {one_line(loaded.sources[PEERS])}"
+    for entry in peers:
+        source = one_line(loaded.sources[f"{PEERS}.{entry.name}"])
+        for attribute in PEER_KEYS:
+            head, tail = ("- ", f"  # {source}") if attribute == "name" else ("  ", "")
+            yield f"  {head}{attribute}: {_render_of(entry, attribute)}{tail}"
+
+
+def _render_of(entry: PeerEntry, attribute: str) -> str:
+    if attribute == "allowed_macs" and not isinstance(entry.allowed_macs, str):
+        return render(tuple(mac.hex(":") for mac in entry.allowed_macs))
+    return render(getattr(entry, attribute))
+
+
 def as_json(loaded: LoadedConfig) -> dict[str, Any]:
     """Return what `redacted` says as JSON has it: the file, and each key's value and source.
 
-    A duration stays text, such as "5s".
+    A duration stays text, such as "5s". `peers` is null unless the file has a list of them.
     """
     values = {
         key.name: {
@@ -77,7 +115,18 @@ def as_json(loaded: LoadedConfig) -> dict[str, Any]:
         }
         for key in KEYS.values()
     }
-    return {"file": None if loaded.path is None else str(loaded.path), "values": values}
+    peers = [
+        {
+            **{name: _plain(_render_of(entry, name)) for name in PEER_KEYS},
+            "source": loaded.sources[f"{PEERS}.{entry.name}"],
+        }
+        for entry in loaded.config.peer_list or ()
+    ]
+    return {
+        "file": None if loaded.path is None else str(loaded.path),
+        "values": values,
+        "peers": peers if loaded.config.listed else None,
+    }
 
 
 def _plain(rendered: str) -> Any:
@@ -88,12 +137,24 @@ def _plain(rendered: str) -> Any:
 
 
 def diff(old: Config, new: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the keys whose value differs: those a reload applies, those that need a restart."""
+    """Return the keys whose value differs: those a reload applies, those that need a restart.
+
+    A peer of the list that is new, gone or another is `peers.NAME`; `peers` when they are many.
+    """
     changed = [key for key in KEYS.values() if value_of(old, key) != value_of(new, key)]
     return (
-        tuple(key.name for key in changed if key.reload),
+        (*(key.name for key in changed if key.reload), *_changed_peers(old, new)),
         tuple(key.name for key in changed if not key.reload),
     )
+
+
+def _changed_peers(old: Config, new: Config) -> tuple[str, ...]:
+    before = {entry.name: entry for entry in old.peer_list or ()}
+    after = {entry.name: entry for entry in new.peer_list or ()}
+    names = [name for name in {**after, **before} if before.get(name) != after.get(name)]
+    if len(names) > _MOST_NAMED or (not names and old.listed != new.listed):
+        return (PEERS,)
+    return tuple(f"{PEERS}.{name}" for name in names)
 
 
 def reloaded(old: Config, new: Config) -> Config:
@@ -103,7 +164,7 @@ def reloaded(old: Config, new: Config) -> Config:
         if key.reload:
             sections.setdefault(key.section, {})[key.attribute] = value_of(new, key)
     changed = {name: replace(getattr(old, name), **values) for name, values in sections.items()}
-    return replace(old, **changed)
+    return replace(old, **changed, peer_list=new.peer_list)
 
 
 def in_force(old: LoadedConfig, new: LoadedConfig) -> LoadedConfig:

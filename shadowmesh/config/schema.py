@@ -1,7 +1,8 @@
-"""The table of all keys: default, check, meaning, and whether a reload applies a change.
+"""The tables of all keys: default, check, meaning, and whether a reload applies a change.
 
-Owns: names, defaults and ranges; conf/daemon.yaml documents the same and a test compares them.
-Does not know: where values come from (`loader`), how a value is parsed (`values`).
+Owns: names, defaults and ranges, and which YAML types a key takes; conf/daemon.yaml documents the
+same and a test compares them. `KEYS` are those of the sections, `PEER_KEYS` those of an item of
+`peers:`. Does not know: where values come from (`loader`), how a value is parsed (`values`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from shadowmesh.base.constants import (
     MIN_MACS,
     MIN_MTU,
 )
-from shadowmesh.config import values
+from shadowmesh.config import values, yamlfile
 from shadowmesh.config.model import (
     DaemonSection,
     EncryptionSection,
@@ -33,7 +34,8 @@ from shadowmesh.config.model import (
     PeerSection,
     WebsocketSection,
 )
-from shadowmesh.config.yamlfile import Kind
+from shadowmesh.config.yamlfile import Kind, Raw
+from shadowmesh.keys import identity
 
 ENVIRONMENT_PREFIX = "SHADOWMESH_"
 
@@ -48,6 +50,9 @@ _BOOLEAN: frozenset[Kind] = frozenset({"bool"})
 _DURATION: frozenset[Kind] = frozenset({"str", "int", "float"})
 _HEX: frozenset[Kind] = frozenset({"str", "null", "int", "float"})
 _TEXT_OR_LIST: frozenset[Kind] = frozenset({"str", "null", "list"})
+#: YAML takes some MAC addresses for numbers to the base of 60
+_MAC: frozenset[Kind] = frozenset({"str", "int", "float"})
+_MAC_OR_LIST: frozenset[Kind] = frozenset({"str", "int", "float", "list"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Key:
         meaning: one line for `--help`.
         reload: a SIGHUP applies a change; otherwise it needs a restart.
         secret: never shown; not accepted as a flag, because every user can read argv.
+        items: the YAML types that an item of a list may have.
     """
 
     name: str
@@ -71,6 +77,7 @@ class Key:
     meaning: str
     reload: bool = False
     secret: bool = False
+    items: frozenset[Kind] = _TEXT
 
     @property
     def section(self) -> str:
@@ -84,6 +91,32 @@ class Key:
     def environment(self) -> str:
         """The environment variable, like `SHADOWMESH_NETWORK_LOCAL_IP`."""
         return ENVIRONMENT_PREFIX + self.name.replace(".", "_").upper()
+
+    def checked(self, raw: Raw) -> object:
+        """Return the value; ValueError when its type or content is wrong."""
+        if raw.kind == "text" or raw.kind in self.kinds - {"list"}:
+            return self.parse(raw.text)
+        if raw.kind == "list" and "list" in self.kinds:
+            if any(item.kind not in self.items or "," in item.text for item in raw.items):
+                raise ValueError("every item of the list must be text")
+            return self.parse(",".join(item.text for item in raw.items))
+        if "str" in self.kinds:
+            wanted = "text or a list of texts" if "list" in self.kinds else "text"
+        else:
+            wanted = "a whole number" if "int" in self.kinds else "true or false"
+        hint = ""
+        if "str" in self.kinds and raw.kind in {"int", "float", "bool"}:
+            hint = "; put it in quotes"  # YAML takes no, on, 12 and the like for other things
+        elif raw.kind == "str":
+            hint = ", which is text; write it without quotes" if self._takes(raw.text) else ""
+        raise ValueError(f"must be {wanted}, got {yamlfile.shown(raw)}{hint}")
+
+    def _takes(self, text: str) -> bool:
+        try:
+            self.parse(text)
+        except ValueError:
+            return False
+        return True
 
 
 SECTIONS: dict[str, type] = {
@@ -249,3 +282,36 @@ _KEYS = (
 )  # fmt: skip
 
 KEYS: dict[str, Key] = {key.name: key for key in _KEYS}
+
+#: the section that is a list; it stands in the file only, and a reload applies every change
+PEERS = "peers"
+
+_PEER_KEYS = (
+    Key(
+        "peers.name", None, _TEXT, values.peer_name,
+        "what commands call the peer, a DNS label", reload=True,
+    ),
+    Key(
+        "peers.public_key", None, _TEXT, identity.parse_public_key,
+        "Ed25519 key that the peer must have, base64", reload=True,
+    ),
+    Key(
+        "peers.address", "", _TEXT_OR_EMPTY, values.optional_peer,
+        'host:port to dial, port 9001 when left out; "" to wait for the peer', reload=True,
+    ),
+    Key(
+        "peers.auto_connect", None, _BOOLEAN, values.boolean,
+        "dial at start and redial for ever", reload=True,
+    ),
+    Key(
+        "peers.tunnel_ips", "", _TEXT_OR_LIST, values.tunnel_addresses,
+        "addresses of the peer in the tunnel", reload=True,
+    ),
+    Key(
+        "peers.allowed_macs", "any", _MAC_OR_LIST, values.allowed_macs,
+        "any, own or a list: source addresses that its frames may have", reload=True, items=_MAC,
+    ),
+)  # fmt: skip
+
+#: by the names that stand in the file
+PEER_KEYS: dict[str, Key] = {key.attribute: key for key in _PEER_KEYS}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from ipaddress import (
+    IPv4Address,
     IPv4Interface,
     IPv4Network,
     IPv6Address,
@@ -21,7 +22,7 @@ from ipaddress import (
 from pathlib import Path
 from typing import Literal
 
-from shadowmesh.base.constants import DEFAULT_PEER_PORT
+from shadowmesh.base.constants import DEFAULT_PEER_PORT, MAX_MACS_PER_PEER
 from shadowmesh.config.model import REDACTED, Addresses, HostPort, Secret
 from shadowmesh.keys import identity, psk
 
@@ -35,6 +36,9 @@ _BOOLEANS = {
     "false": False, "no": False, "off": False, "0": False,
 }  # fmt: skip
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+#: of a host name, in lower case
+_PEER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_MAC = re.compile(r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4}[0-9a-fA-F]{2}")
 _URL_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
 
 #: IFNAMSIZ - 1, linux/if.h
@@ -286,6 +290,83 @@ def interface_address(text: str) -> IPv4Interface | IPv6Interface:
             raise ValueError(f"{text} is the network's own address, not a host's")
         if value.version == 4 and value.ip == value.network.broadcast_address:
             raise ValueError(f"{text} is the broadcast address of its network")
+    return value
+
+
+def tunnel_addresses(text: str) -> tuple[IPv4Address | IPv6Address, ...]:
+    """Addresses that a peer has in the tunnel, separated by commas; empty for none."""
+    parts = text.split(",") if text.strip() else []
+    if len(parts) > MAX_TUNNEL_ADDRESSES:
+        raise ValueError(f"at most {MAX_TUNNEL_ADDRESSES} addresses, got {len(parts)}")
+    values = tuple(_tunnel_address(part.strip()) for part in parts)
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value} stands there twice")
+    return values
+
+
+def _tunnel_address(text: str) -> IPv4Address | IPv6Address:
+    try:
+        value = ip_address(text)
+    except ValueError:
+        bare, slash, _ = text.partition("/")
+        hint = f"; write {bare}, without prefix length" if slash and _is_ip(bare) else ""
+        raise ValueError(
+            f"must be an address like 10.0.0.3 or fd00::3, got {show(text)}{hint}"
+        ) from None
+    try:
+        return interface_address(f"{text}/{value.max_prefixlen}").ip
+    except ValueError:
+        raise ValueError(f"{text} is not an address that a host can have in the tunnel") from None
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def peer_name(text: str) -> str:
+    """A name that commands and people call a peer by: a DNS label in lower case. RFC 1123, 2.1."""
+    if _PEER_NAME.fullmatch(text):
+        return text
+    lower = text.lower()
+    hint = f"; write {show(lower)}" if _PEER_NAME.fullmatch(lower) else ""
+    raise ValueError(
+        "must be a DNS label, 1 to 63 lower-case letters, digits and hyphens inside, got"
+        f" {show(text)}{hint}"
+    )
+
+
+def allowed_macs(text: str) -> Literal["any", "own"] | tuple[bytes, ...]:
+    """`any`, `own`, or MAC addresses of hosts separated by commas."""
+    if text == "any":
+        return "any"
+    if text == "own":
+        return "own"
+    parts = text.split(",")
+    if len(parts) > MAX_MACS_PER_PEER:
+        raise ValueError(f"at most {MAX_MACS_PER_PEER} MAC addresses, got {len(parts)}")
+    values: dict[bytes, None] = {}
+    for part in parts:
+        value = _mac(part.strip())
+        if value in values:
+            raise ValueError(f"{value.hex(':')} stands there twice")
+        values[value] = None
+    return tuple(values)
+
+
+def _mac(text: str) -> bytes:
+    """The MAC address of one host."""
+    if not _MAC.fullmatch(text):
+        raise ValueError(
+            f"must be any, own or MAC addresses like 52:54:00:12:34:56, got {show(text)}"
+        )
+    value = bytes.fromhex(text.replace(text[2], ""))
+    if value[0] & 1 or not any(value):
+        raise ValueError(f"{text} is not the MAC address of one host")
     return value
 
 

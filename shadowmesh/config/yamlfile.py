@@ -1,9 +1,10 @@
 """Reading the configuration file: YAML text to raw values with their lines.
 
 Owns: what is YAML for us, a mapping of sections to mappings of keys to scalars or lists of
-scalars, and every complaint about its form. Does not know: which sections and keys exist, nor
-what a value means: scalars stay text as written, so that `1_000`, `012` and `no` are judged by
-the key they belong to and not by YAML's guesses.
+scalars, or to a list of such mappings, and every complaint about its form. Does not know: which
+sections and keys exist and which of them are lists, nor what a value means: scalars stay text as
+written, so that `1_000`, `012` and `no` are judged by the key they belong to and not by YAML's
+guesses.
 
 The parser's events are walked directly instead of building objects: memory and depth stay
 bounded whatever the file holds, aliases and tags are seen before anything comes of them, and
@@ -15,14 +16,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
-from shadowmesh.base.constants import MAX_CONFIG_BYTES
+from shadowmesh.base.constants import MAX_CONFIG_BYTES, MAX_PEERS
 from shadowmesh.base.errors import Problem
 from shadowmesh.config.values import cut, show
 from shadowmesh.keys.private_file import (
@@ -35,10 +36,12 @@ from shadowmesh.keys.private_file import (
 #: libyaml's parser is ten times as fast; both give the same events
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-#: root mapping, section, list
+#: root mapping, section, list; an item of a section that is a list counts as that section
 _MAX_DEPTH = 3
 #: what lies deeper is skipped, but not for ever: libyaml's time grows with the square of the depth
 _MAX_SKIPPED_DEPTH = 16
+#: of a section that is a list; the only one is that of the peers
+MAX_ITEMS = MAX_PEERS
 #: whoever made this many mistakes needs no more; keeps hostile files cheap
 MAX_PROBLEMS = 50
 
@@ -74,19 +77,43 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a section that is a list, with the line it begins on.
+
+    `entries` is None when the item is not a mapping.
+    """
+
+    line: int
+    entries: Sequence[Entry] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of the file, with the line of its name.
+
+    `kind` is that of its value: mapping, list, null for an empty one, or a scalar; `items` are
+    those of a list.
+    """
+
+    line: int
+    kind: Kind
+    items: Sequence[Item] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FileContent:
     """What a configuration file holds.
 
     Attributes:
         entries: in the order of the file; sections and keys are unique but may be unknown.
-        sections: the line of each section, also of empty ones.
+        sections: by their names, also empty ones.
         problems: what is wrong with the form; the entries are then incomplete.
         mode: permission bits of a regular file, 0 for others; without that of the group to read
             where the group is meant to.
     """
 
     entries: tuple[Entry, ...]
-    sections: dict[str, int]
+    sections: dict[str, Section]
     problems: tuple[Problem, ...]
     mode: int
 
@@ -165,7 +192,7 @@ class _Reader:
 
     def __init__(self, source: str) -> None:
         self.entries: list[Entry] = []
-        self.sections: dict[str, int] = {}
+        self.sections: dict[str, Section] = {}
         self.problems: list[Problem] = []
         self._source = source
         self._resolver = yaml.resolver.Resolver()
@@ -251,23 +278,61 @@ class _Reader:
                 self.problem(
                     line,
                     cut(section),
-                    f"the section stands twice, first on line {self.sections[section]}",
+                    f"the section stands twice, first on line {self.sections[section].line}",
                 )
-            self.sections.setdefault(section, line)
-            if isinstance(value, yaml.MappingStartEvent):
-                self._section(section, value, events)
-                continue
-            raw = self._value(value, events, cut(section), depth=1)
-            if raw.kind != "null":
-                self.problem(
-                    line, cut(section), "must be a section of keys, each on a line of its own"
-                )
+            self._section(section, line, value, events)
 
     def _section(
-        self, section: str, start: yaml.MappingStartEvent, events: Iterator[yaml.Event]
+        self, name: str, line: int, start: yaml.Event, events: Iterator[yaml.Event]
     ) -> None:
-        self._collection(start, section)
-        seen = {entry.key: entry.line for entry in self.entries if entry.section == section}
+        """Take the section whose value begins with start."""
+        if isinstance(start, yaml.MappingStartEvent):
+            self.sections.setdefault(name, Section(line, "mapping"))
+            self._mapping(name, start, events, self.entries)
+        elif isinstance(start, yaml.SequenceStartEvent):
+            items: list[Item] = []
+            self.sections.setdefault(name, Section(line, "list", items))
+            self._list(name, start, events, items)
+        else:
+            raw = self._value(start, events, cut(name), depth=1)
+            self.sections.setdefault(name, Section(line, raw.kind))
+
+    def _list(
+        self,
+        section: str,
+        start: yaml.SequenceStartEvent,
+        events: Iterator[yaml.Event],
+        into: list[Item],
+    ) -> None:
+        self._collection(start, cut(section))
+        for event in events:
+            if isinstance(event, yaml.SequenceEndEvent):
+                return
+            line = _line(event)
+            if len(into) == MAX_ITEMS:
+                if isinstance(event, yaml.CollectionStartEvent):
+                    _skip(events)
+                _skip(events)
+                self.problem(line, cut(section), f"at most {MAX_ITEMS} items, this is one more")
+                return
+            if isinstance(event, yaml.MappingStartEvent):
+                entries: list[Entry] = []
+                into.append(Item(line, entries))
+                self._mapping(section, event, events, entries)
+            else:
+                self._value(event, events, cut(section), depth=2)
+                into.append(Item(line, None))
+
+    def _mapping(
+        self,
+        section: str,
+        start: yaml.MappingStartEvent,
+        events: Iterator[yaml.Event],
+        into: list[Entry],
+    ) -> None:
+        """Take the keys of a section, or of an item of one."""
+        self._collection(start, cut(section))
+        seen = {entry.key: entry.line for entry in into if entry.section == section}
         for name_event in events:
             if isinstance(name_event, yaml.MappingEndEvent):
                 return
@@ -281,7 +346,7 @@ class _Reader:
                 self.problem(line, name, f"stands twice, first on line {seen[key]}")
                 continue
             seen[key] = line
-            self.entries.append(Entry(section, key, raw, line))
+            into.append(Entry(section, key, raw, line))
 
     def _name(self, event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> str | None:
         """Return the name of a section or key; None, with a problem noted, for anything else."""

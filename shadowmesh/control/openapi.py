@@ -242,6 +242,25 @@ def _envelopes() -> Json:
                     ),
                     "description": "by key",
                 },
+                "peers": {
+                    "type": ["array", "null"],
+                    "items": _object(
+                        {
+                            "name": text,
+                            "public_key": text,
+                            "address": {**text, "description": "empty: it is waited for"},
+                            "auto_connect": {"type": "boolean"},
+                            "tunnel_ips": names,
+                            "allowed_macs": {
+                                "type": ["string", "array"],
+                                "items": text,
+                                "description": "`any`, `own` or the addresses",
+                            },
+                            "source": {**text, "description": "where it stands"},
+                        }
+                    ),
+                    "description": "that `peers:` lists; null without it",
+                },
                 "text": {**text, "description": "the same as YAML, for people"},
             }
         ),

@@ -95,7 +95,8 @@ usage: shadowmesh-daemon [--config FILE] [--section.key VALUE ...] [--check]
   --config FILE        configuration; otherwise the first of /etc/shadowmesh/daemon.yaml
                        and ~/.shadowmesh/config.yaml that exists
   --section.key VALUE  any key of the configuration, such as --network.mtu 1400; stronger than
-                       the environment (SHADOWMESH_NETWORK_MTU), which is stronger than the file
+                       the environment (SHADOWMESH_NETWORK_MTU), which is stronger than the file;
+                       `peers:` stands in the file only
   --check              load the configuration, print it with the source of each value, exit
   --version, -h, --help
 

@@ -19,6 +19,7 @@ from shadowmesh.cli.program import program
 from shadowmesh.insight.capture import Captures
 from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.pcapng import OUTBOUND
+from shadowmesh.keys.identity import Identity, format_public_key
 from shadowmesh.path import netcheck
 from shadowmesh.wire.control import Endpoint
 from shadowmesh.wire.nat.result import Filtering, Mapping, NatResult, NatType, Server, ServerReport
@@ -193,7 +194,14 @@ def test_the_three_of_config(tmp_path):
         "config check",
         *(json.loads(invoke("--json", "config", "check", path).stdout) for path in (made, broken)),
     )
-    judge("config show", json.loads(invoke("--json", "config", "show", made).stdout))
+    several = tmp_path / "several.yaml"
+    keys = [format_public_key(Identity.from_seed(SEED[n:] + SEED[:n]).public_key) for n in (1, 2)]
+    several.write_text(
+        f"peers:\n  - {{name: a, public_key: {keys[0]}, tunnel_ips: [10.0.0.9]}}\n"
+        f"  - {{name: b, public_key: {keys[1]}, allowed_macs: [52:54:00:12:34:56]}}\n"
+    )
+    shown = [invoke("--json", "config", "show", path) for path in (made, several)]
+    judge("config show", *[json.loads(answer.stdout) for answer in shown])
 
 
 def test_version(run, token_file):

@@ -9,7 +9,7 @@ import pytest
 
 from shadowmesh import config
 from shadowmesh.config.report import render, value_of
-from shadowmesh.config.schema import KEYS
+from shadowmesh.config.schema import KEYS, PEER_KEYS
 from shadowmesh.keys.identity import Identity, format_public_key
 
 EXAMPLE = Path(__file__).parents[2] / "conf" / "daemon.yaml"
@@ -123,3 +123,61 @@ def test_the_two_machine_example_connects_one_to_the_other(tmp_path: Path):
     assert left.config.network.local_ip != right.config.network.local_ip
     ours, theirs = left.config.network.local_ip, right.config.network.local_ip
     assert [one.network for one in ours] == [one.network for one in theirs]
+
+
+def with_keys(text: str) -> str:
+    """Fill in the keys of an example: the pre-shared one, and a public key for each name."""
+    text = re.sub("THE 64 DIGITS OF genpsk[A-Z, ]*", bytes(range(32)).hex(), text)
+    return re.sub(
+        "PUBLIC KEY OF ([a-z]+)",
+        lambda match: format_public_key(
+            Identity.from_seed(match[1].encode().ljust(32, b".")).public_key
+        ),
+        text,
+    )
+
+
+def load_text(directory: Path, text: str) -> config.LoadedConfig:
+    path = directory / "some.yaml"
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o600)
+    return config.load(path, {}, ENVIRONMENT, is_root=True)
+
+
+def test_the_example_of_more_than_two_lets_the_laptop_dial_both(tmp_path: Path):
+    part = TEXT.partition("# --- More than two ---")[2].partition("# --- The program itself")[0]
+    files = re.findall(r"((?:^#   .*\n)+)", part, re.MULTILINE)
+    server, laptop = (load_text(tmp_path, with_keys(file.replace("#   ", ""))) for file in files)
+    assert server.warnings == laptop.warnings == ()
+    assert [(peer.name, peer.auto_connect) for peer in server.config.peers] == [
+        ("nas", False), ("laptop", False),
+    ]  # fmt: skip
+    assert [(peer.name, peer.auto_connect) for peer in laptop.config.peers] == [
+        ("server", True), ("nas", True),
+    ]  # fmt: skip
+    assert server.config.encryption.key == laptop.config.encryption.key
+    assert server.config.peers[0].public_key == laptop.config.peers[1].public_key
+    assert server.config.mode == laptop.config.mode == 3
+
+
+def test_the_commented_list_of_the_example_loads_and_has_every_key(tmp_path: Path):
+    (block,) = re.findall(r"^#peers:\n(?:#  .*\n)+", TEXT, re.MULTILINE)
+    text = re.sub("^#", "", with_keys(block), flags=re.MULTILINE)
+    (peer,) = load_text(tmp_path, text).config.peers
+    assert (peer.name, peer.auto_connect, peer.allowed_macs) == ("nas", True, "any")
+    written = re.findall(
+        r"^ +(?:- )?([a-z_]+):", re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE), re.MULTILINE
+    )
+    assert written == list(PEER_KEYS)
+
+
+def test_the_lists_of_the_documentation_load(tmp_path: Path):
+    page = (EXAMPLE.parents[1] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    section = page.partition("## More than two machines\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        text = re.sub("KEY_OF_([A-Z]+)", lambda m: f"PUBLIC KEY OF {m[1].lower()}", block)
+        loaded = load_text(tmp_path, with_keys(text))
+        assert loaded.warnings == ()
+        assert len(loaded.config.peers) == 2
