@@ -9,7 +9,7 @@ what leaves no trace afterwards. Does not know: the inside of the daemon, only i
 API. Faults are set on the switch: on the sender's own output a drop would come back as EPERM.
 """
 
-from shadowmesh.netlab.daemon import API_PORT, Daemon, introduce
+from shadowmesh.netlab.daemon import API_PORT, Daemon, acquaint, introduce
 from shadowmesh.netlab.namespaces import (
     NETNS_DIRECTORY,
     PEER_PORT,
@@ -30,6 +30,7 @@ __all__ = [
     "Net",
     "NetlabError",
     "Ping",
+    "acquaint",
     "introduce",
     "sweep",
     "wait_until",

@@ -59,7 +59,8 @@ def program(name: str) -> str:
 class Daemon:
     """One shadowmesh-daemon on one host, with its configuration and state below `directory`.
 
-    `settings` has dotted keys (`network.local_ip`) and may be changed until the next start.
+    `settings` has dotted keys (`network.local_ip`), and `peers` for the list of many peers; it may
+    be changed until the next start, and until the next `write_config` for a reload.
     """
 
     def __init__(
@@ -129,10 +130,13 @@ class Daemon:
         return self.process is not None and self.process.poll() is None
 
     def write_config(self) -> None:
-        sections: dict[str, dict[str, object]] = {}
+        sections: dict[str, Any] = {}
         for key, value in self.settings.items():
-            section, _, name = key.partition(".")
-            sections.setdefault(section, {})[name] = value
+            section, dot, name = key.partition(".")
+            if dot:
+                sections.setdefault(section, {})[name] = value
+            else:
+                sections[section] = value
         self.config_path.write_text(yaml.safe_dump(sections))
         self.config_path.chmod(0o600)
 
@@ -254,6 +258,25 @@ class Daemon:
             raise NetlabError(f"daemon on {self.host.label}: GET /status gave {code}: {snapshot}")
         return dict(snapshot)
 
+    def peers(self) -> dict[str, dict[str, Any]]:
+        """Return what `GET /peers` says of each peer, by its name."""
+        code, answer = self.api("GET", "/peers")
+        if code != http.HTTPStatus.OK:
+            raise NetlabError(f"daemon on {self.host.label}: GET /peers gave {code}: {answer}")
+        return {peer["name"]: peer for peer in answer["peers"]}
+
+    def reload(self) -> dict[str, Any]:
+        """Write the configuration anew and have it read; return what came of it.
+
+        Raises:
+            NetlabError: it is refused; the text has the answer.
+        """
+        self.write_config()
+        code, answer = self.api("POST", "/reload")
+        if code != http.HTTPStatus.OK:
+            raise NetlabError(f"daemon on {self.host.label}: POST /reload gave {code}: {answer}")
+        return dict(answer)
+
     def wait_for(self, timeout_s: float = 10.0, **wanted: object) -> dict[str, Any]:
         """Wait until the status has these fields, for instance `state="connected"`.
 
@@ -307,3 +330,20 @@ def introduce(one: Daemon, other: Daemon, *, psk: bool = True, pins: bool = True
     if pins:
         one.settings["peer.public_key"] = other.public_key
         other.settings["peer.public_key"] = one.public_key
+
+
+def acquaint(daemons: Sequence[Daemon]) -> None:
+    """Let each of many daemons list all others, before they start; of each two the first dials."""
+    psk = secrets.token_hex(32)
+    for index, daemon in enumerate(daemons):
+        daemon.settings["encryption.key"] = psk
+        daemon.settings["peers"] = [
+            {
+                "name": other.host.label,
+                "public_key": other.public_key,
+                "tunnel_ips": [other.tunnel_ip],
+                **({"address": other.host.peer_endpoint} if number > index else {}),
+            }
+            for number, other in enumerate(daemons)
+            if other is not daemon
+        ]
