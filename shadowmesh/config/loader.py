@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -212,11 +212,16 @@ def _take_peers(source: str, content: FileContent, problems: list[Problem]) -> P
         problems.append(Problem(source, section.line, PEERS, message))
         return None
     listed, wrong = peerlist.read(source, section)
-    problems += wrong[: yamlfile.MAX_PROBLEMS]
+    problems += _first(wrong, listed)
+    return listed
+
+
+def _first(wrong: Sequence[Problem], listed: PeerList) -> Iterator[Problem]:
+    """Give as many of the mistakes of a list as somebody wants to read, and how many more."""
+    yield from wrong[: yamlfile.MAX_PROBLEMS]
     if len(wrong) > yamlfile.MAX_PROBLEMS:
         message = f"has {len(wrong) - yamlfile.MAX_PROBLEMS} more mistakes, which are not shown"
-        problems.append(Problem(source, section.line, PEERS, message))
-    return listed
+        yield Problem(listed.source, listed.line, PEERS, message)
 
 
 def _take_environment(
@@ -354,17 +359,21 @@ def _check_peers(
     listed: PeerList | None, values: Mapping[str, Any], problems: list[Problem]
 ) -> None:
     """Check what a peer of the list and the other sections can get wrong together."""
+    if listed is None:
+        return
+    wrong: list[Problem] = []
     local_ips, listen = values["network.local_ip"], values["websocket.listen_address"]
     ours = {address.ip for address in local_ips}
-    for peer in () if listed is None else listed.peers:
+    for peer in listed.peers:
         if peer.entry.address is not None:
             objection = _why_not_dialled(peer.entry.address, local_ips, listen)
             if objection is not None:
-                problems.append(peer.problem("address", objection))
+                wrong.append(peer.problem("address", objection))
         for ip in peer.entry.tunnel_ips:
             if ip in ours:
                 message = f"{ip} is this machine's own, from network.local_ip"
-                problems.append(peer.problem("tunnel_ips", message))
+                wrong.append(peer.problem("tunnel_ips", message))
+    problems += _first(wrong, listed)
 
 
 def why_not_dialled(target: HostPort, config: Config) -> str | None:

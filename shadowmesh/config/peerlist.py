@@ -141,6 +141,8 @@ def _own(entry: PeerEntry) -> Iterator[tuple[str, Hashable, str]]:
     yield "name", entry.name, "is the name"
     yield "public_key", entry.public_key, "is the key"
     if entry.address is not None:
-        yield "address", entry.address, f"{entry.address} is the address"
+        # names are the same in capitals
+        place = (entry.address.host.lower(), entry.address.port)
+        yield "address", place, f"{entry.address} is the address"
     for ip in entry.tunnel_ips:
         yield "tunnel_ips", ip, f"{ip} is the address"

@@ -218,6 +218,15 @@ def test_of_very_many_mistakes_the_first_are_shown_and_the_rest_counted(problems
     assert f"has {2 * 500 - yamlfile.MAX_PROBLEMS} more mistakes" in found[-1].message
 
 
+def test_of_very_many_addresses_inside_the_tunnel_the_first_are_shown(problems):
+    inside = (
+        f"  - {{name: p{n}, public_key: {key(n)}, address: 10.0.0.{n}}}\n" for n in range(1, 101)
+    )
+    found = problems(peers(*inside))
+    assert len(found) == yamlfile.MAX_PROBLEMS + 1
+    assert f"has {100 - yamlfile.MAX_PROBLEMS} more mistakes" in found[-1].message
+
+
 # --- What no two peers may share --------------------------------------------------------------
 
 
@@ -227,8 +236,8 @@ def test_of_very_many_mistakes_the_first_are_shown_and_the_rest_counted(problems
         ({"name": "a"}, "name", "is the name of peer a on line 2, too; each peer has its own"),
         ({"public_key": KEYS[1]}, "public_key", "is the key of peer a on line 3, too"),
         (
-            {"address": "h.example:9001"}, "address",
-            "h.example:9001 is the address of peer a on line 4, too",
+            {"address": "H.example:9001"}, "address",
+            "H.example:9001 is the address of peer a on line 4, too",
         ),
         ({"tunnel_ips": "fd00:0::9"}, "tunnel_ips", "fd00::9 is the address of peer a on line 5"),
     ],
