@@ -43,6 +43,9 @@ BOTH_I = Policy(ID_I, PSK, ID_R.public_key)
 BOTH_R = Policy(ID_R, PSK, ID_I.public_key)
 PSK_I = Policy(ID_I, PSK, None)
 PSK_R = Policy(ID_R, PSK, None)
+#: a responder with a list of peers, with and without a pre-shared key
+LIST_R = Policy(ID_R, PSK, None, trusted=frozenset({ID_M.public_key, ID_I.public_key}))
+KEYS_R = replace(LIST_R, psk=None)
 ZEROS = bytes(32)
 
 
@@ -306,8 +309,14 @@ def test_configurations_agree_or_are_refused(
 
 @pytest.mark.parametrize(
     ("policy", "accepted"),
-    [(BOTH_R, {1, 3}), (PSK_R, {1, 3}), (Policy(ID_R, None, ID_I.public_key), {2})],
-    ids=["both", "psk", "pin"],
+    [
+        (BOTH_R, {1, 3}),
+        (PSK_R, {1, 3}),
+        (Policy(ID_R, None, ID_I.public_key), {2}),
+        (LIST_R, {3}),
+        (KEYS_R, {2}),
+    ],
+    ids=["both", "psk", "pin", "list", "list without psk"],
 )
 def test_a_responder_takes_no_mode_byte_but_those_of_its_configuration(
     policy: Policy, accepted: set[int]
@@ -316,8 +325,8 @@ def test_a_responder_takes_no_mode_byte_but_those_of_its_configuration(
         forged = bytearray(vector("msg1"))
         forged[5] = mode
         # Those that are accepted end at the next check: the vector was made for mode 3 and a PSK.
-        reason = "does not authenticate" if mode in accepted else "mode|one side|neither"
-        if (policy, mode) not in ((BOTH_R, 3), (PSK_R, 3)):
+        reason = "does not authenticate" if mode in accepted else "mode|one side|neither|whoever"
+        if (policy, mode) not in ((BOTH_R, 3), (PSK_R, 3), (LIST_R, 3)):
             refused(lambda: responder(policy).receive_msg1(bytes(forged)), reason)  # noqa: B023
 
 
@@ -345,6 +354,23 @@ def test_a_responder_that_pins_another_key_refuses_msg3() -> None:
         policy_i = Policy(ID_I, psk, ID_R.public_key)
         policy_r = Policy(ID_R, psk, ID_M.public_key)
         refused(lambda: run(initiator(policy_i), responder(policy_r)), "not the pinned")  # noqa: B023
+
+
+@pytest.mark.parametrize("policy", [LIST_R, KEYS_R], ids=["psk", "no psk"])
+def test_a_responder_with_a_list_takes_every_key_in_it_and_no_other(policy: Policy) -> None:
+    for identity in (ID_I, ID_M):
+        dials = Policy(identity, policy.psk, ID_R.public_key)
+        one, other = run(initiator(dials), responder(policy))
+        assert one.keys == other.keys
+        assert other.peer_public_key == identity.public_key
+    stranger = Policy(Identity(bytes(range(1, 33))), policy.psk, ID_R.public_key)
+    refused(lambda: run(initiator(stranger), responder(policy)), "none of those in peers")
+    nobody = replace(policy, trusted=frozenset())
+    refused(lambda: run(initiator(dials), responder(nobody)), "none of those in peers")
+
+
+def test_a_responder_with_a_list_refuses_who_dials_any_holder_of_the_key() -> None:
+    refused(lambda: run(initiator(PSK_I), responder(LIST_R)), "set peer.public_key")
 
 
 def test_nothing_costly_happens_before_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from shadowmesh.base.constants import MODE_PIN, MODE_PSK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 CHACHA20_POLY1305: Final = "chacha20-poly1305"
 AEGIS_256: Final = "aegis-256"
@@ -88,6 +88,8 @@ class Policy:
         identity: our Ed25519 identity.
         psk: 32 bytes, or None.
         peer_public_key: the pinned 32 bytes, or None.
+        trusted: of a responder that has a list of peers: the keys of which the peer must have one,
+            whatever it is pinned to. None without a list, and for who dials: it knows whom.
         require_cipher: "aegis-256" refuses a peer that cannot or may not use it; None takes both.
         key_id_in_use: whether the peer already has this key id in a live session.
     """
@@ -95,6 +97,7 @@ class Policy:
     identity: Signer
     psk: bytes | None = field(repr=False)
     peer_public_key: bytes | None
+    trusted: Collection[bytes] | None = None
     require_cipher: str | None = None
     key_id_in_use: Callable[[int], bool] = field(default=_never_in_use, repr=False)
 
@@ -102,7 +105,8 @@ class Policy:
     def mode(self) -> int:
         """The mode byte: bit 0 PSK, bit 1 pinned key; 0 means that nobody can be accepted."""
         psk = 0 if self.psk is None else MODE_PSK
-        return psk | (0 if self.peer_public_key is None else MODE_PIN)
+        pinned = self.peer_public_key is not None or self.trusted is not None
+        return psk | (MODE_PIN if pinned else 0)
 
 
 @dataclass(frozen=True, slots=True)

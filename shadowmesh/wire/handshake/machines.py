@@ -160,6 +160,10 @@ class _Machine:
                 f"the peer's identity {b64encode(public).decode()} is not the pinned"
                 " peer.public_key"
             )
+        if policy.trusted is not None and public not in policy.trusted:
+            raise RemoteProtocolError(
+                f"the peer's identity {b64encode(public).decode()} is none of those in peers"
+            )
         other = _ZEROS if role == b"responder" else own
         if not sodium.verify(public, _signed_text(role, h, public, other), signature):
             raise RemoteProtocolError("the peer's signature does not verify")
@@ -213,6 +217,8 @@ class Initiator(_Machine):
         entropy: Entropy | None = None,
     ) -> None:
         super().__init__(policy, offer, prev_h, entropy)
+        if policy.trusted is not None:
+            raise LocalProtocolError("who dials knows one peer, not a list of them")
         self._ephemeral: X25519PrivateKey | None = None
         self._kem: MLKEM768PrivateKey | None = None
         self._result: HandshakeResult | None = None
@@ -396,7 +402,10 @@ class Responder(_Machine):
             )
 
     def _accept_mode(self, mode: int) -> int:
-        """Return mode if it agrees with our configuration. Source: protocol section 2."""
+        """Return mode if it agrees with our configuration.
+
+        Source: protocol section 2; with a list of peers mesh-rules A1.
+        """
         if mode & ~(MODE_PSK | MODE_PIN):
             raise RemoteProtocolError(f"mode {mode:#04x} has unknown bits")
         if (mode ^ self._policy.mode) & MODE_PSK:
@@ -404,6 +413,11 @@ class Responder(_Machine):
             raise RemoteProtocolError(f"only one side uses encryption.key: {who}")
         if mode == 0:
             raise RemoteProtocolError("the peer uses neither a key nor a pinned identity")
+        if self._policy.trusted is not None and not mode & MODE_PIN:
+            raise RemoteProtocolError(
+                "the peer dials whoever holds encryption.key; with a list of peers here it has to"
+                " set peer.public_key to the key of this side"
+            )
         return mode
 
 
