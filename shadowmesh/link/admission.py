@@ -41,6 +41,9 @@ MAX_SOURCES: Final = 4096
 #: A known address, and a /48 (what a provider gives to a customer with many networks), may have so
 #: many times what one source may.
 KNOWN_FACTOR: Final = 4
+#: A known address behind which there are many peers may have so many for each: they all come at once
+#: when their way to us is back, and each may have a connection that it has given up.
+PER_KNOWN_PEER: Final = 2
 SITE_FACTOR: Final = 4
 _WINDOW_S: Final = 1.0
 #: The search for somebody to go looks at so many of the oldest, so that a full stage stays cheap.
@@ -93,20 +96,30 @@ class Source:
             server gets, so its addresses cost an attacker nothing. The whole address if known.
         site: the /48 of an IPv6 address that is not known; else "".
         known: a peer was behind this very address.
+        peers: how many were.
     """
 
     name: str
     site: str
     known: bool
+    peers: int = 1
+
+    def allowed(self, limit: int) -> int:
+        """Return how many this source may have where an unknown one may have `limit`."""
+        return max(limit * KNOWN_FACTOR, PER_KNOWN_PEER * self.peers) if self.known else limit
 
 
-def source_of(ip: str, *, known: bool) -> Source:
-    """Return the source of an address as people write them."""
+def source_of(ip: str, *, known: bool, peers: int = 1) -> Source:
+    """Return the source of an address as people write them.
+
+    Args:
+        peers: of a known one, how many are behind it.
+    """
     address = IPv6Address(ip.partition("%")[0]) if ":" in ip else IPv4Address(ip)
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if known or isinstance(address, IPv4Address):
-        return Source(str(address), "", known)
+        return Source(str(address), "", known, peers)
     household = IPv6Network((address, 56), strict=False)
     return Source(str(household), str(household.supernet(new_prefix=48)), known)
 
@@ -153,7 +166,7 @@ class Admission:
                 to be closed. It may not call this object.
         """
         allowed = self._limits.new_per_second
-        if not self._within_rate(source.name, allowed * (KNOWN_FACTOR if source.known else 1), now):
+        if not self._within_rate(source.name, source.allowed(allowed), now):
             return None
         if source.site and not self._within_rate(source.site, allowed * SITE_FACTOR, now):
             return None
@@ -178,7 +191,7 @@ class Admission:
 
     def _make_room_in_source(self, source: Source, stage: Stage) -> None:
         room, limit = self._rooms[stage], self._limits.per_source
-        if room.of_source[source.name] >= limit * (KNOWN_FACTOR if source.known else 1):
+        if room.of_source[source.name] >= source.allowed(limit):
             self._evict(next(p for p in room.places if p.source.name == source.name))
         if source.site and room.of_site[source.site] >= limit * SITE_FACTOR:
             self._evict(next(p for p in room.places if p.source.site == source.site))

@@ -256,7 +256,8 @@ class Listener:
         self.counters["accepted"] += 1
         now = time.monotonic()
         connection = _Connection(raw, remote, now + UNAUTHENTICATED_TIMEOUT_S)
-        source = source_of(remote[0], known=self._known.holds(remote[0], boottime()))
+        peers = self._known.peers(remote[0], boottime())
+        source = source_of(remote[0], known=peers > 0, peers=peers)
         place = self._admission.admit(source, now, partial(self._evict, connection))
         if place is None:
             self.counters["refused_rate"] += 1

@@ -74,7 +74,7 @@ class PeerPort:
         Raises:
             ShadowMeshError: it cannot be opened.
         """
-        self._known.name({config.peer.address.host} if config.peer.address else ())
+        self._known.name(peer.address.host for peer in config.peers if peer.address is not None)
         address = config.websocket.listen_address
         if config.mode == 0:
             # Why, and what to do, is a warning of the configuration.

@@ -213,3 +213,26 @@ def test_the_address_heard_of_longest_ago_is_forgotten_first():
     known.authenticated("new", 2.0)
     assert known.holds("0", 2.0)
     assert not known.holds("1", 2.0)
+
+
+def test_peers_behind_one_address_are_counted_and_forgotten_one_by_one():
+    known = KnownAddresses()
+    for number in range(3):
+        for _ in range(2):
+            known.authenticated("192.0.2.1", float(number), b"%d" % number)
+    assert known.peers("192.0.2.1", 2.0) == 3
+    assert known.peers("192.0.2.1", REMEMBERED_S + 0.5) == 2
+    assert known.peers("192.0.2.1", REMEMBERED_S + 2.5) == 0
+    known.name(["192.0.2.2", "192.0.2.2"])
+    assert known.peers("192.0.2.2", 0.0) == 2
+
+
+def test_all_peers_behind_one_address_may_come_at_once():
+    door = Door()
+    source = source_of("192.0.2.1", known=True, peers=60)
+    places = [door.admission.admit(source, 0.0, door.evicted.append) for _ in range(60)]
+    for stage in (Stage.TLS, Stage.HANDSHAKE):
+        for place in places:
+            place.advance(stage)
+            assert place.stage is stage
+    assert door.evicted == []
