@@ -414,7 +414,9 @@ def _bring_up(
     new_mtu = mtu if mtu != before.mtu else None
     new_queue = queue_length if queue_length != before.queue_length else None
     new_mac = mac if mac is not None and mac != before.mac else None
-    if new_mtu is None and new_queue is None and new_mac is None and before.up:
+    if new_mtu is None and new_queue is None and before.up:
+        if new_mac is not None:
+            _try_mac(netlink, before, new_mac, undo)
         return
     undo.callback(
         _quietly,
@@ -428,6 +430,24 @@ def _bring_up(
     )
     with explained(f"cannot bring up {before.name} with MTU {mtu}"):
         netlink.set_link(before.index, mtu=new_mtu, queue_length=new_queue, mac=new_mac, up=True)
+
+
+def _try_mac(netlink: Netlink, before: Link, mac: bytes, undo: ExitStack) -> None:
+    """Give a device that is right otherwise its address, if we may: it works with its own, too."""
+    try:
+        netlink.set_link(before.index, mac=mac)
+    except OSError as error:
+        _log.warning(
+            "the TAP device keeps its own MAC address",
+            device=before.name,
+            address=before.mac.hex(":"),
+            cause=error.strerror or error,
+            remedy=f"none is needed for two machines; among several peers know {mac.hex(':')} to be"
+            f" of this one without being told: `ip link set {before.name} address {mac.hex(':')}`"
+            " where the device is prepared",
+        )
+    else:
+        undo.callback(_quietly, lambda: netlink.set_link(before.index, mac=before.mac))
 
 
 def _quietly(call: Callable[..., None], *arguments: object) -> None:

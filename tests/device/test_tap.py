@@ -326,6 +326,20 @@ def test_a_missing_permission_names_the_capability(step, code):
     assert kernel.held == set()
 
 
+def test_a_device_prepared_for_a_user_keeps_its_mac_where_that_may_not_be_changed(caplog):
+    kernel = FakeKernel(failures={("set_link", None): errno.EPERM})
+    link = kernel.add("tap0", permanent=True, up=True)
+    kernel.links[link.index] = replace(link, mtu=1400, queue_length=tap.QUEUE_LENGTH)
+    kernel.given.append((link.index, ADDRESS4))
+    device = open_tap(kernel, mac=MAC)
+    assert device.mac == KERNEL_MAC
+    [record] = [record for record in caplog.records if "MAC" in record.getMessage()]
+    assert record.levelname == "WARNING"
+    del kernel.failures["set_link", None]
+    device.close()
+    assert open_tap(kernel, mac=MAC).mac == MAC
+
+
 @pytest.mark.parametrize(
     "put", ["file", "another device", "directory", "nothing", "link to nothing"]
 )
