@@ -189,6 +189,13 @@ class NotConnected(ControlError):
     http_status = 409
 
 
+class NoSuchPeer(ControlError):
+    """No peer of the configuration has that name."""
+
+    code = "no_such_peer"
+    http_status = 404
+
+
 class NotConfigured(ControlError):
     """Neither a peer's key nor a pre-shared key is set, or no peer address is known."""
 

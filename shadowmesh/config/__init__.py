@@ -18,7 +18,14 @@ Source: interface.md, "Configuration".
 from __future__ import annotations
 
 from shadowmesh.config.loader import load, why_not_dialled
-from shadowmesh.config.model import Config, HostPort, LoadedConfig, NatSection, NetworkSection
+from shadowmesh.config.model import (
+    Config,
+    HostPort,
+    LoadedConfig,
+    NatSection,
+    NetworkSection,
+    PeerEntry,
+)
 from shadowmesh.config.report import as_json, diff, in_force, redacted, reloaded
 from shadowmesh.config.schema import KEYS
 
@@ -28,6 +35,7 @@ __all__ = [
     "LoadedConfig",
     "NatSection",
     "NetworkSection",
+    "PeerEntry",
     "as_json",
     "diff",
     "flag_names",

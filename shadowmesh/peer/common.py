@@ -1,7 +1,8 @@
 """What all peers of this daemon share, and how each of them gets a session.
 
-Owns: the configuration in force, who still wants the TAP device, the count of handshakes, what a
-new session is made of. Does not know: states, which session carries the frames.
+Owns: the configuration in force, who still wants the TAP device, what the
+kernel may hand us so that all peers take it, the count of handshakes, what a new session is made
+of. Does not know: states, which session carries the frames.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shadowmesh._fastpath import DataPlane
-    from shadowmesh.config import Config, HostPort
+    from shadowmesh.config import Config, HostPort, PeerEntry
     from shadowmesh.device.device import Device
     from shadowmesh.fast.openssl import TlsContext
     from shadowmesh.insight.events import Recorder
@@ -37,7 +38,8 @@ class Common:
     """The one of this daemon.
 
     Attributes:
-        config: replaced by the manager when it is reloaded.
+        config: replaced by use().
+        device_kept: the TAP device stays open also when nobody holds it.
         stopping: nobody is taken in any more.
         handshakes: how handshakes ended, by one word.
         refused: the last peer that was not let in, cleared by success; its time is boot time.
@@ -60,7 +62,8 @@ class Common:
         known: KnownAddresses,
     ) -> None:
         """Args: as for `ConnectionManager`."""
-        self.config = config
+        self._hellos = Hellos()
+        self.use(config)
         self.identity = identity
         self.plane = plane
         self.device = device
@@ -69,20 +72,31 @@ class Common:
         self.known = known
         self.mailbox = mailbox
         self.stopping = False
+        self.device_kept = False
         self.handshakes: Counter[str] = Counter()
         self.refused: Refused | None = None
         self._client_context = client_context
         self._dial = dial
-        self._hellos = Hellos()
         self._holders: set[object] = set()
+        #: of everybody with a session: whether it takes super-frames of streams, of datagrams
+        self._takes: dict[object, tuple[bool, bool]] = {}
+
+    def use(self, config: Config) -> None:
+        """Go by this configuration from now on."""
+        self.config = config
+        self._hellos.dialled_are(len(config.peers))
 
     def dial(self, target: HostPort, route: Route) -> Upgraded:
         """Dial once; waits. Raises ControlError: there is no connection."""
         return self._dial(target, self.config.websocket.path, self._client_context, route)
 
-    def start_tunnel(self, upgraded: Upgraded, owner: HandshakeOwner) -> Tunnel:
+    def start_tunnel(
+        self, upgraded: Upgraded, owner: HandshakeOwner, dialled: PeerEntry | None = None
+    ) -> Tunnel:
         """Begin the handshake of a session over a connection.
 
+        Args:
+            dialled: whom we have dialled; None: somebody has come to us.
         Raises:
             LocalProtocolError, OSError, MemoryError: no means for one; the socket stays the
                 caller's.
@@ -96,6 +110,7 @@ class Common:
                 upgraded.certificate_sha256,
                 udp=self.traversal is not None and self.traversal.port is not None,
                 udp_super_frames=self.device.udp_super_frames,
+                dialled=dialled,
             ),
             owner,
             hellos=self._hellos,
@@ -118,8 +133,25 @@ class Common:
     def release_device(self, holder: object) -> None:
         """Close the device if nobody else holds it; harmless for who does not hold it."""
         self._holders.discard(holder)
-        if not self._holders:
+        if not (self._holders or self.device_kept):
             self.device.close()
+
+    def takes(self, peer: object, *, streams: bool, datagrams: bool) -> None:
+        """A peer with a session takes such super-frames, and unfinished checksums with them.
+
+        The kernel does not know for whom a frame is, so it hands us only what all of them take.
+        """
+        self._takes[peer] = streams, datagrams
+        self._set_offload()
+
+    def takes_nothing(self, peer: object) -> None:
+        """Its session is over; harmless without one. What the last one took stays as it is."""
+        if self._takes.pop(peer, None) is not None and self._takes:
+            self._set_offload()
+
+    def _set_offload(self) -> None:
+        streams, datagrams = map(all, zip(*self._takes.values(), strict=True))
+        self.device.offload(streams, udp=datagrams)
 
     def tell(self, say: Callable[..., None], message: str, **facts: object) -> None:
         """Log something about a session, and record it for who asks later."""

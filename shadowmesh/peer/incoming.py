@@ -19,7 +19,7 @@ from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import RejectReason
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.insight.status import Refused
-from shadowmesh.peer.verdicts import DIRECTLY, WHY_INTERCEPTED, intercepted
+from shadowmesh.peer.verdicts import DIRECTLY, WHY_INTERCEPTED, compare_keys, intercepted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +38,8 @@ _log = log.get("connection")
 class Incoming:
     """The sessions that no peer owns yet. Satisfies `tunnel.HandshakeOwner`."""
 
-    def __init__(self, common: Common, peer_of: Callable[[bytes], Peer]) -> None:
-        """Args: peer_of: who has this public key."""
+    def __init__(self, common: Common, peer_of: Callable[[bytes], Peer | None]) -> None:
+        """Args: peer_of: who has this public key; None: nobody any more."""
         self._common = common
         self._peer_of = peer_of
         self._tunnels: set[Tunnel] = set()
@@ -88,9 +88,11 @@ class Incoming:
                 remedy=f"let the peer {DIRECTLY}",
             )
             tunnel.reject(RejectReason.POLICY)
+        elif (peer := self._peer_of(result.peer_public_key)) is None:
+            tunnel.reject(RejectReason.POLICY)  # its handshake began before it was taken off
         else:
             try:
-                self._peer_of(result.peer_public_key).admit(tunnel, result)
+                peer.admit(tunnel, result)
             finally:
                 # Also after a bug: whose the session is hears of its end, and we shall not.
                 if tunnel.owner is not self:
@@ -118,5 +120,5 @@ class Incoming:
             "incoming handshake failed",
             peer=tunnel.peer_name,
             cause=ended.detail,
-            remedy="if that was the peer, compare encryption.key and peer.public_key on both sides",
+            remedy=f"if that was the peer, {compare_keys(self._common.config)}",
         )

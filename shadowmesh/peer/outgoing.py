@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from shadowmesh._fastpath import Port
     from shadowmesh.base.errors import ControlError
-    from shadowmesh.config import HostPort
+    from shadowmesh.config import HostPort, PeerEntry
     from shadowmesh.link.link import Upgraded
     from shadowmesh.peer.common import Common
     from shadowmesh.peer.endings import Ended
@@ -52,7 +52,6 @@ class Outgoing:
     def __init__(
         self,
         common: Common,
-        port: Port,
         post: Callable[[Callable[[], None]], None],
         *,
         on_phase: Callable[[Phase], None],
@@ -62,7 +61,6 @@ class Outgoing:
         """Nothing is tried yet.
 
         Args:
-            port: of the peer that is dialled.
             post: carries out a call later, in the owner's greenlet, one after the other.
             on_phase: how far the attempt is.
             on_established: the session is the owner's from now on.
@@ -71,8 +69,9 @@ class Outgoing:
         self.tunnel: Tunnel | None = None
         self.post = post
         self._common = common
-        self._port = port
         self._target: HostPort | None = None
+        self._peer: PeerEntry | None = None
+        self._port: Port | None = None
         self._on_phase = on_phase
         self._on_established = on_established
         self._on_failed = on_failed
@@ -85,11 +84,20 @@ class Outgoing:
         """An attempt has neither had its outcome nor been aborted."""
         return self._dialler.running or self.tunnel is not None
 
-    def start(self, target: HostPort) -> None:
-        """Try once."""
-        self._target = target
+    def start(self, target: HostPort, peer: PeerEntry, port: Port) -> None:
+        """Try once.
+
+        Args:
+            peer: whom we want to reach there.
+            port: that of its frames.
+        """
+        self._target, self._peer, self._port = target, peer, port
+        self._dial()
+
+    def _dial(self) -> None:
+        assert self._target is not None
         self._on_phase(Phase.DIALLING)
-        self._dialler.start(target)
+        self._dialler.start(self._target)
 
     def abort(self, reason: CloseReason, detail: str) -> None:
         """Forget the attempt; harmless without one."""
@@ -101,23 +109,24 @@ class Outgoing:
     def _upgraded(self, upgraded: Upgraded) -> None:
         self._on_phase(Phase.HANDSHAKE)
         try:
-            self.tunnel = self._common.start_tunnel(upgraded, self)
-            # Before there are keys: the first frames may come with the answer that it is accepted.
-            self.tunnel.session.belongs_to(self._port)
+            self.tunnel = self._common.start_tunnel(upgraded, self, self._peer)
         except (LocalProtocolError, OSError, MemoryError) as error:
             upgraded.sock.close()
             self._failed(PeerUnreachable(f"cannot start a session: {error or 'no memory'}"))
+            return
+        # Whose it will be is known already, and the first frame comes right behind ACCEPT.
+        assert self._port is not None
+        self.tunnel.session.belongs_to(self._port)
 
     def _failed(self, error: ControlError, collision: bool = False) -> None:
         if self.route.take_retry():
-            assert self._target is not None
             _log.info(
                 "dialling again with short segments: the path may swallow longer packets",
                 peer=self._target,
                 packet_bytes=SMALL_PACKET_BYTES,
                 cause=error,
             )
-            self.start(self._target)
+            self._dial()
             return
         self._on_failed(error, collision)
 
@@ -165,4 +174,4 @@ class Outgoing:
             if tunnel.dialled_itself:
                 self._failed(PeerRefused(f"{self._target}: {SELF}"))
             else:
-                self._failed(failed_dial(self._target, ended), collision)
+                self._failed(failed_dial(self._target, ended, self._common.config), collision)

@@ -1,7 +1,7 @@
 """One peer, from wanted to connected: carries out the state table of `wire.peer`.
 
 Owns: whether this peer is wanted, whom that means dialling and when, the live session and what
-follows when it ends. Does not know: other peers, how a session comes about (`outgoing`,
+follows when it ends, its port of the switch. Does not know: other peers, how a session comes about (`outgoing`,
 `incoming`), HTTP, what a snapshot looks like, records, keys, how a device is opened.
 
 ::
@@ -34,6 +34,7 @@ from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import (
     BACKOFF_MIN_S,
     HANDSHAKE_TIMEOUT_S,
+    MAX_MACS_PER_PEER,
     Caps,
     CloseReason,
     RejectReason,
@@ -49,9 +50,9 @@ from shadowmesh.base.errors import (
     PeerRefused,
     PeerUnreachable,
 )
+from shadowmesh.device.tap import stable_mac
 from shadowmesh.keys.identity import format_public_key
 from shadowmesh.link.route import SMALL_PACKET_BYTES
-from shadowmesh.peer.last_seen import LastSeen
 from shadowmesh.peer.outgoing import Outgoing
 from shadowmesh.peer.pause import Pause
 from shadowmesh.peer.verdicts import DUPLICATE, objection
@@ -63,9 +64,11 @@ if TYPE_CHECKING:
 
     from gevent.event import AsyncResult
 
-    from shadowmesh.config import Config, HostPort
+    from shadowmesh.config import HostPort, PeerEntry
     from shadowmesh.peer.common import Common
     from shadowmesh.peer.endings import Ended
+    from shadowmesh.peer.last_seen import LastSeen
+    from shadowmesh.peer.seen_list import SeenPeer
     from shadowmesh.peer.tunnel import Tunnel
     from shadowmesh.wire.control import Address
     from shadowmesh.wire.handshake.agreement import HandshakeResult
@@ -79,7 +82,8 @@ ANNOUNCED: Final = (CloseReason.DISCONNECT, CloseReason.SHUTDOWN, CloseReason.PO
 #: the same failure again is said so often
 REPEAT_LOG_S: Final = 600.0
 
-_OPERATOR: Final = "disconnected by the operator"
+#: why a session ends that nobody wants any more
+OPERATOR: Final = "disconnected by the operator"
 
 _log = log.get("connection")
 
@@ -88,6 +92,8 @@ class Peer:
     """The life of one peer. Satisfies `tunnel.Owner`.
 
     Attributes for reading only:
+        entry: what the configuration says of it.
+        port: the place of its frames in the data plane.
         machine: state and phase.
         current: the live session, None without one.
         target: whom we dial.
@@ -101,6 +107,8 @@ class Peer:
     def __init__(
         self,
         common: Common,
+        entry: PeerEntry,
+        last_seen: LastSeen | SeenPeer,
         *,
         later: Callable[[float, Callable[[], None]], gevent.Greenlet] = gevent.spawn_later,
     ) -> None:
@@ -109,14 +117,16 @@ class Peer:
         Args:
             later: runs a function in a while.
         """
+        self.entry = entry
+        self.port = _port(common, entry)
         self.machine = PeerMachine(boottime())
         self.current: Tunnel | None = None
-        self.target: HostPort | None = common.config.peer.address
+        self.target: HostPort | None = entry.address
         self.last_error: str | None = None
         self.last_error_at: float | None = None
         self.reconnects = 0
         self.held = False
-        self.last_seen = LastSeen(common.config.daemon.state_dir)
+        self.last_seen = last_seen
         self._common = common
         #: there was a session since the last disconnect
         self._was_connected = False
@@ -125,10 +135,8 @@ class Peer:
         self._backoff = Backoff(random.SystemRandom().random)
         #: a failed attempt is followed by another
         self._redial = False
-        self._port = Port(common.plane)
         self._outgoing = Outgoing(
             common,
-            self._port,
             self.post,
             on_phase=self._enter,
             on_established=self._established,
@@ -140,6 +148,11 @@ class Peer:
         self._logged = ("", 0.0)
         #: moves between WSS and UDP of sessions that are over
         self._switches = 0
+
+    @property
+    def name(self) -> str:
+        """By which operators call it."""
+        return self.entry.name
 
     @property
     def path_switches(self) -> int:
@@ -171,11 +184,11 @@ class Peer:
     @property
     def expected(self) -> bool:
         """Nobody dials, but the peer is known and let in: it has to come by itself."""
-        config = self._common.config
+        config, entry = self._common.config, self.entry
         return (
             not (self.wanted or self.held or self._common.stopping)
             and bool(config.mode)
-            and config.peer.address is None
+            and (entry.address is None or (config.listed and not entry.auto_connect))
             and config.websocket.listen_address is not None
         )
 
@@ -195,16 +208,14 @@ class Peer:
     def auto_connect(self) -> None:
         """Dial if the configuration says so."""
         self.held = False
-        config = self._common.config
-        if config.peer.auto_connect and config.mode and not self.wanted:
-            self.target = config.peer.address
+        if self.entry.auto_connect and self._common.config.mode and not self.wanted:
+            self.target = self.entry.address
             self._redial = True
             self._begin()
 
     def connect(self, target: HostPort | None, outcome: AsyncResult) -> None:
         """Dial `target`, or whom the configuration names; `outcome` gets None or a ControlError."""
-        peer = self._common.config.peer
-        target = target or peer.address
+        target = target or self.entry.address
         try:
             self._check_connect(target)
         except ControlError as error:
@@ -216,9 +227,16 @@ class Peer:
             self._await_peer()
             return
         self.target = target
-        self._redial = self._redial or peer.auto_connect
+        self._redial = self._redial or self.entry.auto_connect
         self._backoff.reset()
         self._begin()
+
+    def join(self, outcome: AsyncResult) -> None:
+        """Tell of the outcome of what is on its way, or connect()."""
+        if self.machine.state is State.CONNECTING and not self._idle:
+            self._waiters.append(outcome)
+        else:
+            self.connect(None, outcome)
 
     def _check_connect(self, target: HostPort | None) -> None:
         if self._common.stopping:
@@ -229,16 +247,19 @@ class Peer:
                 " (see `shadowmesh pubkey`, `shadowmesh genpsk`) and `shadowmesh reload`"
             )
         if self.machine.state is State.CONNECTED:
-            raise AlreadyConnected("already connected; `shadowmesh disconnect` ends the session")
+            raise AlreadyConnected(
+                f"already connected; `shadowmesh disconnect{self._argument}` ends the session"
+            )
         if self.machine.state is State.CONNECTING and not self._idle:
             raise AlreadyConnecting(
                 "already connecting; `shadowmesh status --watch` shows how far it is"
             )
         if target is None and not self.held:
             waits = ", and the peer can come by itself" if self.expected else ""
+            key = "its address in peers" if self._common.config.listed else "peer.address"
             raise NotConfigured(
-                f"no peer to connect to{waits}; to dial it from here set peer.address, or run"
-                " `shadowmesh connect HOST:PORT`"
+                f"no peer to connect to{waits}; to dial it from here set {key}, or run"
+                f" `shadowmesh connect{self._argument} HOST:PORT`"
             )
 
     def _await_peer(self) -> None:
@@ -252,36 +273,68 @@ class Peer:
             return
         self._enter(Phase.WAITING_FOR_PEER)
 
-    def disconnect(self, outcome: AsyncResult) -> None:
-        """End the session and let the peer in no more; `outcome` gets None or NotConnected."""
+    def disconnect(self) -> None:
+        """End the session and let the peer in no more.
+
+        Raises:
+            NotConnected: there is nothing to end.
+        """
         expected = self.expected
         if not (self.wanted or expected):
             # One of the last run may have been taken over and not used yet.
             self._common.release_device(self)
             refused = ", and the peer is refused" if self.held else ""
-            outcome.set_exception(
-                NotConnected(f"not connected{refused}; there is nothing to disconnect")
-            )
-            return
+            raise NotConnected(f"not connected{refused}; there is nothing to disconnect")
         # Before the session ends: a peer that comes back meanwhile must not be taken in.
         self.held = True
-        try:
-            if expected:
-                self._common.release_device(self)
-                self._common.tell(_log.info, "the peer is refused from now on", cause=_OPERATOR)
-            else:
-                self._undo(CloseReason.DISCONNECT, _OPERATOR)
-        finally:
-            outcome.set(None)
+        if expected:
+            self._common.release_device(self)
+            self._tell(_log.info, "the peer is refused from now on", cause=OPERATOR)
+        else:
+            self._undo(CloseReason.DISCONNECT, OPERATOR)
 
     def end(self, reason: CloseReason, detail: str) -> None:
         """The daemon stops, or this peer is not trusted any more: undo everything."""
         if self.wanted:
             self._undo(reason, detail)
 
-    def retarget(self, config: Config) -> None:
-        """Dial whom a new configuration names from now on."""
-        self.target = config.peer.address
+    def hold(self) -> None:
+        """Let the peer in no more; what there is goes on until end()."""
+        self.held = True
+
+    def let_in(self) -> None:
+        """Let the peer in again, if an operator has disconnected it."""
+        self.held = False
+
+    def follow(self, entry: PeerEntry, last_seen: LastSeen | SeenPeer) -> None:
+        """Go by what a new configuration says of this peer.
+
+        Without a session if that rests on something else now.
+        """
+        before, self.entry = self.entry, entry
+        last_seen.moment = self.last_seen.moment
+        self.last_seen = last_seen
+        self.target = entry.address
+        if (before.public_key, before.allowed_macs) != (entry.public_key, entry.allowed_macs):
+            self.port.close()
+            self.port = _port(self._common, entry)
+
+    def dial_anew(self) -> None:
+        """Whom to dial, or whether, has changed: let go of what was tried, and try that."""
+        if self.current is None:
+            self.end(CloseReason.POLICY, "the configuration says another way to the peer")
+            if not self.held:
+                self.auto_connect()
+        elif self.on_udp_alone:
+            self._pause.cancel()
+            self._outgoing.abort(CloseReason.POLICY, "the configuration says another way")
+            if self._dials_again(self.current):
+                self._redial = True
+                self._begin()
+
+    def close(self) -> None:
+        """The peer is not one any more: give its place in the data plane back, after end()."""
+        self.port.close()
 
     # --- connecting ---------------------------------------------------------------------------
 
@@ -296,7 +349,7 @@ class Peer:
         retry = not self._waiters and self.wanted
         if self.machine.state not in (State.CONNECTING, State.CONNECTED):
             self._fire(Event.RETRY if retry else Event.CONNECT)
-        (_log.debug if retry else _log.info)("connecting", peer=self.target)
+        (_log.debug if retry else _log.info)("connecting", **self._who, peer=self.target)
         assert self.target is not None
         try:
             self._enter(Phase.TAP)
@@ -304,7 +357,7 @@ class Peer:
         except DeviceUnavailable as error:
             self._attempt_failed(error)
             return
-        self._outgoing.start(self.target)
+        self._outgoing.start(self.target, self.entry, self.port)
 
     def _attempt_failed(self, error: ControlError, collision: bool = False) -> None:
         """An attempt to connect is over; plan the next or undo what was started.
@@ -320,6 +373,7 @@ class Peer:
         elif self.on_udp_alone and self._redial:
             _log.limited(REPEAT_LOG_S).warning(
                 "the WSS link is not back yet",
+                **self._who,
                 cause=error,
                 remedy="none is needed while UDP carries the frames: it is dialled again",
             )
@@ -327,9 +381,8 @@ class Peer:
 
     def _give_up(self, error: ControlError) -> None:
         """In error: say why, and plan what comes next."""
-        peer = self._common.config.peer
-        if peer.auto_connect and not self._was_connected:
-            self.target = peer.address  # another one that was asked for did not work
+        if self.entry.auto_connect and not self._was_connected:
+            self.target = self.entry.address  # another one that was asked for did not work
         delay_s = self._backoff.next_delay() if self._redial else None
         text = str(error)
         self._note_error(text)
@@ -337,9 +390,7 @@ class Peer:
         if not repeated:
             self._logged = (text, boottime())
         say = _log.debug if repeated else _log.warning
-        self._common.tell(
-            say, "cannot connect", cause=text, retry_in_s=delay_s and round(delay_s, 1)
-        )
+        self._tell(say, "cannot connect", cause=text, retry_in_s=delay_s and round(delay_s, 1))
         self._answer_waiters(error)
         if delay_s is None:
             self._common.release_device(self)
@@ -350,19 +401,21 @@ class Peer:
         """Everything that connecting started, in reverse: router, session, link, plane, TAP."""
         self._redial = False
         self._pause.cancel()
-        self._port.activate(None)
+        self.port.activate(None)
+        self._common.takes_nothing(self)
         self._switches = self.path_switches
         tunnel, self.current = self.current, None
         if tunnel is not None:
             self.last_seen.gone()
-            tunnel.close(reason, detail)
+            # Only a device that goes down has to wait for the end of its sessions.
+            tunnel.close(reason, detail, wait=not self._common.device_kept)
         self._outgoing.abort(reason, detail)
         self._common.release_device(self)
         self._answer_waiters(NotConnected(detail))
         self._fire(Event.DISCONNECT)
         self._was_connected = False
         self.last_error = self.last_error_at = None
-        self._common.tell(_log.info, "disconnected", cause=detail)
+        self._tell(_log.info, "disconnected", cause=detail)
 
     # --- a session begins ---------------------------------------------------------------------
 
@@ -385,9 +438,10 @@ class Peer:
         if self.held:
             _log.limited(REPEAT_LOG_S).info(
                 "peer refused",
+                **self._who,
                 peer=tunnel.peer_name,
-                cause=_OPERATOR,
-                remedy="`shadowmesh connect` lets it in again",
+                cause=OPERATOR,
+                remedy=f"`shadowmesh connect{self._argument}` lets it in again",
             )
             tunnel.reject(RejectReason.ADMIN_DOWN)
             return
@@ -404,6 +458,7 @@ class Peer:
             except DeviceUnavailable as error:
                 _log.limited(10).warning(
                     "peer refused",
+                    **self._who,
                     peer=tunnel.peer_name,
                     cause=error,
                     remedy="none is needed once the device can be made: the peer comes again",
@@ -413,9 +468,9 @@ class Peer:
         if reason is not None:
             tunnel.reject(reason)
             return
-        tunnel.session.belongs_to(self._port)
         # Before accepting: from now on our own dial must not reach the peer's decision any more.
         self._outgoing.abort(CloseReason.REPLACED, "the peer's own connection was taken")
+        tunnel.session.belongs_to(self.port)
         if not tunnel.accept():
             self._resume()
             return
@@ -436,13 +491,16 @@ class Peer:
         self.last_seen.here()
         self._enter(Phase.ROUTER)
         # The kernel may hand us only what the peer takes.
-        self._common.device.offload(
-            bool(result.peer_caps & result.local_caps & Caps.OFFLOAD),
-            udp=bool(result.peer_caps & Caps.UDP_GSO),
+        self._common.takes(
+            self,
+            streams=bool(result.peer_caps & result.local_caps & Caps.OFFLOAD),
+            datagrams=bool(result.peer_caps & Caps.UDP_GSO),
         )
-        self._port.activate(tunnel.session)
+        self.port.activate(tunnel.session)
         self._common.device.peer_is_there()
-        self._common.known.authenticated(tunnel.wss.remote_address[0], boottime())
+        self._common.known.authenticated(
+            tunnel.wss.remote_address[0], boottime(), result.peer_public_key
+        )
         if replaced is not None:
             self._fire(Event.REPLACED)
             replaced.replace()
@@ -452,7 +510,7 @@ class Peer:
         self._was_connected = True
         self.last_error = self.last_error_at = self._common.refused = None
         self._logged = ("", 0.0)
-        self._common.tell(
+        self._tell(
             _log.info,
             "connected",
             peer=tunnel.peer_name,
@@ -462,7 +520,7 @@ class Peer:
             tls="direct" if result.tls_matches else "proxied-or-intercepted",
             replaced=replaced is not None,
         )
-        if self._common.config.peer.public_key is None:
+        if self.entry.public_key is None:
             _log.warning(
                 "the peer is not pinned: any holder of encryption.key can be it",
                 public_key=format_public_key(result.peer_public_key),
@@ -490,7 +548,7 @@ class Peer:
         """The live session goes on over UDP alone: get it a new link."""
         if tunnel is not self.current or tunnel.over:
             return
-        self._common.tell(
+        self._tell(
             _log.warning,
             "WSS link lost, UDP goes on",
             peer=tunnel.peer_name,
@@ -516,6 +574,7 @@ class Peer:
         elif self._dials_again(tunnel) and not self.dialling and not tunnel.wss.short_segments:
             _log.warning(
                 "the WSS link stands still, trying another with short segments",
+                **self._who,
                 peer=tunnel.peer_name,
                 packet_bytes=SMALL_PACKET_BYTES,
                 remedy="let ICMP through on the way to the peer if this comes again",
@@ -526,21 +585,20 @@ class Peer:
 
     def _dials_again(self, tunnel: Tunnel) -> bool:
         """Whether a session that ended by itself is ours to bring back."""
-        return self.target is not None and (
-            tunnel.initiator or self._common.config.peer.auto_connect
-        )
+        return self.target is not None and (tunnel.initiator or self.entry.auto_connect)
 
     def _lost(self, tunnel: Tunnel, ended: Ended) -> None:
         """The live session ended by itself."""
-        self._port.activate(None)
+        self.port.activate(None)
+        self._common.takes_nothing(self)
         self.last_seen.gone()
         self._lost_unannounced = ended.peer_reason not in ANNOUNCED
         by_operator = ended.peer_reason == CloseReason.DISCONNECT
-        if tunnel.initiator and by_operator and not self._common.config.peer.auto_connect:
+        if tunnel.initiator and by_operator and not self.entry.auto_connect:
             self._undo(CloseReason.DISCONNECT, ended.detail)
             self._note_error(ended.detail)
             return
-        self._common.tell(
+        self._tell(
             _log.warning,
             "connection lost",
             peer=tunnel.peer_name,
@@ -620,10 +678,23 @@ class Peer:
         before = self.machine.state
         after = self.machine.fire(event, boottime())
         if after is not before:
-            _log.debug("state changed", before=before, after=after, event=event.name)
+            _log.debug("state changed", **self._who, before=before, after=after, event=event.name)
             self._common.recorder.record(
-                "state", "state changed", before=before, after=after, event=event
+                "state", "state changed", **self._who, before=before, after=after, event=event
             )
+
+    @property
+    def _who(self) -> dict[str, str]:
+        """What log and events say besides; nothing where there is only one."""
+        return {"name": self.name} if self._common.config.listed else {}
+
+    @property
+    def _argument(self) -> str:
+        """What names this peer on the command line."""
+        return f" {self.name}" if self._common.config.listed else ""
+
+    def _tell(self, say: Callable[..., None], message: str, **facts: object) -> None:
+        self._common.tell(say, message, **self._who, **facts)
 
     def _note_error(self, text: str) -> None:
         self.last_error, self.last_error_at = text, boottime()
@@ -635,3 +706,19 @@ class Peer:
                 outcome.set(None)
             else:
                 outcome.set_exception(error)
+
+
+def _port(common: Common, entry: PeerEntry) -> Port:
+    """Return a place in the data plane for the frames of this peer."""
+    mac = None if entry.public_key is None else stable_mac(entry.public_key)
+    allowed = entry.allowed_macs
+    macs: tuple[bytes, ...] | None = None
+    if mac is not None and allowed != "any":
+        macs = (mac,) if allowed == "own" else (mac, *allowed)
+    return Port(
+        common.plane,
+        mac,
+        macs=macs,
+        max_macs=MAX_MACS_PER_PEER,
+        broadcast=common.config.mesh.broadcast,
+    )

@@ -14,7 +14,7 @@ from shadowmesh.base.constants import Caps
 from shadowmesh.wire.handshake.agreement import AEGIS_256, CHACHA20_POLY1305, Offer, Policy
 
 if TYPE_CHECKING:
-    from shadowmesh.config import Config
+    from shadowmesh.config import Config, PeerEntry
     from shadowmesh.keys.identity import Identity
 
 
@@ -38,6 +38,7 @@ def terms_of(
     *,
     udp: bool,
     udp_super_frames: bool,
+    dialled: PeerEntry | None = None,
 ) -> Terms:
     """Return the terms for a session over a link with this TLS certificate, served or seen.
 
@@ -45,7 +46,14 @@ def terms_of(
         config: whose `mode` is not 0.
         udp: there is a UDP socket.
         udp_super_frames: our kernel takes super-frames of datagrams, not only of streams.
+        dialled: whom we want to reach; None: somebody has come to us.
     """
+    pin, trusted = config.peer.public_key, None
+    if dialled is not None:
+        pin = dialled.public_key
+    elif config.listed:
+        keys = (peer.public_key for peer in config.peers)
+        pin, trusted = None, frozenset(key for key in keys if key is not None)
     key = config.encryption.key
     cipher = config.encryption.cipher
     caps = Caps(0)
@@ -61,7 +69,8 @@ def terms_of(
         policy=Policy(
             identity=identity,
             psk=None if key is None else key.reveal(),
-            peer_public_key=config.peer.public_key,
+            peer_public_key=pin,
+            trusted=trusted,
             require_cipher=AEGIS_256 if cipher == AEGIS_256 else None,
         ),
         # The session chooses a fresh key id for each handshake.

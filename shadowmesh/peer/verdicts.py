@@ -86,7 +86,13 @@ def objection(
     return None
 
 
-def failed_dial(target: HostPort | None, ended: Ended) -> ControlError:
+def compare_keys(config: Config) -> str:
+    """What to do where two sides do not know each other's keys."""
+    keys = "the keys in peers" if config.listed else "peer.public_key"
+    return f"compare encryption.key and {keys} on both sides"
+
+
+def failed_dial(target: HostPort | None, ended: Ended, config: Config) -> ControlError:
     """The failed handshake of our own dial in the words of the control API."""
     text = f"{target}: {ended.detail}"
     if ended.kind == "closed":
@@ -98,14 +104,12 @@ def failed_dial(target: HostPort | None, ended: Ended) -> ControlError:
     if ended.rejected is not None:
         return PeerRefused(f"{text}; {_REJECT_HINTS.get(ended.rejected, 'see its log')}")
     if ended.kind == "refused":
-        return PeerRefused(
-            f"{text}; compare encryption.key and peer.public_key on both sides, and the peer's log"
-        )
+        return PeerRefused(f"{text}; {compare_keys(config)}, and the peer's log")
     if ended.kind == "timeout":
         return ConnectTimeout(f"{text}; see the peer's log")
     return PeerUnreachable(f"{text}; see the peer's log")
 
 
 def trust_of(config: Config) -> tuple[object, ...]:
-    """What a session rests on: whom we dial, and how it proves itself."""
+    """What a session of `peer:` rests on: whom we dial, and how it proves itself."""
     return config.peer.address, config.peer.public_key, config.encryption.key

@@ -34,6 +34,7 @@ from shadowmesh.base.errors import (
     ConfigurationWrong,
     DaemonStopping,
     KeyFileError,
+    Problem,
     ShadowMeshError,
 )
 from shadowmesh.base.units import count, listed
@@ -66,7 +67,7 @@ from shadowmesh.link.tls import client_context, load_or_create_certificate
 from shadowmesh.path.traversal import Traversal
 from shadowmesh.peer.manager import ConnectionManager
 from shadowmesh.service import switches
-from shadowmesh.service.hardening import forbid_core_dumps
+from shadowmesh.service.hardening import allow_descriptors, forbid_core_dumps
 from shadowmesh.service.hub_errors import report_errors_of
 from shadowmesh.service.hub_lag import HubLag
 from shadowmesh.service.pid_file import pid_file
@@ -235,6 +236,7 @@ class Daemon:
                 remedy=f"unset {switches.VARIABLE} for full speed",
             )
         forbid_core_dumps()
+        allow_descriptors()
         report_errors_of(gevent.get_hub())
         # The watchdog ends a stuck daemon by SIGABRT: then the log says where it was.
         faulthandler.enable()
@@ -257,18 +259,22 @@ class Daemon:
 
     # --- control.app.Control ------------------------------------------------------------------
 
-    def connect(self, peer: str | None) -> Snapshot:
-        """Connect to `peer` (host:port, checked by the API) or to the configured one."""
+    def connect(self, peer: str | None, name: str | None = None) -> Snapshot:
+        """Connect to `peer` (host:port, checked by the API), or as the configuration says.
+
+        Args:
+            name: of the peer that is wanted there; None: all, or the one with that address.
+        """
         target = None if peer is None else values.peer(peer)
         objection = None if target is None else why_not_dialled(target, self._config)
         if objection is not None:
             raise BadRequest(objection)
-        self._manager.connect(target)
+        self._manager.connect(target, name)
         return self._view.snapshot()
 
-    def disconnect(self) -> Snapshot:
-        """End the tunnel."""
-        self._manager.disconnect()
+    def disconnect(self, name: str | None = None) -> Snapshot:
+        """End the session of one peer, or the tunnel."""
+        self._manager.disconnect(name)
         return self._view.snapshot()
 
     def reload(self) -> Reloaded:
@@ -294,9 +300,9 @@ class Daemon:
         """Tell what is in force."""
         return self._loaded
 
-    def ping(self, count: int) -> list[Pong]:
+    def ping(self, count: int, name: str | None = None) -> list[Pong]:
         """Measure `count` round trips to the peer, one after the other."""
-        return [self._manager.ping() for _ in range(count)]
+        return [self._manager.ping(name) for _ in range(count)]
 
     def status(self) -> Snapshot:
         """What is known now."""
@@ -320,6 +326,8 @@ class Daemon:
         """Start the parts in order; each leaves its undoing in `undo`."""
         config = self._config
         identity = load_or_create_identity(config.daemon.state_dir)
+        self._public_key = identity.public_key
+        _refuse_own_key(self._loaded, identity.public_key)
         token = load_or_create_token(config.daemon.state_dir)
         certificate = load_or_create_certificate(
             config.websocket.tls_cert, config.websocket.tls_key
@@ -430,6 +438,7 @@ class Daemon:
         """Raises ConfigError: nothing has changed."""
         try:
             loaded = self._load_again()
+            _refuse_own_key(loaded, self._public_key)
         except ConfigError as error:
             for problem in error.problems:
                 _log.error("configuration not reloaded", problem=str(problem))
@@ -479,6 +488,20 @@ class Daemon:
             sha256 = certificate.sha256.hex()
             _log.info("another certificate is served", sha256=sha256)
             self._recorder.record("config", "another certificate is served", sha256=sha256)
+
+
+def _refuse_own_key(loaded: LoadedConfig, own: bytes) -> None:
+    """Raises ConfigError: the list of peers names this daemon itself.
+
+    Not found where the configuration is checked: there nobody knows the identity.
+    """
+    for peer in loaded.config.peers if loaded.config.listed else ():
+        if peer.public_key == own:
+            why = (
+                f"{peer.name} has the public key of this daemon itself; take it off the list of this"
+                " machine, or give the other machine an identity.key of its own"
+            )
+            raise ConfigError([Problem(loaded.sources[f"peers.{peer.name}"], None, "peers", why)])
 
 
 def _leave_out_of_collections() -> None:

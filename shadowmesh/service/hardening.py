@@ -1,6 +1,6 @@
-"""What the daemon forbids itself, so that nobody reads its memory.
+"""What the daemon forbids itself, so that nobody reads its memory, and what it allows itself.
 
-Owns: limits and flags of the process. Does not know: what is in that memory.
+Owns: limits and flags of the process. Does not know: what is in that memory, what is opened.
 """
 
 from __future__ import annotations
@@ -27,3 +27,12 @@ def forbid_core_dumps() -> None:
             errno=ctypes.get_errno(),
             remedy="forbid them outside: LimitCORE=0 in the unit, or ulimit -c 0",
         )
+
+
+def allow_descriptors() -> None:
+    """Let this process open as many descriptors as it may: with each peer come up to four.
+
+    The limit that a process starts with is for programs that use select(), which we do not.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

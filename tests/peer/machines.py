@@ -1,4 +1,4 @@
-"""Two daemons' insides in one process: real data planes, TLS and WebSockets over loopback.
+"""The insides of two or more daemons in one process: real data planes, TLS, WebSockets on loopback.
 
 Only the TAP is not real: a pair of datagram sockets, of which the data plane has one end and the
 test, as the kernel, the other. What passes there is the 10-byte virtio header and a frame.
@@ -14,10 +14,11 @@ from dataclasses import replace
 
 import gevent
 import gevent.socket as gsocket
+from gevent.event import Event
 
 from shadowmesh._fastpath import DataPlane
 from shadowmesh.base.errors import DeviceError
-from shadowmesh.config import HostPort, load
+from shadowmesh.config import HostPort, PeerEntry, load
 from shadowmesh.config.model import Secret
 from shadowmesh.device.device import Device
 from shadowmesh.keys.identity import Identity
@@ -162,6 +163,7 @@ class Machine:
             udp_super_frames=True,
             open_tap=self._open_tap,
         )
+        self._directory = directory
         self._dial = dial
         self._listen = listen
         self.known = KnownAddresses()
@@ -187,6 +189,41 @@ class Machine:
         """Change the peer section, before start()."""
         self.config = replace(self.config, peer=replace(self.config.peer, **peer))
         return self
+
+    def know(self, *others, **entries):
+        """List other machines as peers, before start() or as what reload() is to use.
+
+        Args:
+            others: machines that dial this one, or nobody does.
+            entries: what is said of one by its name: a machine to dial, or an entry.
+        """
+        named = {other.name: other.entry() for other in others}
+        for name, what in entries.items():
+            named[name] = what.entry(address=what.address) if isinstance(what, Machine) else what
+        peers = tuple(replace(entry, name=name) for name, entry in named.items())
+        self.config = replace(self.config, peer_list=peers)
+        return self
+
+    @property
+    def name(self):
+        return self._directory.name
+
+    def entry(self, address=None, **more):
+        """What another machine's list says of this one."""
+        auto = more.pop("auto_connect", address is not None)
+        return PeerEntry(self.name, self.identity.public_key, address, auto, **more)
+
+    def reload(self):
+        """Let the manager use what `know` or `trust` has said since."""
+        self.manager.reload(self.config)
+        done = Event()
+        self.manager._mailbox.post(done.set)
+        done.wait()
+        return self
+
+    def knows(self, other):
+        """What this machine knows of the other one, that it has in its list."""
+        return self.manager.peer_named(other.name)
 
     def start(self):
         options = {}
@@ -246,6 +283,14 @@ class Machine:
             lambda: self.state == state and phase in (None, self.phase),
             f"{state} {phase or ''}, is {self.peer.machine.state} {self.phase}"
             f" ({self.peer.last_error})",
+        )
+        return self
+
+    def wait_for_error(self, other):
+        """Wait until what this machine tried with another one has failed."""
+        wait_for(
+            lambda: self.knows(other).machine.state == "error",
+            f"an error with {other.name}, is {self.knows(other).machine.state}",
         )
         return self
 

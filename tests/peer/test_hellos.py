@@ -22,3 +22,12 @@ def test_the_memory_is_bounded():
         assert hellos.is_own(b"%d" % number)
     assert not hellos.is_own(b"0")
     assert len(hellos._sent) == len(hellos._returned) == MAX_HELLOS
+
+
+def test_as_many_are_remembered_as_peers_may_be_dialled_at_once():
+    hellos = Hellos()
+    hellos.dialled_are(100)
+    for number in range(100):
+        hellos.sent(b"%d" % number)
+    assert hellos.is_own(b"0")
+    assert hellos.came_back(b"0")
