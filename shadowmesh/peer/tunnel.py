@@ -183,6 +183,7 @@ class Tunnel:
         # Not before: what they refer to refers back, and a failure must not wait for the collector.
         self._keying = keying
         self._timers = gevent.Greenlet(self._run_timers)
+        self._alarm: Any = None
 
     @property
     def peer_public_key(self) -> bytes | None:
@@ -444,9 +445,9 @@ class Tunnel:
         """Drive the deadlines of the session and of the link; ends with either."""
         try:
             while not self.over:
-                due = self._next_deadline()
                 self._wakeup.clear()
-                self._wakeup.wait(None if due is None else max(0.0, due - boottime()))
+                self._set_alarm()
+                self._wakeup.wait()
                 if not self.over:
                     self._check_deadlines(boottime())
         except gevent.GreenletExit:
@@ -454,10 +455,37 @@ class Tunnel:
         except Exception:  # noqa: BLE001 - without its timers a session is not safe
             _log.exception("session ended by a bug", peer=self.peer_name)
             self._end(Ended(f"internal error; {REPORT_BUG}", "closed"), WS_GOING_AWAY)
+        finally:
+            self._stop_alarm()
 
-    def _next_deadline(self) -> float | None:
+    def _set_alarm(self) -> None:
+        self._stop_alarm()
         deadlines = (self._keying.next_timeout(), self.wss.next_timeout())
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        due = min((deadline for deadline in deadlines if deadline is not None), default=None)
+        if due is not None:
+            self._alarm = gevent.get_hub().loop.timer(max(0.0, due - boottime()))
+            self._alarm.start(self._on_alarm)
+
+    def _stop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
+
+    def _on_alarm(self) -> None:
+        """Something is due: wake the greenlet, unless that is a look which finds nothing new.
+
+        Called by the loop, for with many sessions waking their greenlets each second is what an
+        idle daemon would be busy with.
+        """
+        try:
+            now = boottime()
+            due = self._keying.next_timeout()
+            if (due is None or now < due) and self.wss.quiet(now):
+                self._set_alarm()
+                return
+        except Exception:  # noqa: BLE001 - the greenlet meets it as well, and can do something
+            self._stop_alarm()
+        self._wakeup.set()
 
     def _check_deadlines(self, now: float) -> None:
         self._keying.handle_timeout(now)

@@ -100,6 +100,8 @@ class WssSide:
         self._measured = 0
         self._measured_at = 0.0
         self._standstill: Standstill | None = None
+        #: activity() of the session when stands() was last asked
+        self._seen = (0.0, 0.0)
         #: what both sides agreed on when they connected, or what has fitted since
         self._segment_bytes = 0
         self._server = upgraded.server
@@ -140,7 +142,10 @@ class WssSide:
         self.link.carry()
 
     def next_timeout(self) -> float | None:
-        """When overdue(), check() or stands() has to be asked, boot-time seconds; None: no need."""
+        """When overdue(), or quiet(), check() and stands() have to be asked; None: no need.
+
+        Boot-time seconds.
+        """
         # That of Standstill comes no earlier.
         return self._authenticate_by if self._liveness is None else self._liveness.next_timeout()
 
@@ -175,6 +180,22 @@ class WssSide:
             self._measured_at = now
             self.probes.send(now)
 
+    def quiet(self, now: float) -> bool:
+        """Whether check() and stands() would find nothing new; then they need not be asked.
+
+        Most of the cost of an idle link would be in asking them each second.
+        """
+        if self._liveness is None or self._standstill is None or self.probes.awaited:
+            return False
+        activity = data_sent_at, _ = self._session.activity()
+        return (
+            activity == self._seen
+            and self._measured >= EARLY_MEASUREMENTS
+            and data_sent_at <= self._measured_at
+            and self._liveness.quiet(now)
+            and self._standstill.quiet(now)
+        )
+
     def stands(self, now: float) -> bool | None:
         """Whether the link stands still, when that is news; sends the probe that may be due."""
         progress = self.link.progress()
@@ -185,7 +206,7 @@ class WssSide:
             self._segment_bytes = progress.room_bytes  # asked once for each size
             if narrower:
                 return self._leave_narrow_interface()
-        data_sent_at, heard_at = self._session.activity()
+        self._seen = data_sent_at, heard_at = self._session.activity()
         readings = Readings(
             data_sent_at,
             heard_at,

@@ -98,8 +98,17 @@ class Liveness:
             actions.append(SendKeepalive())
         return actions
 
+    def quiet(self, now: float) -> bool:
+        """Whether check() would do nothing, with the readings of its last call; then it is done."""
+        if self._dead or self._probed_at is not None or self._waiting_since is not None:
+            return False
+        if now >= min(self._probe_at(), self._spoke_at + self._keepalive_interval_s):
+            return False
+        self._checked_at = now
+        return True
+
     def next_timeout(self) -> float | None:
-        """Return when check() is due, None once dead."""
+        """Return when check() or quiet() is due, None once dead."""
         if self._dead:
             return None
         due = [

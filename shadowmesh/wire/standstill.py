@@ -77,6 +77,8 @@ class Standstill:
         #: since when the answer to our question is awaited
         self._asked_at: float | None = None
         self._stands = False
+        #: TCP had nothing to do when it was last looked at
+        self._at_rest = False
 
     def check(self, now: float, readings: Readings) -> Finding | None:
         """Look at the readings and say what to do. To be called at next_timeout(), or oftener."""
@@ -104,11 +106,19 @@ class Standstill:
             return Finding.ASK
         return None
 
+    def quiet(self, now: float) -> bool:
+        """Whether check() would say nothing, with the readings of its last call; then it is done."""
+        if self._stands or self._waiting_since is not None or not self._at_rest:
+            return False
+        self._checked_at = self._moved_at = now
+        return True
+
     def next_timeout(self) -> float:
-        """Return when check() is due."""
+        """Return when check() or quiet() is due."""
         return next_tick(self._checked_at, CHECK_INTERVAL_S)
 
     def _note(self, now: float, before: float, readings: Readings) -> None:
+        self._at_rest = not (readings.in_flight or readings.queued)
         if readings.acked_bytes != self._acked_bytes or not readings.in_flight:
             self._acked_bytes = readings.acked_bytes
             self._moved_at = now

@@ -196,3 +196,33 @@ def test_nobody_who_was_heard_in_the_last_10_s_is_dead(
             link.data_sent_at = link.now
         if heard:
             link.heard_at = link.now
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.booleans()), max_size=60))
+def test_looks_that_were_left_out_because_nothing_was_new_change_nothing(
+    steps: list[tuple[int, bool, bool]],
+) -> None:
+    logs: list[list[tuple[float, Action]]] = []
+    for lazy in (False, True):
+        link, left_out, seen = Link(), 0, (0.0, 0.0)
+        for seconds, sent, heard in steps:
+            for _ in range(seconds):
+                link.now += 1.0
+                now_seen = (link.data_sent_at, link.heard_at)
+                if lazy and now_seen == seen and link.liveness.quiet(link.now):
+                    left_out += 1
+                    continue
+                link.check()
+                seen = now_seen
+            if sent:
+                link.data_sent_at = link.now + 0.25
+            if heard:
+                link.heard_at = link.now + 0.5
+        logs.append(link.log)
+    assert logs[0] == logs[1]
+
+
+def test_most_looks_at_an_idle_link_are_left_out() -> None:
+    link = Link()
+    link.check()
+    assert sum(link.liveness.quiet(link.start + second) for second in range(1, 100)) == 29

@@ -134,3 +134,40 @@ def test_stands_and_moves_take_turns_and_no_look_comes_early(steps) -> None:
     assert told == [Finding.STANDS, Finding.MOVES] * (len(told) // 2) + [Finding.STANDS] * (
         len(told) % 2
     )
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 20), st.booleans(), st.booleans(), st.booleans(), st.booleans()),
+        max_size=40,
+    )
+)
+def test_looks_that_were_left_out_because_nothing_was_new_change_nothing(steps) -> None:
+    logs = []
+    for lazy in (False, True):
+        machine, now, log = Standstill(0.0), 0.0, []
+        readings = seen = Readings(-1.0, -1.0, 0, in_flight=False, queued=False)
+        for seconds, sends, hears, acks, queued in steps:
+            for _ in range(seconds):
+                now += 1.0
+                if lazy and readings == seen and machine.quiet(now):
+                    continue
+                log.append((now, machine.check(now, readings)))
+                seen = readings
+            readings = Readings(
+                now + 0.25 if sends else readings.data_sent_at,
+                now + 0.5 if hears else readings.heard_at,
+                readings.acked_bytes + acks,
+                in_flight=sends,
+                queued=queued,
+            )
+        logs.append([entry for entry in log if entry[1] is not None])
+    assert logs[0] == logs[1]
+
+
+def test_a_link_at_rest_need_not_be_looked_at() -> None:
+    machine = Standstill(0.0)
+    machine.check(1.0, Readings(-1.0, -1.0, 0, in_flight=False, queued=False))
+    assert all(machine.quiet(float(second)) for second in range(2, 100))
+    machine.check(100.0, Readings(99.0, -1.0, 0, in_flight=True, queued=False))
+    assert not machine.quiet(101.0)
