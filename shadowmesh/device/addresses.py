@@ -138,6 +138,8 @@ class NetworkWatch:
         self._tunnel_device = tunnel_device
         self._on_change = on_change
         self._known = look(tunnel_device())
+        #: changes have come that `_known` may not have yet
+        self._moving = False
         self._socket = socket.socket(
             socket.AF_NETLINK,
             socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
@@ -149,6 +151,10 @@ class NetworkWatch:
             self._socket.close()
             raise
         self._greenlet = gevent.spawn(self._run)
+
+    def host(self) -> HostNetwork:
+        """Return what `look` would, without asking the kernel unless something is changing."""
+        return look(self._tunnel_device()) if self._moving else self._known
 
     def close(self) -> None:
         """Stop watching."""
@@ -162,12 +168,14 @@ class NetworkWatch:
         try:
             while True:
                 hub.wait(watcher)
+                self._moving = True
                 rerouted = self._drain()
                 began = time.monotonic()
                 while time.monotonic() < began + PATIENCE_S and _comes_soon(watcher):
                     rerouted |= self._drain()
                 self._compare(rerouted)
         finally:
+            self._moving = True
             watcher.close()
 
     def _drain(self) -> set[int]:
@@ -187,6 +195,7 @@ class NetworkWatch:
         # Messages also tell of what stays the same (a router's advertisement renews an address)
         # and of what we do ourselves to the TAP.
         before, self._known = self._known, look(self._tunnel_device())
+        self._moving = False
         ours = before.tunnel_links | self._known.tunnel_links
         if set(before.mtus) != set(self._known.mtus) or rerouted - ours:
             _log.info("the network of this host changed", addresses=self._known.addresses)

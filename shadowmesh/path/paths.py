@@ -462,8 +462,7 @@ class Paths:
     def _link_mtu(self, to: Endpoint) -> int:
         """Return the MTU of the interface on the way to `to`, as far as frames may be long."""
         source = addresses.source_address(to.address)
-        host = addresses.look(self._traversal.tunnel_device())
-        found = None if source is None else host.mtu_of(source)
+        found = None if source is None else self._traversal.host().mtu_of(source)
         return min(found or ETHERNET_MTU, MAX_MTU)
 
     def _tell(self, before: str, after: str, reason: str) -> None:

@@ -148,6 +148,11 @@ class Traversal:
             _log.debug("looking at the NAT", why=why)
             self._wanted.set()
 
+    def host(self) -> addresses.HostNetwork:
+        """Return what is known of the host's interfaces, without the tunnel's addresses."""
+        watch = self._watch
+        return addresses.look(self.tunnel_device()) if watch is None else watch.host()
+
     def candidates(self, toward: Address | None) -> tuple[Candidate, ...]:
         """Return what to tell the peer, now.
 
@@ -156,7 +161,7 @@ class Traversal:
         """
         if self.port is None:
             return ()
-        host = addresses.look(self.tunnel_device())
+        host = self.host()
         first = None if toward is None else addresses.source_address(toward)
         hosts = sorted(host.addresses, key=lambda address: address != first)
         hosts = [address for address in hosts if self.port.reaches(Endpoint(address, 0))]
@@ -295,6 +300,6 @@ class Traversal:
     def _local_endpoints(self, servers: list[Server]) -> list[Endpoint]:
         assert self.port is not None
         ways = [addresses.source_address(server.endpoint.address) for server in servers]
-        held = addresses.look(self.tunnel_device()).addresses
+        held = self.host().addresses
         every = [address for address in (*ways, *held) if address is not None]
         return [Endpoint(address, self.port.port) for address in dict.fromkeys(every)]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shadowmesh.path.traversal import Traversal
     from shadowmesh.peer.mailbox import Mailbox
     from shadowmesh.peer.tunnel import HandshakeOwner
+    from shadowmesh.wire.control import Address
 
 
 class Common:
@@ -114,12 +115,16 @@ class Common:
             ),
             owner,
             hellos=self._hellos,
-            interface_mtu=lambda address: addresses.look(None).mtu_of(address),
+            interface_mtu=self._interface_mtu,
             traversal=self.traversal,
             recorder=self.recorder,
         )
         tunnel.start()
         return tunnel
+
+    def _interface_mtu(self, address: Address) -> int | None:
+        host = addresses.look(None) if self.traversal is None else self.traversal.host()
+        return host.mtu_of(address)
 
     def hold_device(self, holder: object) -> None:
         """Open the TAP device, unless it is open, for as long as somebody holds it.

@@ -135,6 +135,9 @@ class FakeTraversal:
     def candidates(self, toward):
         return self.told
 
+    def host(self):
+        return addresses.look(self.tunnel_device())
+
     def refresh(self, why, *, older_than_s=15.0):
         self.asked.append(why)
 
