@@ -174,6 +174,16 @@ def test_a_burst_of_changes_is_told_once(watch, host):
     assert len(watch.calls) == 1
 
 
+def test_who_asks_for_the_host_is_told_what_the_watch_knows_or_what_is_new(watch, host):
+    host([link(2, "eth0")], [(2, "192.0.2.8/24")])
+    assert watch.host().addresses == (ip_address("192.0.2.7"),), "nothing has been heard of it yet"
+    watch.kernel.send(route(NEWROUTE, 2))
+    gevent.sleep(0.02)
+    assert watch.host().addresses == (ip_address("192.0.2.8"),), "while it is going on"
+    settle()
+    assert watch.host().addresses == (ip_address("192.0.2.8"),)
+
+
 def test_messages_about_what_stays_the_same_are_not_told(watch):
     watch.kernel.send(route(NEWADDR, 2))
     watch.kernel.send(route(NEWROUTE, 4))  # of the tunnel's own device
