@@ -11,7 +11,7 @@ HTTP, what a snapshot looks like, how a device is opened.
     incoming   accepted, and not known yet            endings   why it ended, in words
     dialler    one dial                               terms     what the configuration means for it
     pause      the wait before the next               verdicts  who is let in, failures in words
-    hellos     have we dialled ourselves
+    hellos     have we dialled ourselves              seen_list who was here, and when
     mailbox    one thing after the other              common    what all peers share
 """
 

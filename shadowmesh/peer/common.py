@@ -43,7 +43,7 @@ class Common:
         device_kept: the TAP device stays open also when nobody holds it.
         stopping: nobody is taken in any more.
         handshakes: how handshakes ended, by one word.
-        refused: the last peer that was not let in, cleared by success; its time is boot time.
+        refused: the last peer that was not let in, cleared by came_in(); its time is boot time.
         mailbox: where everything that changes a state is carried out.
         known: is told behind which addresses peers are.
     """
@@ -157,6 +157,18 @@ class Common:
     def _set_offload(self) -> None:
         streams, datagrams = map(all, zip(*self._takes.values(), strict=True))
         self.device.offload(streams, udp=datagrams)
+
+    def came_in(self, tunnel: Tunnel) -> None:
+        """This session is established: whoever was refused before has come in now.
+
+        Among many peers only who has come from the same address.
+        """
+        refused = self.refused
+        if refused is not None and refused.address is not None and self.config.listed:
+            host = refused.address.rpartition(":")[0]
+            if host != tunnel.peer_name.rpartition(":")[0]:
+                return
+        self.refused = None
 
     def tell(self, say: Callable[..., None], message: str, **facts: object) -> None:
         """Log something about a session, and record it for who asks later."""

@@ -46,6 +46,7 @@ from shadowmesh.peer.last_seen import LastSeen
 from shadowmesh.peer.mailbox import Mailbox
 from shadowmesh.peer.peer import OPERATOR, Peer
 from shadowmesh.peer.seen_list import SeenList
+from shadowmesh.peer.standing_down import StandingDown
 from shadowmesh.peer.verdicts import trust_of
 from shadowmesh.wire.peer.states import Phase, State
 
@@ -130,8 +131,8 @@ class ConnectionManager:
         self._later = later
         #: of a list; None for a pair
         self._seen = SeenList(config.daemon.state_dir) if config.listed else None
-        #: an operator has disconnected all peers of the list: those who are added are held, too
-        self._down = False
+        #: of a list: while it is, those who are added are held, too
+        self._down = StandingDown(config.daemon.state_dir)
         self.peers = tuple(self._make(entry) for entry in config.peers)
         self._by_key = self._index()
         self._incoming = Incoming(self._common, self._peer_of)
@@ -192,10 +193,7 @@ class ConnectionManager:
         """Start the mailbox; dial if the configuration says so."""
         self._mailbox.start()
         self._device.start(lambda: self._mailbox.post(self._device_lost))
-        if self._common.config.listed:
-            self._mailbox.post(self._keep_device)
-        for peer in self.peers:
-            peer.post(peer.auto_connect)
+        self._mailbox.post(self._begin_all)
 
     def peer_named(self, name: str) -> Peer:
         """Return the peer with this name.
@@ -380,9 +378,21 @@ class ConnectionManager:
             " themselves"
         )
 
-    def _come_up(self) -> None:
-        self._down = False
+    def _begin_all(self) -> None:
         if self._common.config.listed:
+            if self._down.now:
+                _log.info(
+                    "all peers stay disconnected, as an operator has left them",
+                    remedy="`shadowmesh connect` lets them in and dials them",
+                )
+            else:
+                self._keep_device()
+        for peer in self.peers:
+            self._begin(peer)
+
+    def _come_up(self) -> None:
+        if self._common.config.listed:
+            self._down.end()
             self._keep_device()
 
     def _keep_device(self) -> None:
@@ -401,12 +411,12 @@ class ConnectionManager:
         if name is not None or not self._common.config.listed:
             (self.peer if name is None else self.peer_named(name)).disconnect()
             return
-        if self._down:
+        if self._down.now:
             raise NotConnected(
                 "not connected, and all peers are refused; there is nothing to disconnect"
             )
         # Before the sessions end: who comes back meanwhile must not be taken in.
-        self._down = True
+        self._down.begin()
         for peer in self.peers:
             peer.hold()
         self._end_all(self.peers, CloseReason.DISCONNECT, OPERATOR)
@@ -492,7 +502,7 @@ class ConnectionManager:
                 peer.close()
         if self._seen is not None:
             self._seen.keep({entry.public_key for entry in after.peers if entry.public_key})
-        if after.listed and not self._down:
+        if after.listed and not self._down.now:
             self._keep_device()
         peers, new = [], []
         for entry in after.peers:
@@ -515,7 +525,7 @@ class ConnectionManager:
 
     def _begin(self, peer: Peer) -> None:
         """A peer is new: dial it, unless an operator wants none."""
-        if self._down:
+        if self._common.config.listed and self._down.now:
             peer.hold()
         else:
             peer.auto_connect()

@@ -508,7 +508,8 @@ class Peer:
             self._fire(Event.ESTABLISHED if tunnel.initiator else Event.ACCEPTED)
         self._common.handshakes["ok"] += 1
         self._was_connected = True
-        self.last_error = self.last_error_at = self._common.refused = None
+        self.last_error = self.last_error_at = None
+        self._common.came_in(tunnel)
         self._logged = ("", 0.0)
         self._tell(
             _log.info,

@@ -164,9 +164,12 @@ def test_a_stranger_with_the_pre_shared_key_is_refused_and_disturbs_nobody(trio,
     stranger = make("stranger", clock=Clock()).know(a=host).reload()
     stranger.wait_for_error(host)
     wait_for(lambda: host.manager.refused is not None, "told")
+    assert [sessions(machine) for machine in trio] == before
     assert host.manager.handshakes["refused"] == 1
     assert "none of those in peers" in host.manager.refused.cause
-    assert [sessions(machine) for machine in trio] == before
+    trio[1].manager.disconnect("a")
+    trio[1].manager.connect(None, "a")
+    assert host.manager.refused is None, "somebody has come in from the same address"
 
 
 def test_who_dials_any_holder_of_the_pre_shared_key_is_refused_by_a_list(make):
@@ -428,6 +431,22 @@ def test_a_peer_that_is_added_while_all_are_disconnected_is_held_too(make):
     other.wait_for_error(one)
     one.manager.connect(None, "other")
     assert joined(one, other)
+
+
+def test_a_disconnect_of_all_is_remembered_over_a_restart_until_somebody_connects(make):
+    one, other = make("one", seed=bytes(range(32))), make("other")
+    one.manager.disconnect()
+    one.stop()
+    again = make("one", seed=bytes(range(32)), start=False).know(other=other).start()
+    other.know(again).reload()
+    wait_for(lambda: again.knows(other).held, "held")
+    assert again.tap is None
+    assert again.manager.state == "disconnected"
+    again.manager.connect(None)
+    assert joined(again, other)
+    again.stop()
+    third = make("one", seed=bytes(range(32)), start=False).know(other=other).start()
+    wait_for(lambda: joined(third, other), "connected by itself")
 
 
 def test_a_connect_of_all_is_a_success_with_the_first(make):
