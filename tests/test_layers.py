@@ -68,7 +68,9 @@ MUST_NOT_KNOW = {
     "insight.histogram": {"time", "gevent", "prometheus_client"},
     "insight.metrics": {"gevent", "shadowmesh.wire"},
     "insight.pcapng": {"time", "gevent", "socket", "shadowmesh"},
+    "insight.peers": {"gevent", "shadowmesh.config"},
     "insight.status": {"gevent", "shadowmesh.config"},
+    "insight.table": {"gevent", "shadowmesh.config"},
     "insight.vitals": {"gevent"},
     "link": {"flask", "shadowmesh._fastpath", "shadowmesh.wire.session", "shadowmesh.wire.handshake"},
     "link.admission": {"gevent", "socket", "time"},
@@ -106,6 +108,8 @@ MUST_NOT_KNOW = {
     "service": {"flask"},
     "service.hub_lag": {"shadowmesh.peer", "shadowmesh.link"},
     "service.systemd": {"gevent", "shadowmesh.config", "shadowmesh.device"},
+    "service.checks": {"gevent", "shadowmesh.control"},
+    "service.peer_view": {"gevent", "shadowmesh.control"},
     "service.view": {"gevent", "shadowmesh.control"},
     "cli": {
         "gevent", "flask", "shadowmesh.control", "shadowmesh.link", "shadowmesh.peer",

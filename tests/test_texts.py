@@ -109,7 +109,8 @@ def log_calls() -> Iterator[Said]:
         if not isinstance(call.func, ast.Attribute):
             continue
         level, owner, arguments = call.func.attr, ast.unparse(call.func.value), list(call.args)
-        if level == "tell" and owner.endswith("common"):
+        tells = level == "tell" and owner.endswith("common")
+        if tells or (level == "_tell" and len(arguments) > 1):
             # The level is given first, perhaps as a variable that can be a warning.
             level = "info" if ast.unparse(arguments.pop(0)) == "_log.info" else "warning"
         elif not owner.startswith("_log"):

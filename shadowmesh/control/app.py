@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Flask, Response, request
@@ -43,7 +43,7 @@ from shadowmesh.control.routes import (
     check_members,
     from_query,
 )
-from shadowmesh.insight.status import SCHEMA
+from shadowmesh.insight.form import SCHEMA
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     from shadowmesh.insight.events import FlightRecorder
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.history import Report
-    from shadowmesh.insight.status import Health, Pong, Reloaded, Snapshot
+    from shadowmesh.insight.peers import OnePeer, Peers, Pong
+    from shadowmesh.insight.status import Health, Reloaded, Snapshot
+    from shadowmesh.insight.table import Entry
 
 _log = log.get("api")
 
@@ -76,15 +78,16 @@ _HTTP_CODES: Final = {
 class Control(Protocol):
     """What the API asks of the daemon. Failures are `ControlError`s."""
 
-    def connect(self, peer: str | None) -> Snapshot:
+    def connect(self, peer: str | None, name: str | None) -> Snapshot:
         """Connect and wait for the outcome.
 
         Args:
             peer: ``host:port``; None: the configured one.
+            name: of the peer; None: all, or the only one.
         """
         ...
 
-    def disconnect(self) -> Snapshot: ...
+    def disconnect(self, name: str | None) -> Snapshot: ...
 
     def reload(self) -> Reloaded:
         """Read the configuration again; a wrong one changes nothing."""
@@ -94,19 +97,32 @@ class Control(Protocol):
         """What is in force."""
         ...
 
-    def ping(self, count: int) -> list[Pong]:
-        """Measure round trips over the path that carries the frames."""
+    def ping(self, count: int, name: str | None) -> list[Pong]:
+        """Measure round trips to a peer over the path that carries the frames."""
         ...
 
     def status(self) -> Snapshot: ...
 
+    def peers(self) -> Peers:
+        """How each peer is."""
+        ...
+
+    def peer(self, name: str) -> OnePeer:
+        """All about one peer."""
+        ...
+
+    def table(self) -> Sequence[Entry]:
+        """The addresses that the switch knows."""
+        ...
+
     def health(self) -> Health: ...
 
-    def explain(self, target: str | None) -> Explanation:
+    def explain(self, target: str | None, peer: str | None) -> Explanation:
         """Tell what would happen to a frame.
 
         Args:
             target: MAC or IP address that it is for; None: any.
+            peer: name of the peer that it is for; None: whom the target is behind.
         """
         ...
 
@@ -167,7 +183,8 @@ def create_app(
     handlers = _Handlers(control, metrics_registry, recorder, feed, captures)
     for route in ROUTES:
         view = _view(route, getattr(handlers, route.name))
-        app.add_url_rule(route.path, route.name, view, methods=[route.method])
+        path = route.path.replace("{", "<").replace("}", ">")
+        app.add_url_rule(path, route.name, view, methods=[route.method])
         if route.answer == "websocket":
             # To the framework a request for a WebSocket is not the same as one for a page.
             app.add_url_rule(
@@ -189,11 +206,12 @@ def create_app(
     return app
 
 
-def _view(route: Route, handler: Callable[..., Response]) -> Callable[[], Response]:
+def _view(route: Route, handler: Callable[..., Response]) -> Callable[..., Response]:
     """Return the view of a route: what it takes is checked, and handed over by name."""
 
-    def view() -> Response:
+    def view(**within: str) -> Response:
         arguments = check_members(_read_query(route), route.query)
+        arguments |= check_members(within, route.within)
         if route.body is not None:
             arguments |= check_members(_read_object(), route.body)
         return handler(**arguments)
@@ -226,11 +244,11 @@ class _Handlers:
         response.headers.extend(page.headers)
         return response
 
-    def connect(self, peer: str | None) -> Response:
-        return _json(self._control.connect(peer).to_dict())
+    def connect(self, peer: str | None, name: str | None) -> Response:
+        return _json(self._control.connect(peer, name).to_dict())
 
-    def disconnect(self) -> Response:
-        return _json(self._control.disconnect().to_dict())
+    def disconnect(self, name: str | None) -> Response:
+        return _json(self._control.disconnect(name).to_dict())
 
     def reload(self) -> Response:
         return _json(self._control.reload().to_dict())
@@ -242,12 +260,22 @@ class _Handlers:
         answer = {"schema": SCHEMA, "pid": os.getpid(), **as_json(loaded)}
         return _json({**answer, "text": redacted(loaded)})
 
-    def ping(self, count: int) -> Response:
-        answers = [pong.to_dict() for pong in self._control.ping(count)]
+    def ping(self, count: int, name: str | None) -> Response:
+        answers = [pong.to_dict() for pong in self._control.ping(count, name)]
         return _json({"schema": SCHEMA, "answers": answers})
 
     def status(self) -> Response:
         return _json(self._control.status().to_dict())
+
+    def peers(self) -> Response:
+        return _json(self._control.peers().to_dict())
+
+    def peer(self, name: str) -> Response:
+        return _json(self._control.peer(name).to_dict())
+
+    def fdb(self) -> Response:
+        found = [entry.to_dict() for entry in self._control.table()]
+        return _json({"schema": SCHEMA, "entries": found})
 
     def health(self) -> Response:
         report = self._control.health()
@@ -255,8 +283,8 @@ class _Handlers:
         answer = report.to_dict(details=bool(request.environ.get(RIGHT)))
         return _report(answer, "unhealthy", [check.name for check in report.failing])
 
-    def explain(self, target: str | None) -> Response:
-        return _json(self._control.explain(target).to_dict())
+    def explain(self, target: str | None, peer: str | None) -> Response:
+        return _json(self._control.explain(target, peer).to_dict())
 
     def history(self) -> Response:
         return _json(self._control.history().to_dict())

@@ -19,8 +19,10 @@ from shadowmesh import __version__
 from shadowmesh.control.routes import ROUTES, Refusal, Route, Value, refusals
 from shadowmesh.insight.events import Event
 from shadowmesh.insight.explain import Step
+from shadowmesh.insight.form import SCHEMA
 from shadowmesh.insight.history import Stretch
-from shadowmesh.insight.status import SCHEMA, STATES, Check, Pong, Snapshot
+from shadowmesh.insight.peers import PeerReport, PeerStatus, Pong
+from shadowmesh.insight.status import STATES, Check, Snapshot
 
 Json = dict[str, Any]
 
@@ -33,9 +35,13 @@ or Referer) are refused, as are those whose Host is neither the listen address n
 Names in answers are only ever added while `schema` stays 1: ignore those you do not know.
 """
 
+#: objects that are null where there is not one peer
+_OF_ONE_PEER: Final = {("Snapshot", name) for name in ("peer", "paths", "session", "link")}
 #: what a dataclass does not say about a field
 _MORE: Final[Mapping[tuple[str, str], Json]] = {
     ("Snapshot", "state"): {"enum": list(STATES)},
+    ("PeerStatus", "state"): {"enum": list(STATES)},
+    ("PeerReport", "state"): {"enum": list(STATES)},
     ("Path", "loss"): {"minimum": 0, "maximum": 1},
     ("Event", "fields"): {"additionalProperties": True},
 }
@@ -57,6 +63,8 @@ def document(*, closed: bool = False) -> Json:
     _add(schemas, Pong)
     _add(schemas, Step)
     _add(schemas, Stretch)
+    _add(schemas, PeerStatus)
+    _add(schemas, PeerReport)
     schemas.update(_envelopes())
     content = {
         "openapi": "3.1.0",
@@ -113,8 +121,10 @@ def _operation(route: Route) -> Json:
     }
     if route.description:
         operation["description"] = route.description
-    if route.query:
-        operation["parameters"] = [_parameter(value) for value in route.query]
+    parameters = [_parameter(value, "path") for value in route.within]
+    parameters += [_parameter(value, "query") for value in route.query]
+    if parameters:
+        operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {
             "required": False,
@@ -152,11 +162,11 @@ def _refused(found: Sequence[Refusal]) -> Json:
     return answer
 
 
-def _parameter(value: Value) -> Json:
+def _parameter(value: Value, place: str) -> Json:
     return {
         "name": value.name,
-        "in": "query",
-        "required": False,
+        "in": place,
+        "required": place == "path",
         "description": value.description,
         "schema": {
             **value.schema,
@@ -186,6 +196,7 @@ def _body(known: Sequence[Value]) -> Json:
 def _envelopes() -> Json:
     number = {"type": "integer", "const": SCHEMA, "description": "grows with incompatible changes"}
     text = {"type": "string"}
+    now = {"type": "string", "format": "date-time", "description": "when it was told"}
     names = {"type": "array", "items": text}
     error = _object({"code": text, "message": text})
     checks: Json = {"type": "object", "additionalProperties": _check_without_name()}
@@ -217,6 +228,22 @@ def _envelopes() -> Json:
             {
                 "schema": number,
                 "answers": {"type": "array", "items": {"$ref": "#/components/schemas/Pong"}},
+            }
+        ),
+        "Peers": _object(
+            {
+                "schema": number,
+                "now": now,
+                "peers": {"type": "array", "items": {"$ref": "#/components/schemas/PeerStatus"}},
+            }
+        ),
+        "PeerAnswer": _object(
+            {"schema": number, "now": now, "peer": {"$ref": "#/components/schemas/PeerReport"}}
+        ),
+        "Table": _object(
+            {
+                "schema": number,
+                "entries": {"type": "array", "items": {"$ref": "#/components/schemas/Entry"}},
             }
         ),
         "Reloaded": _object(
@@ -280,7 +307,7 @@ def _envelopes() -> Json:
         "History": _object(
             {
                 "schema": number,
-                "now": {"type": "string", "format": "date-time", "description": "when it was told"},
+                "now": now,
                 "stretches": {
                     "type": "array",
                     "items": {"$ref": "#/components/schemas/Stretch"},
@@ -340,12 +367,16 @@ def _check_without_name() -> Json:
 def _add(schemas: Json, kind: type) -> None:
     """Describe a dataclass whose `to_dict` has the names of its fields, and what it refers to."""
     hints = get_type_hints(kind)
-    described = _attributes(kind.__doc__ or "")
+    described: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        described |= _attributes(each.__doc__ or "")
     properties: Json = {}
     if kind is Snapshot:
         properties["schema"] = {"type": "integer", "const": SCHEMA}
     for one in dataclasses.fields(kind):
         member = _member(schemas, one.name, hints[one.name])
+        if (kind.__name__, one.name) in _OF_ONE_PEER:
+            member = {"anyOf": [member, {"type": "null"}]}
         member |= _MORE.get((kind.__name__, one.name), {})
         if one.name in described:
             member["description"] = described[one.name]

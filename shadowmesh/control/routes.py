@@ -1,7 +1,7 @@
 """The table of the control API's routes: what each takes and what it may answer.
 
-Owns: paths, methods, the right that each takes, the schemas of bodies and query parameters, and
-the check of a value against such a schema. The routes of `app` and the OpenAPI document of
+Owns: paths, methods, the right that each takes, the schemas of bodies, query parameters and of what
+varies in a path, and the check of a value against such a schema. The routes of `app` and the OpenAPI document of
 `openapi` are both made from this table, so that they cannot differ. Does not know: Flask, what a
 route does.
 
@@ -27,6 +27,7 @@ from shadowmesh.base.errors import (
     ControlError,
     DaemonStopping,
     DeviceUnavailable,
+    NoSuchPeer,
     NotConfigured,
     NotConnected,
     PeerRefused,
@@ -41,6 +42,8 @@ Schema = Mapping[str, Any]
 
 #: the longest host:port: a name of 253 characters with a final dot, and a port
 MAX_PEER_CHARS: Final = 260
+#: of a DNS label
+MAX_NAME_CHARS: Final = 63
 #: the longest IPv6 address with an IPv4 tail; a zone has no place in it
 MAX_TARGET_CHARS: Final = 45
 #: of one request: it takes up to 2 s for each
@@ -63,7 +66,7 @@ _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One member of a body or one query parameter; all are optional."""
+    """One member of a body, one query parameter or part of a path; only the last must be there."""
 
     name: str
     schema: Schema
@@ -86,10 +89,13 @@ class Route:
     """One route.
 
     Attributes:
+        path: a name in braces stands for what varies.
         name: of the function that serves it.
         answer: name of the schema of a 200 answer in the document, or a media type.
         right: what a request must show. It is given for every route: none may have one by
             forgetting it.
+        within: what varies in the path. Such a route takes `Right.LOOK`: the guard, which comes
+            first, knows whole paths only.
         body: members of the JSON object in the body; None: the route takes no body.
         also: further answers of the same schema as the 200 answer, by HTTP status.
     """
@@ -101,6 +107,7 @@ class Route:
     summary: str
     answer: str
     description: str = ""
+    within: Sequence[Value] = ()
     body: Sequence[Value] | None = None
     query: Sequence[Value] = ()
     errors: Sequence[type[ControlError] | Refusal] = ()
@@ -133,6 +140,7 @@ _ERROR_TEXTS: Final[Mapping[type[ControlError], str]] = {
     AlreadyConnected: "there is a session",
     AlreadyConnecting: "an attempt is running",
     NotConnected: "there is no session, or it was ended while it was waited for",
+    NoSuchPeer: "no peer has that name",
     PeerUnreachable: "the peer does not answer",
     PeerRefused: "the peer answers and does not want us",
     NotConfigured: "no key or no peer is configured",
@@ -150,6 +158,13 @@ _PEER: Final = Value(
     example="peer.example:9001",
 )
 
+_NAME: Final = Value(
+    "name",
+    {"type": ["string", "null"], "maxLength": MAX_NAME_CHARS},
+    "Name of one of `peers`; missing or null: all of them, and of a pair its one.",
+    example="nas",
+)
+
 ROUTES: Final = (
     Route(
         "GET", "/", "dashboard", Right.NONE, "The dashboard", "text/html",
@@ -158,15 +173,18 @@ ROUTES: Final = (
     ),
     Route(
         "POST", "/connect", "connect", Right.CHANGE, "Connect and wait for the outcome", "Snapshot",
-        "Returns once the tunnel is up or the attempt has failed.",
-        body=(_PEER,),
+        "Returns once the tunnel is up or the attempt has failed. With several peers and no name all "
+        "that have an address are dialled, and the first session is the outcome; those that have to "
+        "come by themselves are let in again.",
+        body=(_PEER, _NAME),
         errors=(AlreadyConnected, AlreadyConnecting, NotConnected, PeerUnreachable, PeerRefused,
-                NotConfigured, DeviceUnavailable, ConnectTimeout),
+                NotConfigured, DeviceUnavailable, ConnectTimeout, NoSuchPeer),
     ),
     Route(
         "POST", "/disconnect", "disconnect", Right.CHANGE, "End the session and take the TAP device down",
-        "Snapshot", "Also gives up connecting, and leaves the state error.",
-        body=(), errors=(NotConnected,),
+        "Snapshot", "Also gives up connecting, and leaves the state error. With a name that is done to "
+        "one of several peers, and the device stays.",
+        body=(_NAME,), errors=(NotConnected, NoSuchPeer),
     ),
     Route(
         "POST", "/reload", "reload", Right.CHANGE, "Read the configuration again", "Reloaded",
@@ -179,8 +197,10 @@ ROUTES: Final = (
         "Sends probes one after the other over the path that carries the frames. One without an "
         "answer within 2 s has the round trip null.",
         body=(Value("count", {"type": "integer", "minimum": 1, "maximum": MAX_PINGS},
-                    "how many", default=1),),
-        errors=(NotConnected,),
+                    "how many", default=1),
+              Value("name", _NAME.schema, "Name of one of `peers`; needed when there are several.",
+                    example="nas")),
+        errors=(NotConnected, NoSuchPeer),
     ),
     Route(
         "GET", "/configuration", "configuration", Right.LOOK, "What the daemon goes by", "Configuration",
@@ -189,15 +209,36 @@ ROUTES: Final = (
     ),
     Route("GET", "/status", "status", Right.LOOK, "What the daemon knows now", "Snapshot"),
     Route(
+        "GET", "/peers", "peers", Right.LOOK, "How each peer is", "Peers",
+        "Sorted as in the configuration; of a pair a list of one.",
+    ),
+    Route(
+        "GET", "/peers/{name}", "peer", Right.LOOK, "All about one peer", "PeerAnswer",
+        "Beside what `/peers` tells, every way to it that is known and the addresses behind it.",
+        within=(Value("name", {"type": "string", "maxLength": MAX_NAME_CHARS},
+                      "Name of the peer; of a pair it is `peer`.", example="nas"),),
+        errors=(NoSuchPeer,),
+    ),
+    Route(
+        "GET", "/fdb", "fdb", Right.LOOK, "Who is behind which peer", "Table",
+        "The addresses that the switch has learned, and those of the peers' own devices. Of a pair "
+        "none is needed, as every frame goes to the one peer.",
+    ),
+    Route(
         "GET", "/explain", "explain", Right.LOOK, "What would happen to a frame now, and why", "Explanation",
         "The chain of decisions between the host and the far TAP device: device, target, "
-        "connection, session, path, MTU, queue, drops. Nothing is sent.",
+        "connection, session, path, MTU, queue, drops. Nothing is sent. With several peers the chain "
+        "is that of the peer whom the target is behind.",
         query=(
             Value("target", {"type": "string", "format": "mac-or-ip",
                              "maxLength": MAX_TARGET_CHARS},
                   "MAC or IP address that the frame is for; missing: any.",
                   example="10.0.0.2"),
+            Value("peer", {"type": "string", "maxLength": MAX_NAME_CHARS},
+                  "Name of the peer that the frame is for; missing: whom the target is behind.",
+                  example="nas"),
         ),
+        errors=(NoSuchPeer,),
     ),
     Route(
         "GET", "/health", "health", Right.NONE, "All health checks", "Health",

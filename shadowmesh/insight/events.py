@@ -26,8 +26,8 @@ from shadowmesh.base import log
 from shadowmesh.base.clock import wall_time
 from shadowmesh.base.constants import MAX_EVENTS
 from shadowmesh.base.rate import TokenBucket
+from shadowmesh.insight.form import PATHS, PathName, format_time
 from shadowmesh.insight.histogram import RTT_BUCKETS_S, Histogram
-from shadowmesh.insight.status import PATHS, PathName, format_time
 
 Kind = Literal["state", "path", "nat", "rekey", "drops", "session", "device", "config", "capture"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)

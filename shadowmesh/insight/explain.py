@@ -8,6 +8,9 @@ function.
 
     tap -> target -> connection -> session -> path -> mtu -> queue -> drops -> daemon
 
+With several peers the chain is that of the peer whom the switch would send the frame to; where that
+is not known, or is all of them, it ends at the connection.
+
 A step fails when a frame would not get past it; a warning says that it would, but that something
 there is not well or not known. What only follows from an earlier cause is a warning, so that the
 first step that fails names the cause.
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from shadowmesh.base.constants import (
@@ -31,16 +34,11 @@ from shadowmesh.base.units import count, duration, percent, size
 from shadowmesh.device.facts import HostFacts, Target, Whereabouts, format_mac
 from shadowmesh.device.tap import stable_mac
 from shadowmesh.insight import surroundings
+from shadowmesh.insight.form import SCHEMA
+from shadowmesh.insight.peers import Path, Peer, Session
 from shadowmesh.insight.reasons import DROPPED, REFUSED, Reason
-from shadowmesh.insight.status import (
-    SCHEMA,
-    Check,
-    Counters,
-    Path,
-    Peer,
-    Session,
-    Snapshot,
-)
+from shadowmesh.insight.status import Check, Counters, Snapshot
+from shadowmesh.insight.table import Entry, learned
 
 Verdict = Literal["ok", "warn", "fail"]
 StepName = Literal[
@@ -111,17 +109,43 @@ class Explanation:
         }
 
 
-def explain(snapshot: Snapshot, facts: HostFacts, target: Target | None, now: float) -> Explanation:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the switch of a daemon with several peers knows about a target.
+
+    Attributes:
+        peer: name of the peer that the frame is for; None: of none in particular, or not known.
+        entries: of the target in the table, the one that was heard last first.
+        configured: it is that peer's by its `tunnel_ips`.
+    """
+
+    peer: str | None = None
+    entries: Sequence[Entry] = ()
+    configured: bool = False
+
+
+def explain(
+    snapshot: Snapshot,
+    facts: HostFacts,
+    target: Target | None,
+    now: float,
+    place: Place | None = None,
+) -> Explanation:
     """Return what happens to a frame for target.
 
     Args:
+        snapshot: with the one peer that the frame is for, or with none where it is for several.
         facts: looked up for the same target.
         now: wall-clock seconds.
+        place: looked up for the same target; None of a pair, whose frames have one way to go.
     """
-    steps = [_tap(snapshot, facts), _target(snapshot, facts, target)]
-    steps.append(_connection(snapshot, now))
-    if _is_connected(snapshot):
-        steps += [_session(snapshot, now), _path(snapshot), _mtu(snapshot, facts)]
+    steps = [_tap(snapshot, facts), _target(snapshot, facts, target, place)]
+    if place is not None and place.peer is None:
+        steps.append(_connections(snapshot))
+    else:
+        steps.append(_connection(snapshot, now, "" if place is None else f"{place.peer}: "))
+        if _is_connected(snapshot):
+            steps += [_session(snapshot, now), _path(snapshot), _mtu(snapshot, facts)]
     steps += [_queue(snapshot), _drops(snapshot, facts), *_daemon(snapshot)]
     named = None if target is None else _named(target)
     failed = [step for step in steps if step.verdict == "fail"]
@@ -130,9 +154,17 @@ def explain(snapshot: Snapshot, facts: HostFacts, target: Target | None, now: fl
         summary = f"no frame {crosses}: {failed[0].text}"
     else:
         warnings = sum(step.verdict == "warn" for step in steps)
-        summary = f"a frame is delivered over {snapshot.path}"
+        summary = f"a frame is delivered {_whither(snapshot, place)}"
         summary += f", {count(warnings, 'warning')}" if warnings else ""
     return Explanation(named, not failed, summary, tuple(steps))
+
+
+def _whither(snapshot: Snapshot, place: Place | None) -> str:
+    if place is None:
+        return f"over {snapshot.path}"
+    if place.peer is None:
+        return f"to {snapshot.peers.sessions} of {count(snapshot.peers.known, 'peer')}"
+    return f"to {place.peer} over {snapshot.path}"
 
 
 def _named(target: Target) -> str:
@@ -190,20 +222,55 @@ def _tap_unopened(snapshot: Snapshot, facts: HostFacts) -> Step:
 # --- The target -------------------------------------------------------------------------------
 
 
-def _target(snapshot: Snapshot, facts: HostFacts, target: Target | None) -> Step:
+def _target(
+    snapshot: Snapshot, facts: HostFacts, target: Target | None, place: Place | None
+) -> Step:
     found = facts.target
     if target is None:
-        return Step("target", "ok", f"none was given: every frame that leaves through {facts.name}")
+        of = "" if place is None or place.peer is None else f" for {place.peer}"
+        text = f"every frame{of} that leaves through {facts.name}"
+        return Step("target", "ok", text if of else f"none was given: {text}")
     if found is None:
         return Step("target", "warn", f"where {_named(target)} is cannot be asked")
     if isinstance(target, bytes):
-        return _mac(snapshot, facts, target, found)
+        return _mac(snapshot, facts, target, found, place)
     if target.is_multicast:
-        return Step("target", "ok", f"{target} is a group: the peer's side gets what is sent to it")
-    return _address(snapshot, facts, str(target), found)
+        who = "the peer's side gets" if place is None else "the sides of all peers get"
+        return Step("target", "ok", f"{target} is a group: {who} what is sent to it")
+    step = _address(snapshot, facts, str(target), found)
+    return step if place is None or step.verdict == "fail" else _behind(step, place)
 
 
-def _mac(snapshot: Snapshot, facts: HostFacts, mac: bytes, found: Whereabouts) -> Step:
+def _behind(step: Step, place: Place) -> Step:
+    """Add to what the kernel knows of an address what the switch knows of it."""
+    if not place.entries:
+        if not place.configured:
+            return replace(step, text=f"{step.text}; behind which peer is not known yet")
+        return replace(step, text=f"{step.text}; it is {place.peer}'s by tunnel_ips")
+    return _known(step.text + ", ", place)
+
+
+def _known(begin: str, place: Place) -> Step:
+    """Say of an address that is in the table where the switch sends what is for it."""
+    entry = place.entries[0]
+    if entry.peer is None:
+        return Step(
+            "target", "fail",
+            f"{begin}on this side of the tunnel, {learned(entry)}: no frame for it goes to a peer",
+            "none is needed, unless it should stand on the other side",
+        )  # fmt: skip
+    text = f"{begin}behind {entry.peer}, {learned(entry)}"
+    if entry.moves:
+        text += f", moved {count(entry.moves, 'time')}"
+    others = [
+        f"behind {other.peer or 'this host'}, {learned(other)}" for other in place.entries[1:]
+    ]
+    return Step("target", "ok", text, details=others)
+
+
+def _mac(
+    snapshot: Snapshot, facts: HostFacts, mac: bytes, found: Whereabouts, place: Place | None
+) -> Step:
     name, bridge = format_mac(mac), _bridge(facts)
     if mac[0] & 1:
         return Step("target", "ok", f"{name} is a group address: every host of the segment gets it")
@@ -214,7 +281,8 @@ def _mac(snapshot: Snapshot, facts: HostFacts, mac: bytes, found: Whereabouts) -
             "ask for the MAC of a host on the other side",
         )  # fmt: skip
     if mac == _peer_mac(snapshot):
-        return Step("target", "ok", f"{name} is the peer's own TAP device")
+        whose = "the peer" if place is None or place.peer is None else place.peer
+        return Step("target", "ok", f"{name} is {whose}'s own TAP device")
     if found.port is not None and found.port != facts.name:
         return Step(
             "target", "fail",
@@ -222,14 +290,19 @@ def _mac(snapshot: Snapshot, facts: HostFacts, mac: bytes, found: Whereabouts) -
             f" {found.port}",
             "none is needed, unless it should stand on the other side",
         )  # fmt: skip
+    if place is not None and place.entries:
+        return _known(f"{name} is ", place)
     if found.port is not None:
         return Step("target", "ok", f"the bridge {bridge} has seen {name} behind the tunnel")
     if found.address is not None:
         return Step("target", "ok", f"{name} is {found.address}, as it answered on {facts.name}")
-    return Step(
-        "target", "warn",
-        f"{name} has not been seen here; the peer gets the frame, and its kernel or bridge decides",
-    )  # fmt: skip
+    if place is None:
+        text = "the peer gets the frame, and its kernel or bridge decides"
+    elif place.peer is None:
+        text = f"the frame is sent to every peer with a session, now {snapshot.peers.sessions}"
+    else:
+        text = f"a frame for it is sent to every peer with a session, {place.peer} among them"
+    return Step("target", "warn", f"{name} has not been seen here; {text}")
 
 
 def _address(snapshot: Snapshot, facts: HostFacts, name: str, found: Whereabouts) -> Step:
@@ -294,7 +367,26 @@ def _peer_mac(snapshot: Snapshot) -> bytes | None:
 # --- Connection and session -------------------------------------------------------------------
 
 
-def _connection(snapshot: Snapshot, now: float) -> Step:
+def _connections(snapshot: Snapshot) -> Step:
+    """Judge the connection of a frame that is for no peer in particular."""
+    of_all, of_each = _check(snapshot, "peer"), _check(snapshot, "peers")
+    details = [of_each.text] if of_each is not None and not of_each.ok else []
+    if _is_connected(snapshot):
+        peers = snapshot.peers
+        text = f"connected to {peers.sessions} of {count(peers.known, 'peer')}"
+        return Step("connection", "ok", text, details=details)
+    text = _situation(snapshot) if of_all is None else of_all.text
+    remedy = "" if of_all is None else of_all.remedy
+    return Step("connection", "fail", text, remedy or "`shadowmesh connect`", details)
+
+
+def _connection(snapshot: Snapshot, now: float, who: str) -> Step:
+    """Judge the connection to the one peer that the frame is for; who: is said first."""
+    step = _connection_of(snapshot, now)
+    return replace(step, text=f"{who}{step.text}")
+
+
+def _connection_of(snapshot: Snapshot, now: float) -> Step:
     peer = snapshot.peer or Peer()
     if _is_connected(snapshot):
         since = duration(now - snapshot.since)

@@ -9,14 +9,16 @@ somebody has to act. A warning says that it does, or will by itself, but not wel
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from shadowmesh.base.units import percent, size
-from shadowmesh.insight.status import Check, format_time
+from shadowmesh.base.units import count, listed, percent, size
+from shadowmesh.insight.form import format_time
+from shadowmesh.insight.status import Check
 from shadowmesh.wire.peer.states import Phase, State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from shadowmesh.insight.vitals import ClockStep
@@ -36,6 +38,27 @@ STRANGERS_LIMIT: Final = 60
 PATH_GRACE_S: Final = 15.0
 #: share of lost probes above which TCP through the tunnel crawls
 LOSS_LIMIT: Final = 0.1
+#: of fifty peers in trouble so many are named; `shadowmesh peers` shows the rest
+NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the peers of a daemon that has not one of them stand.
+
+    Attributes:
+        known: how many there are.
+        connected: of them with a session.
+        awaited: of them without one that only they can begin.
+        held: of them that an operator has disconnected.
+        troubles: name and cause of each that is dialled and not reached.
+    """
+
+    known: int
+    connected: int = 0
+    awaited: int = 0
+    held: int = 0
+    troubles: Sequence[tuple[str, str]] = ()
 
 
 def tap(
@@ -118,6 +141,84 @@ def peer(
         )
     remedy = "the daemon keeps trying" if retries else "`shadowmesh connect` tries again"
     return Check("peer", False, "warning", last_error, remedy, "cannot_connect")
+
+
+def mesh(state: State, standing: Standing, *, port: int | None) -> Check:
+    """Judge the connection of a daemon that has not one peer: some session makes it well.
+
+    Args:
+        state: of the daemon, derived from those of its peers.
+        port: at which peers have to reach us.
+    """
+    known = count(standing.known, "peer")
+    if not standing.known:
+        return Check(
+            "peer", False, "warning", "no peer is configured, nobody is accepted",
+            "add one to peers and `shadowmesh reload`", "not_configured",
+        )  # fmt: skip
+    if standing.connected:
+        return Check("peer", True, text=f"connected to {standing.connected} of {known}")
+    if standing.troubles:
+        first, cause = standing.troubles[0]
+        return Check(
+            "peer", False, "warning", f"no session with any of {known}; {first}: {cause}",
+            "`shadowmesh peers` shows each of them, and the daemon keeps trying", "cannot_connect",
+        )  # fmt: skip
+    if standing.held == standing.known:
+        return Check("peer", True, text="an operator has disconnected, the peers are refused")
+    if standing.awaited and state is not State.CONNECTING:
+        return Check(
+            "peer", False, "warning", f"waiting for {known}, and none is here",
+            "on the other machines: start the daemon, `shadowmesh connect`, or look at its log"
+            + ("" if port is None else f"; they have to reach this one on TCP port {port}"),
+            "waiting_for_peer",
+        )  # fmt: skip
+    if state is State.DISCONNECTED:
+        return Check("peer", True, text="nobody has asked for a tunnel")
+    return Check("peer", False, "warning", f"connecting to {known}", "wait", "connecting")
+
+
+def peers(standing: Standing) -> Check:
+    """Judge whether every peer that we dial is reached.
+
+    A check of its own, and no part of readiness: one of fifty that is away stops no frame of the
+    others. Those that have to come by themselves come and go.
+    """
+    if standing.troubles:
+        told = [f"{name}: {cause}" for name, cause in standing.troubles[:NAMED]]
+        more = len(standing.troubles) - len(told)
+        told += [f"and {more} more"] if more else []
+        return Check(
+            "peers", False, "warning",
+            f"{len(standing.troubles)} of {count(standing.known, 'peer')} cannot be reached;"
+            f" {'; '.join(told)}",
+            "`shadowmesh peers` shows each of them, and the daemon keeps trying", "peers_missing",
+        )  # fmt: skip
+    awaited = f", {standing.awaited} may come by themselves" if standing.awaited else ""
+    return Check(
+        "peers", True,
+        text=f"{standing.connected} of {count(standing.known, 'peer')} are connected{awaited}",
+    )  # fmt: skip
+
+
+def together(found: Sequence[tuple[str, Check]]) -> Check:
+    """Return one check for one of each peer: the worst, with the names of those it is true of.
+
+    Args:
+        found: name and check of each peer, at least one.
+    """
+    _, worst = min(found, key=lambda one: (one[1].ok, one[1].severity == "warning"))
+    if worst.ok:
+        return replace(worst, text=f"nothing is wrong with that of {count(len(found), 'peer')}")
+    names = [name for name, check in found if check.code == worst.code]
+    return replace(worst, text=f"{few(names)}: {worst.text}")
+
+
+def few(names: Sequence[str]) -> str:
+    """Return names as a list that does not grow beyond a line."""
+    if len(names) <= NAMED:
+        return listed(names)
+    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
 
 
 def refused(address: str | None, cause: str | None, age_s: float) -> Check:

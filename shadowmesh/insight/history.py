@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shadowmesh.insight.status import SCHEMA, format_time
+from shadowmesh.insight.form import SCHEMA, format_time
 
 #: seconds of a slot, and how many slots
 RESOLUTIONS: Final = ((1, 300), (15, 240))

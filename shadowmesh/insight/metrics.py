@@ -5,7 +5,8 @@ who serves them.
 
 Nothing is counted twice: a scrape takes one snapshot and writes it down. The registry is our own,
 without the library's process and garbage-collector collectors. Labels have few fixed values;
-addresses and keys are never among them. conf/ has a dashboard and alert rules that use the names.
+addresses and keys are never among them. The names of peers are, for as long as there are few of
+them; the sums of all are always told. conf/ has a dashboard and alert rules that use the names.
 """
 
 from __future__ import annotations
@@ -24,16 +25,25 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from shadowmesh.insight.status import PATHS, STATES, Check, Queue, Snapshot, Tap
+from shadowmesh.insight.form import PATHS
+from shadowmesh.insight.status import STATES, Check, Queue, Snapshot, Tap
 
 if TYPE_CHECKING:
     from shadowmesh.insight.histogram import Histogram
+    from shadowmesh.insight.peers import Known, PeerStatus
+    from shadowmesh.insight.table import Entry
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+#: with more peers than that none has metrics of its own: each has a dozen series, for ever
+MAX_LABELLED_PEERS: Final = 64
 
 
 def _no_listeners() -> tuple[int, Mapping[str, int]]:
     return 0, {}
+
+
+def _none() -> tuple[()]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class Sources:
         round_trips: of each path.
         events: how many events of each kind were recorded.
         listeners: how many listen to the feed, and how many have ended in each way.
+        peers: tells of each of several peers; of a pair nothing, as the snapshot has it all.
+        table: the addresses that the switch knows.
     """
 
     status: Callable[[], Snapshot]
@@ -53,6 +65,8 @@ class Sources:
     round_trips: Mapping[str, Histogram] = field(default_factory=dict)
     events: Mapping[str, int] = field(default_factory=dict)
     listeners: Callable[[], tuple[int, Mapping[str, int]]] = _no_listeners
+    peers: Callable[[], Sequence[PeerStatus]] = _none
+    table: Callable[[], Sequence[Entry]] = _none
 
 
 class SnapshotCollector(Collector):
@@ -72,6 +86,9 @@ class SnapshotCollector(Collector):
         yield from _session_families(snapshot)
         yield from _path_families(snapshot)
         yield from _traffic_families(snapshot)
+        yield from _mesh_families(snapshot.peers, sources.table())
+        if snapshot.peers.known <= MAX_LABELLED_PEERS:
+            yield from _peer_families(sources.peers())
         yield from _resource_families(snapshot)
         yield _histogram(
             "probe_round_trip_seconds",
@@ -348,6 +365,95 @@ def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _gauge(
         "queue_bytes", "Bytes that wait for the WebSocket link.", snapshot.queue_bytes
     )
+
+
+def _mesh_families(known: Known, table: Sequence[Entry]) -> Iterator[Metric]:
+    yield _labelled(
+        GaugeMetricFamily,
+        "peers",
+        "Peers: all that are known, with a session, and by what carries their frames.",
+        "which",
+        [
+            ("known", known.known),
+            ("connected", known.sessions),
+            ("direct", known.direct),
+            ("relayed", known.relayed),
+        ],
+    )
+    static = sum(entry.static for entry in table)
+    yield _labelled(
+        GaugeMetricFamily,
+        "fdb_entries",
+        "Addresses in the table of the switch.",
+        "kind",
+        [("static", static), ("learned", len(table) - static)],
+    )
+    yield from _gauge(
+        "fdb_moves",
+        "How often the addresses that are in the table were heard from another side than before.",
+        sum(entry.moves for entry in table),
+    )
+
+
+def _peer_families(peers: Sequence[PeerStatus]) -> Iterator[Metric]:
+    """What is told of each of several peers, under its name."""
+    if not peers:
+        return
+    yield _labelled(
+        GaugeMetricFamily,
+        "peer_connected",
+        "1 while there is a session with the peer.",
+        "peer",
+        [(peer.name, float(peer.path is not None)) for peer in peers],
+    )
+    yield _labelled(
+        GaugeMetricFamily,
+        "peer_direct",
+        "1 while the peer's frames go over UDP.",
+        "peer",
+        [(peer.name, float(peer.path == "udp")) for peer in peers],
+    )
+    yield _labelled(
+        GaugeMetricFamily,
+        "peer_round_trip_seconds",
+        "Smoothed round trip to the peer, on the path that carries its frames.",
+        "peer",
+        [(peer.name, peer.rtt_ms / 1000) for peer in peers if peer.rtt_ms is not None],
+    )
+    yield _labelled(
+        CounterMetricFamily,
+        "peer_reconnects",
+        "Sessions with the peer re-established after a loss that neither side announced.",
+        "peer",
+        [(peer.name, peer.reconnects) for peer in peers],
+    )
+    yield _labelled(
+        GaugeMetricFamily,
+        "peer_queue_bytes",
+        "Bytes that wait for the peer's link.",
+        "peer",
+        [(peer.name, peer.counters.bytes_queued) for peer in peers],
+    )
+    for what, text in (("frames", "Ethernet frames"), ("bytes", "Bytes of Ethernet frames")):
+        family = CounterMetricFamily(
+            f"shadowmesh_peer_{what}",
+            f"{text} by peer; in is from the peer to the TAP.",
+            labels=["peer", "direction"],
+        )
+        for peer in peers:
+            for direction in ("in", "out"):
+                value = getattr(peer.counters, f"{what}_{direction}")
+                family.add_metric([peer.name, direction], value)
+        yield family
+    dropped = CounterMetricFamily(
+        "shadowmesh_peer_frames_dropped",
+        "Frames and records of the peer that were dropped, by reason.",
+        labels=["peer", "reason"],
+    )
+    for peer in peers:
+        for reason, number in sorted(peer.counters.dropped.items()):
+            dropped.add_metric([peer.name, reason], number)
+    yield dropped
 
 
 def _resource_families(snapshot: Snapshot) -> Iterator[Metric]:

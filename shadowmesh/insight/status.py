@@ -1,8 +1,8 @@
 """What the daemon says about itself: frozen snapshots and health checks.
 
 Owns: the shape and the JSON form of a status snapshot, of a health report and of the process's
-resources. Does not know: who fills them in, HTTP, Prometheus, gevent. It is one module because
-all of it is one document, which grows in one way.
+resources. Does not know: what is said of one peer (`peers`), who fills it in, HTTP, Prometheus,
+gevent. It is one module because all of it is one document, which grows in one way.
 
 The names in the JSON form are relied upon by scripts: they are added to, never renamed or
 removed while `SCHEMA` stays the same. A snapshot holds no secret, so everything in it may be
@@ -13,66 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-#: grows only when a name in the JSON form changes its meaning or goes away
-SCHEMA: Final = 1
+from shadowmesh.insight.form import SCHEMA, PathName, TlsPath, format_time, rounded
+from shadowmesh.insight.peers import Known, Link, Path, Peer, Session
 
 #: a daemon whose checks of these names pass is ready
 READY_CHECKS: Final = ("tap", "peer")
 
-
 STATES: Final = ("disconnected", "connecting", "connected", "error")
-PATHS: Final = ("wss", "udp")
 
 Severity = Literal["error", "warning"]
-PathName = Literal["wss", "udp"]
-TlsPath = Literal["direct", "proxied-or-intercepted"]
-
-
-def format_time(unix_s: float | None) -> str | None:
-    """Return unix_s (seconds since 1970, wall clock) as RFC 3339 in UTC, to the millisecond."""
-    if unix_s is None:
-        return None
-    moment = datetime.fromtimestamp(unix_s, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The other side.
-
-    Attributes:
-        address: ``host:port`` as dialled, or as it came in; None when not known.
-        public_key: base64 of the Ed25519 key; the authenticated one while connected.
-        name: what to call the peer in a sentence; None without one.
-        pinned: the key was compared with `peer.public_key`.
-        tap_mtu: of its TAP device, as it told in the handshake; None when not connected.
-        last_seen_at: when the last session with it ended, also one of an earlier run of the
-            daemon; None while connected, and when none is known.
-    """
-
-    address: str | None = None
-    public_key: str | None = None
-    name: str | None = None
-    pinned: bool = False
-    tap_mtu: int | None = None
-    last_seen_at: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "address": self.address,
-            "public_key": self.public_key,
-            "name": self.name,
-            "pinned": self.pinned,
-            "tap_mtu": self.tap_mtu,
-            "last_seen_at": format_time(self.last_seen_at),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,52 +99,6 @@ class Nat:
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
-    """One way to the peer.
-
-    Attributes:
-        path: ``wss`` or ``udp``.
-        address: the peer's ``host:port`` there.
-        kind: how the address became known: ``host``, ``reflexive``, ``learned``; None for WSS.
-        active: it carries the data.
-        proven: the peer answered from there.
-        rtt_ms: smoothed round trip in milliseconds.
-        loss: share of the last probes that were not answered, 0.0 to 1.0; None when not known.
-        payload_bytes: largest UDP datagram that it carries.
-        seen_as: our own ``host:port`` as the peer saw it there.
-        unanswered: probes since its last answer, or in this round of trying, without any.
-        hindrance: why it is not probed, one sentence; None when it is.
-    """
-
-    path: PathName
-    address: str
-    kind: str | None = None
-    active: bool = False
-    proven: bool = False
-    rtt_ms: float | None = None
-    loss: float | None = None
-    payload_bytes: int | None = None
-    seen_as: str | None = None
-    unanswered: int = 0
-    hindrance: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "path": self.path,
-            "address": self.address,
-            "kind": self.kind,
-            "active": self.active,
-            "proven": self.proven,
-            "rtt_ms": _rounded(self.rtt_ms, 3),
-            "loss": _rounded(self.loss, 3),
-            "payload_bytes": self.payload_bytes,
-            "seen_as": self.seen_as,
-            "unanswered": self.unanswered,
-            "hindrance": self.hindrance,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class Certificate:
     """The TLS certificate of the peer port: until when it is valid, and its SHA-256 in hex."""
 
@@ -202,24 +107,6 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         return {"not_after": format_time(self.not_after), "sha256": self.sha256}
-
-
-@dataclass(frozen=True, slots=True)
-class Pong:
-    """What became of one ping.
-
-    Attributes:
-        path: what carried it.
-        address: the peer's ``host:port`` there.
-        rtt_ms: round trip in milliseconds; None when no answer came in time.
-    """
-
-    path: PathName
-    address: str
-    rtt_ms: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"path": self.path, "address": self.address, "rtt_ms": _rounded(self.rtt_ms, 3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,34 +133,6 @@ class Reloaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """The live session; times are wall-clock seconds, `rekeys` counts since it was established.
-
-    Attributes:
-        next_rekey_at: when this side begins a rekey or, as the side that was dialled, asks for
-            one because the other side has not; None when none is planned.
-        keys_expire_at: when the keys end, if no rekey succeeds before.
-    """
-
-    established_at: float | None = None
-    rekeys: int = 0
-    last_rekey_at: float | None = None
-    initiator: bool | None = None
-    next_rekey_at: float | None = None
-    keys_expire_at: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "established_at": format_time(self.established_at),
-            "rekeys": self.rekeys,
-            "last_rekey_at": format_time(self.last_rekey_at),
-            "initiator": self.initiator,
-            "next_rekey_at": format_time(self.next_rekey_at),
-            "keys_expire_at": format_time(self.keys_expire_at),
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class Refused:
     """The last peer that came and whose handshake failed.
 
@@ -293,17 +152,6 @@ class Refused:
             "cause": self.cause,
             "failed_at": format_time(self.failed_at),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """The live WebSocket link: the socket's remote ``host:port`` and since when it is up."""
-
-    remote_address: str | None = None
-    since: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"remote_address": self.remote_address, "since": format_time(self.since)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,6 +341,11 @@ class Snapshot:
 
     All times are wall-clock seconds since 1970; `to_dict` writes them as RFC 3339.
 
+    With one peer it tells all about it. With several, or none, what is of one peer is null (`peer`,
+    `path`, `path_reason`, `paths`, `cipher`, `post_quantum`, `tls_path`, `rtt_ms`, `mtu`, `session`,
+    `link`), `GET /peers` tells it of each, and the state is derived: connected when any peer is,
+    connecting while none is and some is wanted, else disconnected.
+
     Attributes:
         version: of the daemon.
         host: name of the machine that it runs on.
@@ -524,6 +377,7 @@ class Snapshot:
         handshakes: handshakes by result, such as ``ok`` or ``refused``.
         peer_port: who came to the peer port, and what became of them.
         queue_bytes: bytes that wait for the WebSocket link, sealed and not yet sealed.
+        peers: how many peers there are, and how they are reached.
     """
 
     version: str
@@ -563,13 +417,21 @@ class Snapshot:
     counters: Counters = field(default_factory=Counters)
     resources: Resources | None = None
     health: Sequence[Check] = ()
+    peers: Known = field(default_factory=Known)
+
+    @property
+    def one_peer(self) -> bool:
+        """What is of one peer is told here."""
+        return self.peers.known == 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form: only str, int, float, bool, None, dict and list.
 
         Every object is there in every state, with null members where nothing is known, so that
-        a script may write ``status["session"]["rekeys"]`` without a test.
+        a script may write ``status["session"]["rekeys"]`` without a test. What is of one peer is
+        null as a whole where there is not one.
         """
+        one = self.one_peer
         return {
             "schema": SCHEMA,
             "version": self.version,
@@ -587,19 +449,19 @@ class Snapshot:
             "next_retry_at": format_time(self.next_retry_at),
             "refused": (self.refused or Refused()).to_dict(),
             "public_key": self.public_key,
-            "peer": (self.peer or Peer()).to_dict(),
+            "peer": (self.peer or Peer()).to_dict() if one else None,
             "path": self.path,
             "path_reason": self.path_reason,
-            "paths": [path.to_dict() for path in self.paths],
+            "paths": [path.to_dict() for path in self.paths] if one else None,
             "cipher": self.cipher,
             "post_quantum": self.post_quantum,
             "tls_path": self.tls_path,
-            "rtt_ms": _rounded(self.rtt_ms, 3),
+            "rtt_ms": rounded(self.rtt_ms, 3),
             "mtu": self.mtu,
             "tap": (self.tap or Tap()).to_dict(),
             "nat": (self.nat or Nat()).to_dict(),
-            "session": (self.session or Session()).to_dict(),
-            "link": (self.link or Link()).to_dict(),
+            "session": (self.session or Session()).to_dict() if one else None,
+            "link": (self.link or Link()).to_dict() if one else None,
             "certificate": (self.certificate or Certificate()).to_dict(),
             "capture": (self.capture or Capture()).to_dict(),
             "reconnects": self.reconnects,
@@ -610,4 +472,5 @@ class Snapshot:
             "counters": self.counters.to_dict(),
             "resources": (self.resources or Resources()).to_dict(),
             "health": [check.to_dict() for check in self.health],
+            "peers": self.peers.to_dict(),
         }

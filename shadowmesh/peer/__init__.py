@@ -16,4 +16,4 @@ HTTP, what a snapshot looks like, how a device is opened.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["manager", "tunnel"]
+__all__ = ["manager", "peer", "tunnel"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from shadowmesh.base import log
 from shadowmesh.base.clock import boottime, wall_time
 from shadowmesh.base.errors import KeyFileError
-from shadowmesh.insight.status import format_time
+from shadowmesh.insight.form import format_time
 from shadowmesh.keys.private_file import write_private_file
 
 if TYPE_CHECKING:

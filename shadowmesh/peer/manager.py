@@ -60,7 +60,8 @@ if TYPE_CHECKING:
     from shadowmesh.device.tap import Tap
     from shadowmesh.fast.openssl import TlsContext
     from shadowmesh.insight.events import Recorder
-    from shadowmesh.insight.status import Pong, Refused
+    from shadowmesh.insight.peers import Pong
+    from shadowmesh.insight.status import Refused
     from shadowmesh.keys.identity import Identity
     from shadowmesh.link.link import Upgraded
     from shadowmesh.link.route import Route

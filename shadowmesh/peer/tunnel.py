@@ -37,7 +37,7 @@ from shadowmesh.base.constants import (
 )
 from shadowmesh.base.errors import REPORT_BUG
 from shadowmesh.insight.events import NOBODY
-from shadowmesh.insight.status import Pong
+from shadowmesh.insight.peers import Pong
 from shadowmesh.path.paths import Paths
 from shadowmesh.peer import endings
 from shadowmesh.peer.endings import Ended

@@ -83,7 +83,9 @@ if TYPE_CHECKING:
     from shadowmesh.config import LoadedConfig
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.history import Report
-    from shadowmesh.insight.status import Health, Pong, Snapshot
+    from shadowmesh.insight.peers import OnePeer, Peers, Pong
+    from shadowmesh.insight.status import Health, Snapshot
+    from shadowmesh.insight.table import Entry
     from shadowmesh.service.http import HttpPorts
 
 EXIT_FAILED: Final = 1
@@ -308,13 +310,25 @@ class Daemon:
         """What is known now."""
         return self._view.snapshot()
 
+    def peers(self) -> Peers:
+        """How each peer is."""
+        return self._view.peers()
+
+    def peer(self, name: str) -> OnePeer:
+        """All about one peer."""
+        return self._view.peer(name)
+
+    def table(self) -> Sequence[Entry]:
+        """The addresses that the switch knows."""
+        return self._view.table()
+
     def health(self) -> Health:
         """Run the health checks."""
         return self._view.health()
 
-    def explain(self, target: str | None) -> Explanation:
-        """Tell what would happen to a frame for a MAC or IP address, checked by the API."""
-        return self._view.explain(None if target is None else parse_target(target))
+    def explain(self, target: str | None, peer: str | None) -> Explanation:
+        """Tell what would happen to a frame for an address, checked by the API, or for a peer."""
+        return self._view.explain(None if target is None else parse_target(target), peer)
 
     def history(self) -> Report:
         """What the tunnel carried in the last hour."""

@@ -68,6 +68,8 @@ class HttpPorts:
                     recorder.round_trips,
                     recorder.counts,
                     lambda: (feed.listening, feed.ended),
+                    view.several,
+                    view.table,
                 )
             )
         self._metrics_port: OptionalPort | None = None

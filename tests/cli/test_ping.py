@@ -9,7 +9,7 @@ import pytest
 
 from shadowmesh.base import errors
 from shadowmesh.cli import client
-from shadowmesh.insight.status import Pong
+from shadowmesh.insight.peers import Pong
 from tests.cli.test_program import (  # noqa: F401
     NOBODY,
     answering,

@@ -105,7 +105,7 @@ def test_connect_warns_of_a_network_that_the_lan_has_too(run, control, monkeypat
         "another network", "subnet_overlap",
     )  # fmt: skip
     snapshot = dataclasses.replace(CONNECTED, health=(found,))
-    monkeypatch.setattr(control, "connect", lambda peer: snapshot)
+    monkeypatch.setattr(control, "connect", lambda peer, name: snapshot)
     result = run("connect")
     assert result.exit_code == 0
     assert result.stderr == (
@@ -176,7 +176,7 @@ def test_disconnect_says_so(run, control):
 
 def test_disconnect_says_how_the_peer_is_let_in_again(run, control, monkeypatch):
     held = dataclasses.replace(DISCONNECTED, held=True)
-    monkeypatch.setattr(control, "disconnect", lambda: held)
+    monkeypatch.setattr(control, "disconnect", lambda name: held)
     assert run("disconnect").stdout.split("\n")[1] == (
         "the peer is refused until `shadowmesh connect`"
     )

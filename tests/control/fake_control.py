@@ -14,11 +14,12 @@ import gevent
 import gevent.event
 import gevent.socket
 
+from shadowmesh.base import errors
 from shadowmesh.config import HostPort, LoadedConfig, load
 from shadowmesh.control import api_socket, app, feed, server
 from shadowmesh.control.rights import Rights
 from shadowmesh.device import facts
-from shadowmesh.insight import capture, events, explain, history, status
+from shadowmesh.insight import capture, events, explain, history, peers, status, table
 from tests.fakes import FakePlane
 
 TOKEN = "tokentokentokentokentokentokentokentoken123"
@@ -68,13 +69,56 @@ CONNECTED = status.Snapshot(
 TAP0 = facts.Device(
     "tap0", "tun", bytes(5) + b"\x01", 1500, up=True, running=True, addresses=("10.0.0.1/24",)
 )
-PONG = status.Pong("udp", "203.0.113.7:9001", 0.8412345)
+PONG = peers.Pong("udp", "203.0.113.7:9001", 0.8412345)
 DISCONNECTED = status.Snapshot(version="0.1.0", state="disconnected", since=NOW - 10)
 
 
 PAST = history.Report(
     NOW, (history.Stretch(1, NOW + 0.5, [None, 8e6], [None, 1e3], [None, 0.3], [None, 0.0]),)
 )
+
+
+#: a peer that is here, one that is dialled in vain, one that has to come by itself
+MESH = (
+    peers.PeerStatus(
+        "nas", "connected", NOW - 133, "dGhlIHBlZXIncyBwdWJsaWMga2V5LCAzMiBieXRlcyE=",
+        "203.0.113.7:9001", ("10.0.0.3", "fd00::3"), wanted=True, path="udp",
+        endpoint="203.0.113.7:9001", path_reason="hole punched", cipher="aegis-256",
+        post_quantum=True, tls_path="direct", rtt_ms=0.8412345,
+        session=status.Session(NOW - 132, 1, NOW - 12, True, NOW + 108, NOW + 168),
+        link=status.Link("203.0.113.7:9001", NOW - 132),
+        counters=peers.PeerCounters(12345, 12001, 3 << 30, 1 << 20, 3, 4096, {"replay": 2}, 2),
+        mac="02:5e:00:00:00:03",
+    ),
+    peers.PeerStatus(
+        "lab", "error", NOW - 4, None, "198.51.100.9:9001", wanted=True, last_seen_at=NOW - 180,
+        last_error="no route to host", last_error_at=NOW - 4, next_retry_at=NOW + 4,
+    ),
+    peers.PeerStatus(
+        "laptop", "disconnected", NOW - 200, None, None, ("10.0.0.5",), "waiting_for_peer", True
+    ),
+)  # fmt: skip
+PATHS = (
+    status.Path("udp", "203.0.113.7:9001", "host", True, True, 0.8412345, 0.0, 1392),
+    status.Path("wss", "203.0.113.7:9001", proven=True, rtt_ms=0.9),
+)
+FDB = (
+    table.Entry("02:5e:00:00:00:03", 0, "nas", 2.04, True, 0),
+    table.Entry("52:54:00:12:34:56", 20, "nas", 3.0, False, 1),
+    table.Entry("02:00:00:00:00:01", 0, None, None, False, 0),
+)
+#: what the daemon tells of itself then
+MANY = dataclasses.replace(
+    CONNECTED, peer=None, path=None, path_reason=None, paths=(), cipher=None, post_quantum=None,
+    tls_path=None, rtt_ms=None, mtu=None, session=None, link=None,
+    last_error="lab: no route to host", last_error_at=NOW - 4, next_retry_at=NOW + 4,
+    peers=peers.Known(3, 1, 1, 0),
+)  # fmt: skip
+
+
+def _given(name: str | None) -> tuple[str, ...]:
+    """What a call is remembered by: a name only where there is one."""
+    return () if name is None else (name,)
 
 
 class FakeControl:
@@ -86,8 +130,12 @@ class FakeControl:
         self.facts = facts.HostFacts("tap0", TAP0)
         self.error: Exception | None = None
         #: what the next pings say, before it is always `PONG`
-        self.pongs: list[status.Pong] = []
+        self.pongs: list[peers.Pong] = []
         self.past = PAST
+        self.mesh: tuple[peers.PeerStatus, ...] = (
+            peers.PeerStatus("peer", "disconnected", NOW - 10),
+        )
+        self.fdb: tuple[table.Entry, ...] = ()
         self.reloaded = status.Reloaded(4711, ("nat.enabled",), ("network.mtu",))
         self.loaded = load(Path(os.devnull), {}, {"HOME": "/nonexistent"})
         self.calls: list[tuple[str, ...]] = []
@@ -101,13 +149,13 @@ class FakeControl:
             raise self.error
         return self.snapshot
 
-    def connect(self, peer: str | None) -> status.Snapshot:
+    def connect(self, peer: str | None, name: str | None = None) -> status.Snapshot:
         self.snapshot = dataclasses.replace(CONNECTED)
-        return self._answer("connect", str(peer))
+        return self._answer("connect", str(peer), *_given(name))
 
-    def disconnect(self) -> status.Snapshot:
+    def disconnect(self, name: str | None = None) -> status.Snapshot:
         self.snapshot = dataclasses.replace(DISCONNECTED)
-        return self._answer("disconnect")
+        return self._answer("disconnect", *_given(name))
 
     def reload(self) -> status.Reloaded:
         self._answer("reload")
@@ -117,8 +165,8 @@ class FakeControl:
         self._answer("configuration")
         return self.loaded
 
-    def ping(self, count: int) -> list[status.Pong]:
-        self._answer("ping", str(count))
+    def ping(self, count: int, name: str | None = None) -> list[peers.Pong]:
+        self._answer("ping", str(count), *_given(name))
         return [self.pongs.pop(0) if self.pongs else PONG for _ in range(count)]
 
     def status(self) -> status.Snapshot:
@@ -128,10 +176,31 @@ class FakeControl:
         self._answer("health")
         return self.report
 
-    def explain(self, target: str | None) -> explain.Explanation:
+    def peers(self) -> peers.Peers:
+        return peers.Peers(NOW, self.mesh)
+
+    def peer(self, name: str) -> peers.OnePeer:
+        found = self._named(name)
+        self._answer("peer", name)
+        told = {one.name: getattr(found, one.name) for one in dataclasses.fields(found)}
+        behind = tuple(entry for entry in self.fdb if entry.peer == name)
+        return peers.OnePeer(NOW, peers.PeerReport(**told, paths=PATHS, macs=behind))
+
+    def table(self) -> tuple[table.Entry, ...]:
+        self._answer("fdb")
+        return self.fdb
+
+    def _named(self, name: str) -> peers.PeerStatus:
+        for peer in self.mesh:
+            if peer.name == name:
+                return peer
+        raise errors.NoSuchPeer(f'there is no peer "{name}"; `shadowmesh peers` names all')
+
+    def explain(self, target: str | None, peer: str | None = None) -> explain.Explanation:
         asked = None if target is None else facts.parse_target(target)
-        self._answer("explain", str(target))
-        return explain.explain(self.snapshot, self.facts, asked, NOW)
+        place = None if peer is None else explain.Place(self._named(peer).name)
+        self._answer("explain", str(target), *_given(peer))
+        return explain.explain(self.snapshot, self.facts, asked, NOW, place)
 
     def history(self) -> history.Report:
         self._answer("history")

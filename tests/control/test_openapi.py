@@ -13,8 +13,18 @@ import pytest
 
 from shadowmesh.base.errors import BadRequest
 from shadowmesh.control import openapi, routes
+from shadowmesh.control.rights import Right
 from shadowmesh.insight import events, status
-from tests.control.fake_control import CONNECTED, DISCONNECTED, TOKEN, FakeControl, make_app
+from tests.control.fake_control import (
+    CONNECTED,
+    DISCONNECTED,
+    FDB,
+    MANY,
+    MESH,
+    TOKEN,
+    FakeControl,
+    make_app,
+)
 
 DOCUMENT = openapi.document()
 CLOSED = openapi.document(closed=True)
@@ -76,7 +86,7 @@ def test_the_document_is_openapi_3_1():
 def test_every_route_of_the_application_is_described_and_no_other():
     application = make_app(FakeControl())
     served = {
-        (rule.rule, method.lower())
+        (rule.rule.replace("<", "{").replace(">", "}"), method.lower())
         for rule in application.url_map.iter_rules()
         for method in rule.methods - {"HEAD", "OPTIONS"}
     }
@@ -96,7 +106,7 @@ def test_a_route_asks_for_the_token_as_it_is_described(client, route):
 # --- Answers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("snapshot", [FULL, CONNECTED, DISCONNECTED])
+@pytest.mark.parametrize("snapshot", [FULL, CONNECTED, DISCONNECTED, MANY])
 def test_every_field_of_a_snapshot_is_described(snapshot):
     validate(snapshot.to_dict(), "Snapshot")
 
@@ -119,7 +129,7 @@ def test_a_field_that_is_not_described_would_be_found():
 @pytest.mark.parametrize(
     ("path", "value"),
     [("state", "asleep"), ("since", "yesterday"), ("reconnects", "1"), ("path", "tcp"),
-     ("post_quantum", 1), ("peer", None), ("paths", {})],
+     ("post_quantum", 1), ("tap", None), ("paths", {})],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_would_be_found(path, value):
     with pytest.raises(jsonschema_rs.ValidationError):
@@ -139,7 +149,19 @@ def described(operation, http_status):
         ("POST", "/connect", {"json": {"peer": "nonsense:"}}, 400),
         ("POST", "/connect", {"data": b"x"}, 415),
         ("POST", "/connect", {"data": b" " * 70000, "content_type": "application/json"}, 413),
+        ("POST", "/connect", {"json": {"name": "nas"}}, 200),
+        ("POST", "/connect", {"json": {"name": "n" * 64}}, 400),
         ("POST", "/disconnect", {}, 200),
+        ("POST", "/disconnect", {"json": {"name": "nas"}}, 200),
+        ("POST", "/ping", {"json": {"name": "nas", "count": 2}}, 200),
+        ("POST", "/ping", {"json": {"name": 1}}, 400),
+        ("GET", "/peers", {}, 200),
+        ("GET", "/peers/nas", {}, 200),
+        ("GET", "/peers/nobody", {}, 404),
+        ("GET", f"/peers/{'n' * 64}", {}, 400),
+        ("GET", "/fdb", {}, 200),
+        ("GET", "/explain?peer=nas", {}, 200),
+        ("GET", "/explain?peer=nobody", {}, 404),
         ("GET", "/health", {}, 200),
         ("GET", "/health/live", {}, 200),
         ("GET", "/health/ready", {}, 200),
@@ -160,10 +182,11 @@ def described(operation, http_status):
 def test_an_answer_is_of_the_schema_that_the_document_gives_it(
     client, control, method, path, extra, http_status
 ):
-    control.snapshot = FULL
+    control.snapshot, control.mesh, control.fdb = FULL, MESH, FDB
     answer = ask(client, method, path, **extra)
     assert answer.status_code == http_status
-    operation = CLOSED["paths"][path.partition("?")[0]][method.lower()]
+    known = re.sub("^/peers/.*", "/peers/{name}", path.partition("?")[0])
+    operation = CLOSED["paths"][known][method.lower()]
     described(operation, http_status).validate(answer.get_json())
 
 
@@ -278,10 +301,29 @@ def test_a_number_with_a_fraction_or_out_of_bounds_is_none_that_fits(given):
         routes.check_members({"count": given}, route.body)
 
 
+def test_what_varies_in_a_path_is_for_whoever_may_look():
+    """The guard, which comes first, knows whole paths only, and asks for that right of all others."""
+    varying = [route for route in routes.ROUTES if "{" in route.path]
+    assert varying
+    for route in varying:
+        assert route.right is Right.LOOK
+        assert re.findall(r"{(\w+)}", route.path) == [value.name for value in route.within]
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "%2e%2e", "a%2Fb", "%00", "nas%20", "N", "\u00e4", "a" * 63]
+)
+def test_a_name_that_is_none_is_no_route_or_no_peer(client, control, name):
+    control.mesh = MESH
+    answer = ask(client, "GET", f"/peers/{name}")
+    assert answer.status_code == 404
+    assert answer.get_json()["error"]["code"] in {"no_such_peer", "not_found"}
+
+
 def test_every_keyword_of_a_request_schema_is_one_that_the_check_knows():
     known = {"type", "enum", "minimum", "maximum", "maxLength", "format"}
     for route in routes.ROUTES:
-        for value in (*route.query, *(route.body or ())):
+        for value in (*route.within, *route.query, *(route.body or ())):
             assert value.schema.keys() <= known, route.path
 
 

@@ -13,7 +13,7 @@ from shadowmesh.control.metrics_port import make_metrics_app
 from shadowmesh.insight import metrics, status
 from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.histogram import LAG_BUCKETS_S, Histogram
-from tests.control.fake_control import CONNECTED, DISCONNECTED, NOW
+from tests.control.fake_control import CONNECTED, DISCONNECTED, FDB, MANY, MESH, NOW
 
 LISTEN = HostPort("127.0.0.1", 9091)
 
@@ -40,6 +40,8 @@ def full(snapshot=CONNECTED):
         recorder.round_trips,
         recorder.counts,
         lambda: (2, {"slow": 1}),
+        lambda: MESH,
+        lambda: FDB,
     )
 
 
@@ -219,3 +221,38 @@ def test_the_library_does_not_measure_the_process_a_second_time():
 def test_the_api_does_not_load_the_metrics_library():
     code = "import sys, shadowmesh.control.app; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("sample", "value"),
+    [
+        (("shadowmesh_peers", ("which", "known")), 3),
+        (("shadowmesh_peers", ("which", "connected")), 1),
+        (("shadowmesh_fdb_entries", ("kind", "learned")), 2),
+        (("shadowmesh_fdb_entries", ("kind", "static")), 1),
+        (("shadowmesh_fdb_moves",), 1),
+        (("shadowmesh_peer_connected", ("peer", "nas")), 1),
+        (("shadowmesh_peer_connected", ("peer", "lab")), 0),
+        (("shadowmesh_peer_direct", ("peer", "nas")), 1),
+        (("shadowmesh_peer_round_trip_seconds", ("peer", "nas")), 0.0008412345),
+        (("shadowmesh_peer_bytes_total", ("direction", "in"), ("peer", "nas")), 3 << 30),
+        (("shadowmesh_peer_frames_total", ("direction", "out"), ("peer", "nas")), 12001),
+        (("shadowmesh_peer_frames_dropped_total", ("peer", "nas"), ("reason", "replay")), 2),
+        (("shadowmesh_peer_queue_bytes", ("peer", "nas")), 4096),
+    ],
+    ids=str,
+)
+def test_each_of_a_few_peers_has_metrics_of_its_own(sample, value):
+    found = scrape(MANY, peers=lambda: MESH, table=lambda: FDB)
+    assert found[sample] == pytest.approx(value)
+
+
+def test_of_many_peers_the_sums_are_told_and_no_peer_by_name():
+    many = dataclasses.replace(MANY, peers=dataclasses.replace(MANY.peers, known=65))
+    found = scrape(many, peers=lambda: MESH)
+    assert found[("shadowmesh_peers", ("which", "known"))] == 65
+    assert not [name for name in found if ("peer", "nas") in name]
+
+
+def test_a_pair_has_no_metrics_by_name():
+    assert not [name for name in scrape(CONNECTED) if name[0] == "shadowmesh_peer_connected"]
