@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from shadowmesh.base.errors import (
     AlreadyConnected,
@@ -25,6 +25,7 @@ from shadowmesh.base.errors import (
     ControlError,
     DaemonStopping,
     DeviceUnavailable,
+    NoSuchPeer,
     NotConfigured,
     NotConnected,
     NotPermitted,
@@ -52,7 +53,7 @@ _CONTROL_ERRORS: Final[dict[str, type[ControlError]]] = {
     for kind in (
         AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
         PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
-        ConfigurationWrong,
+        ConfigurationWrong, NoSuchPeer,
     )
 }  # fmt: skip
 
@@ -109,13 +110,18 @@ class ApiClient:
         """Link to the dashboard, with the token: a secret."""
         return f"{self.url}/#token={self._token}"
 
-    def connect(self, peer: str | None) -> dict[str, Any]:
-        """Connect, wait for the outcome and return the snapshot. peer None: the configured.
+    def connect(self, peer: str | None, name: str | None = None) -> dict[str, Any]:
+        """Connect, wait for the outcome and return the snapshot.
+
+        Args:
+            peer: ``host:port`` to dial; None: the configured one.
+            name: of the peer; None: all that can be dialled, or the only one.
 
         The daemon may be dialling by itself or for somebody else: then that outcome is waited
         for, and only if it is a failure an attempt of our own follows.
         """
         body = {} if peer is None else {"peer": peer}
+        body |= _named(name)
         deadline = time.monotonic() + self._connect_timeout_s
         waited = False
         while True:
@@ -126,16 +132,24 @@ class ApiClient:
                     raise
             except AlreadyConnected:
                 snapshot = self.status()
-                address = (snapshot.get("peer") or {}).get("address")
-                if not waited or snapshot["state"] != "connected" or peer not in (None, address):
+                if not waited or not self._is_connected(snapshot, peer, name):
                     raise
                 return snapshot
             waited = True
             time.sleep(CONNECTING_PAUSE_S)
 
-    def disconnect(self) -> dict[str, Any]:
-        """End the session and return the snapshot."""
-        return self._ask("POST", "/disconnect", {}, self._request_timeout_s)
+    def _is_connected(self, snapshot: dict[str, Any], peer: str | None, name: str | None) -> bool:
+        """Whether the session that there is has been asked for."""
+        if name is None:
+            one, address = snapshot, (snapshot.get("peer") or {}).get("address")
+        else:
+            one = self.peer(name)["peer"]
+            address = one.get("address")
+        return one.get("state") == "connected" and peer in (None, address)
+
+    def disconnect(self, name: str | None = None) -> dict[str, Any]:
+        """End the session of one peer, or of all, and return the snapshot."""
+        return self._ask("POST", "/disconnect", _named(name), self._request_timeout_s)
 
     def reload(self) -> dict[str, Any]:
         """Let the daemon read its configuration again; return its `pid`, `applied`, `restart`."""
@@ -145,18 +159,37 @@ class ApiClient:
         """Return the snapshot."""
         return self._ask("GET", "/status", None, self._request_timeout_s)
 
+    def peers(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return how each peer is: `now` and `peers`."""
+        return self._ask("GET", "/peers", None, timeout_s or self._request_timeout_s, "peers")
+
+    def peer(self, name: str) -> dict[str, Any]:
+        """Return all about one peer: `now` and `peer`."""
+        path = f"/peers/{quote(name, safe='')}"
+        return self._ask("GET", path, None, self._request_timeout_s, "peer")
+
+    def table(self) -> list[Any]:
+        """Return the addresses that the switch knows."""
+        entries: list[Any] = self._ask("GET", "/fdb", None, self._request_timeout_s, "entries")[
+            "entries"
+        ]
+        return entries
+
     def configuration(self) -> dict[str, Any]:
         """Return what the daemon goes by: `pid`, `file`, `values`, and all of it as `text`."""
         return self._ask("GET", "/configuration", None, self._request_timeout_s, "values")
 
-    def explain(self, target: str | None) -> dict[str, Any]:
-        """Return what would happen to a frame for a MAC or IP address; target None: any."""
-        path = "/explain" if target is None else f"/explain?{urlencode({'target': target})}"
+    def explain(self, target: str | None, peer: str | None = None) -> dict[str, Any]:
+        """Return what would happen to a frame for a MAC or IP address, or a peer; None: any."""
+        asked = {"target": target, "peer": peer}
+        query = urlencode({name: value for name, value in asked.items() if value is not None})
+        path = f"/explain?{query}" if query else "/explain"
         return self._ask("GET", path, None, self._request_timeout_s, "steps")
 
-    def ping(self) -> dict[str, Any]:
-        """Measure one round trip to the peer; `rtt_ms` is None when no answer came."""
-        answer = self._ask("POST", "/ping", {"count": 1}, self._request_timeout_s, "answers")
+    def ping(self, name: str | None = None) -> dict[str, Any]:
+        """Measure one round trip to a peer; `rtt_ms` is None when no answer came."""
+        body = {"count": 1, **_named(name)}
+        answer = self._ask("POST", "/ping", body, self._request_timeout_s, "answers")
         if len(answer["answers"]) != 1 or not isinstance(answer["answers"][0], dict):
             raise self._foreign("an answer that is no ping")
         pong: dict[str, Any] = answer["answers"][0]
@@ -338,6 +371,11 @@ class ApiClient:
             data = json.dumps(body).encode("ascii")
             lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
         return "\r\n".join([*lines, "", ""]).encode("ascii") + data
+
+
+def _named(name: str | None) -> dict[str, Any]:
+    """Return the part of a body that says which peer is meant; an older daemon knows only one."""
+    return {} if name is None else {"name": name}
 
 
 class Stream:

@@ -20,10 +20,12 @@ from shadowmesh.cli.commands.connect import connect
 from shadowmesh.cli.commands.dashboard import dashboard
 from shadowmesh.cli.commands.disconnect import disconnect
 from shadowmesh.cli.commands.explain import explain
+from shadowmesh.cli.commands.fdb import fdb
 from shadowmesh.cli.commands.help import show_help
 from shadowmesh.cli.commands.keys import genkey, genpsk, pubkey
 from shadowmesh.cli.commands.logs import logs
 from shadowmesh.cli.commands.netcheck import netcheck
+from shadowmesh.cli.commands.peers import peers
 from shadowmesh.cli.commands.ping import ping
 from shadowmesh.cli.commands.reload import reload
 from shadowmesh.cli.commands.status import status
@@ -113,7 +115,7 @@ def program() -> None:
 
 
 for _command in (
-    connect, disconnect, status, explain, dashboard, ping, wait, netcheck, capture, configuration,
+    connect, disconnect, status, peers, fdb, explain, dashboard, ping, wait, netcheck, capture, configuration,
     reload, logs, bugreport, bench, genkey, pubkey, genpsk, version, completion,
     show_help,
 ):  # fmt: skip

@@ -6,7 +6,7 @@ colours are ANSI codes that the caller's output leaves out where they are not wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -30,45 +30,84 @@ def render(snapshot: Snapshot, now: float, previous: tuple[float, Snapshot] | No
         now: wall-clock seconds by the clock of the daemon, for relative times.
         previous: the snapshot before and how many seconds before, for rates; None: no rates.
     """
-    lines: list[str] = []
-    for label, value in _rows(snapshot, now, previous):
-        lines.append(f"{label:<{_LABEL_WIDTH}}{value}".rstrip())
-    return "\n".join(lines)
+    return "\n".join(lines_of(_rows(snapshot, now, previous)))
+
+
+def lines_of(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Give pairs of label and text as lines; an empty label continues the line above."""
+    for label, value in rows:
+        yield f"{label:<{_LABEL_WIDTH}}{value}".rstrip()
 
 
 def _rows(
     snapshot: Snapshot, now: float, previous: tuple[float, Snapshot] | None
 ) -> Iterator[tuple[str, str]]:
-    """Pairs of label and text; an empty label continues the line above."""
-    yield "state", _state(snapshot, now)
-    if snapshot.get("held"):
-        yield "", "the peer is refused until `shadowmesh connect`"
-    yield from _failure(snapshot, now)
-    yield "peer", _peer(_part(snapshot, "peer"))
-    if snapshot.get("state") == "connected":
-        yield "path", _path(snapshot)
-        yield from _other_paths(snapshot)
-        yield "security", _security(snapshot)
-        yield "session", _session(snapshot, now)
-    if _part(snapshot, "link").get("remote_address") is not None:
-        yield "link", _link(snapshot, now)
-    if _part(snapshot, "nat").get("type") is not None:
-        yield "nat", _nat(_part(snapshot, "nat"), now)
-    if _part(snapshot, "tap").get("device") is not None:
-        yield "tap", _tap(_part(snapshot, "tap"))
-    if _part(snapshot, "capture").get("since") is not None:
-        yield "capture", _capture(_part(snapshot, "capture"), now)
-    yield from _traffic(snapshot, previous)
-    yield "drops", _drops(_part(_part(snapshot, "counters"), "dropped"))
+    peers = part(snapshot, "peers")
+    if snapshot.get("peer") is None and peers.get("known") not in (None, 1):
+        yield from _standing_rows(snapshot, now, held="connect", whom="all peers are")
+        yield "peers", _peers(peers)
+    else:
+        one = [("peer", _peer(part(snapshot, "peer")))]
+        yield from connection_rows(snapshot, now, one)
+    if part(snapshot, "nat").get("type") is not None:
+        yield "nat", _nat(part(snapshot, "nat"), now)
+    if part(snapshot, "tap").get("device") is not None:
+        yield "tap", _tap(part(snapshot, "tap"))
+    if part(snapshot, "capture").get("since") is not None:
+        yield "capture", _capture(part(snapshot, "capture"), now)
+    yield from traffic_rows(snapshot, previous)
     yield "daemon", _daemon(snapshot)
     if snapshot.get("public_key"):
         yield "", f"public key {text(snapshot['public_key'])}"
     yield from _health(snapshot)
 
 
-def _part(whole: dict[str, Any], name: str) -> dict[str, Any]:
-    part = whole.get(name)
-    return part if isinstance(part, dict) else {}
+def connection_rows(
+    one: dict[str, Any],
+    now: float,
+    who: Sequence[tuple[str, str]] = (),
+    *,
+    held: str = "connect",
+) -> Iterator[tuple[str, str]]:
+    """Rows about the connection to one peer.
+
+    Args:
+        one: a snapshot of a pair, or one peer of several, which have the same names.
+        who: rows about the peer itself.
+        held: the command that lets it in again.
+    """
+    yield from _standing_rows(one, now, held=held, whom="the peer is")
+    yield from who
+    if one.get("state") == "connected":
+        yield "path", _path(one)
+        yield from _other_paths(one)
+        yield "security", _security(one)
+        yield "session", _session(one, now)
+    if part(one, "link").get("remote_address") is not None:
+        yield "link", _link(one, now)
+
+
+def _standing_rows(
+    one: dict[str, Any], now: float, *, held: str, whom: str
+) -> Iterator[tuple[str, str]]:
+    yield "state", _state(one, now)
+    if one.get("held"):
+        yield "", f"{whom} refused until `shadowmesh {held}`"
+    yield from _failure(one, now)
+
+
+def traffic_rows(
+    one: dict[str, Any], previous: tuple[float, dict[str, Any]] | None
+) -> Iterator[tuple[str, str]]:
+    """Rows about what was carried and dropped; as `connection_rows`."""
+    yield from _traffic(one, previous)
+    yield "drops", _drops(part(part(one, "counters"), "dropped"))
+
+
+def part(whole: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return an object of a snapshot; empty where there is none."""
+    found = whole.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _ago(value: object, now: float) -> str:
@@ -91,7 +130,7 @@ def _failure(snapshot: Snapshot, now: float) -> Iterator[tuple[str, str]]:
         when = parse_time(snapshot.get("last_error_at"))
         tail = "" if when is None else f" ({duration(now - when)} ago)"
         yield "error", click.style(text(snapshot["last_error"]), fg="red") + tail
-    refused = _part(snapshot, "refused")
+    refused = part(snapshot, "refused")
     if refused.get("address") and snapshot.get("state") != "connected":
         ago = _ago(refused.get("failed_at"), now)
         yield "refused", f"{text(refused['address'])} {ago}: {text(refused.get('cause'))}"
@@ -109,6 +148,13 @@ def _peer(peer: dict[str, Any]) -> str:
     if peer.get("public_key"):
         words.append("(pinned)" if peer.get("pinned") else "(not pinned)")
     return "  ".join(words)
+
+
+def _peers(peers: dict[str, Any]) -> str:
+    """Say in one line how several peers are; `shadowmesh peers` has a line for each."""
+    sessions, direct = peers.get("sessions") or 0, peers.get("direct") or 0
+    line = f"{sessions} of {peers.get('known') or 0} connected, {direct} over UDP"
+    return f"{line}; `shadowmesh peers` shows each"
 
 
 def _path(snapshot: Snapshot) -> str:
@@ -157,7 +203,7 @@ def _security(snapshot: Snapshot) -> str:
 
 
 def _session(snapshot: Snapshot, now: float) -> str:
-    session = _part(snapshot, "session")
+    session = part(snapshot, "session")
     line = f"established {_ago(session.get('established_at'), now)}"
     line += f", {count(session.get('rekeys') or 0, 'rekey')}"
     if session.get("last_rekey_at") is not None:
@@ -166,7 +212,7 @@ def _session(snapshot: Snapshot, now: float) -> str:
 
 
 def _link(snapshot: Snapshot, now: float) -> str:
-    link = _part(snapshot, "link")
+    link = part(snapshot, "link")
     line = text(link.get("remote_address"))
     since = parse_time(link.get("since"))
     if since is not None:
@@ -206,10 +252,10 @@ def _capture(capture: dict[str, Any], now: float) -> str:
 def _traffic(
     snapshot: Snapshot, previous: tuple[float, Snapshot] | None
 ) -> Iterator[tuple[str, str]]:
-    counters = _part(snapshot, "counters")
+    counters = part(snapshot, "counters")
     before, elapsed_s = {}, 0.0
     if previous is not None:
-        before, elapsed_s = _part(previous[1], "counters"), previous[0]
+        before, elapsed_s = part(previous[1], "counters"), previous[0]
     rows = []
     for direction in ("in", "out"):
         frames = counters.get(f"frames_{direction}") or 0
@@ -237,7 +283,7 @@ def _drops(dropped: dict[str, Any]) -> str:
 
 
 def _daemon(snapshot: Snapshot) -> str:
-    resources = _part(snapshot, "resources")
+    resources = part(snapshot, "resources")
     parts = [f"version {text(snapshot.get('version'))}"]
     if resources.get("rss_bytes"):
         parts += [

@@ -32,7 +32,7 @@ from tests.cli.test_program import (  # noqa: F401
     served,
     token_file,
 )
-from tests.control.fake_control import CONNECTED, make_app, serving
+from tests.control.fake_control import CONNECTED, FDB, MESH, make_app, serving
 from tests.control.test_openapi import validate
 from tests.fakes import FakePlane
 
@@ -42,7 +42,7 @@ SNAPSHOTS = ("status", "connect", "disconnect", "wait")
 #: runs another program instead of printing
 FOREIGN = ("logs",)
 #: members whose names are data
-ANY_NAME = ("values", "paths")
+ANY_NAME = ("values", "paths", "dropped")
 
 TYPES = {
     "text": str, "integer": int, "number": (int, float), "boolean": bool, "any": object,
@@ -63,7 +63,7 @@ def documented() -> dict[str, dict[str, str]]:
 def leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     """Name and value of everything that holds no more names."""
     if isinstance(value, dict):
-        wild = name in ANY_NAME or name.endswith(".paths")
+        wild = name in ANY_NAME or name.endswith((".paths", ".dropped"))
         for key, inner in value.items():
             yield from leaves(inner, f"{name}.{'*' if wild else key}".lstrip("."))
     elif isinstance(value, list):
@@ -146,6 +146,22 @@ def test_snapshots_are_those_of_the_api(run, control, arguments):
 def test_an_explanation_is_that_of_the_api(run):
     for arguments in (["explain"], ["explain", "10.0.0.2"]):
         validate(json.loads(run("--json", *arguments).stdout), "Explanation")
+
+
+def test_peers_and_fdb(run, control):
+    control.mesh, control.fdb = MESH, FDB
+    answer = json.loads(run("--json", "peers").stdout)
+    one = json.loads(run("--json", "peers", "nas").stdout)
+    validate(answer, "Peers")
+    validate(one, "PeerAnswer")
+    # The page has the names that both share once.
+    more = {name: one["peer"].pop(name) for name in ("paths", "macs")}
+    judge("peers", answer, {"schema": 1, "now": one["now"], "peers": [one["peer"]], "peer": more})
+    table = json.loads(run("--json", "fdb").stdout)
+    validate(table, "Table")
+    judge("fdb", table)
+    waited = json.loads(run("--json", "wait", "--peer", "nas", "--timeout", "1s").stdout)
+    validate(waited, "PeerAnswer")
 
 
 def test_ping(run):

@@ -30,6 +30,8 @@ COMMANDS = {
     "disconnect": ([], 4, 3, "shadowmesh-admin"),
     "capture": (["-c", "1"], 4, 3, "shadowmesh-admin"),
     "status": ([], 4, 3, "shadowmesh-view"),
+    "peers": ([], 4, 3, "shadowmesh-view"),
+    "fdb": ([], 4, 3, "shadowmesh-view"),
     "explain": ([], 4, 3, "shadowmesh-view"),
     "ping": (["-c", "1"], 4, 3, "shadowmesh-view"),
     "wait": (["--timeout", "10ms"], 4, 6, "shadowmesh-view"),

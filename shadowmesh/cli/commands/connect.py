@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 import click
 
 from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.base.units import count
+from shadowmesh.cli.client import ApiClient
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
+from shadowmesh.cli.parameters import PeerName
 from shadowmesh.cli.settings import Settings
+
+#: what can be the name of a peer: a DNS label
+_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class Interrupted(ShadowMeshError):
@@ -17,20 +24,24 @@ class Interrupted(ShadowMeshError):
 
 
 @click.command(cls=Command)
-@click.argument("peer", metavar="[HOST[:PORT]]", required=False)
+@click.argument("peer", metavar="[NAME|HOST[:PORT]]", type=PeerName(), required=False)
 @click.pass_obj
 def connect(settings: Settings, peer: str | None) -> None:
     """Connect to the peer given or configured, and wait for the outcome.
 
-    Without PORT it is 9001. An IPv6 address stands in brackets: [2001:db8::7]:9001.
+    NAME is that of one of several peers. Without it all that have an address are dialled, the first
+    session is the outcome, and those that have to come by themselves are let in again.
+
+    Of HOST without PORT it is 9001. An IPv6 address stands in brackets: [2001:db8::7]:9001.
 
     Exit code 5: the peer cannot be reached; 1: it refused, or there is a connection already.
     """
-    if peer is not None:
-        peer = _with_port(peer)
     client = settings.client()
+    name = _name(client, peer)
+    if peer is not None and name is None:
+        peer = _with_port(peer)
     try:
-        snapshot = client.connect(peer)
+        snapshot = client.connect(None if name is not None else peer, name)
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted while connecting; the daemon goes on, see `shadowmesh status`, or stop"
@@ -39,9 +50,17 @@ def connect(settings: Settings, peer: str | None) -> None:
     if settings.json:
         print_json(snapshot)
     else:
-        click.echo(summary(snapshot))
+        click.echo(summary(snapshot) if name is None else summary_of(client.peer(name)["peer"]))
         for warning in warnings(snapshot):
             click.echo(f"warning: {warning}", err=True)
+
+
+def _name(client: ApiClient, word: str | None) -> str | None:
+    """Return what was typed if it is the name of a peer, which wins over a host of that name."""
+    if word is None or not _LABEL.fullmatch(word):
+        return None
+    known = client.peers()["peers"]
+    return word if any(isinstance(one, dict) and one.get("name") == word for one in known) else None
 
 
 def _with_port(peer: str) -> str:
@@ -56,10 +75,22 @@ def _with_port(peer: str) -> str:
 
 def summary(snapshot: dict[str, Any]) -> str:
     """Return in one sentence what the connection is like."""
-    peer = snapshot.get("peer") or {}
+    peer, peers = snapshot.get("peer"), snapshot.get("peers")
+    if not isinstance(peer, dict) and isinstance(peers, dict):
+        sessions, known = peers.get("sessions") or 0, peers.get("known") or 0
+        return f"{click.style('connected', fg='green')} to {sessions} of {count(known, 'peer')}"
+    return _connected(snapshot, (peer or {}).get("address"))
+
+
+def summary_of(peer: dict[str, Any]) -> str:
+    """Return in one sentence what the connection to one of several peers is like."""
+    return _connected(peer, peer.get("name"))
+
+
+def _connected(snapshot: dict[str, Any], whom: object) -> str:
     secrecy = "post-quantum" if snapshot.get("post_quantum") else "not post-quantum"
     return (
-        f"{click.style('connected', fg='green')} to {text(peer.get('address'))}"
+        f"{click.style('connected', fg='green')} to {text(whom)}"
         f" over {text(snapshot.get('path'))} ({text(snapshot.get('cipher'))}, {secrecy})"
     )
 

@@ -14,6 +14,7 @@ from shadowmesh.base.units import count as number_of
 from shadowmesh.cli.client import ApiClient
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
+from shadowmesh.cli.parameters import PeerName
 from shadowmesh.cli.settings import Settings
 
 EXIT_UNREACHABLE = 5
@@ -26,6 +27,7 @@ class NoSession(ShadowMeshError):
 
 
 @click.command(cls=Command)
+@click.argument("name", metavar="[NAME]", type=PeerName(), required=False)
 @click.option(
     "--count", "-c", type=click.IntRange(1, 1_000_000), metavar="N",
     help="Stop after N probes.  [default: at Ctrl-C]",
@@ -35,8 +37,10 @@ class NoSession(ShadowMeshError):
     metavar="SECONDS", help="Time between two probes.",
 )  # fmt: skip
 @click.pass_obj
-def ping(settings: Settings, count: int | None, interval: float) -> int:
+def ping(settings: Settings, name: str | None, count: int | None, interval: float) -> int:
     """Measure the round trip to the peer's daemon, on the path that carries the data.
+
+    NAME is that of one of several peers; of a pair it is not needed.
 
     Exit code 5 when not connected, or when nothing was answered.
     """
@@ -46,7 +50,7 @@ def ping(settings: Settings, count: int | None, interval: float) -> int:
         for number in itertools.count(1) if count is None else range(1, count + 1):
             if number > 1:
                 time.sleep(interval)
-            _one(settings, client, number, pongs)
+            _one(settings, client, name, number, pongs)
     except KeyboardInterrupt:
         pass
     except NotConnected as error:
@@ -57,8 +61,14 @@ def ping(settings: Settings, count: int | None, interval: float) -> int:
     return 0 if any(pong["rtt_ms"] is not None for pong in pongs) else EXIT_UNREACHABLE
 
 
-def _one(settings: Settings, client: ApiClient, number: int, pongs: list[dict[str, Any]]) -> None:
-    pong = client.ping()
+def _one(
+    settings: Settings,
+    client: ApiClient,
+    name: str | None,
+    number: int,
+    pongs: list[dict[str, Any]],
+) -> None:
+    pong = client.ping(name)
     rtt_ms = pong.get("rtt_ms")
     pongs.append({**pong, "rtt_ms": rtt_ms if isinstance(rtt_ms, int | float) else None})
     if settings.json:

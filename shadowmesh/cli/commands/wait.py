@@ -12,7 +12,7 @@ from shadowmesh.base.errors import ShadowMeshError
 from shadowmesh.cli.client import DaemonNotRunning, NoAnswer
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
-from shadowmesh.cli.parameters import Duration
+from shadowmesh.cli.parameters import Duration, PeerName
 from shadowmesh.cli.settings import Settings
 
 #: a status costs the daemon about a millisecond
@@ -23,8 +23,16 @@ _REACHED: Final[dict[str, Callable[[Mapping[str, Any]], bool]]] = {
     "running": lambda _snapshot: True,
     "connected": lambda snapshot: snapshot["state"] == "connected",
     "disconnected": lambda snapshot: snapshot["state"] == "disconnected",
-    "udp": lambda snapshot: snapshot["state"] == "connected" and snapshot.get("path") == "udp",
+    "udp": lambda snapshot: snapshot["state"] == "connected" and _is_direct(snapshot),
 }
+
+
+def _is_direct(snapshot: Mapping[str, Any]) -> bool:
+    """Whether all that have a session are reached by the direct path."""
+    peers = snapshot.get("peers")
+    if snapshot.get("path") is None and isinstance(peers, dict):
+        return peers.get("sessions") == peers.get("direct")
+    return snapshot.get("path") == "udp"
 
 
 class NotReached(ShadowMeshError):
@@ -42,37 +50,45 @@ class NotReached(ShadowMeshError):
     "--timeout", "timeout_s", type=Duration(LONGEST_S), default="30s", show_default=True,
     metavar="DURATION", help="Give up after this time, such as 500ms, 30s or 2m.",
 )  # fmt: skip
+@click.option(
+    "--peer", "name", type=PeerName(), metavar="NAME",
+    help="Wait for this one of several peers.  [default: any of them]",
+)  # fmt: skip
 @click.pass_obj
-def wait(settings: Settings, goal: str, timeout_s: float) -> None:
+def wait(settings: Settings, goal: str, timeout_s: float, name: str | None) -> None:
     """Wait until the tunnel is in a state, for scripts; the daemon may still be starting.
 
     Exit code 6 when it does not come in time.
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        snapshot, seen = _look(settings)
-        if snapshot is not None and _REACHED[goal](snapshot):
-            break
+        answer, seen = _look(settings, name)
+        if answer is not None:
+            one = answer if name is None else answer["peer"]
+            if _REACHED[goal](one):
+                break
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise NotReached(f"not {goal} within {timeout_s:g} s: {seen}; see `shadowmesh status`")
         time.sleep(min(_PAUSE_S, left_s))
     if settings.json:
-        print_json(snapshot)
+        print_json(answer)
     else:
-        click.echo(snapshot["state"] if goal != "udp" else "connected over udp")
+        click.echo(one["state"] if goal != "udp" else "connected over udp")
 
 
-def _look(settings: Settings) -> tuple[dict[str, Any] | None, str]:
-    """Return the snapshot and what to say of it; None while there is no daemon."""
+def _look(settings: Settings, name: str | None) -> tuple[dict[str, Any] | None, str]:
+    """Return what the daemon tells, of itself or a peer, and what to say of it; None: no daemon."""
     try:
         # A new client each time: a daemon that starts for the first time makes its token then.
-        snapshot = settings.client().status()
+        client = settings.client()
+        answer = client.status() if name is None else client.peer(name)
     except (DaemonNotRunning, NoAnswer) as error:
         return None, str(error).partition(";")[0]
-    words = f"the state is {snapshot['state']}"
-    if snapshot.get("phase"):
-        words += f" ({snapshot['phase']})"
-    if snapshot.get("last_error"):
-        words += f", the last error was: {snapshot['last_error']}"
-    return snapshot, words
+    one = answer if name is None else answer["peer"]
+    words = f"the state is {one['state']}"
+    if one.get("phase"):
+        words += f" ({one['phase']})"
+    if one.get("last_error"):
+        words += f", the last error was: {one['last_error']}"
+    return answer, words
