@@ -32,9 +32,11 @@ from shadowmesh.insight.histogram import RTT_BUCKETS_S, Histogram
 Kind = Literal["state", "path", "nat", "rekey", "drops", "session", "device", "config", "capture"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
-#: of one message, per second and at once: a peer that fails ten times a second must not wash
-#: everything else out of the ring
+#: of one message about one peer, per second and at once: a peer that fails ten times a second must
+#: not wash everything else out of the ring
 MESSAGE_RATE: Final = (0.2, 20.0)
+#: of whatever was told longest ago is forgotten how often that was
+MAX_RATES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,20 @@ class NoRecorder:
 NOBODY: Final = NoRecorder()
 
 
+class Named:
+    """Tells another recorder which of several peers an event is about. Satisfies `Recorder`."""
+
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder = recorder
+        self._name = name
+
+    def record(self, kind: Kind, message: str, /, **fields: object) -> None:
+        self._recorder.record(kind, message, name=self._name, **fields)
+
+    def round_trip(self, path: PathName, rtt_s: float) -> None:
+        self._recorder.round_trip(path, rtt_s)
+
+
 class FlightRecorder:
     """Keeps the last events. Satisfies `Recorder`.
 
@@ -113,23 +129,29 @@ class FlightRecorder:
         self._number = 0
         self._clock = clock
         self._monotonic = monotonic
-        self._rates: dict[str, TokenBucket] = {}
-        self._suppressed: dict[str, int] = {}
+        #: by message, and the peer that it is about
+        self._rates: dict[tuple[str, object], TokenBucket] = {}
+        self._suppressed: dict[tuple[str, object], int] = {}
         self._listeners: list[Callable[[Event], None]] = []
 
     def record(self, kind: Kind, message: str, /, **fields: object) -> None:
         """Keep an event and tell the listeners.
 
-        Of a message that comes too often some are left out; the next one that is kept says in
-        its field `suppressed` how many.
+        Of a message about one peer that comes too often some are left out; the next one that is
+        kept says in its field `suppressed` how many.
         """
-        rate = self._rates.get(message)
+        which = message, fields.get("name")
+        rate = self._rates.get(which)
         if rate is None:
-            rate = self._rates[message] = TokenBucket(*MESSAGE_RATE)
+            while len(self._rates) >= MAX_RATES:
+                forgotten = next(iter(self._rates))
+                del self._rates[forgotten]
+                self._suppressed.pop(forgotten, None)
+            rate = self._rates[which] = TokenBucket(*MESSAGE_RATE)
         if not rate.take(self._monotonic()):
-            self._suppressed[message] = self._suppressed.get(message, 0) + 1
+            self._suppressed[which] = self._suppressed.get(which, 0) + 1
             return
-        suppressed = self._suppressed.pop(message, 0)
+        suppressed = self._suppressed.pop(which, 0)
         if suppressed:
             fields["suppressed"] = suppressed
         self._number += 1

@@ -117,6 +117,8 @@ class Outgoing:
         # Whose it will be is known already, and the first frame comes right behind ACCEPT.
         assert self._port is not None
         self.tunnel.session.belongs_to(self._port)
+        if self._common.config.listed and self._peer is not None:
+            self.tunnel.called(self._peer.name)
 
     def _failed(self, error: ControlError, collision: bool = False) -> None:
         if self.route.take_retry():

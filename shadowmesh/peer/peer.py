@@ -471,6 +471,8 @@ class Peer:
         # Before accepting: from now on our own dial must not reach the peer's decision any more.
         self._outgoing.abort(CloseReason.REPLACED, "the peer's own connection was taken")
         tunnel.session.belongs_to(self.port)
+        if self._common.config.listed:
+            tunnel.called(self.name)
         if not tunnel.accept():
             self._resume()
             return

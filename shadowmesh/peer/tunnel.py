@@ -36,7 +36,7 @@ from shadowmesh.base.constants import (
     RejectReason,
 )
 from shadowmesh.base.errors import REPORT_BUG
-from shadowmesh.insight.events import NOBODY
+from shadowmesh.insight.events import NOBODY, Named
 from shadowmesh.insight.peers import Pong
 from shadowmesh.path.paths import Paths
 from shadowmesh.peer import endings
@@ -252,6 +252,10 @@ class Tunnel:
             raise
         self.wss.start()
         self._timers.start()
+
+    def called(self, name: str) -> None:
+        """Name the one of several peers in the events to come; before it is established."""
+        self._recorder = Named(self._recorder, name)
 
     def accept(self) -> bool:
         """Take the authenticated peer in; False when it is too late for that."""

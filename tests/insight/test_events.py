@@ -149,3 +149,23 @@ def test_a_histogram_counts_like_its_definition(values):
     for bound, count in histogram.buckets():
         assert count == sum(value <= float(bound) for value in values)
     assert histogram.sum == pytest.approx(sum(max(0.0, value) for value in values))
+
+
+def test_an_event_about_one_of_several_peers_names_it(recorder):
+    events.Named(recorder, "nas").record("path", "path changed", before="wss")
+    assert recorder.recent()[0].fields == {"before": "wss", "name": "nas"}
+
+
+def test_one_peer_that_flaps_costs_the_others_no_event(recorder):
+    nas, lab = (events.Named(recorder, name) for name in ("nas", "lab"))
+    for _ in range(100):
+        nas.record("session", "connection lost")
+    lab.record("session", "connection lost")
+    names = [event.fields["name"] for event in recorder.recent()]
+    assert (names.count("nas"), names.count("lab")) == (int(MESSAGE_RATE[1]), 1)
+
+
+def test_what_is_remembered_about_rates_is_bounded(recorder):
+    for number in range(events.MAX_RATES + 100):
+        events.Named(recorder, f"peer-{number}").record("session", "connection lost")
+    assert len(recorder._rates) == events.MAX_RATES
