@@ -53,6 +53,33 @@ DROPPED: Final[Mapping[str, Reason]] = {
     ),
     "bad_offload": Reason("the request to segment them made no sense"),
     "multicast_source": Reason("they came from a group address, which no card has"),
+    "unknown_peer_mac": Reason(
+        "they came from a peer with the address of another peer's device, or of this host's",
+        "find the machine that has it: `shadowmesh fdb` names its owner, and two machines with one"
+        " key have one address",
+    ),
+    "mac_limit": Reason(
+        "a peer sent from more addresses than it may have, or from one that is not among them",
+        "look at its allowed_macs in peers, and for a flood of addresses behind it",
+    ),
+    "mac_elsewhere": Reason(
+        "their address was heard from another peer less than 30 s before",
+        "find the loop between two bridges, or the machine that is there twice: `shadowmesh fdb`"
+        " counts the moves",
+    ),
+    "flood_limit": Reason(
+        "a peer sent more broadcasts and frames to unknown addresses than are passed on in a second",
+        "look for a storm behind it: a loop between two bridges, or a program that broadcasts",
+    ),
+    "vlan_depth": Reason("they had more than two VLAN tags, behind which nothing can be checked"),
+    "reserved_address": Reason(
+        "they were for bridges alone (spanning tree and the like), which a network of several peers"
+        " does not pass on; a few are normal"
+    ),
+    "split_horizon": Reason(
+        "a bridge on this side sent them, and the address that they were for is on this side too; a"
+        " few are normal"
+    ),
     "own_datagram": Reason(
         "they were the tunnel's own datagrams, led into the tunnel by a route or a bridge here or on"
         " the other side",
