@@ -48,7 +48,7 @@ _GUESS_S: Final = 1.0
 #: gevent's name for it
 _WAIT_READ: Final = 1
 #: addresses of which the answer is kept; peers and STUN servers are fewer
-_MAX_ANSWERS: Final = 64
+_MAX_ANSWERS: Final = 2048
 
 _log = log.get("network")
 

@@ -27,11 +27,11 @@ from prometheus_client.registry import Collector
 
 from shadowmesh.insight.form import PATHS
 from shadowmesh.insight.status import STATES, Check, Queue, Snapshot, Tap
+from shadowmesh.insight.table import Size
 
 if TYPE_CHECKING:
     from shadowmesh.insight.histogram import Histogram
     from shadowmesh.insight.peers import Known, PeerStatus
-    from shadowmesh.insight.table import Entry
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 #: with more peers than that none has metrics of its own: each has a dozen series, for ever
@@ -42,7 +42,7 @@ def _no_listeners() -> tuple[int, Mapping[str, int]]:
     return 0, {}
 
 
-def _none() -> tuple[()]:
+def _no_peers() -> tuple[()]:
     return ()
 
 
@@ -57,7 +57,7 @@ class Sources:
         events: how many events of each kind were recorded.
         listeners: how many listen to the feed, and how many have ended in each way.
         peers: tells of each of several peers; of a pair nothing, as the snapshot has it all.
-        table: the addresses that the switch knows.
+        table: how much the switch knows.
     """
 
     status: Callable[[], Snapshot]
@@ -65,8 +65,8 @@ class Sources:
     round_trips: Mapping[str, Histogram] = field(default_factory=dict)
     events: Mapping[str, int] = field(default_factory=dict)
     listeners: Callable[[], tuple[int, Mapping[str, int]]] = _no_listeners
-    peers: Callable[[], Sequence[PeerStatus]] = _none
-    table: Callable[[], Sequence[Entry]] = _none
+    peers: Callable[[], Sequence[PeerStatus]] = _no_peers
+    table: Callable[[], Size] = Size
 
 
 class SnapshotCollector(Collector):
@@ -367,7 +367,7 @@ def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:
     )
 
 
-def _mesh_families(known: Known, table: Sequence[Entry]) -> Iterator[Metric]:
+def _mesh_families(known: Known, table: Size) -> Iterator[Metric]:
     yield _labelled(
         GaugeMetricFamily,
         "peers",
@@ -380,18 +380,17 @@ def _mesh_families(known: Known, table: Sequence[Entry]) -> Iterator[Metric]:
             ("relayed", known.relayed),
         ],
     )
-    static = sum(entry.static for entry in table)
     yield _labelled(
         GaugeMetricFamily,
         "fdb_entries",
         "Addresses in the table of the switch.",
         "kind",
-        [("static", static), ("learned", len(table) - static)],
+        [("static", table.static), ("learned", table.learned)],
     )
     yield from _gauge(
         "fdb_moves",
         "How often the addresses that are in the table were heard from another side than before.",
-        sum(entry.moves for entry in table),
+        table.moves,
     )
 
 

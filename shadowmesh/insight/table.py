@@ -46,6 +46,15 @@ class Entry:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is in the table: entries of the peers' own devices, learned ones, and their moves."""
+
+    static: int = 0
+    learned: int = 0
+    moves: int = 0
+
+
 def entries_of(table: Sequence[Entry], mac: bytes) -> tuple[Entry, ...]:
     """Return the entries of an address, one for each VLAN, the one that was heard last first."""
     name = format_mac(mac)

@@ -69,7 +69,7 @@ class HttpPorts:
                     recorder.counts,
                     lambda: (feed.listening, feed.ended),
                     view.several,
-                    view.table,
+                    view.table_size,
                 )
             )
         self._metrics_port: OptionalPort | None = None

@@ -20,7 +20,7 @@ from shadowmesh.insight.peers import (
     PeerStatus,
     Session,
 )
-from shadowmesh.insight.table import Entry
+from shadowmesh.insight.table import Entry, Size
 from shadowmesh.keys.identity import format_public_key
 from shadowmesh.wire.peer.states import Phase
 
@@ -85,6 +85,15 @@ class PeerView:
             # Of a peer that has just been removed.
             if port is None or port in names
         )
+
+    def table_size(self) -> Size:
+        """Sum the table up, for who asks again and again."""
+        static = learned = moves = 0
+        for *_, is_static, moved in self._manager.plane.fdb():
+            static += is_static
+            learned += not is_static
+            moves += moved
+        return Size(static, learned, moves)
 
     def _members(self, peer: LivePeer) -> dict[str, Any]:
         tunnel, machine, entry, date = peer.current, peer.machine, peer.entry, self._dates.of

@@ -11,7 +11,7 @@ import os
 import time
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from shadowmesh import __version__
 from shadowmesh.base import log
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from shadowmesh.insight.history import Report
     from shadowmesh.insight.peers import PeerStatus
     from shadowmesh.insight.status import Capture, Refused
-    from shadowmesh.insight.table import Entry
+    from shadowmesh.insight.table import Entry, Size
     from shadowmesh.insight.vitals import Vitals
     from shadowmesh.link.peer_port import PeerPort
     from shadowmesh.link.tls import Certificate as TlsCertificate
@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from shadowmesh.peer.peer import Peer
     from shadowmesh.peer.tunnel import Tunnel
     from shadowmesh.service.hub_lag import HubLag
+
+#: between two pauses; some 3 ms of work
+PEERS_AT_ONCE: Final = 50
 
 _log = log.get("status")
 
@@ -160,9 +163,17 @@ class View:
             **(self._of_all() if peer is None else self._of_one(peer)),
         )
 
-    def peers(self) -> Peers:
-        """Return what is told of each peer among the others."""
-        found = tuple(self._peers.status(peer) for peer in self._manager.peers)
+    def peers(self, pause: Callable[[], None] | None = None) -> Peers:
+        """Return what is told of each peer among the others.
+
+        Args:
+            pause: lets others work now and then; of a thousand peers this takes a while.
+        """
+        found = []
+        for peer in self._manager.peers:
+            if pause is not None and found and len(found) % PEERS_AT_ONCE == 0:
+                pause()
+            found.append(self._peers.status(peer))
         return Peers(self._dates.now(), found)
 
     def several(self) -> Sequence[PeerStatus]:
@@ -177,6 +188,10 @@ class View:
     def table(self) -> tuple[Entry, ...]:
         """Return the addresses that the switch knows."""
         return self._peers.table()
+
+    def table_size(self) -> Size:
+        """Return how many they are."""
+        return self._peers.table_size()
 
     def explain(self, target: Target | None, name: str | None = None) -> Explanation:
         """Return what would happen to a frame for target now.

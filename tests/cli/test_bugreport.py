@@ -125,7 +125,7 @@ def test_without_a_daemon_there_is_a_report_that_says_so(canaries, tmp_path):
     parts = read(file)
     for name in (
         "configuration-in-force.yaml", "status.json", "health.json", "explain.json", "events.json",
-        "metrics.txt",
+        "metrics.txt", "peers.json", "fdb.json",
     ):  # fmt: skip
         assert "no daemon answers" in parts[f"{name}{FAILED}"]
         assert name not in parts
@@ -147,6 +147,8 @@ def test_a_running_daemon_is_asked_for_everything(run, control, tmp_path):
     assert parts["configuration-in-force.yaml"] == redacted(control.loaded)
     assert json.loads(parts["explain.json"])["steps"]
     assert json.loads(parts["events.json"]) == {"events": []}
+    assert json.loads(parts["peers.json"])["peers"][0]["name"] == "peer"
+    assert json.loads(parts["fdb.json"]) == {"entries": []}
     assert "metrics_enabled is false" in parts[f"metrics.txt{FAILED}"]
     answer = json.loads(result.stdout)
     assert (answer["schema"], answer["file"]) == (1, str(file))

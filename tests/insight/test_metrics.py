@@ -13,7 +13,8 @@ from shadowmesh.control.metrics_port import make_metrics_app
 from shadowmesh.insight import metrics, status
 from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.histogram import LAG_BUCKETS_S, Histogram
-from tests.control.fake_control import CONNECTED, DISCONNECTED, FDB, MANY, MESH, NOW
+from shadowmesh.insight.table import Size
+from tests.control.fake_control import CONNECTED, DISCONNECTED, MANY, MESH, NOW
 
 LISTEN = HostPort("127.0.0.1", 9091)
 
@@ -41,7 +42,7 @@ def full(snapshot=CONNECTED):
         recorder.counts,
         lambda: (2, {"slow": 1}),
         lambda: MESH,
-        lambda: FDB,
+        lambda: Size(1, 2, 1),
     )
 
 
@@ -243,7 +244,7 @@ def test_the_api_does_not_load_the_metrics_library():
     ids=str,
 )
 def test_each_of_a_few_peers_has_metrics_of_its_own(sample, value):
-    found = scrape(MANY, peers=lambda: MESH, table=lambda: FDB)
+    found = scrape(MANY, peers=lambda: MESH, table=lambda: Size(1, 2, 1))
     assert found[sample] == pytest.approx(value)
 
 

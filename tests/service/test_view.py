@@ -9,6 +9,7 @@ import pytest
 
 from shadowmesh.base.errors import NoSuchPeer
 from shadowmesh.device import facts
+from shadowmesh.insight.table import Size
 from shadowmesh.service import view
 from shadowmesh.wire.peer.states import Event
 from tests.service.mesh import FakePeer, make_view, own_mac
@@ -303,3 +304,18 @@ def test_a_name_is_explained_by_itself(three, quiet):
     assert not lab.delivered
     with pytest.raises(NoSuchPeer):
         three.explain(None, "nobody")
+
+
+def test_a_thousand_peers_are_told_with_pauses_between():
+    pauses = []
+    one = make_view(*[FakePeer(f"site-{number}", number) for number in range(1000)])
+    assert len(one.peers(lambda: pauses.append(1)).peers) == 1000
+    assert len(pauses) == 1000 / view.PEERS_AT_ONCE - 1
+
+
+def test_the_size_of_the_table_counts_static_and_learned_entries(three):
+    three.manager.plane.entries = [
+        (bytes(6), 0, 0, 1.0, True, 0), (bytes(6), 1, 1, 1.0, False, 2),
+        (bytes(6), 2, None, None, False, 3),
+    ]  # fmt: skip
+    assert three.table_size() == Size(1, 2, 5)
