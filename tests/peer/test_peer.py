@@ -353,6 +353,7 @@ def test_who_has_disconnected_lets_the_peer_in_again_by_connecting(make):
     """Also a side that cannot dial: it then waits for the outcome like any other."""
     listening = make().start()
     dialling = make(clock=Clock()).trust(address=listening.address, auto_connect=True).start()
+    dialling.wait_for("connected")
     listening.wait_for("connected")
     listening.manager.disconnect()
     with pytest.raises(NotConnected, match="the peer is refused"):
