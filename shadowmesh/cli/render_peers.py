@@ -129,9 +129,10 @@ def _macs(entries: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _age(entry: dict[str, Any]) -> str:
+    if entry.get("static"):
+        return "its own device"
     age_s = entry.get("age_s")
-    heard = f"heard {duration(age_s)} ago" if isinstance(age_s, int | float) else "not heard yet"
-    return f"its own device, {heard}" if entry.get("static") else heard
+    return f"heard {duration(age_s)} ago" if isinstance(age_s, int | float) else "not heard yet"
 
 
 _TABLE_COLUMNS = ("MAC", "VLAN", "PEER", "AGE", "KIND", "MOVES")
@@ -142,7 +143,7 @@ def render_table(entries: Sequence[Any]) -> str:
     rows = [
         [
             text(entry.get("mac")),
-            text(entry.get("vlan") or "-"),
+            "all" if entry.get("vlan") is None else text(entry["vlan"] or "-"),
             text(entry.get("peer") or "this host"),
             "-" if entry.get("age_s") is None else duration(entry["age_s"]),
             "static" if entry.get("static") else "learned",

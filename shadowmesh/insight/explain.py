@@ -237,7 +237,8 @@ def _target(
     if target.is_multicast:
         who = "the peer's side gets" if place is None else "the sides of all peers get"
         return Step("target", "ok", f"{target} is a group: {who} what is sent to it")
-    step = _address(snapshot, facts, str(target), found)
+    connected = _is_connected(snapshot)
+    step = _address(None if place else _peer_mac(snapshot), facts, str(target), found, connected)
     return step if place is None or step.verdict == "fail" else _behind(step, place)
 
 
@@ -259,11 +260,14 @@ def _known(begin: str, place: Place) -> Step:
             f"{begin}on this side of the tunnel, {learned(entry)}: no frame for it goes to a peer",
             "none is needed, unless it should stand on the other side",
         )  # fmt: skip
-    text = f"{begin}behind {entry.peer}, {learned(entry)}"
+    own = "" if entry.static or not any(one.static for one in place.entries) else "its own device, "
+    text = f"{begin}behind {entry.peer}, {own}{learned(entry)}"
     if entry.moves:
         text += f", moved {count(entry.moves, 'time')}"
     others = [
-        f"behind {other.peer or 'this host'}, {learned(other)}" for other in place.entries[1:]
+        f"behind {other.peer or 'this host'}, {learned(other)}"
+        for other in place.entries[1:]
+        if not other.static
     ]
     return Step("target", "ok", text, details=others)
 
@@ -305,7 +309,10 @@ def _mac(
     return Step("target", "warn", f"{name} has not been seen here; {text}")
 
 
-def _address(snapshot: Snapshot, facts: HostFacts, name: str, found: Whereabouts) -> Step:
+def _address(
+    of_peer: bytes | None, facts: HostFacts, name: str, found: Whereabouts, connected: bool
+) -> Step:
+    """Judge an address. of_peer: MAC of the peer's own device; None: not known, or of which peer."""
     tunnel = _bridge(facts) or facts.name
     if found.ours is not None:
         return Step(
@@ -335,7 +342,7 @@ def _address(snapshot: Snapshot, facts: HostFacts, name: str, found: Whereabouts
     if found.answered is False:
         return Step(
             # Without a tunnel that is no wonder, and not the cause.
-            "target", "fail" if _is_connected(snapshot) else "warn",
+            "target", "fail" if connected else "warn",
             f"{way}, but nobody there answers when the kernel asks who has {hop}",
             "compare network.local_ip on the other side, or look whether that host is up;"
             f" `ip neighbour flush dev {tunnel}` makes the kernel ask again",
@@ -350,7 +357,7 @@ def _address(snapshot: Snapshot, facts: HostFacts, name: str, found: Whereabouts
             "none is needed, unless it should stand on the other side",
         )  # fmt: skip
     who = "" if found.mac is None else f" with {format_mac(found.mac)}"
-    own = ", the peer's own TAP device" if found.mac == _peer_mac(snapshot) else ""
+    own = ", the peer's own TAP device" if found.mac and found.mac == of_peer else ""
     return Step("target", "ok", f"{way} and answered{who}{own}")
 
 

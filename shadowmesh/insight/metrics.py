@@ -380,17 +380,10 @@ def _mesh_families(known: Known, table: Size) -> Iterator[Metric]:
             ("relayed", known.relayed),
         ],
     )
-    yield _labelled(
-        GaugeMetricFamily,
-        "fdb_entries",
-        "Addresses in the table of the switch.",
-        "kind",
-        [("static", table.static), ("learned", table.learned)],
-    )
-    yield from _gauge(
-        "fdb_moves",
-        "How often the addresses that are in the table were heard from another side than before.",
-        table.moves,
+    yield from _gauge("fdb_entries", "Addresses in the table of the switch.", table.entries)
+    yield _counter("fdb_moves", "Moves of an address from one side to another.", table.moves)
+    yield _counter(
+        "fdb_unlearned", "Frames whose source address found no place in the table.", table.unlearned
     )
 
 

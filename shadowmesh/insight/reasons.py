@@ -53,8 +53,8 @@ DROPPED: Final[Mapping[str, Reason]] = {
     ),
     "bad_offload": Reason("the request to segment them made no sense"),
     "multicast_source": Reason("they came from a group address, which no card has"),
-    "unknown_peer_mac": Reason(
-        "they came from a peer with the address of another peer's device, or of this host's",
+    "foreign_mac": Reason(
+        "they had the address of another peer's device, or came from a peer with that of this host",
         "find the machine that has it: `shadowmesh fdb` names its owner, and two machines with one"
         " key have one address",
     ),
@@ -71,7 +71,9 @@ DROPPED: Final[Mapping[str, Reason]] = {
         "a peer sent more broadcasts and frames to unknown addresses than are passed on in a second",
         "look for a storm behind it: a loop between two bridges, or a program that broadcasts",
     ),
-    "vlan_depth": Reason("they had more than two VLAN tags, behind which nothing can be checked"),
+    "bad_vlan": Reason(
+        "they had more than two VLAN tags, or half of one: nothing behind it can be checked"
+    ),
     "reserved_address": Reason(
         "they were for bridges alone (spanning tree and the like), which a network of several peers"
         " does not pass on; a few are normal"

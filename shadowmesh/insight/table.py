@@ -21,15 +21,15 @@ class Entry:
 
     Attributes:
         mac: as the kernel writes it.
-        vlan: number of the VLAN that it was heard in; 0: without a tag.
+        vlan: number of the VLAN that it was heard in; 0: without a tag; None: it is so in all.
         peer: name of the peer that it is behind; None: it is on this host's side.
-        age_s: seconds since a frame came from it; None: it has not been heard.
-        static: it is known from the peer's key and does not age.
-        moves: how often it was heard from another side than before.
+        age_s: seconds since a frame came from it; None of a static one.
+        static: it is of a peer's own device, or ours: known from the key, it does not age.
+        moves: how often it was lately heard from another side than before.
     """
 
     mac: str
-    vlan: int
+    vlan: int | None
     peer: str | None
     age_s: float | None
     static: bool
@@ -48,11 +48,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is in the table: entries of the peers' own devices, learned ones, and their moves."""
+    """How much is in the table, and what became of addresses since the start of the daemon.
 
-    static: int = 0
-    learned: int = 0
+    Attributes:
+        entries: in the table now.
+        moves: of an address from one side to another.
+        unlearned: frames whose source address found no place.
+    """
+
+    entries: int = 0
     moves: int = 0
+    unlearned: int = 0
 
 
 def entries_of(table: Sequence[Entry], mac: bytes) -> tuple[Entry, ...]:
@@ -67,9 +73,5 @@ def _freshness(entry: Entry) -> tuple[bool, float]:
 
 def learned(entry: Entry) -> str:
     """Return how and when an entry came about: ``learned 3s ago, VLAN 20``."""
-    if entry.age_s is None:
-        words = "known from its key, not heard yet" if entry.static else "not heard yet"
-    else:
-        how = "heard" if entry.static else "learned"
-        words = f"{how} {duration(entry.age_s)} ago"
+    words = "its own device" if entry.static else f"learned {duration(entry.age_s or 0.0)} ago"
     return f"{words}, VLAN {entry.vlan}" if entry.vlan else words

@@ -88,12 +88,8 @@ class PeerView:
 
     def table_size(self) -> Size:
         """Sum the table up, for who asks again and again."""
-        static = learned = moves = 0
-        for *_, is_static, moved in self._manager.plane.fdb():
-            static += is_static
-            learned += not is_static
-            moves += moved
-        return Size(static, learned, moves)
+        told = self._manager.plane.fdb_counters()
+        return Size(told["entries"], told["moves"], told["unlearned"])
 
     def _members(self, peer: LivePeer) -> dict[str, Any]:
         tunnel, machine, entry, date = peer.current, peer.machine, peer.entry, self._dates.of

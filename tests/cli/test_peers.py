@@ -66,7 +66,7 @@ def test_a_peer_is_told_in_full(run, mesh):
         "traffic   in   12,345 frames  3.0 GiB",
         "          out  12,001 frames  1.0 MiB",
         "drops     replay 2",
-        "behind it 02:5e:00:00:00:03 its own device, heard 2s ago",
+        "behind it 02:5e:00:00:00:03 its own device",
         "          52:54:00:12:34:56 heard 3s ago, VLAN 20",
     ]
 
@@ -91,9 +91,9 @@ def test_a_name_that_nobody_has_is_an_error(run, mesh, command):
 def test_the_table_of_the_switch(run, mesh):
     assert run("fdb").stdout.splitlines() == [
         "MAC                VLAN  PEER       AGE  KIND     MOVES",
-        "02:5e:00:00:00:03     -  nas         2s  static       0",
+        "02:5e:00:00:00:03   all  nas          -  static       0",
         "52:54:00:12:34:56    20  nas         3s  learned      1",
-        "02:00:00:00:00:01     -  this host    -  learned      0",
+        "02:00:00:00:00:01     -  this host   2s  learned      0",
         "3 addresses",
     ]
 

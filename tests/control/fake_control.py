@@ -103,9 +103,9 @@ PATHS = (
     status.Path("wss", "203.0.113.7:9001", proven=True, rtt_ms=0.9),
 )
 FDB = (
-    table.Entry("02:5e:00:00:00:03", 0, "nas", 2.04, True, 0),
+    table.Entry("02:5e:00:00:00:03", None, "nas", None, True, 0),
     table.Entry("52:54:00:12:34:56", 20, "nas", 3.0, False, 1),
-    table.Entry("02:00:00:00:00:01", 0, None, None, False, 0),
+    table.Entry("02:00:00:00:00:01", 0, None, 2.04, False, 0),
 )
 #: what the daemon tells of itself then
 MANY = dataclasses.replace(

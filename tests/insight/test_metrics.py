@@ -42,7 +42,7 @@ def full(snapshot=CONNECTED):
         recorder.counts,
         lambda: (2, {"slow": 1}),
         lambda: MESH,
-        lambda: Size(1, 2, 1),
+        lambda: Size(1, 2, 3),
     )
 
 
@@ -229,9 +229,9 @@ def test_the_api_does_not_load_the_metrics_library():
     [
         (("shadowmesh_peers", ("which", "known")), 3),
         (("shadowmesh_peers", ("which", "connected")), 1),
-        (("shadowmesh_fdb_entries", ("kind", "learned")), 2),
-        (("shadowmesh_fdb_entries", ("kind", "static")), 1),
-        (("shadowmesh_fdb_moves",), 1),
+        (("shadowmesh_fdb_entries",), 1),
+        (("shadowmesh_fdb_moves_total",), 2),
+        (("shadowmesh_fdb_unlearned_total",), 3),
         (("shadowmesh_peer_connected", ("peer", "nas")), 1),
         (("shadowmesh_peer_connected", ("peer", "lab")), 0),
         (("shadowmesh_peer_direct", ("peer", "nas")), 1),
@@ -244,7 +244,7 @@ def test_the_api_does_not_load_the_metrics_library():
     ids=str,
 )
 def test_each_of_a_few_peers_has_metrics_of_its_own(sample, value):
-    found = scrape(MANY, peers=lambda: MESH, table=lambda: Size(1, 2, 1))
+    found = scrape(MANY, peers=lambda: MESH, table=lambda: Size(1, 2, 3))
     assert found[sample] == pytest.approx(value)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from shadowmesh.netlab import API_PORT, wait_until
 from tests.control.test_openapi import validate
 from tests.lab.browser import browser, find_chromium
+from tests.lab.frames import Canaries, Wire, vlan_tag
 from tests.lab.mesh import running_mesh
 from tests.netns.test_dashboard import CONNECTED, PICTURES, SCREENS
 
@@ -79,6 +81,28 @@ def test_the_commands_speak_of_peers(mesh):
     code, answer = mesh[1].api("GET", "/fdb")
     assert code == 200
     validate(answer, "Table")
+
+
+def test_a_target_is_explained_by_the_peer_that_the_switch_has_it_behind(mesh):
+    assert mesh[1].host.ping(mesh[2].tunnel_ip).complete
+    told = mesh[1].cli("explain", mesh[2].tunnel_ip)
+    assert told.returncode == 0
+    assert re.search(
+        r"answered with [0-9a-f:]+, behind h2, its own device, learned \d+s ago", told.stdout
+    )
+    with Wire(mesh[2].host, mesh[2].tap) as wire:
+        source = bytes.fromhex("525400123456")
+        wire.send(Canaries().frame(source, tags=vlan_tag(20)))
+        wait_until(lambda: "52:54:00:12:34:56" in mesh[1].cli("fdb").stdout, 5, "it is learned")
+    told = mesh[1].cli("explain", "52:54:00:12:34:56")
+    assert told.returncode == 0
+    assert re.search(r"52:54:00:12:34:56 is behind h2, learned \d+s ago, VLAN 20\n", told.stdout)
+    one = mesh[1].api("GET", "/peers/h2")[1]["peer"]
+    assert {(entry["mac"], entry["vlan"]) for entry in one["macs"]} >= {("52:54:00:12:34:56", 20)}
+    assert one["counters"]["frames_in"] > 0
+    told = mesh[2].cli("explain", "52:54:00:12:34:56")
+    assert told.returncode == 5
+    assert "is on this side of the tunnel" in told.stdout
 
 
 def test_one_of_several_is_disconnected_and_let_in_again(mesh):

@@ -122,6 +122,9 @@ class FakePlane:
     def fdb(self):
         return self.entries
 
+    def fdb_counters(self):
+        return {"entries": 1, "moves": 2, "unlearned": 3}
+
 
 class FakeManager:
     """Some peers; what it says of the state is for the test to decide."""

@@ -313,9 +313,5 @@ def test_a_thousand_peers_are_told_with_pauses_between():
     assert len(pauses) == 1000 / view.PEERS_AT_ONCE - 1
 
 
-def test_the_size_of_the_table_counts_static_and_learned_entries(three):
-    three.manager.plane.entries = [
-        (bytes(6), 0, 0, 1.0, True, 0), (bytes(6), 1, 1, 1.0, False, 2),
-        (bytes(6), 2, None, None, False, 3),
-    ]  # fmt: skip
-    assert three.table_size() == Size(1, 2, 5)
+def test_the_size_of_the_table_is_what_the_switch_counts(three):
+    assert three.table_size() == Size(1, 2, 3)
