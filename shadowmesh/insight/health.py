@@ -209,7 +209,9 @@ def together(found: Sequence[tuple[str, Check]]) -> Check:
     """
     _, worst = min(found, key=lambda one: (one[1].ok, one[1].severity == "warning"))
     if worst.ok:
-        return replace(worst, text=f"nothing is wrong with that of {count(len(found), 'peer')}")
+        return replace(
+            worst, text=f"nothing is wrong with the paths to {count(len(found), 'peer')}"
+        )
     names = [name for name, check in found if check.code == worst.code]
     return replace(worst, text=f"{few(names)}: {worst.text}")
 

@@ -19,7 +19,7 @@ from shadowmesh.insight import health, surroundings
 from shadowmesh.insight.status import Health
 from shadowmesh.link.peer_port import TURNED_AWAY
 from shadowmesh.service.peer_view import far_end
-from shadowmesh.wire.peer.states import State
+from shadowmesh.wire.peer.states import Phase, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -273,7 +273,7 @@ class Checks:
 
 def is_awaited(peer: Peer) -> bool:
     """It is let in and has to come by itself."""
-    return peer.current is None and peer.target is None and (peer.expected or peer.wanted)
+    return peer.expected or peer.machine.phase is Phase.WAITING_FOR_PEER
 
 
 def troubles(peers: Sequence[Peer]) -> tuple[tuple[str, str], ...]:
@@ -281,7 +281,7 @@ def troubles(peers: Sequence[Peer]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (peer.name, peer.last_error)
         for peer in peers
-        if peer.wanted and peer.current is None and peer.target is not None and peer.last_error
+        if peer.wanted and peer.current is None and not is_awaited(peer) and peer.last_error
     )
 
 
