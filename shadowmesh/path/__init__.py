@@ -5,4 +5,4 @@ the WebSocket link, whether a session is wanted.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["netcheck", "paths", "pings", "stopwatch", "traversal"]
+__all__ = ["alarm", "netcheck", "paths", "pings", "stopwatch", "traversal"]

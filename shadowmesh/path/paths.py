@@ -28,7 +28,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import gevent
-from gevent.event import Event as Wakeup
 
 from shadowmesh._fastpath import MIN_UDP_PAYLOAD
 from shadowmesh.base import log
@@ -37,6 +36,7 @@ from shadowmesh.base.constants import MAX_MTU, RECORD_OVERHEAD_BYTES, Inner
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.device import addresses
 from shadowmesh.insight.events import NOBODY
+from shadowmesh.path.alarm import Alarm
 from shadowmesh.path.pings import Pings
 from shadowmesh.path.stopwatch import Stopwatch
 from shadowmesh.path.traversal import MOVED_SPACING_S
@@ -130,8 +130,8 @@ class Paths:
         self._used_at = 0.0
         self._too_long = self._refused_as_too_long()
         self._seen = self._look()
-        self._wakeup = Wakeup()
-        self._timers = gevent.Greenlet(self._run)
+        self._wakeup = Alarm()
+        self._wakeup.does(self._work)
         loop = gevent.get_hub().loop
         self._poll = loop.timer(ACTIVITY_POLL_S, ACTIVITY_POLL_S)
         self._slow_poll = loop.timer(QUIET_POLL_S, QUIET_POLL_S)
@@ -164,7 +164,6 @@ class Paths:
         """Tell the peer our addresses and begin to look for a path."""
         self._port.listen(self._number, self._on_signal)
         self._underlay.listen(self._wakeup.set)
-        self._timers.start()
         self._traversal.refresh("a peer is connected")
         self._announce()
 
@@ -174,7 +173,7 @@ class Paths:
             self._stopped = True
             self._port.forget(self._number, self._on_signal)
             self._underlay.forget(self._wakeup.set)
-            self._timers.kill(block=False)
+            self._wakeup.stop()
             self._poll.close()
             self._slow_poll.close()
             # The session holds us and these lead back to it: in a cycle its keys, its descriptors
@@ -234,23 +233,17 @@ class Paths:
 
     # --- time and signals -----------------------------------------------------------------------
 
-    def _run(self) -> None:
-        """Drive the machine's timers; ends when killed by stop(), or with the session."""
+    def _work(self) -> None:
+        """Do what is due, or what the data plane has to tell, and set the next time."""
+        if self._stopped:
+            return  # woken before that
         try:
-            while not self._stopped:
-                self._poll_as_the_path_wants()
-                due = self._machine.next_timeout()
-                self._wakeup.clear()
-                self._wakeup.wait(None if due is None else max(0.0, due - self._clock()))
-                if self._stopped:
-                    return  # woken before it was killed
-                now = self._clock()
-                self._look_at_ways(now)
-                self._read_data_plane(now)
-                self._machine.handle_timeout(now)
-                self._carry_out(now)
-        except gevent.GreenletExit:
-            return  # as the greenlet's value it would hold this stack, and with it the session
+            now = self._clock()
+            self._look_at_ways(now)
+            self._read_data_plane(now)
+            self._machine.handle_timeout(now)
+            self._carry_out(now)
+            self._plan()
         except Exception:  # noqa: BLE001 - a path nobody watches is worse than none
             _log.exception("UDP is given up because of a bug", peer=self._peer)
             self._poll.stop()
@@ -260,6 +253,12 @@ class Paths:
                 "UDP was given up because of a bug, the log has it", self._clock()
             )
             self._on_change()
+
+    def _plan(self) -> None:
+        """Look at the data plane as often as is right now, and do in time what the machine wants."""
+        self._poll_as_the_path_wants()
+        due = self._machine.next_timeout()
+        self._wakeup.ring_in(None if due is None else due - self._clock())
 
     def _poll_as_the_path_wants(self) -> None:
         now = self._clock()

@@ -86,6 +86,9 @@ class Common:
         """Go by this configuration from now on."""
         self.config = config
         self._hellos.dialled_are(len(config.peers))
+        keys = (peer.public_key for peer in config.peers if peer.public_key is not None)
+        #: shared by all sessions, which keep it for their rekeys
+        self._trusted = frozenset(keys) if config.listed else None
 
     def dial(self, target: HostPort, route: Route) -> Upgraded:
         """Dial once; waits. Raises ControlError: there is no connection."""
@@ -112,6 +115,7 @@ class Common:
                 udp=self.traversal is not None and self.traversal.port is not None,
                 udp_super_frames=self.device.udp_super_frames,
                 dialled=dialled,
+                trusted=self._trusted,
             ),
             owner,
             hellos=self._hellos,

@@ -14,6 +14,8 @@ from shadowmesh.base.constants import Caps
 from shadowmesh.wire.handshake.agreement import AEGIS_256, CHACHA20_POLY1305, Offer, Policy
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from shadowmesh.config import Config, PeerEntry
     from shadowmesh.keys.identity import Identity
 
@@ -39,6 +41,7 @@ def terms_of(
     udp: bool,
     udp_super_frames: bool,
     dialled: PeerEntry | None = None,
+    trusted: Collection[bytes] | None = None,
 ) -> Terms:
     """Return the terms for a session over a link with this TLS certificate, served or seen.
 
@@ -47,13 +50,9 @@ def terms_of(
         udp: there is a UDP socket.
         udp_super_frames: our kernel takes super-frames of datagrams, not only of streams.
         dialled: whom we want to reach; None: somebody has come to us.
+        trusted: with a list of peers, the keys of which whoever comes to us must have one.
     """
-    pin, trusted = config.peer.public_key, None
-    if dialled is not None:
-        pin = dialled.public_key
-    elif config.listed:
-        keys = (peer.public_key for peer in config.peers)
-        pin, trusted = None, frozenset(key for key in keys if key is not None)
+    pin = config.peer.public_key if dialled is None else dialled.public_key
     key = config.encryption.key
     cipher = config.encryption.cipher
     caps = Caps(0)
@@ -70,7 +69,7 @@ def terms_of(
             identity=identity,
             psk=None if key is None else key.reveal(),
             peer_public_key=pin,
-            trusted=trusted,
+            trusted=trusted if dialled is None else None,
             require_cipher=AEGIS_256 if cipher == AEGIS_256 else None,
         ),
         # The session chooses a fresh key id for each handshake.

@@ -20,7 +20,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
-from gevent.event import Event as Wakeup
 
 from shadowmesh._fastpath import Pipe, Session
 from shadowmesh.base import log
@@ -38,6 +37,7 @@ from shadowmesh.base.constants import (
 from shadowmesh.base.errors import REPORT_BUG
 from shadowmesh.insight.events import NOBODY, Named
 from shadowmesh.insight.peers import Pong
+from shadowmesh.path.alarm import Alarm
 from shadowmesh.path.paths import Paths
 from shadowmesh.peer import endings
 from shadowmesh.peer.endings import Ended
@@ -153,7 +153,7 @@ class Tunnel:
         self._recorder = recorder
         self._ended: Ended | None = None
         self._concluding: gevent.Greenlet | None = None
-        self._wakeup = Wakeup()
+        self._wakeup = Alarm()
         self.session = Session(plane)
         try:
             pipe = Pipe(plane, client=self.initiator)
@@ -182,8 +182,7 @@ class Tunnel:
             raise
         # Not before: what they refer to refers back, and a failure must not wait for the collector.
         self._keying = keying
-        self._timers = gevent.Greenlet(self._run_timers)
-        self._alarm: Any = None
+        self._wakeup.does(self._look_after, self._nothing_is_new)
 
     @property
     def peer_public_key(self) -> bytes | None:
@@ -251,7 +250,7 @@ class Tunnel:
             self.wss.pipe.close()
             raise
         self.wss.start()
-        self._timers.start()
+        self._set_alarm()
 
     def called(self, name: str) -> None:
         """Name the one of several peers in the events to come; before it is established."""
@@ -434,7 +433,7 @@ class Tunnel:
 
     def _conclude(self) -> None:
         """The end of everything; the link is closed."""
-        self._timers.kill()
+        self._wakeup.stop()
         if self.paths is not None:
             self.paths.stop()
         # Who calls close() or accept() from now on is too late, and must not reach the session.
@@ -445,51 +444,36 @@ class Tunnel:
 
     # --- timers -------------------------------------------------------------------------------
 
-    def _run_timers(self) -> None:
-        """Drive the deadlines of the session and of the link; ends with either."""
+    def _look_after(self) -> None:
+        """Do what is due for the session and for the link, and set the next time."""
         try:
-            while not self.over:
-                self._wakeup.clear()
+            if not self.over:
+                self._check_deadlines(boottime())
                 self._set_alarm()
-                self._wakeup.wait()
-                if not self.over:
-                    self._check_deadlines(boottime())
-        except gevent.GreenletExit:
-            return  # as the greenlet's value it would hold this stack, and with it the session
         except Exception:  # noqa: BLE001 - without its timers a session is not safe
             _log.exception("session ended by a bug", peer=self.peer_name)
             self._end(Ended(f"internal error; {REPORT_BUG}", "closed"), WS_GOING_AWAY)
-        finally:
-            self._stop_alarm()
 
     def _set_alarm(self) -> None:
-        self._stop_alarm()
         deadlines = (self._keying.next_timeout(), self.wss.next_timeout())
         due = min((deadline for deadline in deadlines if deadline is not None), default=None)
-        if due is not None:
-            self._alarm = gevent.get_hub().loop.timer(max(0.0, due - boottime()))
-            self._alarm.start(self._on_alarm)
+        self._wakeup.ring_in(None if due is None else due - boottime())
 
-    def _stop_alarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.close()
-            self._alarm = None
+    def _nothing_is_new(self) -> bool:
+        """Whether what is due is a look that finds nothing new; sets the time of the next.
 
-    def _on_alarm(self) -> None:
-        """Something is due: wake the greenlet, unless that is a look which finds nothing new.
-
-        Called by the loop, for with many sessions waking their greenlets each second is what an
-        idle daemon would be busy with.
+        Called by the loop, for with many sessions making a greenlet for each look is what an idle
+        daemon would be busy with.
         """
         try:
             now = boottime()
             due = self._keying.next_timeout()
-            if (due is None or now < due) and self.wss.quiet(now):
-                self._set_alarm()
-                return
+            if (due is not None and now >= due) or not self.wss.quiet(now):
+                return False
+            self._set_alarm()
         except Exception:  # noqa: BLE001 - the greenlet meets it as well, and can do something
-            self._stop_alarm()
-        self._wakeup.set()
+            return False
+        return True
 
     def _check_deadlines(self, now: float) -> None:
         self._keying.handle_timeout(now)

@@ -144,7 +144,7 @@ class Side:
         assert self.tunnel.wss.pipe.closed
         assert self.sock.fileno() == -1
         assert self.released >= 1
-        assert self.tunnel._timers.dead
+        assert self.tunnel._wakeup.dead
         return ended
 
     def close(self):
