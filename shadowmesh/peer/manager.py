@@ -70,6 +70,8 @@ if TYPE_CHECKING:
 
 #: how long an operator's connect waits for the outcome: a dial and a handshake at their limits
 CONNECT_TIMEOUT_S: Final = 35.0
+#: addresses in the switch's table that were not heard for long are looked for so seldom
+FORGET_MACS_BEATS: Final = 10
 #: stop() gives up waiting for the undoing: a link closes within 3 s
 STOP_TIMEOUT_S: Final = 3.0
 
@@ -134,6 +136,7 @@ class ConnectionManager:
         self._seen = SeenList(config.daemon.state_dir) if config.listed else None
         #: of a list: while it is, those who are added are held, too
         self._down = StandingDown(config.daemon.state_dir)
+        self._beats = 0
         self.peers = tuple(self._make(entry) for entry in config.peers)
         self._by_key = self._index()
         self._incoming = Incoming(self._common, self._peer_of)
@@ -277,6 +280,9 @@ class ConnectionManager:
                 peer.last_seen.here()
         if self._seen is not None:
             self._seen.beat()
+            self._beats += 1
+            if self._beats % FORGET_MACS_BEATS == 0:
+                self.plane.age_macs()
 
     def stop(self) -> None:
         """Undo everything, for good; returns when it is done, at most about 3 s later."""

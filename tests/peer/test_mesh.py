@@ -27,7 +27,7 @@ from shadowmesh.config.model import Secret
 from shadowmesh.device.tap import OFFLOAD_TCP, OFFLOAD_UDP
 from shadowmesh.peer.peer import COLLISION_WAIT_S
 from shadowmesh.wire.peer.states import State
-from tests.peer.machines import Clock, Machine, wait_for
+from tests.peer.machines import VNET_HEADER, Clock, Machine, wait_for
 
 PSK = bytes(range(32))
 NOBODY = HostPort("127.0.0.1", 1)
@@ -108,6 +108,30 @@ def test_three_machines_with_lists_have_a_session_each_with_each(trio):
         numbers = {peer.port.number for peer in machine.manager.peers}
         assert len(numbers) == 2
         assert machine.manager.handshakes == {"ok": 2}
+
+
+def test_a_broadcast_reaches_all_and_its_answer_the_one_that_asked(trio):
+    a, b, c = trio
+    question = a.send(b"who has", source=1)
+    assert b.receive() == c.receive() == question
+    answer = question[6:12] + bytes([2, 0, 0, 0, 0, 2]) + question[12:]
+    b.tap.kernel.send(VNET_HEADER + answer)
+    assert a.receive() == answer
+    second = b.send(b"to all", source=2)
+    # What c gets next is this: the answer was not for it.
+    assert c.receive() == a.receive() == second
+    assert a.knows(b).port.counters()["frames_received"] == 2
+    assert a.knows(c).port.counters()["frames_received"] == 0
+
+
+def test_frames_of_a_peer_that_was_taken_off_the_list_are_not_delivered(trio):
+    a, b, c = trio
+    a.know(b=a.knows(b).entry).reload()
+    wait_for(lambda: c.knows(a).current is None, "c has heard of it")
+    c.send(b"from c", source=3)
+    assert b.receive()
+    kept = b.send(b"from b", source=2)
+    assert a.receive() == kept
 
 
 def test_twenty_machines_behind_one_address_that_all_dial_each_other_make_one_mesh(make):
