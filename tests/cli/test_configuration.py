@@ -13,6 +13,7 @@ from shadowmesh.cli.commands import configuration
 from shadowmesh.config import as_json, load, redacted
 from shadowmesh.config.schema import KEYS
 from shadowmesh.keys.identity import Identity, format_public_key
+from shadowmesh.service.daemon import run
 from tests.cli.test_program import assert_failed, invoke
 from tests.control.fake_control import TOKEN, FakeControl, make_app, serving
 
@@ -209,6 +210,25 @@ def test_check_prints_each_problem_on_a_line(path):
     answer = json.loads(invoke("--json", "config", "check", path).stdout)
     assert answer["ok"] is False
     assert {problem["line"] for problem in answer["problems"]} == {2, 3}
+
+
+def test_check_names_the_lines_of_both_peers_that_have_one_key(path):
+    path.parent.mkdir()
+    item = "  - name: {}\n    public_key: " + PUBLIC + "\n"
+    path.write_text("peers:\n" + item.format("nas") + item.format("laptop"))
+    assert_failed(
+        invoke("config", "check", path), 7,
+        f"{path}:5: peers.laptop.public_key: is the key of peer nas on line 3, too",
+    )  # fmt: skip
+
+
+def test_check_and_the_daemon_s_own_take_a_list_of_peers(path, capfd):
+    path.parent.mkdir()
+    path.write_text(f"peers:\n  - name: nas\n    public_key: {PUBLIC}\n")
+    result = invoke("config", "check", path)
+    assert (result.exit_code, result.output) == (0, f"ok: {path}\n")
+    assert run(["--config", str(path), "--check"], {"HOME": "/root"}) == 0
+    assert f'  - name: "nas"  # {path}:2\n    public_key: "{PUBLIC}"\n' in capfd.readouterr().out
 
 
 def test_check_of_a_missing_file_exits_with_7(tmp_path):
