@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from shadowmesh.netlab import Daemon, Net, NetlabError, acquaint, wait_until
-from tests.lab.pair import assert_log_clean
+from tests.lab.pair import assert_log_clean, counters, link_statistics, socket_drops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,6 +85,13 @@ class Mesh:
             for name, peer in daemon.peers().items()
             if name in names
         }
+
+
+def no_room(source: Daemon, sink: Daemon) -> int:
+    """Count what full queues have cost on the way from one TAP to the other, not what others lost."""
+    tap = link_statistics(source.host, source.tap)["tx"]["dropped"]
+    link = source.peers()[sink.host.label]["counters"]["dropped"].get("queue_full", 0)
+    return tap + link + socket_drops(sink) + counters(sink)["dropped"].get("tap_full", 0)
 
 
 @contextlib.contextmanager

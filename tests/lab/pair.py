@@ -235,9 +235,13 @@ def link_statistics(host: Host, interface: str) -> dict[str, dict[str, int]]:
 
 def no_room(source: Daemon, sink: Daemon) -> int:
     """Count what full queues have cost from one TAP to the other, before, in and behind the tunnel."""
-    snmp = sink.host.run("cat", "/proc/net/snmp").stdout.splitlines()
-    names, values = (line.split() for line in snmp if line.startswith("Udp:"))
-    socket = int(dict(zip(names, values, strict=True))["RcvbufErrors"])
     tap = link_statistics(source.host, source.tap)["tx"]["dropped"]
     link = counters(source)["dropped"].get("queue_full", 0)
-    return tap + link + counters(sink)["dropped"].get("tap_full", 0) + socket
+    return tap + link + counters(sink)["dropped"].get("tap_full", 0) + socket_drops(sink)
+
+
+def socket_drops(daemon: Daemon) -> int:
+    """Count the datagrams that the UDP sockets of a host had no room for."""
+    snmp = daemon.host.run("cat", "/proc/net/snmp").stdout.splitlines()
+    names, values = (line.split() for line in snmp if line.startswith("Udp:"))
+    return int(dict(zip(names, values, strict=True))["RcvbufErrors"])

@@ -1,0 +1,295 @@
+"""Twenty daemons in full mesh: one Ethernet, on which nobody's trouble is another's."""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import itertools
+import socket
+import struct
+from contextlib import ExitStack
+
+import pytest
+
+from shadowmesh.netlab import Daemon, wait_until
+from tests.lab.frames import BROADCAST, Canaries, Collector, Stream, Wire, mac, vlan_tag
+from tests.lab.mesh import no_room, running_mesh
+from tests.lab.pair import counters
+
+pytestmark = pytest.mark.netns
+
+COUNT = 20
+ARP = 0x0806
+#: hosts of no machine, locally administered
+GUEST = bytes.fromhex("020000000a01")
+
+
+@pytest.fixture(scope="module")
+def mesh(directory):
+    with running_mesh(directory, COUNT) as mesh:
+        yield mesh
+
+
+def tap_mac(daemon: Daemon) -> bytes:
+    return mac(daemon.host.interfaces()[daemon.tap]["address"])
+
+
+def assert_pings(source: Daemon, target: Daemon, count: int = 1) -> None:
+    outcome = source.host.ping(target.tunnel_ip, count=count, timeout_s=3)
+    assert outcome.complete, f"{source.host.label} to {target.host.label}: {outcome}"
+
+
+def arp_request(source: bytes, sender_ip: str, wanted_ip: str) -> bytes:
+    """Source: RFC 826."""
+    head = BROADCAST + source + struct.pack("!HHHBBH", ARP, 1, 0x0800, 6, 4, 1)
+    sender, wanted = (socket.inet_aton(ip) for ip in (sender_ip, wanted_ip))
+    return (head + source + sender + bytes(6) + wanted).ljust(60, b"\0")
+
+
+def arp_answers(wire: Wire, sender_ip: str) -> bool:
+    """Whether the next frames tell who has an address; waits for a second at most."""
+    with contextlib.suppress(TimeoutError):
+        return wait_until(lambda: _is_arp_answer(wire.receive(0.2), sender_ip), 3, "an answer")
+    return False
+
+
+def _is_arp_answer(frame: bytes | None, sender_ip: str) -> bool:
+    return (
+        frame is not None
+        and frame[12:14] == ARP.to_bytes(2)
+        and frame[20:22] == b"\0\2"
+        and frame[28:32] == socket.inet_aton(sender_ip)
+    )
+
+
+# --- One Ethernet -----------------------------------------------------------------------------
+
+
+def test_every_peer_has_a_session_to_every_other_some_over_udp_some_over_wss(mesh):
+    def settled() -> bool:
+        paths = {
+            (daemon.host.number, int(name[1:])): peer["path"]
+            for daemon in mesh
+            for name, peer in daemon.peers().items()
+        }
+        return paths == {
+            pair: "wss" if any(number % 3 == 0 for number in pair) else "udp" for pair in paths
+        }
+
+    wait_until(settled, 30, "every pair on its path", interval_s=1)
+    for daemon in mesh:
+        status = daemon.status()
+        assert status["state"] == "connected"
+        assert status["peers"]["known"] == status["peers"]["sessions"] == COUNT - 1
+        assert status["peer"] is status["path"] is status["session"] is None
+
+
+def test_every_peer_pings_every_other(mesh):
+    for source, target in itertools.permutations(mesh, 2):
+        assert_pings(source, target)
+
+
+def test_one_broadcast_reaches_every_other_once_and_comes_back_to_nobody(mesh):
+    canaries = Canaries()
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(daemon.host, daemon.tap)) for daemon in mesh]
+        collectors = [stack.enter_context(Collector(wire, canaries)) for wire in wires]
+        wires[0].send(canaries.frame(wires[0].address))
+        wait_until(lambda: all(c.arrived for c in collectors[1:]), 10, "all have it")
+        # What comes later would be seen before this one, which takes the same ways.
+        wires[1].send(canaries.frame(wires[1].address))
+        wait_until(
+            lambda: all(1 in c.arrived for c in collectors if c is not collectors[1]), 10, "again"
+        )
+    for number, collector in enumerate(collectors):
+        collector.assert_sound()
+        assert set(collector.arrived) == {0, 1} - ({number} & {0, 1})
+
+
+def test_an_arp_request_is_answered_by_the_one_who_has_the_address(mesh):
+    asking, asked, third = mesh[1], mesh[2], mesh[4]
+    with Wire(asking.host, asking.tap) as wire, Wire(third.host, third.tap) as elsewhere:
+        wire.send(arp_request(wire.address, asking.tunnel_ip, asked.tunnel_ip))
+        assert arp_answers(wire, asked.tunnel_ip)
+        assert not _is_arp_answer(elsewhere.receive(0.2), asked.tunnel_ip)
+
+
+def test_a_vlan_is_learned_apart_from_the_others(mesh):
+    """A host behind one peer, known in VLAN 20: frames for it go there, in VLAN 21 to everybody."""
+    home, far, third = mesh[3], mesh[5], mesh[6]
+    announced, known, unknown = Canaries(), Canaries(), Canaries()
+    with ExitStack() as stack:
+        wires = {
+            daemon.host.label: stack.enter_context(Wire(daemon.host, daemon.tap))
+            for daemon in (home, far, third)
+        }
+        at_far = stack.enter_context(Collector(wires["h5"], announced))
+        wires["h3"].send(announced.frame(GUEST, tags=vlan_tag(20)))
+        wait_until(lambda: at_far.arrived, 10, "the announcement arrives")
+    assert fdb(far)[GUEST, 20]["peer"] == "h3"
+    assert (GUEST, 21) not in fdb(far)
+    with ExitStack() as stack:
+        out = stack.enter_context(Wire(far.host, far.tap))
+        seen = {
+            (daemon.host.label, canaries is known): stack.enter_context(
+                Collector(stack.enter_context(Wire(daemon.host, daemon.tap)), canaries)
+            )
+            for daemon in (home, third)
+            for canaries in (known, unknown)
+        }
+        out.send(known.frame(out.address, GUEST, tags=vlan_tag(20)))
+        out.send(unknown.frame(out.address, GUEST, tags=vlan_tag(21)))
+        wait_until(lambda: seen["h3", True].arrived, 10, "known at home")
+        wait_until(lambda: seen["h3", False].arrived, 10, "unknown at home")
+        wait_until(lambda: seen["h6", False].arrived, 10, "unknown elsewhere")
+        assert not seen["h6", True].arrived
+
+
+def fdb(daemon: Daemon) -> dict[tuple[bytes, int | None], dict]:
+    """Return the table of a daemon by MAC address and VLAN."""
+    code, answer = daemon.api("GET", "/fdb")
+    assert code == http.HTTPStatus.OK, answer
+    return {(mac(entry["mac"]), entry["vlan"]): entry for entry in answer["entries"]}
+
+
+def test_the_table_has_every_peer_where_it_is(mesh):
+    for daemon in (mesh[1], mesh[3]):
+        entries = fdb(daemon)
+        for other in mesh.others(daemon):
+            entry = entries[tap_mac(other), None]  # in every VLAN
+            assert (entry["peer"], entry["static"]) == (other.host.label, True)
+            assert entries[tap_mac(other), 0]["peer"] == other.host.label
+
+
+# --- Bridges ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def bridged(mesh, daemon: Daemon, address: str):
+    """A LAN behind a daemon: its TAP and the cable of one more host in a bridge; yields that host."""
+    guest = mesh.net.namespace(f"guest-{daemon.host.label}")
+    guest.ip(
+        f"link add eth0 type veth peer name guest0 netns {daemon.host.namespace}",
+        f"address add {address}/24 dev eth0",
+        "link set eth0 up",
+    )
+    daemon.host.ip(
+        "link add lan type bridge forward_delay 0 mcast_snooping 0",
+        f"link set {daemon.tap} master lan",
+        "link set guest0 master lan up",
+        "link set lan up",
+    )
+    try:
+        yield guest
+    finally:
+        daemon.host.ip("link delete lan", "link delete guest0")
+
+
+def test_hosts_behind_two_bridges_reach_each_other_and_all_peers(mesh):
+    one, other, plain = mesh[11], mesh[12], mesh[1]
+    with bridged(mesh, one, "10.0.0.111") as here, bridged(mesh, other, "10.0.0.112") as there:
+        assert here.ping("10.0.0.112", timeout_s=3).complete
+        assert there.ping("10.0.0.111", timeout_s=3).complete
+        assert here.ping(plain.tunnel_ip, timeout_s=3).complete
+        assert plain.host.ping("10.0.0.112", timeout_s=3).complete
+        entries = fdb(plain)
+        for guest, daemon in ((here, one), (there, other)):
+            entry = entries[mac(guest.interfaces()["eth0"]["address"]), 0]
+            assert (entry["peer"], entry["static"]) == (daemon.host.label, False)
+
+
+# --- One in trouble, the others not -----------------------------------------------------------
+
+
+@contextlib.contextmanager
+def undisturbed(mesh, *in_trouble: Daemon):
+    """The others keep their sessions and lose no frame while the block runs."""
+    others = mesh.others(*in_trouble)
+    before = mesh.sessions(others)
+    one, two = others[0], others[1]
+    full = no_room(one, two)
+    canaries = Canaries()
+    with (
+        Wire(one.host, one.tap) as out,
+        Wire(two.host, two.tap) as into,
+        Collector(into, canaries) as collector,
+    ):
+        with Stream(out, canaries, into.address, per_second=200):
+            yield
+        collector.no_room = no_room(one, two) - full
+        wait_until(lambda: not collector.vanished, 10, "all frames arrived")
+    collector.assert_sound()
+    assert mesh.sessions(others) == before
+
+
+def test_a_peer_that_is_killed_comes_back_and_the_others_feel_nothing(mesh):
+    victim = mesh[7]
+    with undisturbed(mesh, victim):
+        victim.kill()
+        for daemon in (mesh[1], mesh[20]):
+            wait_until(lambda d=daemon: d.peers()["h7"]["state"] != "connected", 30, "missed")
+    victim.start()
+    mesh.await_sessions()
+    assert_pings(mesh[1], victim)
+    assert_pings(victim, mesh[20])
+
+
+def test_a_peer_that_is_frozen_holds_up_nobody(mesh):
+    victim = mesh[8]
+    with undisturbed(mesh, victim):
+        victim.pause()
+        try:
+            # To all, the frozen one among them, and more than its sockets have room for.
+            canaries = Canaries()
+            with (
+                Wire(mesh[1].host, mesh[1].tap) as out,
+                Wire(mesh[20].host, mesh[20].tap) as into,
+                Collector(into, canaries) as collector,
+                Stream(out, canaries, BROADCAST, per_second=300, size=1400),
+            ):
+                wait_until(
+                    lambda: len(collector.arrived) > 600, 30, "broadcast passes the frozen one"
+                )
+            assert_pings(mesh[1], mesh[20], count=20)
+        finally:
+            victim.resume()
+    mesh.await_sessions()
+    assert_pings(mesh[1], victim)
+
+
+def test_a_storm_of_one_is_bounded_and_leaves_room_for_the_others(mesh):
+    canaries = Canaries()
+    with (
+        undisturbed(mesh, mesh[10]),
+        Wire(mesh[10].host, mesh[10].tap) as out,
+        Wire(mesh[20].host, mesh[20].tap) as into,
+        Collector(into, canaries) as collector,
+    ):
+        for _ in range(20_000):
+            out.send(canaries.frame(out.address))
+        assert_pings(mesh[1], mesh[20], count=5)
+        assert collector.arrived
+    collector.assert_sound()
+    # What the queue of its device had no room for is no matter of the limit.
+    assert counters(mesh[10])["dropped"]["flood_limit"] > 1000
+
+
+def test_a_peer_that_leaves_the_list_of_one_loses_that_session_at_once_and_no_other(mesh):
+    shunning, shunned = mesh[4], mesh[13]
+    kept = mesh.sessions(mesh.others(shunned))
+    rest = mesh.sessions(mesh.others(shunning))
+    listed = shunning.settings["peers"]
+    shunning.settings["peers"] = [peer for peer in listed if peer["name"] != "h13"]
+    answer = shunning.reload()
+    assert answer["applied"] == ["peers.h13"]
+    assert answer["restart"] == []
+    assert "h13" not in shunning.peers()
+    wait_until(lambda: shunned.peers()["h4"]["state"] != "connected", 5, "the session ends")
+    assert not shunning.host.ping(shunned.tunnel_ip, count=1, timeout_s=0.5).received
+    assert mesh.sessions(mesh.others(shunned)) == kept
+    assert mesh.sessions(mesh.others(shunning)) == rest
+    shunning.settings["peers"] = listed
+    assert shunning.reload()["applied"] == ["peers.h13"]
+    mesh.await_sessions([shunning, shunned])
+    assert_pings(shunning, shunned)
+    assert mesh.sessions(mesh.others(shunned)) == kept
