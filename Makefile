@@ -46,7 +46,7 @@ build: $(VENV)/.runtime ## make .venv, choose or build libsodium, compile the da
 dev: build $(VENV)/.dev ## build, and install what tests and lint need
 
 .PHONY: demo
-demo: packages-demo build ## two hosts, two daemons, one tunnel on this machine; leaves nothing behind
+demo: packages-demo build ## three hosts, a daemon on each, one Ethernet on this machine; leaves nothing behind
 	@$(PY) -m shadowmesh.netlab.demo $(ARGS)
 
 # Coverage that follows greenlets makes each line four times as slow: only where there are some.

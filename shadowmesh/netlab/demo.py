@@ -1,4 +1,4 @@
-"""`make demo`: two hosts on this machine, a real daemon on each, and a tunnel between them.
+"""`make demo`: three hosts on this machine, a real daemon on each, and one Ethernet between them.
 
 Owns: the story that is told, and nothing that outlives it: everything happens in network and
 mount namespaces of its own and in one temporary directory. Does not know the inside of the daemon;
@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import http.client
 import io
+import itertools
 import os
 import re
 import secrets
@@ -25,7 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from shadowmesh.netlab import Daemon, Net, NetlabError, Ping, introduce
+from shadowmesh.netlab import Daemon, Net, NetlabError, Ping, acquaint, wait_until
 from shadowmesh.netlab.sandbox import settle_in, unshare_command
 from shadowmesh.netlab.transfer import transfer
 
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 
     from shadowmesh.netlab import Host
 
+LABELS: Final = ("left", "right", "third")
 PINGS: Final = 20
 TRANSFER_S: Final = 2.0
+SESSIONS_WAIT_S: Final = 15.0
 UDP_WAIT_S: Final = 5.0
 ETH_P_ALL: Final = 0x0003
 INSIDE: Final = "--inside"  # we are in namespaces of our own already
@@ -46,12 +49,12 @@ class DemoFailed(NetlabError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; return 0 only when a ping crossed the tunnel."""
+    """Run the demo; return 0 only when all pings crossed the tunnels."""
     parser = argparse.ArgumentParser(
         prog="shadowmesh.netlab.demo", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--no-udp", action="store_true", help="stay on the WebSocket path")
-    parser.add_argument("--keep-logs", type=Path, metavar="DIR", help="copy both logs there")
+    parser.add_argument("--keep-logs", type=Path, metavar="DIR", help="copy all logs there")
     parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
@@ -84,99 +87,127 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(net: Net, directory: Path, *, udp: bool, keep: Path | None) -> int:
     started = time.monotonic()
-    left, right = _daemons(net, directory, udp=udp)
+    daemons = _daemons(net, directory, udp=udp)
     try:
-        _story(net, left, right, udp=udp)
+        _story(net, daemons, udp=udp)
     except (NetlabError, OSError, subprocess.SubprocessError) as error:
-        _explain(error, left, right)
+        _explain(error, daemons)
         return 1
     finally:
-        for daemon in (left, right):
+        for daemon in daemons:
             daemon.kill()
             if keep is not None and daemon.log_path.exists():
                 keep.mkdir(parents=True, exist_ok=True)
                 (keep / f"{daemon.host.label}.log").write_text(daemon.log())
-    print(f"\nDone in {time.monotonic() - started:.1f} s; nothing is left behind.")
+    print(
+        f"\nDone in {time.monotonic() - started:.1f} s; the daemons have stopped, nothing is left"
+        " behind."
+    )
     return 0
 
 
-def _daemons(net: Net, directory: Path, *, udp: bool) -> tuple[Daemon, Daemon]:
-    pair = []
-    for label in ("left", "right"):
+def _daemons(net: Net, directory: Path, *, udp: bool) -> list[Daemon]:
+    daemons = []
+    for label in LABELS:
         settings = {"daemon.log_level": "info", "nat.enabled": udp}
-        # Both hosts are on one switch and need no STUN server; none can be reached from here.
+        # All hosts are on one switch and need no STUN server; none can be reached from here.
         settings["nat.stun_server"] = ""
         # The daemon dies with us, whatever happens to us.
         wrapper = ("setpriv", "--pdeathsig", "KILL")
-        pair.append(Daemon(net.host(label), directory / label, settings, wrapper=wrapper))
-    left, right = pair
-    introduce(left, right)
-    left.settings["peer.address"] = right.host.peer_endpoint
-    left.settings["peer.auto_connect"] = False  # the command below shall do it
-    return left, right
+        daemons.append(Daemon(net.host(label), directory / label, settings, wrapper=wrapper))
+    acquaint(daemons)
+    return daemons
 
 
-def _story(net: Net, left: Daemon, right: Daemon, *, udp: bool) -> None:
-    print("Two hosts out of network namespaces, joined by a cable:\n")
-    for daemon in (left, right):
+def _story(net: Net, daemons: Sequence[Daemon], *, udp: bool) -> None:
+    print("Three hosts out of network namespaces, joined by a switch:\n")
+    for daemon in daemons:
         print(
-            f"  {daemon.host.label:5}  cable {daemon.host.ipv4:12}  tunnel {daemon.tunnel_ip:8}  "
+            f"  {daemon.host.label:6}  cable {daemon.host.ipv4:12}  tunnel {daemon.tunnel_ip:8}  "
             f"key {daemon.public_key}"
         )
     began = time.monotonic()
-    left.start()
-    right.start()
-    print(f"\nA daemon runs on each ({time.monotonic() - began:.1f} s to start both).")
-    _show_command(left, "connect")
+    for daemon in daemons:
+        daemon.spawn()
+    for daemon in daemons:
+        daemon.await_healthy()
+    _await_sessions(daemons)
+    print(
+        "\nOn each runs a daemon that lists the others under `peers:` and has a session to both"
+        f" ({time.monotonic() - began:.1f} s)."
+    )
     if udp:
-        _await_udp(left, right)
+        _await_udp(daemons)
+    left, right, third = daemons
     with _sniffer(net, left.host) as seen:
         canary = secrets.token_hex(24).encode()
-        _ping(left, right, canary)
-        _ping(right, left, canary)
-    _show_wire(seen, canary)
+        for one, other in itertools.combinations(daemons, 2):
+            _ping(one, other, canary)
+    _show_wire(left, seen, canary)
     speed, size = transfer(left.host, right.host, right.tunnel_ip, TRANSFER_S)
     print(
-        f"TCP through the tunnel: {size / 1e6:.0f} MB in {TRANSFER_S:.0f} s, "
-        f"{speed / 1e9:.2f} Gbit/s (both hosts share this machine's {os.cpu_count()} cores)."
+        f"TCP from {left.host.label} to {right.host.label} through the tunnel: {size / 1e6:.0f} MB in"
+        f" {TRANSFER_S:.0f} s, {speed / 1e9:.2f} Gbit/s (all share this machine's"
+        f" {os.cpu_count()} cores)."
     )
-    _show_command(left, "status")
+    _show_command(left, "peers")
+    _show_command(left, "peers", right.host.label)
     _show_command(left, "disconnect")
-    for daemon in (left, right):
-        code, seconds = daemon.terminate()
+    print()
+    _ping(right, third, canary)
+    for daemon in daemons:
+        code, _ = daemon.terminate()
         if code != 0:
             raise DemoFailed(f"daemon on {daemon.host.label}: exit {code} after SIGTERM")
-        print(f"Daemon on {daemon.host.label} stopped in {seconds:.1f} s.")
 
 
-def _show_command(daemon: Daemon, command: str) -> None:
+def _show_command(daemon: Daemon, *words: str) -> None:
     """Run a CLI command and print it as it would look in a terminal."""
-    done = daemon.cli(command)
+    done = daemon.cli(*words)
+    command = " ".join(words)
     print(f"\n{daemon.host.label}$ shadowmesh {command}")
-    print("".join(f"  {line}\n" for line in (done.stdout + done.stderr).splitlines()))
+    print("".join(f"  {line}\n" for line in (done.stdout + done.stderr).splitlines()), end="")
     if done.returncode != 0:
         raise DemoFailed(f"`shadowmesh {command}` on {daemon.host.label}: exit {done.returncode}")
 
 
-def _await_udp(left: Daemon, right: Daemon) -> None:
-    """Give hole punching its time; the tunnel works on WSS meanwhile and afterwards."""
-    for daemon in (left, right):
-        with contextlib.suppress(NetlabError):
-            daemon.wait_for(UDP_WAIT_S, state="connected", path="udp")
-    status = left.status()
-    print(f"The frames go over {status['path']} now. {status['path_reason']}.\n")
+def _await_sessions(daemons: Sequence[Daemon]) -> None:
+    """Wait until each daemon has a session to each other one, which they make by themselves."""
+    for daemon in daemons:
+        wait_until(
+            lambda daemon=daemon: {p["state"] for p in daemon.peers().values()} == {"connected"},
+            SESSIONS_WAIT_S,
+            f"{daemon.host.label} connected to all",
+        )
 
 
-def _ping(source: Daemon, target: Daemon, canary: bytes) -> None:
-    outcome: Ping = source.host.ping(target.tunnel_ip, count=PINGS, payload=canary)
-    if not outcome.received:
-        raise DemoFailed(f"no ping from {source.host.label} to {target.tunnel_ip} was answered")
+def _await_udp(daemons: Sequence[Daemon]) -> None:
+    """Give hole punching its time; the tunnels work on WSS meanwhile and afterwards."""
+
+    def paths() -> list[str]:
+        return [peer["path"] for daemon in daemons for peer in daemon.peers().values()]
+
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: set(paths()) == {"udp"}, UDP_WAIT_S, "all over UDP")
+    found = paths()
+    print(f"The frames go over udp now: {found.count('udp')} of {len(found)} ways.\n")
+
+
+def _ping(one: Daemon, other: Daemon, canary: bytes) -> None:
+    """Ping through the tunnel, from each of two hosts to the other."""
+    outcomes: list[Ping] = []
+    for source, target in ((one, other), (other, one)):
+        outcome = source.host.ping(target.tunnel_ip, count=PINGS, payload=canary)
+        outcomes.append(outcome)
+        if not outcome.received:
+            raise DemoFailed(f"no ping from {source.host.label} to {target.tunnel_ip} was answered")
+    there, back = outcomes
     print(
-        f"Ping {source.host.label} -> {target.tunnel_ip} through the tunnel: "
-        f"{outcome.received} of {outcome.sent} answered, round trip "
-        f"{statistics.median(outcome.rtts_ms):.2f} ms (median)."
+        f"Ping {one.host.label} -> {other.host.label}: {there.received} of {there.sent} answered, "
+        f"round trip {statistics.median(there.rtts_ms):.2f} ms (median); and back: "
+        f"{back.received} of {back.sent}, {statistics.median(back.rtts_ms):.2f} ms."
     )
-    if not outcome.complete:
+    if not there.complete or not back.complete:
         raise DemoFailed("pings were lost")
 
 
@@ -203,19 +234,19 @@ def _sniffer(net: Net, host: Host) -> Iterator[list[bytes]]:
             thread.join()
 
 
-def _show_wire(frames: list[bytes], canary: bytes) -> None:
+def _show_wire(daemon: Daemon, frames: list[bytes], canary: bytes) -> None:
     readable = sum(canary in frame for frame in frames)
     print(
-        f"On the cable meanwhile: {len(frames)} frames, the text of the pings readable in "
+        f"On the cable of {daemon.host.label} meanwhile: {len(frames)} frames, the text of the pings readable in "
         f"{readable} of them."
     )
     if readable or not frames:
         raise DemoFailed("the pings did not cross the cable encrypted")
 
 
-def _explain(error: Exception, left: Daemon, right: Daemon) -> None:
-    """Print what failed, the end of both logs, and what to do."""
-    for daemon in (left, right):
+def _explain(error: Exception, daemons: Sequence[Daemon]) -> None:
+    """Print what failed, the end of all logs, and what to do."""
+    for daemon in daemons:
         print(f"\n--- last lines of the daemon on {daemon.host.label}:", file=sys.stderr)
         print(daemon.log_tail(15) or "(nothing logged)", file=sys.stderr)
         if daemon.running:
@@ -228,7 +259,7 @@ def _explain(error: Exception, left: Daemon, right: Daemon) -> None:
     print(
         f"\ndemo: failed: {first_line}\n"
         "`make test` shows which part is at fault; "
-        "`make demo ARGS='--keep-logs DIR'` keeps both logs.",
+        "`make demo ARGS='--keep-logs DIR'` keeps all logs.",
         file=sys.stderr,
     )
 

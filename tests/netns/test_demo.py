@@ -31,7 +31,7 @@ def daemons_below(directory: str) -> list[int]:
 
 
 @pytest.mark.parametrize("way", ["as root", "without root"])
-def test_the_demo_pings_through_a_tunnel_and_leaves_nothing(way, tmp_path):
+def test_the_demo_pings_all_through_tunnels_and_leaves_nothing(way, tmp_path):
     wrapper = [] if way == "as root" else ["unshare", "--user", "--map-root-user"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
@@ -44,8 +44,12 @@ def test_the_demo_pings_through_a_tunnel_and_leaves_nothing(way, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    for word in ("20 of 20 answered", "post-quantum yes", "Gbit/s", "readable in 0 of them"):
+    for word in (
+        "2 of 2 peers connected", "post-quantum yes", "Gbit/s", "readable in 0 of them",
+    ):  # fmt: skip
         assert word in done.stdout
+    # each pair, and once more the two that go on when the third has left
+    assert done.stdout.count("20 of 20 answered") == 3 + 1
     assert not list(tmp_path.iterdir())
     assert not daemons_below(str(tmp_path))
 
