@@ -713,15 +713,12 @@ class Peer:
 
 def _port(common: Common, entry: PeerEntry) -> Port:
     """Return a place in the data plane for the frames of this peer."""
-    mac = None if entry.public_key is None else stable_mac(entry.public_key)
     allowed = entry.allowed_macs
-    macs: tuple[bytes, ...] | None = None
-    if mac is not None and allowed != "any":
-        macs = (mac,) if allowed == "own" else (mac, *allowed)
     return Port(
         common.plane,
-        mac,
-        macs=macs,
+        None if entry.public_key is None else stable_mac(entry.public_key),
+        # beside its own
+        macs=None if allowed == "any" else () if allowed == "own" else allowed,
         max_macs=MAX_MACS_PER_PEER,
         broadcast=common.config.mesh.broadcast,
     )

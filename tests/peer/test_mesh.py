@@ -10,6 +10,7 @@ from dataclasses import replace
 import gevent
 import pytest
 
+from shadowmesh.base.constants import MAX_MACS_PER_PEER
 from shadowmesh.base.errors import (
     AlreadyConnected,
     BadRequest,
@@ -387,6 +388,13 @@ def test_other_addresses_for_its_frames_end_the_session_which_comes_back(trio):
     assert a.knows(b).current is kept
     wait_for(lambda: joined(a, c), "c is back", PATIENCE_S)
     assert a.knows(c).port is not port
+
+
+def test_a_peer_may_have_as_many_addresses_listed_as_a_list_can_hold(trio):
+    a, b, c = trio
+    macs = tuple(bytes([2, 0, 0, 0, 0, number]) for number in range(MAX_MACS_PER_PEER))
+    a.know(b=a.knows(b).entry, c=replace(a.knows(c).entry, allowed_macs=macs)).reload()
+    wait_for(lambda: joined(a, c), "c is back", PATIENCE_S)
 
 
 def test_a_pair_that_becomes_a_list_keeps_its_session(make):
