@@ -93,7 +93,7 @@ def test_ping_without_a_daemon_exits_with_3(token_file):
     assert_failed(invoke("--api", NOBODY, "--token-file", token_file, "ping", "-c", "1"), 3, NOBODY)
 
 
-@pytest.mark.parametrize("arguments", [["-c", "0"], ["-c", "x"], ["-i", "0"], ["extra"]])
+@pytest.mark.parametrize("arguments", [["-c", "0"], ["-c", "x"], ["-i", "0"], ["nas", "extra"]])
 def test_wrong_options_of_ping_are_usage_errors(run, arguments):
     assert_failed(run("ping", *arguments), 2)
 
