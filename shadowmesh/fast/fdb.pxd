@@ -78,7 +78,7 @@ cdef inline uint64_t fdb_any(uint64_t key) noexcept nogil:
 
 cdef inline fdb_entry_t *fdb_set(fdb_t *fdb, uint64_t key) noexcept nogil:
     # With the secret of this process, so that nobody can choose addresses that share a set.
-    return fdb.sets[mix_bits(key ^ FLOW_SECRET[1]) % FDB_SETS]
+    return fdb.sets[mix_bits((key & ~FDB_STATIC) ^ FLOW_SECRET[1]) % FDB_SETS]
 
 
 cdef inline uint32_t state_heard(uint64_t state) noexcept nogil:
