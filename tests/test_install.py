@@ -154,14 +154,11 @@ def test_what_root_makes_in_a_directory_of_the_service_is_the_service_s_to_read(
 
 
 @pytest.fixture
-def service(tmp_path):
+def service(shared_directory):
     """A daemon as its unit runs it: no root, one capability, and systemd's directories."""
     with netlab.Net() as net:
-        pair = make_pair(net, tmp_path)
+        pair = make_pair(net, shared_directory)
         left = pair.left
-        for directory in (tmp_path, *tmp_path.parents):
-            if directory.stat().st_mode & 0o005 != 0o005:
-                directory.chmod(directory.stat().st_mode | 0o005)
         for key in ("daemon.state_dir", "websocket.tls_cert", "websocket.tls_key"):
             del left.settings[key]
         for directory in (left.directory, left.state_dir):
@@ -169,7 +166,7 @@ def service(tmp_path):
         for path in left.state_dir.iterdir():
             os.chown(path, NOBODY, NOBODY)
         # udev lets everybody open the device (CAP_NET_ADMIN decides); a machine without it may not.
-        node = tmp_path / "tun"
+        node = shared_directory / "tun"
         os.mknod(node, stat.S_IFCHR | 0o666, os.stat("/dev/net/tun").st_rdev)
         node.chmod(0o666)
         inside = f'mount --bind {node} /dev/net/tun && exec "$@"'
