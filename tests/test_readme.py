@@ -443,6 +443,7 @@ ENDLESS = {
     "shadowmesh capture -w FILE",
     "shadowmesh logs -f",
     "shadowmesh ping",
+    "shadowmesh ping NAME",
     "shadowmesh status --watch",
 }
 #: what a command answers on a machine that is connected and configured, and whose STUN server is
@@ -455,7 +456,7 @@ REFUSED = {
 }
 STOPPED_BY_TIMEOUT = 124
 #: what is typed for a word in capitals
-EXAMPLES = {"N": "1", "HOST:PORT": "198.51.100.1:9001", "ADDRESS": "10.0.0.1"}
+EXAMPLES = {"N": "1", "HOST:PORT": "198.51.100.1:9001", "ADDRESS": "10.0.0.1", "NAME": "peer"}
 #: of these the daemon does one at a time
 ALONE = "shadowmesh capture"
 
@@ -469,12 +470,11 @@ def commands_in_the_text() -> list[str]:
     ]
     for row in rows("Commands"):
         for cell in inline_code(row[0]):
-            cell = cell.replace("HOST[:PORT]", "HOST:PORT")  # noqa: PLW2901
-            optional = re.search(r" \[(.*?)\]", cell)
-            short = cell.replace(optional[0], "") if optional else cell
+            # of "NAME or ADDRESS" the last is typed
+            cell = re.sub(r"\w+ or ", "", cell.replace("HOST[:PORT]", "HOST:PORT"))  # noqa: PLW2901
+            short = re.sub(r" \[.*?\]", "", cell)
             lines.append(f"shadowmesh {short}")
-            if optional:
-                lines.append(f"shadowmesh {short} {optional[1]}")
+            lines += [f"shadowmesh {short} {optional}" for optional in re.findall(r" \[(.*?)\]", cell)]
     return [
         line
         for line in dict.fromkeys(lines)

@@ -40,6 +40,7 @@ ctypedef struct capture_t:
     int idle                    # the reader sleeps and wants wakeup_fd
     int wakeup_fd
     uint32_t snap_bytes         # how much of a frame is kept
+    const void *only            # of this port alone, a port_t; NULL: of all
     uint8_t *bytes
     uint64_t read               # the reader's; all three only grow
     uint64_t written            # the writers', by sm_claim
@@ -55,6 +56,11 @@ cdef inline uint64_t realtime_ns() noexcept nogil:
 
 cdef inline bint capture_on(const capture_t *c) noexcept nogil:
     return sm_flag(&c.on) != 0
+
+
+cdef inline bint captures(const capture_t *c, const void *port) noexcept nogil:
+    # Whether frames of a port are wanted.
+    return capture_on(c) and (c.only == NULL or c.only == port)
 
 
 cdef inline bint capture_claim(capture_t *c, uint64_t length, uint64_t *at) noexcept nogil:
@@ -126,8 +132,11 @@ cdef inline void capture_frame(capture_t *c, int direction, const iovec *pieces,
     sm_add(&c.inside, <uint64_t>-1)
 
 
-cdef inline void capture_start(capture_t *c, uint8_t *memory, uint32_t snap_bytes) noexcept nogil:
-    # `memory`: CAPTURE_BYTES of 0, the caller's again after capture_stop().
+cdef inline void capture_start(capture_t *c, uint8_t *memory, uint32_t snap_bytes,
+                               const void *only) noexcept nogil:
+    # `memory`: CAPTURE_BYTES of 0, the caller's again after capture_stop(). `only`: of frames of that
+    # port; NULL: of all.
+    c.only = only
     c.bytes = memory
     c.snap_bytes = snap_bytes
     c.read = c.written = c.dropped = 0

@@ -100,7 +100,7 @@ cdef inline void deliver_frame(plane_t *plane, opener_t *opener, port_t *port, u
     if verdict == KEEP:
         queue = steer_in(&plane.tap, vnet + VNET_HEADER_BYTES, frame_bytes)
         verdict = write_tap(&plane.tap, queue, vnet, VNET_HEADER_BYTES + frame_bytes)
-    if verdict == KEEP and capture_on(&plane.capture):
+    if verdict == KEEP and captures(&plane.capture, port):
         whole.iov_base = vnet
         whole.iov_len = VNET_HEADER_BYTES + frame_bytes
         capture_frame(&plane.capture, CAPTURE_INBOUND, &whole, 1, VNET_HEADER_BYTES)

@@ -429,17 +429,21 @@ cdef inline void port_free(plane_t *plane, port_t *port) noexcept nogil:
     await_batch(&plane.udp)
     await_turn(&plane.wss)
     fdb_forget(plane.fdb, peers.ports, port.number, 0)
+    if plane.capture.only == port:
+        # Another port may have its memory next: this is none.
+        plane.capture.only = &plane.capture
     free(port.mac_list)
     free(port)
     resume_tap_threads(plane, running)
 
 
-cdef inline bint begin_capture(capture_t *capture, uint32_t snap_bytes) noexcept nogil:
+cdef inline bint begin_capture(capture_t *capture, uint32_t snap_bytes,
+                               const port_t *only) noexcept nogil:
     # False: no memory.
     cdef uint8_t *memory = <uint8_t *>calloc(1, CAPTURE_BYTES)
     if memory == NULL:
         return False
-    capture_start(capture, memory, snap_bytes)
+    capture_start(capture, memory, snap_bytes, only)
     return True
 
 

@@ -314,7 +314,7 @@ cdef inline int seal_slots_for_link(plane_t *plane, queue_t *queue, const route_
             bytes += slots[i].inner_bytes
         sm_count(&lane.frames, taken)
         sm_count(&lane.bytes, bytes)
-        if capture_on(&plane.capture):
+        if captures(&plane.capture, lane.port):
             capture_slots(&plane.capture, slots, taken)
     return taken
 

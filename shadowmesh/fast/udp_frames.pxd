@@ -44,7 +44,7 @@ cdef inline void flush_train(plane_t *plane) noexcept nogil:
         while written < 0 and errno == EINTR:
             written = writev(tap_fd, pieces, frames)
         verdict = tap_verdict(written)
-    if verdict == KEEP and capture_on(&plane.capture):
+    if verdict == KEEP and captures(&plane.capture, plane.udp.joined_port):
         capture_frame(&plane.capture, CAPTURE_INBOUND, pieces, frames, VNET_HEADER_BYTES)
     count_delivery(&plane.udp.opener, plane.udp.joined_port, queue, verdict, frames, frame_bytes)
 

@@ -99,7 +99,7 @@ cdef inline uint64_t bytes_left(const queue_t *queue) noexcept nogil:
 cdef inline void seal_for_line(plane_t *plane, queue_t *queue, const route_t *route,
                                uint64_t now_ns) noexcept nogil:
     # Of the slots that are left as many as the outbox holds.
-    if queue.captured < queue.batch and capture_on(&plane.capture):
+    if queue.captured < queue.batch and captures(&plane.capture, queue.lane.port):
         # Before the first is sealed, because cutting a super-frame writes into it.
         capture_slots(&plane.capture, &queue.slots[queue.captured], queue.batch - queue.captured)
     queue.captured = queue.batch

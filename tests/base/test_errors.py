@@ -13,6 +13,7 @@ from shadowmesh.base.errors import ConfigError, ControlError, Problem, ShadowMes
 CONTROL_ERRORS = {
     "AlreadyConnected": ("already_connected", 409, 1),
     "AlreadyConnecting": ("connecting", 409, 1),
+    "NoSuchPeer": ("no_such_peer", 404, 1),
     "NotConnected": ("not_connected", 409, 1),
     "NotConfigured": ("not_configured", 503, 1),
     "BadRequest": ("bad_request", 400, 2),

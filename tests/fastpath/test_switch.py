@@ -468,3 +468,21 @@ def test_frames_of_a_session_that_is_nobodys_are_dropped(make_hub):
     assert len(hub.tap.take()) == 1
     with pytest.raises(LocalProtocolError, match="another port's"):
         stranger.session.belongs_to(far.port)
+
+
+def test_a_capture_may_be_of_one_peer_alone(make_hub):
+    hub = make_hub(2)
+    hub.plane.start_capture(1500, hub.far[1].port)
+    hub.say(BROADCAST)
+    hub.say(hub.far[0].mac)
+    hub.far[0].send(hub.own + hub.far[0].mac + b"\x08\0" + bytes(46))
+    hub.far[1].send(hub.own + hub.far[1].mac + b"\x08\0" + bytes(46))
+    taken = hub.plane.read_capture(10, 1 << 20)
+    assert [(direction, data[:12]) for _, direction, _, _, data in taken] == [
+        (2, BROADCAST + hub.own),
+        (1, hub.own + hub.far[1].mac),
+    ]
+    hub.far.pop().close()
+    hub.say(BROADCAST)
+    assert hub.plane.read_capture(10, 1 << 20) == []
+    hub.plane.stop_capture()

@@ -272,7 +272,7 @@ cdef class DataPlane:
         """An eventfd, readable when :meth:`read_capture` has something after it returned []."""
         return self.plane.capture.wakeup_fd
 
-    def start_capture(self, uint32_t snap_bytes) -> None:
+    def start_capture(self, uint32_t snap_bytes, Port port=None) -> None:
         """Keep copies of the frames that cross the tunnel from now on, for :meth:`read_capture`.
 
         Outbound: what was read from the TAP and is sealed next. Inbound: what was written to the
@@ -280,12 +280,14 @@ cdef class DataPlane:
 
         Args:
             snap_bytes: how much of a frame is kept, from its first byte on.
+            port: only frames to and from this peer; None: all.
         Raises:
-            LocalProtocolError: a capture is running.
+            LocalProtocolError: a capture is running, or the port is closed.
         """
         if self.plane.capture.bytes != NULL:
             raise LocalProtocolError("a capture is running already")
-        if not begin_capture(&self.plane.capture, snap_bytes):
+        if not begin_capture(&self.plane.capture, snap_bytes,
+                             NULL if port is None else port._open()):
             raise MemoryError
 
     def read_capture(self, int frames, size_t total_bytes) -> list:

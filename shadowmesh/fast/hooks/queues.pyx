@@ -368,7 +368,7 @@ cdef class CaptureRing:
         self.memory = <uint8_t *>calloc(1, CAPTURE_BYTES)
         if self.memory == NULL or self.capture.wakeup_fd < 0:
             raise MemoryError
-        capture_start(&self.capture, self.memory, snap_bytes)
+        capture_start(&self.capture, self.memory, snap_bytes, NULL)
 
     def __dealloc__(self):
         self.stop()
