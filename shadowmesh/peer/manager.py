@@ -503,20 +503,21 @@ class ConnectionManager:
         elif self._seen is None:
             self._seen = SeenList(after.daemon.state_dir)
         kept = {key: known[key] for entry in after.peers if (key := entry.public_key) in known}
+        staying = set(kept.values())
         for peer in self.peers:
-            if peer not in kept.values():
+            if peer not in staying:
                 peer.end(CloseReason.POLICY, "it is not among the peers any more")
                 peer.close()
         if self._seen is not None:
             self._seen.keep({entry.public_key for entry in after.peers if entry.public_key})
         if after.listed and not self._down.now:
             self._keep_device()
-        peers, new = [], []
+        peers, new = [], set()
         for entry in after.peers:
             peer = None if entry.public_key is None else kept.get(entry.public_key)
             if peer is None:
                 peer = self._make(entry)
-                new.append(peer)
+                new.add(peer)
             peers.append(peer)
         self.peers = tuple(peers)
         self._by_key = self._index()
