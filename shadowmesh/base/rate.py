@@ -37,6 +37,10 @@ class TokenBucket:
         self._tokens -= 1
         return True
 
+    def owe(self, tokens: float) -> None:
+        """Take more, be they there or not: for work whose size is known only when it is done."""
+        self._tokens -= tokens
+
 
 class FairRate:
     """One rate for all, beside which each client has a little that others cannot use up.

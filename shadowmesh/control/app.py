@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,6 +22,7 @@ from werkzeug.exceptions import HTTPException
 from shadowmesh.base import log
 from shadowmesh.base.constants import MAX_API_BODY_BYTES
 from shadowmesh.base.errors import MORE_DESCRIPTORS, OUT_OF_DESCRIPTORS, BadRequest, ControlError
+from shadowmesh.base.rate import TokenBucket
 from shadowmesh.control.callers import of_address
 from shadowmesh.control.guard import (
     CALLER,
@@ -35,6 +37,7 @@ from shadowmesh.control.routes import (
     FORBIDDEN_REMOTE,
     METRICS_OFF,
     NEEDED,
+    RATE_LIMITED,
     ROUTES,
     TOO_MANY_LISTENERS,
     UPGRADE_REQUIRED,
@@ -61,6 +64,12 @@ _log = log.get("api")
 
 #: the path whose WebSocket the dashboard opens
 FEED_PATH: Final = "/events"
+
+#: elements of long lists, per second and at once: of 1,000 peers two answers a second, which take a
+#: sixth of a processor from the hub; of fifty nobody will notice
+LIST_RATE: Final = (2000.0, 10_000.0)
+#: entries of the switch's table that cost as much as a peer
+ENTRIES_OF_A_PEER: Final = 12
 
 #: what browsers and desktops call a pcapng file
 CAPTURE_TYPE: Final = "application/x-pcapng"
@@ -235,6 +244,7 @@ class _Handlers:
         self._recorder = recorder
         self._feed = feed
         self._captures = captures
+        self._lists = TokenBucket(*LIST_RATE)
 
     def dashboard(self) -> Response:
         from shadowmesh.control import dashboard
@@ -268,13 +278,20 @@ class _Handlers:
         return _json(self._control.status().to_dict())
 
     def peers(self) -> Response:
-        return _json(self._control.peers().to_dict())
+        if not self._lists.take(time.monotonic()):
+            return _too_many()
+        told = self._control.peers()
+        self._lists.owe(len(told.peers))
+        return _json(told.to_dict())
 
     def peer(self, name: str) -> Response:
         return _json(self._control.peer(name).to_dict())
 
     def fdb(self) -> Response:
+        if not self._lists.take(time.monotonic()):
+            return _too_many()
         found = [entry.to_dict() for entry in self._control.table()]
+        self._lists.owe(len(found) / ENTRIES_OF_A_PEER)
         return _json({"schema": SCHEMA, "entries": found})
 
     def health(self) -> Response:
@@ -363,6 +380,12 @@ def _report(answer: dict[str, Any], code: str, failing: list[str]) -> Response:
 
 def _refused(refusal: Refusal) -> Response:
     return _error(refusal.http_status, refusal.code, refusal.text)
+
+
+def _too_many() -> Response:
+    response = _refused(RATE_LIMITED)
+    response.headers["Retry-After"] = "1"
+    return response
 
 
 def _refuse_foreign_body() -> None:

@@ -50,6 +50,8 @@ _KEYS_END_SOON_S: Final = 30.0
 #: health checks that have a step of their own
 _OWN_STEP: Final = ("tap", "peer", "path", "queue", "refused")
 _LOOP: Final = "tunnel_loop"
+#: of a peer that is not reached
+_NO_RELAY: Final = "no peer passes frames on for another: one side has to have the address of the other and reach it"
 #: drops that say nothing about a tunnel that is up now
 _HARMLESS_DROPS: Final = ("not_connected", "link_lost")
 
@@ -390,6 +392,8 @@ def _connections(snapshot: Snapshot) -> Step:
 def _connection(snapshot: Snapshot, now: float, who: str) -> Step:
     """Judge the connection to the one peer that the frame is for; who: is said first."""
     step = _connection_of(snapshot, now)
+    if who and step.verdict == "fail":
+        step = replace(step, details=[*step.details, _NO_RELAY])
     return replace(step, text=f"{who}{step.text}")
 
 

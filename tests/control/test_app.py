@@ -18,7 +18,15 @@ from shadowmesh.control.guard import AUTHORISED_RATE, FAILED_RATE, OPEN_RATE, OW
 from shadowmesh.control.rights import Right
 from shadowmesh.control.routes import NEEDED, ROUTES
 from shadowmesh.insight import metrics, status
-from tests.control.fake_control import CONNECTED, LISTEN, TOKEN, FakeControl, make_app, serving
+from tests.control.fake_control import (
+    CONNECTED,
+    LISTEN,
+    MESH,
+    TOKEN,
+    FakeControl,
+    make_app,
+    serving,
+)
 
 AUTHORISATION = {"Authorization": f"Bearer {TOKEN}"}
 BASE_URL = "http://127.0.0.1:9090"
@@ -660,3 +668,21 @@ def test_one_connection_may_carry_many_requests(served, control):
             assert connection.getresponse().read().startswith(b"{")
             assert connection.sock.getsockname() == local
     assert len(control.calls) == 3
+
+
+def test_long_lists_are_told_less_often_than_short_ones(control):
+    """The hub, which also carries the WebSocket paths, has better things to do."""
+    client = make_app(control).test_client()
+
+    def answers(path):
+        return {
+            client.get(path, base_url=BASE_URL, headers=AUTHORISATION).status_code
+            for _ in range(30)
+        }
+
+    assert answers("/peers") == {200}
+    control.mesh = MESH * 334
+    assert answers("/peers") == {200, 429}
+    last = client.get("/fdb", base_url=BASE_URL, headers=AUTHORISATION)
+    assert (last.status_code, last.headers["Retry-After"]) == (429, "1")
+    assert client.get("/status", base_url=BASE_URL, headers=AUTHORISATION).status_code == 200

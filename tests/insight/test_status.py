@@ -125,6 +125,14 @@ def test_a_bucket_allows_its_burst_and_then_its_rate():
     assert not bucket.take(10.5)
 
 
+def test_a_bucket_that_owes_allows_nothing_until_it_is_paid_back():
+    bucket = TokenBucket(rate_per_s=2, burst=3)
+    assert bucket.take(10.0)
+    bucket.owe(6)
+    assert not bucket.take(12.0)
+    assert bucket.take(12.5)
+
+
 def test_a_bucket_never_holds_more_than_its_burst():
     bucket = TokenBucket(rate_per_s=1, burst=2)
     assert [bucket.take(now) for now in (0.0, 1000.0, 1000.0, 1000.0)] == [True, True, True, False]

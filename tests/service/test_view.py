@@ -279,7 +279,9 @@ def test_a_mac_behind_a_peer_without_session_is_not_delivered(three, quiet):
     told = three.explain(MAC)
     assert not told.delivered
     assert "behind lab, learned 4m 10s ago" in step_of(told, "target").text
-    assert step_of(told, "connection").text == "lab: the last attempt failed: no route to host"
+    step = step_of(told, "connection")
+    assert step.text == "lab: the last attempt failed: no route to host"
+    assert "no peer passes frames on for another" in step.details[-1]
 
 
 def test_a_mac_on_our_own_side_goes_to_nobody(three, quiet):
