@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from shadowmesh.base.units import duration
-from shadowmesh.device.facts import format_mac
 from shadowmesh.insight.form import rounded
 
 
@@ -61,10 +60,9 @@ class Size:
     unlearned: int = 0
 
 
-def entries_of(table: Sequence[Entry], mac: bytes) -> tuple[Entry, ...]:
-    """Return the entries of an address, one for each VLAN, the one that was heard last first."""
-    name = format_mac(mac)
-    return tuple(sorted((entry for entry in table if entry.mac == name), key=_freshness))
+def freshest_first(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Sort the entries of an address, of which there is one for each VLAN: last heard first."""
+    return tuple(sorted(entries, key=_freshness))
 
 
 def _freshness(entry: Entry) -> tuple[bool, float]:

@@ -59,7 +59,7 @@ class PeerView:
         return PeerReport(
             **self._members(peer),
             paths=() if peer.current is None else ways(peer.current),
-            macs=tuple(entry for entry in self.table() if entry.peer == peer.name),
+            macs=self.table(port=peer.port.number),
         )
 
     def known(self) -> Known:
@@ -69,21 +69,27 @@ class PeerView:
         direct = sum(tunnel.path == "udp" for tunnel in sessions)
         return Known(len(tunnels), len(sessions), direct)
 
-    def table(self) -> tuple[Entry, ...]:
-        """Return the addresses that the switch knows."""
+    def table(self, *, port: int | None = None, mac: bytes | None = None) -> tuple[Entry, ...]:
+        """Return the addresses that the switch knows.
+
+        Args:
+            port: only those behind it; None: all.
+            mac: only this one; None: all.
+        """
         names = {peer.port.number: peer.name for peer in self._manager.peers}
         return tuple(
             Entry(
-                format_mac(mac),
+                format_mac(each),
                 vlan,
-                None if port is None else names.get(port),
+                None if number is None else names.get(number),
                 age_s,
                 static,
                 moves,
             )
-            for mac, vlan, port, age_s, static, moves in self._manager.plane.fdb()
-            # Of a peer that has just been removed.
-            if port is None or port in names
+            for each, vlan, number, age_s, static, moves in self._manager.plane.fdb()
+            if port in (None, number) and mac in (None, each)
+            # Else of a peer that has just been removed.
+            if number is None or number in names
         )
 
     def table_size(self) -> Size:

@@ -35,7 +35,7 @@ from shadowmesh.insight.status import (
     Tap,
 )
 from shadowmesh.insight.status import PeerPort as PeerPortStatus
-from shadowmesh.insight.table import entries_of
+from shadowmesh.insight.table import freshest_first
 from shadowmesh.keys.identity import format_public_key
 from shadowmesh.service import peer_view
 from shadowmesh.service.checks import Checks, connections, is_awaited, queue_bytes, troubles
@@ -221,7 +221,7 @@ class View:
     def _entries(self, target: Target | None, found: HostFacts) -> tuple[Entry, ...]:
         """Return what the switch knows of a target, or of the next hop to it."""
         mac = target if isinstance(target, bytes) else found.target and found.target.mac
-        return () if mac is None else entries_of(self.table(), mac)
+        return () if mac is None else freshest_first(self._peers.table(mac=mac))
 
     def _of_name(self, name: str | None) -> Peer | None:
         return next((peer for peer in self._manager.peers if peer.name == name), None)

@@ -317,3 +317,13 @@ def test_a_thousand_peers_are_told_with_pauses_between():
 
 def test_the_size_of_the_table_is_what_the_switch_counts(three):
     assert three.table_size() == Size(1, 2, 3)
+
+
+def test_of_the_table_only_what_is_asked_for_is_told(three):
+    peers = three._peers
+    three.manager.plane.entries = [
+        (MAC, 0, 0, 5.0, False, 0), (MAC, 20, 1, 1.0, False, 0), (bytes(6), 0, 0, 1.0, False, 0),
+        (MAC, 30, None, 1.0, False, 0),
+    ]  # fmt: skip
+    assert [entry.vlan for entry in peers.table(mac=MAC)] == [0, 20, 30]
+    assert [entry.mac[-2:] for entry in peers.table(port=0)] == ["56", "00"]
