@@ -474,7 +474,9 @@ def commands_in_the_text() -> list[str]:
             cell = re.sub(r"\w+ or ", "", cell.replace("HOST[:PORT]", "HOST:PORT"))  # noqa: PLW2901
             short = re.sub(r" \[.*?\]", "", cell)
             lines.append(f"shadowmesh {short}")
-            lines += [f"shadowmesh {short} {optional}" for optional in re.findall(r" \[(.*?)\]", cell)]
+            lines += [
+                f"shadowmesh {short} {optional}" for optional in re.findall(r" \[(.*?)\]", cell)
+            ]
     return [
         line
         for line in dict.fromkeys(lines)

@@ -714,9 +714,13 @@ class Peer:
 def _port(common: Common, entry: PeerEntry) -> Port:
     """Return a place in the data plane for the frames of this peer."""
     allowed = entry.allowed_macs
+    key = entry.public_key
+    mac = None if key is None else stable_mac(key)
+    if key == common.identity.public_key:
+        mac = None  # a pair that was told our own key, by mistake: nobody can be that peer
     return Port(
         common.plane,
-        None if entry.public_key is None else stable_mac(entry.public_key),
+        mac,
         # beside its own
         macs=None if allowed == "any" else () if allowed == "own" else allowed,
         max_macs=MAX_MACS_PER_PEER,
