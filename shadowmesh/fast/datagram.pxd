@@ -117,6 +117,7 @@ ctypedef struct tail_t:         # how a packed datagram ends: with a record that
     uint8_t *bytes              # in the inbox, until the batch is over
     size_t length
     size_t spare_bytes          # behind it nothing else lies
+    void *port                  # whose it is, a port_t
 
 ctypedef struct signal_t:       # something on UDP that the hub has to deal with
     uint64_t session            # its number; 0: a datagram that is not a record (STUN)

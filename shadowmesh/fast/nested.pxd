@@ -13,6 +13,7 @@ from .base cimport *
 from .headers cimport *
 from .session cimport *
 from .peers cimport *
+from .port cimport *
 
 cdef enum:
     TAGGED_BYTES = 8            # of the header of a datagram: kind and key id
@@ -51,6 +52,20 @@ cdef inline bint holds_sent(const epoch_t *epoch, const uint8_t *frame,
     cdef const uint8_t *tagged = udp_payload(frame, frame_bytes)
     return (tagged != NULL and sm_load32(tagged) == KIND_UDP
             and sm_load32(tagged + 4) == epoch.remote_key_id)
+
+
+cdef inline bint holds_sent_to_any(const peers_t *peers, const uint8_t *frame,
+                                   size_t frame_bytes) noexcept nogil:
+    # The same under the keys of any peer: only what looks like one of ours is compared with all.
+    cdef const uint8_t *tagged = udp_payload(frame, frame_bytes)
+    cdef const port_t *port
+    if tagged == NULL or sm_load32(tagged) != KIND_UDP:
+        return False
+    for i in range(MAX_PORTS):
+        port = <const port_t *>sm_published(&peers.ports[i])
+        if port != NULL and sm_counted(&port.remote_key_id) == sm_load32(tagged + 4) != 0:
+            return True
+    return False
 
 
 cdef inline bint holds_received(const peers_t *peers, const uint8_t *frame,

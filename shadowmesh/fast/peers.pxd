@@ -196,6 +196,7 @@ cdef inline void publish_route(peers_t *peers, session_t *session) noexcept nogi
     if session.draft.epoch == NULL:
         sm_publish(&port.route, NULL)
         return
+    sm_release(&port.remote_key_id, session.draft.epoch.remote_key_id)
     while port.route == &session.routes[i] or route_pinned(peers, &session.routes[i]):
         i += 1
     peers.versions += 1

@@ -1,6 +1,7 @@
 # A port of the switch: one peer, over all of its sessions.
 #
 #   route       published by the hub; a TAP thread reads the one that it has pinned (peers.pxd)
+#   remote_key_id    as the route, to be looked at without a pin
 #   active, number, most_macs, listed_macs, mac_list, floods    the hub's, before the port is published
 #               or by one atomic store
 #   lanes[]     what each TAP thread has for the peer: that thread's
@@ -46,6 +47,7 @@ cdef struct port_t:
     int floods                  # it gets broadcasts, and what nobody is known for
     session_t *active           # which session its frames leave by; NULL: none
     void *route                 # a route_t of that session, published; NULL: nothing may be sent
+    uint64_t remote_key_id      # that it seals under; 0: none
     uint64_t single_until_ns    # UDP_SEGMENT failed: datagrams go one by one until then
     uint64_t macs               # entries of the forwarding database
     uint64_t most_macs

@@ -14,6 +14,7 @@ from .drop_reasons cimport *
 from .fdb cimport *
 from .frame cimport *
 from .headers cimport TYPE_PROVIDER_VLAN, TYPE_VLAN
+from .nested cimport holds_sent_to_any
 from .plane cimport *
 from .port cimport *
 
@@ -132,6 +133,8 @@ cdef inline int switch_out(plane_t *plane, queue_t *queue, const uint8_t *frame,
         return DROP_BAD_VLAN
     if is_reserved(frame):
         return DROP_RESERVED_ADDRESS
+    if holds_sent_to_any(&plane.peers, frame, frame_bytes):
+        return DROP_OWN_DATAGRAM
     verdict = learn_source(plane, queue, fdb_key(frame + 6, vlan), now_s)
     if verdict != KEEP:
         return verdict

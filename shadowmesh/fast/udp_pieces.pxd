@@ -157,9 +157,13 @@ cdef inline void keep_tail(plane_t *plane, uint64_t now_ns) noexcept nogil:
     # The next datagram is not the one that the tail waits for, or comes in another batch.
     cdef tail_t *tail = &plane.udp.inbox.tail
     cdef uint32_t key_id = tail.key_id
+    cdef port_t *port = plane.udp.port
     tail.key_id = 0
     if key_id:
+        # The datagram that is being opened may be another peer's.
+        plane.udp.port = <port_t *>tail.port
         keep_half(plane, FIRST_HALF, key_id, tail.counter, tail.bytes, tail.length, now_ns)
+        plane.udp.port = port
 
 
 cdef inline bint complete_tail(plane_t *plane, uint8_t *head, size_t head_bytes) noexcept nogil:
@@ -222,6 +226,7 @@ cdef inline void take_packed(plane_t *plane, uint32_t key_id, uint64_t counter, 
             tail.bytes = p
             tail.length = end - p
             tail.spare_bytes = plane.udp.inbox.spare_bytes
+            tail.port = plane.udp.port
             return
         take_packed_record(plane, p + PACKED_LENGTH_BYTES, length)
         p += PACKED_LENGTH_BYTES + length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -486,3 +488,47 @@ def test_a_capture_may_be_of_one_peer_alone(make_hub):
     hub.say(BROADCAST)
     assert hub.plane.read_capture(10, 1 << 20) == []
     hub.plane.stop_capture()
+
+
+def test_what_one_peer_has_packed_is_not_taken_for_anothers(make_hub):
+    """The tail of a datagram waits for the end of the batch, when another peer's was opened last."""
+    hub = make_hub(2)
+    one, other = hub.far
+    frame = hub.own + one.mac + b"\x08\0" + bytes(range(200))
+    record = b"\x01" + frame
+    stream = len(record).to_bytes(2, "little") + record
+    halves = [
+        b"\x0c\0\0" + stream[:90],
+        b"\x0c" + (len(stream) - 90).to_bytes(2, "little") + stream[90:],
+    ]
+    plain = b"\x01" + hub.own + other.mac + b"\x08\0" + bytes(46)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs,
+    ):
+        ours.bind(("127.0.0.1", 0))
+        ours.setblocking(False)
+        # all of them before anybody reads: one batch, the second half in front of the first
+        for far, counter, inner in ((one, 1, halves[1]), (one, 0, halves[0]), (other, 0, plain)):
+            theirs.sendto(
+                records.seal_datagram(CHACHA, KEYS["uin"], far.local_id, counter, inner),
+                ours.getsockname(),
+            )
+        hub.plane.attach_udp(ours.fileno(), socket.AF_INET)
+        eventually(lambda: hub.plane.counters()["frames_opened"] == 2)
+        eventually(lambda: one.port.counters()["frames_received"] == 1)
+        hub.plane.detach_udp()
+    assert hub.dropped("rx_dropped") == {}
+    assert other.port.counters()["frames_received"] == 1
+
+
+def test_a_datagram_for_one_peer_does_not_go_into_the_tunnel_to_another(make_hub):
+    hub = make_hub(2)
+    one, other = hub.far
+    inner = struct.pack("<IIQ", records.KIND_UDP, one.remote_id, 7) + bytes(40)
+    udp = struct.pack(">HHHH", 9001, 9001, 8 + len(inner), 0) + inner
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes(4), bytes(4))
+    hub.tap.feed(other.mac + hub.own + b"\x08\0" + ip + udp)
+    hub.settle()
+    assert hub.dropped("tx_dropped") == {"own_datagram": 1}
+    assert hub.heard() == [0, 0]
