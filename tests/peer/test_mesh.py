@@ -38,7 +38,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(autouse=True)
 def patience():
-    with gevent.Timeout(2 * PATIENCE_S):
+    with gevent.Timeout(4 * PATIENCE_S):
         yield
 
 
@@ -136,7 +136,10 @@ def test_frames_of_a_peer_that_was_taken_off_the_list_are_not_delivered(trio):
 
 
 def test_twenty_machines_behind_one_address_that_all_dial_each_other_make_one_mesh(make):
-    machines = connect_all([make(f"m{number}") for number in range(20)], both_dial=True)
+    machines = []
+    for number in range(20):  # not all at once: a busy machine has 10 s for each handshake
+        machines.append(make(f"m{number}"))
+        connect_all(machines, both_dial=True)
     for machine in machines:
         assert len(machine.manager.peers) == 19
         assert {peer.current.peer_public_key for peer in machine.manager.peers} == {
