@@ -155,8 +155,9 @@ class FakePlane:
         self.frames.extend(frames)
         os.eventfd_write(self.capture_fd, 1)
 
-    def start_capture(self, snap_bytes: int) -> None:
+    def start_capture(self, snap_bytes: int, port: object = None) -> None:
         assert self.snap_bytes is None
+        self.port = port
         self.snap_bytes = snap_bytes
         self.captured += 1
 

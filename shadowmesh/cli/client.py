@@ -214,18 +214,28 @@ class ApiClient:
         ]
         return events
 
-    def capture(self, *, snap_bytes: int, count: int | None, duration_s: float | None) -> Stream:
+    def capture(
+        self,
+        *,
+        snap_bytes: int,
+        count: int | None,
+        duration_s: float | None,
+        peer: str | None = None,
+    ) -> Stream:
         """Start a capture and return its pcapng bytes; the caller closes the stream.
 
         Args:
             snap_bytes: how much of each frame.
             count, duration_s: when the daemon is to end it; None: not by itself.
+            peer: name of the one whose frames are wanted; None: all.
         """
         query = f"snaplen={snap_bytes}"
         if count is not None:
             query += f"&count={count}"
         if duration_s is not None:
             query += f"&duration_ms={max(1, round(duration_s * 1000))}"
+        if peer is not None:
+            query += f"&{urlencode({'peer': peer})}"
         request = self._request("GET", f"/capture?{query}", None)
         deadline = time.monotonic() + self._request_timeout_s
         connection: socket.socket | None = None

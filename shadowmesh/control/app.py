@@ -159,7 +159,14 @@ class Captures(Protocol):
     """Who makes what GET /capture answers with."""
 
     def start(
-        self, *, snap_bytes: int, count: int | None, duration_s: float | None, sock: Any, who: str
+        self,
+        *,
+        snap_bytes: int,
+        count: int | None,
+        duration_s: float | None,
+        sock: Any,
+        who: str,
+        peer: str | None,
     ) -> Iterable[bytes]:
         """Start a capture for `who` at the other end of sock; it has close(), called at the end."""
         ...
@@ -334,7 +341,7 @@ class _Handlers:
         events = self._recorder.recent(limit, after=after)
         return _json({"schema": SCHEMA, "events": [event.to_dict() for event in events]})
 
-    def capture(self, snaplen: int, count: int, duration_ms: int) -> Response:
+    def capture(self, snaplen: int, count: int, duration_ms: int, peer: str | None) -> Response:
         caller = _caller()
         if not caller.local:
             return _refused(FORBIDDEN_REMOTE)
@@ -344,6 +351,7 @@ class _Handlers:
             duration_s=duration_ms / 1000 if duration_ms else None,
             sock=request.environ.get(CONNECTION),
             who=caller.name,
+            peer=peer,
         )
         # The server closes it with the answer, also when it sends none of it.
         return Response(stream, content_type=CAPTURE_TYPE)

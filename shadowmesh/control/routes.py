@@ -300,8 +300,11 @@ ROUTES: Final = (
                   "End after so many frames; 0: do not.", default=0),
             Value("duration_ms", {"type": "integer", "minimum": 0, "maximum": MAX_CAPTURE_MS},
                   "End after this time; 0: do not.", default=0),
+            Value("peer", {"type": "string", "maxLength": MAX_NAME_CHARS},
+                  "Only frames from and to this one of several peers; missing: of all.",
+                  example="nas"),
         ),
-        errors=(CaptureRunning, FORBIDDEN_REMOTE),
+        errors=(CaptureRunning, FORBIDDEN_REMOTE, NoSuchPeer),
     ),
     Route(
         "GET", "/metrics", "metrics", Right.LOOK, "Metrics in the Prometheus text format", "text/plain",

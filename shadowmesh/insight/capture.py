@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from socket import MSG_PEEK
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import gevent
 from gevent.select import select
@@ -27,7 +27,7 @@ from shadowmesh import __version__
 from shadowmesh.base import log
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import CAPTURE_DAEMON_STOPS
-from shadowmesh.base.errors import CaptureRunning
+from shadowmesh.base.errors import CaptureRunning, NoSuchPeer
 from shadowmesh.insight import pcapng
 from shadowmesh.insight.status import Capture
 
@@ -65,17 +65,34 @@ class Plane(Protocol):
 
     @property
     def capture_fd(self) -> int: ...
-    def start_capture(self, snap_bytes: int) -> None: ...
+    def start_capture(self, snap_bytes: int, port: Any = None) -> None: ...
     def read_capture(self, frames: int, total_bytes: int) -> list[Any]: ...
     def capture_dropped(self) -> int: ...
     def stop_capture(self) -> None: ...
 
 
+def _nobody(name: str) -> NoReturn:
+    raise NoSuchPeer(f'there is no peer "{name}"; `shadowmesh peers` names all')
+
+
 class Captures:
     """Lets one capture run at a time."""
 
-    def __init__(self, plane: Plane, device: Callable[[], str], recorder: Recorder) -> None:
-        """Args: device: returns the name of the TAP device."""
+    def __init__(
+        self,
+        plane: Plane,
+        device: Callable[[], str],
+        recorder: Recorder,
+        *,
+        port_of: Callable[[str], Any] = _nobody,
+    ) -> None:
+        """Make captures possible.
+
+        Args:
+            device: returns the name of the TAP device.
+            port_of: returns the place of a peer in the data plane, or raises NoSuchPeer.
+        """
+        self._port_of = port_of
         self._plane = plane
         self._device = device
         self._recorder = recorder
@@ -89,6 +106,7 @@ class Captures:
         duration_s: float | None,
         sock: Socket | None,
         who: str,
+        peer: str | None = None,
     ) -> Stream:
         """Start a capture and return its bytes; the caller closes the stream, come what may.
 
@@ -99,17 +117,22 @@ class Captures:
             sock: the connection that the bytes go to. Its other end asks for the end by sending
                 no more (a half-close), or by being gone.
             who: the other end, for the log.
+            peer: name of the one whose frames are captured; None: those of all.
         Raises:
             CaptureRunning: there is one already.
+            NoSuchPeer: nobody has that name.
         """
         if self._running is not None:
             raise CaptureRunning(
                 "a capture is running already: `shadowmesh status` says since when; end it first"
             )
-        stream = Stream(self._plane, self._device(), sock, snap_bytes, count, duration_s)
+        port = None if peer is None else self._port_of(peer)
+        stream = Stream(self._plane, self._device(), sock, snap_bytes, count, duration_s, port)
         self._running = stream
         stream.on_close = lambda: self._ended(stream)
         facts = {"remote": who, "snaplen": snap_bytes, "count": count, "duration_s": duration_s}
+        if peer is not None:
+            facts["name"] = peer
         _log.info("capture started", **facts)
         self._recorder.record("capture", "capture started", **facts)
         return stream
@@ -153,6 +176,7 @@ class Stream:
         snap_bytes: int,
         count: int | None,
         duration_s: float | None,
+        port: Any = None,
     ) -> None:
         self.since = boottime()
         self.frames = 0
@@ -169,7 +193,7 @@ class Stream:
         self._started_ns = time.time_ns()
         self._dropped: int | None = None
         self._closed = False
-        plane.start_capture(snap_bytes)
+        plane.start_capture(snap_bytes, port)
         self._pieces = self._make()
 
     def __iter__(self) -> Iterator[bytes]:

@@ -387,7 +387,12 @@ class Daemon:
         )
         self._peer_port = PeerPort(certificate, self._manager.take_incoming, self._store, known)
         traversal.recorder = self._recorder
-        self._captures = Captures(plane, traversal.tunnel_device, self._recorder)
+        self._captures = Captures(
+            plane,
+            traversal.tunnel_device,
+            self._recorder,
+            port_of=lambda name: self._manager.peer_named(name).port,
+        )
         self._view = View(
             self._manager,
             self._hub_lag,

@@ -345,3 +345,27 @@ def test_a_wrong_token_is_refused(served, plane, tmp_path):
 def test_wrong_options_of_capture_are_usage_errors(run, plane, arguments):
     assert_failed(run("capture", *arguments), 2)
     assert plane.captured == 0
+
+
+def test_the_frames_of_one_peer_are_asked_for_by_its_name(control, token_file, plane):
+    ports = {"nas": object()}
+    recorder = FlightRecorder()
+    captures = Captures(plane, lambda: "tap0", recorder, port_of=ports.__getitem__)
+    plane.add((NOW_NS, OUTBOUND, len(ARP), 0, ARP))
+    with serving(lambda address: make_app(control, address, captures=captures)) as address:
+        result = invoke("--api", f"http://{address}", "--token-file", token_file,
+                        "capture", "--peer", "nas", "-c", "1")  # fmt: skip
+    assert result.exit_code == 0
+    assert plane.port is ports["nas"]
+    assert recorder.recent()[0].fields["name"] == "nas"
+
+
+def test_without_a_name_the_frames_of_all_are_captured(run, plane):
+    plane.add((NOW_NS, OUTBOUND, len(ARP), 0, ARP))
+    assert run("capture", "-c", "1").exit_code == 0
+    assert plane.port is None
+
+
+def test_a_capture_of_a_peer_that_there_is_not_is_refused(run, plane):
+    assert_failed(run("capture", "--peer", "nsa"), 1, 'no peer "nsa"')
+    assert plane.captured == 0

@@ -22,7 +22,7 @@ from shadowmesh.base.units import count as number_of
 from shadowmesh.cli.client import DaemonNotRunning, ForeignAnswer, Stream
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
-from shadowmesh.cli.parameters import Duration
+from shadowmesh.cli.parameters import Duration, PeerName
 from shadowmesh.cli.settings import Settings
 from shadowmesh.insight.frame_words import describe
 from shadowmesh.insight.pcapng import (
@@ -80,6 +80,10 @@ class _Tally:
     "--duration", "duration_s", type=Duration(_LONGEST_S), metavar="DURATION",
     help="End after this time, such as 500ms, 30s or 2m.",
 )  # fmt: skip
+@click.option(
+    "--peer", "peer", type=PeerName(), metavar="NAME",
+    help="Only frames from and to this one of several peers.  [default: of all]",
+)  # fmt: skip
 @click.pass_obj
 def capture(
     settings: Settings,
@@ -87,6 +91,7 @@ def capture(
     snaplen: int,
     count: int | None,
     duration_s: float | None,
+    peer: str | None,
 ) -> None:
     """Show or save the frames that cross the tunnel, in plaintext.
 
@@ -109,7 +114,7 @@ def capture(
     try:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(
-                client.capture(snap_bytes=snaplen, count=count, duration_s=duration_s)
+                client.capture(snap_bytes=snaplen, count=count, duration_s=duration_s, peer=peer)
             )
             sink = None if target is None else stack.enter_context(_opened(target))
             stack.enter_context(_signals_finish(stream))
