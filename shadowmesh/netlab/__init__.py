@@ -16,6 +16,7 @@ from shadowmesh.netlab.namespaces import (
     Host,
     Net,
     NetlabError,
+    bound_to_us,
     sweep,
     wait_until,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "NetlabError",
     "Ping",
     "acquaint",
+    "bound_to_us",
     "introduce",
     "sweep",
     "wait_until",

@@ -26,7 +26,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from shadowmesh.netlab import Daemon, Net, NetlabError, Ping, acquaint, wait_until
+from shadowmesh.netlab import (
+    Daemon,
+    Net,
+    NetlabError,
+    Ping,
+    acquaint,
+    bound_to_us,
+    wait_until,
+)
 from shadowmesh.netlab.sandbox import settle_in, unshare_command
 from shadowmesh.netlab.transfer import transfer
 
@@ -112,9 +120,7 @@ def _daemons(net: Net, directory: Path, *, udp: bool) -> list[Daemon]:
         settings = {"daemon.log_level": "info", "nat.enabled": udp}
         # All hosts are on one switch and need no STUN server; none can be reached from here.
         settings["nat.stun_server"] = ""
-        # The daemon dies with us, whatever happens to us.
-        wrapper = ("setpriv", "--pdeathsig", "KILL")
-        daemons.append(Daemon(net.host(label), directory / label, settings, wrapper=wrapper))
+        daemons.append(Daemon(net.host(label), directory / label, settings, wrapper=bound_to_us()))
     acquaint(daemons)
     return daemons
 

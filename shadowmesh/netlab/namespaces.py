@@ -45,6 +45,16 @@ class NetlabError(RuntimeError):
     """
 
 
+def bound_to_us() -> tuple[str, ...]:
+    """Return words in front of a command that let it end with this process, whatever ends this one.
+
+    The kernel tells only a child that has asked before: whether this process is still there is
+    looked at afterwards.
+    """
+    still_ours = '[ "$PPID" = "$0" ] && exec "$@"'
+    return "setpriv", "--pdeathsig", "KILL", "sh", "-c", still_ours, str(os.getpid())
+
+
 def wait_until(
     predicate: Callable[[], T], timeout_s: float, what: str, *, interval_s: float = 0.05
 ) -> T:

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shadowmesh.netlab import Daemon, Net, NetlabError, introduce
+from shadowmesh.netlab import Daemon, Net, NetlabError, bound_to_us, introduce
 from shadowmesh.netlab.sandbox import settle_in, unshare_command
 from shadowmesh.netlab.transfer import transfer
 
@@ -92,10 +92,8 @@ def _one(net: Net, place: Path, cipher: str, path: str, seconds: float) -> dict[
         "daemon.log_level": "info", "encryption.cipher": cipher, "nat.enabled": path == "udp",
         "nat.stun_server": "",
     }  # fmt: skip
-    # The daemons die with us, whatever happens to us.
-    wrapper = ("setpriv", "--pdeathsig", "KILL")
     left, right = (
-        Daemon(net.host(label), place / label, settings, wrapper=wrapper)
+        Daemon(net.host(label), place / label, settings, wrapper=bound_to_us())
         for label in ("left", "right")
     )
     introduce(left, right)

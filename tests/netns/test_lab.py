@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -60,6 +61,14 @@ def test_leaving_a_net_removes_its_namespaces_and_what_ran_in_them(tmp_path):
         netlab.wait_until(lambda: sleeper.pid in host.pids(), 15, "sleep runs in the namespace")
     assert sleeper.wait(5) == -9
     assert not [name for name in os.listdir(netlab.NETNS_DIRECTORY) if net.prefix in name]
+
+
+def test_what_is_bound_to_a_process_that_is_gone_does_not_begin():
+    """The kernel would not tell it: its parent has ended before it asked."""
+    bound = netlab.bound_to_us()
+    assert subprocess.run([*bound, "echo", "here"], capture_output=True, check=True).stdout
+    gone = [*bound[:-1], "1", "echo", "here"]
+    assert subprocess.run(gone, capture_output=True, check=False).stdout == b""
 
 
 def test_the_sweep_removes_only_nets_of_dead_processes(net):
