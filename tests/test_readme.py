@@ -440,6 +440,7 @@ TYPED = ("ip", "shadowmesh", "ss", "systemctl")
 #: these go on until Ctrl-C
 ENDLESS = {
     "shadowmesh capture",
+    "shadowmesh capture --peer NAME",
     "shadowmesh capture -w FILE",
     "shadowmesh logs -f",
     "shadowmesh ping",
