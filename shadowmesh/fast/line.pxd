@@ -4,7 +4,7 @@
 #   SIOCOUTQ ----line_learn--> limit           of what the host holds unsent: socket, qdisc, card
 #
 # What is in there keeps its order, so a key press behind it waits for all of it. Frames above the
-# limit wait in the backlog instead, by turns (udp_queue.pxd). While the host holds something all the
+# limit wait in their lanes instead, by turns (udp_queue.pxd). While the host holds something all the
 # time, what leaves is what the line takes. When it held nothing, the line may be faster than we
 # know: it takes at least what we gave it, and is tried with more if the limit was in the way.
 #

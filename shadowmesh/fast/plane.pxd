@@ -52,8 +52,8 @@ cdef enum:
     STALL_MS = 1000
     # How long frames wait for a session before they are dropped as not_connected.
     HOLD_MS = 1000
-    # One for each session, and those that are ending.
-    MAX_LINKS = 128
+    # One for each session that there may be, 80 and three for each of 1,024 ports, and those that end.
+    MAX_LINKS = 4096
     # Of so many requests answers are waited for, of each so many.
     STUN_REQUESTS = 32
     STUN_ANSWERS = 4

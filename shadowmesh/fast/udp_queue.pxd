@@ -1,7 +1,7 @@
 # What of the frames goes over UDP now, and what waits because the host holds enough already.
 #
 #   batch --the host holds little--> seal_slots, send_outbox (udp_out.pxd)
-#         '-it holds what the line takes in 5 ms (line.pxd)--> backlog --by turns, as it drains--> seal
+#         '-it holds what the line takes in 5 ms (line.pxd)--> lane --by turns, as it drains--> seal
 #
 # The same turns as on a slow link (backlog.pxd): a flow that has nothing waiting goes first, CoDel
 # drops from one that waits for long. All of it runs in the TAP threads, each on its own queue.

@@ -226,6 +226,8 @@ def test_strangers_cannot_take_every_session_of_the_data_plane():
 def test_every_session_of_every_port_may_hold_all_the_key_ids_that_one_may_have():
     sessions = C_NUMBERS["MAX_SESSIONS"] + C_NUMBERS["PORT_SESSIONS"] * C_NUMBERS["MAX_PORTS"]
     assert C_NUMBERS["MAX_EPOCHS"] >= sessions * C_NUMBERS["SESSION_EPOCHS"]
+    # ... and a link of its own
+    assert C_NUMBERS["MAX_LINKS"] >= sessions
 
 
 def test_numbers_with_the_same_name_in_c_and_python_are_the_same():
