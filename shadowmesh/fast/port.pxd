@@ -29,7 +29,7 @@ cdef enum:
 
 ctypedef struct flood_bucket_t: # what may be flooded: a token bucket, of one thread
     uint64_t filled_ns
-    uint64_t frames             # in millionths
+    uint64_t frames             # in billionths, as the bytes: not a nanosecond is lost
     uint64_t bytes
 
 ctypedef struct port_opened_t:

@@ -60,14 +60,14 @@ cdef inline bint take_flood(flood_bucket_t *bucket, size_t frame_bytes, uint64_t
     if <int64_t>elapsed > 0:
         elapsed = min(elapsed, <uint64_t>1000000000)
         bucket.filled_ns = now_ns
-        bucket.frames = min(bucket.frames + elapsed * FLOOD_FRAMES_PER_S // 1000,
-                            <uint64_t>FLOOD_FRAMES_PER_S * 1000000)
-        bucket.bytes = min(bucket.bytes + elapsed * <uint64_t>FLOOD_BYTES_PER_S // 1000000000,
-                           <uint64_t>FLOOD_BYTES_PER_S)
-    if bucket.frames < 1000000 or bucket.bytes < frame_bytes:
+        bucket.frames = min(bucket.frames + elapsed * FLOOD_FRAMES_PER_S,
+                            FLOOD_FRAMES_PER_S * <uint64_t>1000000000)
+        bucket.bytes = min(bucket.bytes + elapsed * FLOOD_BYTES_PER_S,
+                           FLOOD_BYTES_PER_S * <uint64_t>1000000000)
+    if bucket.frames < 1000000000 or bucket.bytes < frame_bytes * <uint64_t>1000000000:
         return False
-    bucket.frames -= 1000000
-    bucket.bytes -= frame_bytes
+    bucket.frames -= 1000000000
+    bucket.bytes -= frame_bytes * <uint64_t>1000000000
     return True
 
 

@@ -176,6 +176,16 @@ def test_a_second_brings_a_thousand_floods_or_a_mebibyte():
         assert not bucket.take(size, start - 1_000_000_000)  # another thread's clock
 
 
+@pytest.mark.parametrize("step_ns", [1, 700, 40_000])
+def test_what_a_storm_leaves_of_a_moment_is_not_lost(step_ns):
+    bucket = hooks.Bucket()
+    start, steps = 10_000_000_000, 50_000
+    for _ in range(3000):
+        bucket.take(1500, start)
+    taken = sum(bucket.take(1500, start + step_ns * number) for number in range(1, steps + 1))
+    assert taken == pytest.approx((1 << 20) / 1500 * step_ns * steps / 1e9, abs=1)
+
+
 # --- A plane of several ports ---------------------------------------------------------------------
 
 
