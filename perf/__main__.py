@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from shadowmesh.cli.benchmark import machine
+from shadowmesh.netlab import NetlabError
 
 from . import (
     ablation,
+    beside,
     fps,
     keys,
     lab,
@@ -63,15 +65,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--frames", type=float, default=1e7, help="soak: frames over each path (default 10^7)"
     )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="DIRECTORY",
+        help="nothing but this build beside that of another checkout, in turns, about 12 minutes",
+    )
     parser.add_argument("--output", type=Path, default=lab.ROOT / "build", help="directory")
     options = parser.parse_args(arguments)
-    wanted = options.only or ALL
+    wanted = ("beside",) if options.beside else options.only or ALL
     if not set(wanted) <= {"fps", "keys"} and os.geteuid() != 0:
         print("perf: network namespaces need root: run as root or use --only fps", file=sys.stderr)
         return 4
     began = time.monotonic()
     print(f"{machine()}\n")
-    rows = list(_rows(wanted, options.quick, soak.Amount(options.gb * 1e9, options.frames)))
+    amount = soak.Amount(options.gb * 1e9, options.frames)
+    try:
+        if options.beside:
+            rows = list(_beside(options.beside, options.quick))
+        else:
+            rows = list(_rows(wanted, options.quick, amount))
+    except NetlabError as error:
+        print(f"perf: {error}", file=sys.stderr)
+        return 1
     print(report.table(rows))
     report.write_json(options.output / "perf.json", rows, options.quick)
     print(
@@ -129,6 +145,17 @@ def _rows(wanted: Sequence[str], quick: bool, amount: soak.Amount) -> Iterator[R
             _say("soak")
             with lab.Lab(Path(directory), soak.TUNNELS, references=False) as lanes:
                 yield from soak.measure(lanes, amount)
+
+
+def _beside(other: Path, quick: bool) -> Iterator[Row]:
+    kinds = beside.tunnels(other)
+    with (
+        tempfile.TemporaryDirectory(prefix="shadowmesh-perf-") as directory,
+        lab.Lab(Path(directory), kinds, references=False) as lanes,
+    ):
+        beside.check(lanes, other)
+        _say("beside")
+        yield from beside.measure(lanes, quick)
 
 
 def _say(name: str) -> None:

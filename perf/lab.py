@@ -40,18 +40,27 @@ PATHS = ("wss", "udp")
 class Kind:
     """What makes a tunnel: its path, its cipher, the optimisation that both sides do without.
 
-    `queues` of the TAP: 0 is what the daemon takes by itself.
+    `queues` of the TAP: 0 is what the daemon takes by itself. `title` tells tunnels apart that are
+    alike, or of the same settings with the daemons of another build, whose checkout is `built`.
     """
 
     path: str
     cipher: str
     without: str = ""  # a word of shadowmesh.service.switches
     queues: int = 0
+    title: str = ""
+    built: Path | None = None
 
     @property
     def name(self) -> str:
         name = f"{self.path} {self.cipher}" + (self.without and f" without {self.without}")
+        name += self.title and f" {self.title}"
         return f"{name}, queues: {self.queues}" if self.queues else name
+
+    @property
+    def programs(self) -> Path | None:
+        """Where its daemons' programs are; None: beside the interpreter that runs us."""
+        return self.built and self.built / ".venv" / "bin"
 
 
 TUNNELS = tuple(Kind(path, cipher) for path in PATHS for cipher in CIPHERS)
@@ -249,7 +258,13 @@ class Lab:
         if kind.queues:
             settings["network.queues"] = kind.queues
         one, other = (
-            Daemon(host, self.directory / f"{label}-{host.number}", settings) for host in hosts
+            Daemon(
+                host,
+                self.directory / f"{label}-{host.number}",
+                settings,
+                programs=kind.programs,
+            )
+            for host in hosts
         )
         if kind.without:
             one.environment[VARIABLE] = other.environment[VARIABLE] = kind.without

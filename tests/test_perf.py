@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perf import __main__ as perf_program
-from perf import ablation, others, report, soak, targets, uring
+from perf import ablation, beside, others, report, soak, targets, uring
 from perf.lab import Lab, Lane, cpu_seconds
 from perf.latency import RoundTrips, parse_round_trips
 from perf.report import FAIL, PASS, SHOWN, SKIP, Failure, compared, percentile, unread
@@ -232,6 +232,32 @@ def test_without_pillow_everything_is_printed_and_the_picture_is_said_to_be_left
     assert "6 Gbit/s" in printed
     assert "no picture: Pillow is not installed" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["perf.json"]
+
+
+def test_another_build_is_compared_only_when_it_is_what_runs(tmp_path, capsys):
+    assert perf_program.main(["--beside", str(tmp_path)]) == 1
+    assert f"{tmp_path}: no build there; run `make build` in it" in capsys.readouterr().err
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "shadowmesh-daemon").touch()
+    kinds = beside.tunnels(tmp_path)
+    assert len({kind.name for kind in kinds}) == len(kinds) == 12
+    assert [kind.programs for kind in kinds[:3]] == [None, None, tmp_path / ".venv" / "bin"]
+    host, lab = Stage(1), Lab(tmp_path)
+    for title in (beside.AGAIN, beside.BEFORE):
+        # this process has our data plane, so it is the one and not the other
+        lane = Lane(f"udp {title}", host, host, ("", ""), daemons=(Running(),))
+        lab.lanes = {lane.name: lane}
+        if title == beside.AGAIN:
+            beside.check(lab, tmp_path)
+        else:
+            with pytest.raises(NetlabError, match="runs another build's data plane"):
+                beside.check(lab, tmp_path)
+
+
+class Running:
+    """A process that runs: this one."""
+
+    pid = os.getpid()
 
 
 def test_a_plain_cable_cuts_and_joins_neither_tcp_nor_udp(tmp_path):

@@ -44,13 +44,13 @@ class _Connection(http.client.HTTPConnection):
         self.sock = self._lab_host.connect(("127.0.0.1", self.port), self._lab_timeout_s)
 
 
-def program(name: str) -> str:
-    """Path of one of our commands, beside the interpreter that runs us.
+def program(name: str, directory: Path | None = None) -> str:
+    """Path of one of our commands, beside the interpreter that runs us or in `directory`.
 
     Raises:
         NetlabError: it is not installed there.
     """
-    path = Path(sys.executable).with_name(name)
+    path = (directory or Path(sys.executable).parent) / name
     if not path.exists():
         raise NetlabError(f"{path}: not there; `make build` installs it")
     return str(path)
@@ -70,10 +70,12 @@ class Daemon:
         settings: Mapping[str, object] | None = None,
         *,
         wrapper: Sequence[str] = (),
+        programs: Path | None = None,
     ) -> None:
         self.host = host
         self.directory = directory
         self.wrapper = tuple(wrapper)  # setpriv and the like, put before the command
+        self.programs = programs  # where those of another build are; None: ours
         self.environment: dict[str, str] = {}  # beside what this process has, from the next start
         self.process: subprocess.Popen[bytes] | None = None
         self.config_path = directory / "daemon.yaml"
@@ -141,7 +143,7 @@ class Daemon:
         self.config_path.chmod(0o600)
 
     def command(self) -> list[str]:
-        return [program("shadowmesh-daemon"), "--config", str(self.config_path)]
+        return [program("shadowmesh-daemon", self.programs), "--config", str(self.config_path)]
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process and return at once."""
