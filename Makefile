@@ -28,7 +28,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --use-pep517 --constraint constraints.txt
 # What several threads do at once, but for tests that count memory or threads (the sanitizer has its own),
 # and for the end of an interpreter, which closes descriptors under threads that read them.
-RACES := $(addprefix tests/fastpath/test_,capture_ring.py epochs.py lifecycle.py queues.py ring.py slow_link.py)
+RACES := $(addprefix tests/fastpath/test_,capture_ring.py epochs.py lifecycle.py path_flips.py queues.py ring.py slow_link.py switch.py)
 RACES += tests/link/test_carried.py
 RACES += -k "not allocate and not memory and not thread and not leak and not interpreter"
 # Several people or jobs may share a checkout; the compiled module is written in place.
