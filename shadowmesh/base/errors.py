@@ -13,6 +13,7 @@ Does not know: who raises or catches them. Imports nothing of the project.
     +-- DeviceError                 the TAP device
     +-- LocalProtocolError          our bug: a machine was used against its contract
     +-- RemoteProtocolError         the peer's bytes break the protocol
+    +-- BadToken                    the text of an invitation cannot be read
     +-- LinkClosed                  the WebSocket link is gone
     +-- ControlError                an operation asked for by an operator failed
         +-- AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
@@ -146,6 +147,12 @@ class RemoteProtocolError(ShadowMeshError):
     def __init__(self, message: str, close_code: int = 4400) -> None:
         super().__init__(message)
         self.close_code = close_code
+
+
+class BadToken(ShadowMeshError):
+    """The text of an invitation cannot be read; what is said of it holds no part of it."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class LinkClosed(ShadowMeshError):
