@@ -19,6 +19,7 @@ Source: mesh-rules B1; https://www.crockford.com/base32.html.
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from dataclasses import dataclass, field
 from typing import Final
@@ -47,12 +48,9 @@ _TYPED: Final = str.maketrans({"o": "0", "i": "1", "l": "1", "-": None})
 _GROUP: Final = 5
 _EXPIRY_BYTES: Final = 5
 _CHECKSUM_BYTES: Final = 4
-_TAIL_BYTES: Final = (
-    SHORT_NETWORK_ID_BYTES
-    + FINGERPRINT_BYTES
-    + INVITATION_ID_BYTES
-    + INVITATION_SECRET_BYTES
-    + _EXPIRY_BYTES
+_TAIL: Final = struct.Struct(
+    f"{SHORT_NETWORK_ID_BYTES}s{FINGERPRINT_BYTES}s{INVITATION_ID_BYTES}s"
+    f"{INVITATION_SECRET_BYTES}s{_EXPIRY_BYTES}s"
 )
 _ADDRESS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
 
@@ -171,17 +169,9 @@ def _read(data: bytes) -> Token:
             address = data[at + 1 : end].decode("ascii")
             at = end + IDENTITY_BYTES
             relays.append(Relay(address, data[end:at]))
-        fields = []
-        for size in (
-            SHORT_NETWORK_ID_BYTES,
-            FINGERPRINT_BYTES,
-            INVITATION_ID_BYTES,
-            INVITATION_SECRET_BYTES,
-        ):
-            fields.append(data[at : at + size])
-            at += size
-        expires_at = int.from_bytes(data[at : at + _EXPIRY_BYTES], "little")
-        return Token(tuple(relays), *fields, expires_at)
+        network_id, fingerprint, invitation_id, secret, expiry = _TAIL.unpack_from(data, at)
+        expires_at = int.from_bytes(expiry, "little")
+        return Token(tuple(relays), network_id, fingerprint, invitation_id, secret, expires_at)
     except (UnicodeDecodeError, LocalProtocolError):
         # A right checksum: this is how somebody has made it.
         raise BadToken("the invitation does not say where to go; ask for a new one") from None
@@ -210,7 +200,7 @@ def _wanted_bytes(data: bytes) -> int:
     at = 2
     for _ in range(count):
         at += 1 + (data[at] if at < len(data) else 1) + IDENTITY_BYTES
-    return at + _TAIL_BYTES + _CHECKSUM_BYTES
+    return at + _TAIL.size + _CHECKSUM_BYTES
 
 
 def _checksum(data: bytes) -> bytes:
