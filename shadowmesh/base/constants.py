@@ -60,9 +60,17 @@ MSG1_BYTES: Final = 1272
 MSG2_BYTES: Final = 1336
 MSG3_BYTES: Final = 200
 
-#: bits of the mode byte (protocol section 2)
+#: bits of the mode byte (protocol section 2; the last two mesh section 4)
 MODE_PSK: Final = 1
 MODE_PIN: Final = 2
+MODE_MEMBER: Final = 4
+MODE_JOIN: Final = 8
+#: between members of a network: psk(7) of mesh-rules A2, a pinned responder, certificates behind it
+MEMBER_MODE: Final = MODE_PSK | MODE_PIN | MODE_MEMBER
+#: who holds an invitation pins a relay, and gets one answer
+JOIN_MODE: Final = MODE_PIN | MODE_JOIN
+#: of a network: the newest secret and the one before it (mesh-rules C6)
+MAX_NETWORK_SECRETS: Final = 2
 #: a key with fewer distinct byte values was typed, not drawn (protocol section 2)
 PSK_MIN_DISTINCT_BYTES: Final = 16
 

@@ -484,8 +484,8 @@ class ResponderClaiming(Responder):
 
     expected = ID_R.public_key
 
-    def _begin(self, responder_id: bytes) -> None:
-        super()._begin(self.expected if any(responder_id) else responder_id)
+    def _begin(self, responder_id: bytes, psk: bytes) -> None:
+        super()._begin(self.expected if any(responder_id) else responder_id, psk)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from shadowmesh.base.constants import MODE_PIN, MODE_PSK
+from shadowmesh.base.constants import JOIN_MODE, MEMBER_MODE, MODE_PIN, MODE_PSK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -92,6 +92,12 @@ class Policy:
             whatever it is pinned to. None without a list, and for who dials: it knows whom.
         require_cipher: "aegis-256" refuses a peer that cannot or may not use it; None takes both.
         key_id_in_use: whether the peer already has this key id in a live session.
+        member: mode 7: `psk` is psk(7) of the network. A responder has no pin: it takes whoever
+            proves an identity, and the certificate that follows decides (mesh-rules A3).
+        psks: of a responder in mode 7, in place of `psk`: those of the network's secrets, newest
+            first, at most two.
+        join: mode 10: who dials has a pin and nothing else; a responder takes it besides mode 7
+            while an invitation is open (mesh-rules B).
     """
 
     identity: Signer
@@ -100,10 +106,28 @@ class Policy:
     trusted: Collection[bytes] | None = None
     require_cipher: str | None = None
     key_id_in_use: Callable[[int], bool] = field(default=_never_in_use, repr=False)
+    member: bool = False
+    psks: tuple[bytes, ...] = field(default=(), repr=False)
+    join: bool = False
+
+    @property
+    def network(self) -> bool:
+        """Whether this is about a network, and not about a pair or a list of peers."""
+        return self.member or self.join
+
+    @property
+    def gate(self) -> tuple[bytes, ...]:
+        """The pre-shared keys that a responder tries on message 1, in this order."""
+        return self.psks or (() if self.psk is None else (self.psk,))
 
     @property
     def mode(self) -> int:
-        """The mode byte: bit 0 PSK, bit 1 pinned key; 0 means that nobody can be accepted."""
+        """The mode byte: bit 0 PSK, bit 1 pinned key; 0 means that nobody can be accepted.
+
+        With `member` it is 7, with `join` alone 10. Source: protocol section 2, mesh section 4.
+        """
+        if self.network:
+            return MEMBER_MODE if self.member else JOIN_MODE
         psk = 0 if self.psk is None else MODE_PSK
         pinned = self.peer_public_key is not None or self.trusted is not None
         return psk | (MODE_PIN if pinned else 0)

@@ -35,6 +35,9 @@ from shadowmesh.base.constants import (
     HASH_BYTES,
     HEADER_BYTES,
     IDENTITY_BYTES,
+    JOIN_MODE,
+    MAX_NETWORK_SECRETS,
+    MEMBER_MODE,
     MODE_PIN,
     MODE_PSK,
     MSG1_BYTES,
@@ -70,6 +73,9 @@ _KEY_NAMES: Final = tuple(
     for name in (b"wss i2r", b"wss r2i", b"udp i2r", b"udp r2i", b"exporter")
 )
 _ZEROS: Final = bytes(32)
+#: every other mode byte is refused (mesh-rules A1)
+_NETWORK_MODES: Final = (MEMBER_MODE, JOIN_MODE)
+_KNOWN_MODES: Final = (MODE_PSK, MODE_PIN, MODE_PSK | MODE_PIN, *_NETWORK_MODES)
 
 
 class _Step(Enum):
@@ -112,11 +118,11 @@ class _Machine:
     def _erase(self) -> None:
         self._state.wipe()
 
-    def _begin(self, responder_id: bytes) -> None:
-        """Mix the prologue and the pre-shared key. Source: protocol section 3."""
+    def _begin(self, responder_id: bytes, psk: bytes) -> None:
+        """Mix the prologue and the pre-shared key, or zeros. Source: protocol section 3."""
         state = self._state
         state.mix_hash(_PROLOGUE + messages.header(self._mode, 1) + responder_id + self._prev_h)
-        state.mix_key_and_hash(_ZEROS if self._policy.psk is None else self._policy.psk)
+        state.mix_key_and_hash(psk)
 
     def _mix_public(self, ephemeral: bytes) -> None:
         # MixKey of a public value is what Noise adds for PSK patterns (section 9.2).
@@ -219,6 +225,8 @@ class Initiator(_Machine):
         super().__init__(policy, offer, prev_h, entropy)
         if policy.trusted is not None:
             raise LocalProtocolError("who dials knows one peer, not a list of them")
+        if policy.network:
+            _check_dialled_network(policy)
         self._ephemeral: X25519PrivateKey | None = None
         self._kem: MLKEM768PrivateKey | None = None
         self._result: HandshakeResult | None = None
@@ -233,7 +241,7 @@ class Initiator(_Machine):
     def first_message(self) -> bytes:
         """Return msg1, 1272 bytes: tokens psk, e, e1, then p1."""
         with self._turn(_Step.START, _Step.SENT):
-            self._begin(self._policy.peer_public_key or _ZEROS)
+            self._begin(self._policy.peer_public_key or _ZEROS, self._policy.psk or _ZEROS)
             self._ephemeral = self._entropy.x25519_private()
             self._kem = self._entropy.mlkem_private()
             ephemeral = self._ephemeral.public_key().public_bytes_raw()
@@ -300,8 +308,11 @@ class Responder(_Machine):
     """The side that listens. Calls in order: receive_msg1, receive_msg3.
 
     Rate limits come before it: on a 2-core test machine a msg1 costs about 50 us when it fails at
-    the gate and 250 us when it passes.
+    the gate and 250 us when it passes; with two secrets of a network the gate costs twice as much.
     Raises LocalProtocolError when policy or offer cannot be used (no key and no pin included).
+
+    Args:
+        mode: of a rekey: that of its session, the only one that is taken (mesh-rules A1).
     """
 
     def __init__(
@@ -310,9 +321,13 @@ class Responder(_Machine):
         offer: Offer,
         prev_h: bytes = _ZEROS,
         *,
+        mode: int | None = None,
         entropy: Entropy | None = None,
     ) -> None:
         super().__init__(policy, offer, prev_h, entropy)
+        if policy.network:
+            _check_served_network(policy)
+        self._only_mode = mode
         self._initiator_caps = 0
 
     def receive_msg1(self, message: bytes) -> bytes:
@@ -322,25 +337,13 @@ class Responder(_Machine):
             RemoteProtocolError: message is refused; the machine is dead.
         """
         with self._turn(_Step.START, _Step.SENT):
-            state = self._state
             _check_size(message, MSG1_BYTES, 1)
             _check_header(message, message[messages.MODE_OFFSET], 1)
             self._mode = self._accept_mode(message[messages.MODE_OFFSET])
 
-            self._begin(self._policy.identity.public_key if self._mode & MODE_PIN else _ZEROS)
             theirs = message[HEADER_BYTES : messages.E_END]
-            self._mix_public(theirs)
-            # The gate: only who knows the PSK or our key gets past it, and nothing costly
-            # happens before it.
-            try:
-                kem_bytes = state.decrypt_and_hash(
-                    message[messages.E_END : messages.MSG1_KEM_END], "the ML-KEM key"
-                )
-            except RemoteProtocolError as error:
-                raise RemoteProtocolError(
-                    f"{error}: the peer has another encryption.key, or dials with a"
-                    " peer.public_key that is not ours"
-                ) from None
+            kem_bytes = self._pass_gate(theirs, message[messages.E_END : messages.MSG1_KEM_END])
+            state = self._state
             p1 = P1.unpack(state.decrypt_and_hash(message[messages.MSG1_KEM_END :], "p1"))
             self._choose_cipher(p1.caps)
             self._initiator_caps = p1.caps
@@ -401,24 +404,76 @@ class Responder(_Machine):
                 peer=Offer(p3.caps, p3.tap_mtu, p3.tls_cert_sha256, p3.key_id),
             )
 
+    def _pass_gate(self, ephemeral: bytes, sealed_kem_key: bytes) -> bytes:
+        """Return the ML-KEM key of message 1; the state is then that of the key that opened it.
+
+        Only who knows a PSK or our key gets past it, and nothing costly happens before it.
+        """
+        policy, mode = self._policy, self._mode
+        responder_id = policy.identity.public_key if mode & MODE_PIN else _ZEROS
+        psks = policy.gate if mode & MODE_PSK else (_ZEROS,)
+        refusal: RemoteProtocolError | None = None
+        for psk in psks:
+            if refusal is not None:
+                self._state.wipe()
+                self._state = SymmetricState(LABEL)
+            self._begin(responder_id, psk)
+            self._mix_public(ephemeral)
+            try:
+                return self._state.decrypt_and_hash(sealed_kem_key, "the ML-KEM key")
+            except RemoteProtocolError as error:
+                refusal = error
+        raise RemoteProtocolError(f"{refusal}: {_GATE_REASON[mode]}") from None
+
     def _accept_mode(self, mode: int) -> int:
         """Return mode if it agrees with our configuration.
 
-        Source: protocol section 2; with a list of peers mesh-rules A1.
+        Source: protocol section 2, mesh-rules A1.
         """
-        if mode & ~(MODE_PSK | MODE_PIN):
-            raise RemoteProtocolError(f"mode {mode:#04x} has unknown bits")
-        if (mode ^ self._policy.mode) & MODE_PSK:
-            who = "we do" if self._policy.mode & MODE_PSK else "the peer does"
+        policy = self._policy
+        if mode not in (0, *_KNOWN_MODES):
+            raise RemoteProtocolError(f"mode {mode:#04x} is none of this version")
+        if self._only_mode not in (None, mode):
+            raise RemoteProtocolError(f"a rekey in mode {mode} of a session in {self._only_mode}")
+        if policy.network or mode in _NETWORK_MODES:
+            _check_network_mode(policy, mode)
+            return mode
+        if (mode ^ policy.mode) & MODE_PSK:
+            who = "we do" if policy.mode & MODE_PSK else "the peer does"
             raise RemoteProtocolError(f"only one side uses encryption.key: {who}")
         if mode == 0:
             raise RemoteProtocolError("the peer uses neither a key nor a pinned identity")
-        if self._policy.trusted is not None and not mode & MODE_PIN:
+        if policy.trusted is not None and not mode & MODE_PIN:
             raise RemoteProtocolError(
                 "the peer dials whoever holds encryption.key; with a list of peers here it has to"
                 " set peer.public_key to the key of this side"
             )
         return mode
+
+
+_PAIR_GATE_REASON: Final = (
+    "the peer has another encryption.key, or dials with a peer.public_key that is not ours"
+)
+#: what a message 1 means that no key of ours opens, by its mode
+_GATE_REASON: Final = {
+    MODE_PSK: _PAIR_GATE_REASON,
+    MODE_PIN: _PAIR_GATE_REASON,
+    MODE_PSK | MODE_PIN: _PAIR_GATE_REASON,
+    MEMBER_MODE: "the peer has another network's secret or an old one, or takes us for another",
+    JOIN_MODE: "the peer's invitation is for a relay with another key",
+}
+
+
+def _check_network_mode(policy: Policy, mode: int) -> None:
+    """Refuse members where there is no network, and pairs where there is one."""
+    if not policy.network:
+        raise RemoteProtocolError(f"mode {mode}: the peer dials a network, we are in none")
+    if mode == JOIN_MODE and not policy.join:
+        raise RemoteProtocolError(f"mode {mode}: the peer wants to join, no invitation is open")
+    if mode == MEMBER_MODE and not policy.member:
+        raise RemoteProtocolError(f"mode {mode}: members are not taken here")
+    if mode not in _NETWORK_MODES:
+        raise RemoteProtocolError(f"mode {mode}: the peer dials a pair, we are in a network")
 
 
 def _signed_text(role: bytes, h: bytes, own: bytes, other: bytes) -> bytes:
@@ -443,7 +498,7 @@ def _check_local(policy: Policy, offer: Offer, prev_h: bytes) -> None:
     if policy.mode == 0:
         raise LocalProtocolError("neither encryption.key nor peer.public_key is set")
     for value, size, name in (
-        (policy.psk, PSK_BYTES, "the pre-shared key"),
+        *((psk, PSK_BYTES, "the pre-shared key") for psk in (policy.psk, *policy.psks)),
         (policy.peer_public_key, IDENTITY_BYTES, "the pinned key"),
         (prev_h, HASH_BYTES, "prev_h"),
     ):
@@ -458,5 +513,31 @@ def _check_local(policy: Policy, offer: Offer, prev_h: bytes) -> None:
         raise LocalProtocolError(
             f"capabilities {offer.caps:#06x} do not fit encryption.cipher {policy.require_cipher}"
         )
+    if policy.psks and not policy.member:
+        raise LocalProtocolError("several pre-shared keys are for members of a network")
     # Packing checks the ranges of the rest, before the peer has had a turn.
     P2(offer.key_id, offer.tap_mtu, offer.caps, offer.tls_cert_sha256).pack()
+
+
+def _check_dialled_network(policy: Policy) -> None:
+    """Refuse what mesh section 4 does not know of who dials."""
+    if policy.member and policy.join:
+        raise LocalProtocolError("who dials is a member or joins, not both")
+    if policy.peer_public_key is None:
+        raise LocalProtocolError("members and joiners know the key of whom they dial")
+    if policy.psks or (policy.psk is not None) != policy.member:
+        raise LocalProtocolError(
+            "a member dials with one secret of the network, a joiner with none"
+        )
+
+
+def _check_served_network(policy: Policy) -> None:
+    """Refuse what mesh section 4 does not know of who is dialled."""
+    if policy.peer_public_key is not None or policy.trusted is not None:
+        raise LocalProtocolError("in a network the certificate decides, not a pin or a list")
+    if not policy.member and policy.gate:
+        raise LocalProtocolError("a pre-shared key, and no members that use it")
+    if policy.member and not 1 <= len(policy.gate) <= MAX_NETWORK_SECRETS:
+        raise LocalProtocolError(
+            f"{len(policy.gate)} secrets of the network, 1 to {MAX_NETWORK_SECRETS} are wanted"
+        )

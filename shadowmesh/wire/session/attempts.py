@@ -153,6 +153,7 @@ class Attempts:
             self._policy,
             replace(self._offer, key_id=key_id),
             _prev_h(base),
+            mode=None if base is None else base.mode,
             entropy=self._entropy,
         )
         self.current = Attempt(Due.MSG3, started_at, now, machine, key_id)
