@@ -118,6 +118,8 @@ MAX_SEGMENTS: Final = 128
 VIRTIO_NET_HEADER_BYTES: Final = 10
 
 CLOSE_TEXT_MAX_BYTES: Final = 64
+#: of a member, in a control record, whose body has at most 2 KiB: code and length before it
+CERTIFICATE_MAX_BYTES: Final = 2048 - 3
 PROBE_TOKEN_BYTES: Final = 8
 #: u8 inner type, u16 frame id, u8 index, u8 total
 FRAGMENT_HEADER_BYTES: Final = 5
@@ -259,6 +261,8 @@ class ControlCode(IntEnum):
     CANDIDATES = 4
     PUNCH_NOW = 5
     ABILITIES = 6
+    #: mesh section 4
+    CERTIFICATE = 16
 
 
 class RejectReason(IntEnum):

@@ -13,6 +13,7 @@ front of a body, how records are sealed, or what any of the messages leads to.
       4 CANDIDATES     u8 count (at most 8), count x ( u8 kind | endpoint )
       5 PUNCH_NOW      nothing
       6 ABILITIES      u32 bits, of which unknown ones are ignored
+     16 CERTIFICATE    u16 length (1 to 2,045) | X.509 in DER; between members (mesh section 4)
     close         u8 reason | UTF-8 text of at most 64 bytes
     probe         8 random bytes | u8 1: say how long you held it | padding
     probe answer  the same 8 bytes | endpoint | u32 microseconds held, only if that was asked for
@@ -34,6 +35,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from shadowmesh.base.constants import (
+    CERTIFICATE_MAX_BYTES,
     CLOSE_TEXT_MAX_BYTES,
     MAX_CANDIDATES,
     PROBE_TOKEN_BYTES,
@@ -48,6 +50,7 @@ _ACCEPT_RESERVED: Final = bytes(6)
 _FAMILY_UNKNOWN: Final = 0
 
 _ABILITIES: Final = struct.Struct("<I")
+_CERTIFICATE_LENGTH: Final = struct.Struct("<H")
 _HELD: Final = struct.Struct("<I")
 _SAY_HELD: Final = b"\x01"
 _MICROSECONDS: Final = 1_000_000
@@ -131,7 +134,14 @@ class Able:
     bits: int
 
 
-ControlMessage = Accept | Reject | RekeyRequest | Candidates | PunchNow | Able
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The sender's certificate of its network, DER, not looked into; between members alone."""
+
+    der: bytes = field(repr=False)
+
+
+ControlMessage = Accept | Reject | RekeyRequest | Candidates | PunchNow | Able | Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +184,8 @@ def encode_control(message: ControlMessage) -> bytes:
     """Return the body of a control record (inner type 2).
 
     Raises:
-        LocalProtocolError: a reason outside one byte, or more than 8 candidates.
+        LocalProtocolError: a reason outside one byte, more than 8 candidates, or a certificate
+            that is empty or too long.
     Source: protocol section 6.
     """
     if isinstance(message, Accept):
@@ -187,6 +198,11 @@ def encode_control(message: ControlMessage) -> bytes:
         return bytes([ControlCode.PUNCH_NOW])
     if isinstance(message, Able):
         return bytes([ControlCode.ABILITIES]) + _ABILITIES.pack(message.bits)
+    if isinstance(message, Certificate):
+        size = len(message.der)
+        if not 1 <= size <= CERTIFICATE_MAX_BYTES:
+            raise LocalProtocolError(f"a certificate of {size} bytes, 1 to {CERTIFICATE_MAX_BYTES}")
+        return bytes([ControlCode.CERTIFICATE]) + _CERTIFICATE_LENGTH.pack(size) + message.der
     count = len(message.candidates)
     if count > MAX_CANDIDATES:
         raise LocalProtocolError(f"{count} candidates, at most {MAX_CANDIDATES} can be sent")
@@ -203,7 +219,8 @@ def decode_control(body: bytes) -> ControlMessage | None:
         body: the record without its inner type byte, of any length.
     Raises:
         RemoteProtocolError: empty, cut short, bytes left over, reserved bytes not zero, more
-            than 8 candidates, or an unknown kind or address family.
+            than 8 candidates, an unknown kind or address family, or a certificate that is empty
+            or too long.
     Source: protocol section 6.
     """
     if not body:
@@ -229,6 +246,8 @@ def decode_control(body: bytes) -> ControlMessage | None:
         if len(rest) != _ABILITIES.size:
             raise RemoteProtocolError(f"ABILITIES with {len(rest)} bytes, 4 were wanted")
         return Able(_ABILITIES.unpack(rest)[0])
+    if code == ControlCode.CERTIFICATE:
+        return _decode_certificate(rest)
     return None
 
 
@@ -391,6 +410,16 @@ def _decode_candidates(data: bytes) -> Candidates:
         candidates.append(Candidate(kind, endpoint))
     _want_end(data, "CANDIDATES")
     return Candidates(tuple(candidates))
+
+
+def _decode_certificate(data: bytes) -> Certificate:
+    if len(data) < _CERTIFICATE_LENGTH.size:
+        raise RemoteProtocolError("CERTIFICATE without a length")
+    (size,) = _CERTIFICATE_LENGTH.unpack_from(data)
+    der = data[_CERTIFICATE_LENGTH.size :]
+    if size != len(der) or not 1 <= size <= CERTIFICATE_MAX_BYTES:
+        raise RemoteProtocolError(f"CERTIFICATE with {len(der)} bytes, of {size}")
+    return Certificate(der)
 
 
 def _want_end(rest: bytes, name: str) -> None:

@@ -31,6 +31,14 @@ def policy_of(name: str, *, pinned: bool = True) -> Policy:
     return Policy(identity=IDENTITIES[name], psk=PSK, peer_public_key=peer)
 
 
+#: sides "i" and "r" as members of one network, and what they show of themselves
+MEMBERS = {
+    "i": Policy(IDENTITIES["i"], PSK, IDENTITIES["r"].public_key, member=True),
+    "r": Policy(IDENTITIES["r"], PSK, None, member=True),
+}
+CERTIFICATES = {"i": b"certificate of i", "r": b"certificate of r"}
+
+
 @dataclass(frozen=True)
 class Message:
     """A bare binary message."""
@@ -92,16 +100,21 @@ class Pair:
     Args:
         rotation_s: rotation_interval of both sides.
         policies: replaces the policy of a side.
+        certificates: what the sides show, as members.
     """
 
     def __init__(
-        self, rotation_s: float = 120.0, policies: dict[str, Policy] | None = None
+        self,
+        rotation_s: float = 120.0,
+        policies: dict[str, Policy] | None = None,
+        certificates: dict[str, bytes] | None = None,
     ) -> None:
         self.now = 5000.0
         self.start_at = self.now
         self.wires: dict[str, deque[Message | Record | EndOfLink]] = {"i": deque(), "r": deque()}
         self.link_up = True
         self._ids = 0
+        self._certificates = certificates or {}
         self.i = self._side("i", rotation_s, policies or {})
         self.r = self._side("r", rotation_s, policies or {})
         self.sides = {"i": self.i, "r": self.r}
@@ -122,6 +135,7 @@ class Pair:
             reserve_key_id=reserve,
             release_key_id=reserved.remove,
             jitter=lambda: 0.5,
+            certificate=self._certificates.get(name, b""),
         )
         return Side(name, machine, reserved)
 
@@ -178,7 +192,7 @@ class Pair:
                     side.sending = key_id
                 case events.RetireKeys(key_id):
                     del side.installed[key_id]
-                case events.Authenticated() if name == "r" and side.accepts:
+                case events.Authenticated(_, shown) if side.accepts and (name == "r" or shown):
                     side.machine.accept(self.now)
                 case events.Failed():
                     wire.append(EndOfLink())

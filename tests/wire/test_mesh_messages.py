@@ -171,7 +171,7 @@ def test_no_values_make_it_raise_anything_else(tag: str, data: st.DataObject):
         ("join", "name", "laptop\n"),
         ("join", "name", "läptop"),
         ("renew", "certificate", b""),
-        ("renew", "certificate", bytes(2049)),
+        ("renew", "certificate", bytes(2046)),
         ("joined", "authorities", []),
         ("joined", "authorities", [b"a"] * 9),
         ("joined", "revocation_lists", [b"x"] * 17),
@@ -220,7 +220,7 @@ def test_what_the_other_side_would_refuse_is_not_sent():
         messages.Join(invitation_id=b"", proof=bytes(32)),
         messages.Members(
             version=VERSION,
-            entries=(messages.Member(node_id=bytes(8), certificate=bytes(2048)),) * 40,
+            entries=(messages.Member(node_id=bytes(8), certificate=bytes(2045)),) * 40,
         ),
     ):
         with pytest.raises(LocalProtocolError, match="cannot be sent"):

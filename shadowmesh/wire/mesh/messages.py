@@ -25,7 +25,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from shadowmesh.base.constants import IDENTITY_BYTES
+from shadowmesh.base.constants import CERTIFICATE_MAX_BYTES, IDENTITY_BYTES
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire.mesh.identifiers import (
     INVITATION_ID_BYTES,
@@ -36,8 +36,6 @@ from shadowmesh.wire.mesh.identifiers import (
 
 #: what one record may hold
 MESSAGE_MAX_BYTES: Final = 64 * 1024
-#: certificates are much smaller; one with two units and two addresses has 355 bytes
-CERTIFICATE_MAX_BYTES: Final = 2048
 #: of a revocation list (mesh-rules C3)
 LIST_MAX_BYTES: Final = 256 * 1024
 #: what a piece of a larger message may hold (mesh-rules C3)

@@ -9,6 +9,8 @@ taken for what it is. Does not know: keys that are installed (`key_table`), when
     initiator   first_message() -> MSG2, receive_msg2() -> ACCEPT, forget()
     responder   wait_for_msg1() -> MSG1, receive_msg1() -> MSG3, receive_msg3() -> OWNER, settle()
                 a rekey: receive_msg1() -> MSG3, receive_msg3() settles it
+    members     CERTIFICATE stands before ACCEPT and OWNER, and OWNER may come after ACCEPT:
+                receive_certificate(), receive_accept()
 
 A `base` is what the handshake agreed whose keys a rekey replaces; None stands for the first one.
 Source: protocol section 4.
@@ -21,7 +23,11 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from shadowmesh.base.constants import HANDSHAKE_MESSAGE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S
+from shadowmesh.base.constants import (
+    HANDSHAKE_MESSAGE_TIMEOUT_S,
+    HANDSHAKE_TIMEOUT_S,
+    MEMBER_MODE,
+)
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire.handshake.machines import Initiator, Responder
 
@@ -39,6 +45,7 @@ class Due(Enum):
     MSG3 = auto()
     OWNER = auto()
     ACCEPT = auto()
+    CERTIFICATE = auto()
 
 
 @dataclass(slots=True)
@@ -53,6 +60,8 @@ class Attempt:
     key_id: int = 0
     #: agreed, while the owner is asked
     result: HandshakeResult | None = None
+    #: initiator, between members: ACCEPT has come
+    accepted: bool = False
 
     @property
     def deadline(self) -> float:
@@ -127,7 +136,8 @@ class Attempts:
         reply = attempt.machine.receive_msg2(data)
         result = attempt.machine.result
         _check_same_peer(base, result)
-        self.current = Attempt(Due.ACCEPT, attempt.started_at, now)
+        due = Due.CERTIFICATE if base is None and result.mode == MEMBER_MODE else Due.ACCEPT
+        self.current = Attempt(due, attempt.started_at, now)
         return reply, result
 
     # --- the responder ------------------------------------------------------------------------
@@ -177,9 +187,32 @@ class Attempts:
         if base is None:
             attempt.due, attempt.step_at = Due.OWNER, now
             attempt.machine, attempt.result = None, result
+            if result.mode == MEMBER_MODE:
+                # Its keys are installed already: the certificate comes under them.
+                attempt.due, attempt.key_id = Due.CERTIFICATE, 0
         else:
             self.current = None
         return result
+
+    # --- between members ----------------------------------------------------------------------
+
+    def receive_certificate(self, initiator: bool, now: float) -> None:
+        """The peer has shown its certificate: the owner is asked, and the other side perhaps."""
+        attempt = self.current
+        if attempt is not None:
+            attempt.due = Due.OWNER if attempt.accepted or not initiator else Due.ACCEPT
+            attempt.step_at = now
+
+    def receive_accept(self, now: float) -> None:
+        """The responder has accepted us; the certificate or our owner may be waited for still."""
+        attempt = self.current
+        if attempt is not None and not attempt.accepted:
+            attempt.accepted = True
+            attempt.step_at = now
+            if attempt.due is Due.ACCEPT:
+                attempt.due = Due.OWNER
+
+    # --- the end of both ----------------------------------------------------------------------
 
     def agreed(self) -> tuple[Attempt, HandshakeResult]:
         """Return the handshake that waits for the owner, and what it agreed at its last step.
@@ -188,7 +221,7 @@ class Attempts:
             LocalProtocolError: there is none.
         """
         attempt = self.current
-        if attempt is None or attempt.result is None:
+        if attempt is None or attempt.result is None or attempt.due is not Due.OWNER:
             raise LocalProtocolError("there is no authenticated peer to accept or reject")
         return attempt, attempt.result
 

@@ -63,9 +63,16 @@ class Authenticated:
 
     Responder: nothing is sent until accept() or reject(). Initiator: message 3 is on its way,
     the responder has not answered it; close() if this peer is not wanted.
+
+    Between members it says what has to be judged, and the initiator has to say accept() as well:
+    without that the session is never established.
+
+    Attributes:
+        certificate: what the peer has shown, DER, not looked into; empty but between members.
     """
 
     result: HandshakeResult
+    certificate: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

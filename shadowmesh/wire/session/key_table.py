@@ -43,11 +43,13 @@ class Keys:
         result: what the handshake agreed, blanked.
         created_at: when it was agreed, in seconds of the session's clock.
         retire_at: for the previous keys: when they go; None while that is not known.
+        used: we seal under them.
     """
 
     result: HandshakeResult
     created_at: float
     retire_at: float | None = None
+    used: bool = False
 
     @property
     def local_key_id(self) -> int:
@@ -88,12 +90,18 @@ class KeyTable:
         self._emit(InstallKeys(result))
         self.next = Keys(without_secrets(result), created_at)
 
+    def use_next(self) -> None:
+        """Send under the next keys, which are not the current ones yet: the peer is not judged."""
+        if self.next is not None and not self.next.used:
+            self.next.used = True
+            self._emit(SendUnder(self.next.local_key_id))
+
     def confirm(self) -> None:
         """Send under the next keys from now on."""
         if self.next is None:
             return
+        self.use_next()
         self.previous, self.current, self.next = self.current, self.next, None
-        self._emit(SendUnder(self.current.local_key_id))
 
     def retire_previous_at(self, when: float) -> None:
         """Plan the end of the previous keys: the peer has been heard under the current ones.

@@ -25,6 +25,18 @@ them say so in one queue. Source: protocol sections 4 and 7.
                                     ===========>   hears the new keys
     10 s later: RetireKeys                         10 s later: RetireKeys     ==== new keys
 
+    members (mode 7), after message 2: each side shows its certificate, and both owners judge
+    SendMessage(msg3) InstallKeys   ----------->   InstallKeys
+    SendUnder SendRecord(CERTIFICATE)
+                                    ===========>   Authenticated; the owner says accept():
+                                                   SendUnder
+                                                   SendRecord(CERTIFICATE) SendRecord(ACCEPT)
+                                    <===========   Established
+    Authenticated; the owner says accept(): Established, whichever comes later, that or ACCEPT
+
+Until then such a session is *unjudged* (mesh-rules A3): it reads ACCEPT, REJECT, CERTIFICATE and
+close, and drops and counts everything else. A rekey shows no certificate again.
+
 A session knows previous, current and next keys, never more. The link keeps order and loses
 nothing, so a lost answer is only a late one: whoever gave up on a rekey may still see its
 messages, and takes them for what they are instead of ending a session that a stopped process or
@@ -42,12 +54,14 @@ from typing import TYPE_CHECKING, Final
 from shadowmesh.base.constants import (
     CLOSE_AFTER_FAILED,
     KEY_LIFETIME_S,
+    MEMBER_MODE,
     UDP_OLD_KEY_S,
     WS_GOING_AWAY,
     WS_HANDSHAKE_FAILED,
     WS_NORMAL,
     WS_POLICY,
     CloseReason,
+    ControlCode,
     Inner,
     RejectReason,
 )
@@ -82,6 +96,8 @@ _NUMBER_OFFSET: Final = 6
 #: handshake messages of a rekey that the peer may send, a second and at once: each costs us
 #: operations with public keys
 HANDSHAKE_RATE: Final = (1.0, 10)
+#: control records that are read before the peer is judged
+_BEFORE_JUDGED: Final = (ControlCode.ACCEPT, ControlCode.REJECT, ControlCode.CERTIFICATE)
 
 
 class SessionMachine:
@@ -101,6 +117,7 @@ class SessionMachine:
         initiator: whether we dialled.
         policy: handshake policy; its key_id_in_use is asked besides our own.
         offer: what we announce; its key_id is replaced in every handshake.
+        certificate: what we show to members, DER, at most 2,045 bytes; empty in a pair.
         rotation_interval_s: encryption.rotation_interval.
         reserve_key_id: returns a local key id, not 0, that nobody uses.
         release_key_id: takes back one that was reserved and never installed.
@@ -119,6 +136,7 @@ class SessionMachine:
         release_key_id: Callable[[int], None],
         jitter: Callable[[], float],
         entropy: Entropy | None = None,
+        certificate: bytes = b"",
     ) -> None:
         def in_use(key_id: int) -> bool:
             # Previous and next keys are retired before new ones are installed.
@@ -127,6 +145,14 @@ class SessionMachine:
             return taken or policy.key_id_in_use(key_id)
 
         self.initiator = initiator
+        #: records that were dropped because they came before the peer was judged
+        self.dropped_unjudged = 0
+        self._member = policy.member
+        self._certificate = certificate
+        #: what the peer has shown
+        self._peer_certificate = b""
+        #: initiator, between members: its owner has said accept()
+        self._accepts = False
         self._attempts = Attempts(
             replace(policy, key_id_in_use=in_use),
             offer,
@@ -192,6 +218,8 @@ class SessionMachine:
         """Begin: the initiator sends message 1, the responder waits for it."""
         if self._started:
             raise LocalProtocolError("the session was started before")
+        if self._member:
+            control.encode_control(control.Certificate(self._certificate))  # can it be shown?
         self._started = True
         if self.initiator:
             self._send_msg1(now)
@@ -199,14 +227,25 @@ class SessionMachine:
             self._attempts.wait_for_msg1(now)
 
     def accept(self, now: float) -> None:
-        """Take the authenticated initiator in; the responder's answer to Authenticated."""
-        if self._install_first(now):
+        """Take the authenticated peer in: the answer to Authenticated.
+
+        The responder's, and between members the initiator's as well, which is then established
+        once the responder has accepted it too.
+        """
+        if self.initiator and self._peer_certificate:
+            self._accept_responder(now)
+        elif self._install_first(now):
+            if self._peer_certificate:
+                self._send_control(control.Certificate(self._certificate))
             self._send_control(control.Accept())
             self._emit_result(Established)
             self._schedule()
 
     def reject(self, reason: RejectReason, now: float) -> None:
-        """Refuse the authenticated initiator, telling it why; the session is over."""
+        """Refuse the authenticated initiator, telling it why; the session is over.
+
+        An initiator that refuses a responder says close().
+        """
         if self._install_first(now):
             self._send_control(control.Reject(reason))
             self._fail(
@@ -299,6 +338,8 @@ class SessionMachine:
                 self._emit(PeerClosed(close.reason, close.text))
             elif not self._link_up:
                 return  # read before the link broke; an answer could not be sent
+            elif self._unjudged:
+                self._receive_unjudged(inner_type, body, now)
             elif inner_type == Inner.HANDSHAKE:
                 self._receive_handshake_record(keys, body, now)
             elif inner_type == Inner.CONTROL:
@@ -359,7 +400,11 @@ class SessionMachine:
         if self._keys.current is None:
             self._send_handshake(reply)
             self._keys.offer(result, now)
-            self._emit(Authenticated(without_secrets(result)))
+            if self._unjudged:
+                self._keys.use_next()
+                self._send_control(control.Certificate(self._certificate))
+            else:
+                self._emit(Authenticated(without_secrets(result)))
             return
         # The responder began anew from the current keys, so it has neither finished the rekey
         # that made older next keys, nor does it use the previous ones. Before the answer: it may
@@ -372,7 +417,10 @@ class SessionMachine:
         if result is None:
             return
         if self._keys.current is None:
-            self._emit(Authenticated(without_secrets(result)))
+            if result.mode == MEMBER_MODE:
+                self._keys.offer(result, now)
+            else:
+                self._emit(Authenticated(without_secrets(result)))
             return
         self._keys.offer(result, now)
         self._keys.confirm()
@@ -401,18 +449,13 @@ class SessionMachine:
     ) -> None:
         if message is None:
             return
-        if keys is self._keys.next:
+        if isinstance(message, control.Certificate):
+            self._check_certificate(message)
+        elif keys is self._keys.next:
             if isinstance(message, control.Accept):
                 self._receive_accept(now)
             elif isinstance(message, control.Reject):
-                name = _reject_name(message.reason)
-                self._fail(
-                    f"peer rejected us: {name}",
-                    WS_NORMAL,
-                    local=False,
-                    reason=CloseReason.POLICY,
-                    rejected=message.reason,
-                )
+                self._receive_reject(message)
             else:
                 raise RemoteProtocolError("another control record before ACCEPT")
         elif isinstance(message, control.Candidates | control.PunchNow | control.Able):
@@ -423,6 +466,72 @@ class SessionMachine:
                 self._rekey.peer_asked(current.created_at, now)
         else:
             raise RemoteProtocolError(f"unsolicited {type(message).__name__}")
+
+    def _receive_reject(self, message: control.Reject) -> None:
+        self._fail(
+            f"peer rejected us: {_reject_name(message.reason)}",
+            WS_NORMAL,
+            local=False,
+            reason=CloseReason.POLICY,
+            rejected=message.reason,
+        )
+
+    # --- between members ----------------------------------------------------------------------
+
+    @property
+    def _unjudged(self) -> bool:
+        """Whether there are keys with a peer whose certificate was not taken yet."""
+        agreed = self._keys.next
+        return (
+            self._keys.current is None and agreed is not None and agreed.result.mode == MEMBER_MODE
+        )
+
+    def _receive_unjudged(self, inner_type: int, body: bytes, now: float) -> None:
+        """Take what may be read before the peer is judged; drop everything else unread."""
+        readable = inner_type == Inner.CONTROL and body[:1] != b"" and body[0] in _BEFORE_JUDGED
+        message = control.decode_control(body) if readable else None
+        match message:
+            case control.Certificate():
+                self._receive_certificate(message, now)
+            case control.Accept() if self.initiator:
+                self._attempts.receive_accept(now)
+                self._establish_if_judged(now)
+            case control.Reject() if self.initiator:
+                self._receive_reject(message)
+            case _:
+                self.dropped_unjudged += 1
+
+    def _receive_certificate(self, message: control.Certificate, now: float) -> None:
+        agreed = self._keys.next
+        if self._peer_certificate or agreed is None:
+            self._check_certificate(message)
+            return
+        self._peer_certificate = message.der
+        self._attempts.receive_certificate(self.initiator, now)
+        self._emit(Authenticated(agreed.result, message.der))
+
+    def _check_certificate(self, message: control.Certificate) -> None:
+        """Take a certificate that comes again; one is all that a session ever shows."""
+        if self._peer_certificate and message.der != self._peer_certificate:
+            raise RemoteProtocolError("another certificate in the same session")
+
+    def _accept_responder(self, now: float) -> None:
+        self._expire(now)
+        attempt = self._attempts.current
+        if self._over or not self._unjudged or attempt is None:
+            return
+        if now >= attempt.deadline:
+            self._give_up(attempt, now)
+            return
+        self._accepts = True
+        self._establish_if_judged(now)
+
+    def _establish_if_judged(self, now: float) -> None:
+        attempt = self._attempts.current
+        if self._accepts and attempt is not None and attempt.accepted:
+            self._receive_accept(now)
+
+    # --- the end of handshakes ----------------------------------------------------------------
 
     def _give_up(self, attempt: Attempt, now: float) -> None:
         """End a handshake that is past its deadline; the keys in use stay."""
@@ -455,7 +564,8 @@ class SessionMachine:
             self._give_up(attempt, now)
             return False
         self._attempts.settle()
-        self._keys.offer(result, attempt.step_at)
+        if self._keys.next is None:  # between members they are there: the certificate used them
+            self._keys.offer(result, attempt.step_at)
         self._keys.confirm()
         return True
 
@@ -508,7 +618,8 @@ class SessionMachine:
         self._emit(Failed(detail, close_code, local, reason, rejected))
 
     def _end(self, reason: CloseReason, text: str) -> None:
-        if self._keys.current is not None and self._link_up:
+        used = self._keys.current or self._keys.next
+        if used is not None and used.used and self._link_up:
             self._emit(SendRecord(Inner.CLOSE, control.encode_close(reason, text)))
         self._clear()
 
