@@ -14,15 +14,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from shadowmesh._fastpath import DataPlane, Pipe, Port, Session
-from shadowmesh.base.constants import Caps
+from shadowmesh._fastpath import DataPlane, Port
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.fast.hooks import switch as hooks
-from tests.fastpath.rig import CHACHA, KEYS, FakeTap, eventually, ingest
+from tests.fastpath.hub import BROADCAST, Far, Hub, mac
+from tests.fastpath.rig import CHACHA, eventually, ingest
 from tests.twins import fdb as twin
-from tests.twins import records, websocket
+from tests.twins import records
 
-BROADCAST = b"\xff" * 6
 MACS = [b"\x02\0\0\0\1" + bytes([number]) for number in range(6)]
 PORTS = st.sampled_from([None, 0, 1, 2])
 VLANS = st.sampled_from([0, 1, 20])
@@ -80,10 +79,6 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
-
-
-def mac(number: int) -> bytes:
-    return b"\x02\0" + number.to_bytes(4)
 
 
 def test_a_flood_of_addresses_hurts_the_port_alone_that_makes_it():
@@ -187,106 +182,6 @@ def test_what_a_storm_leaves_of_a_moment_is_not_lost(step_ns):
 
 
 # --- A plane of several ports ---------------------------------------------------------------------
-
-
-class Far:
-    """A peer at the other end of a link of the plane."""
-
-    def __init__(self, hub: Hub, number: int, *, belongs: bool = True) -> None:
-        plane = hub.plane
-        self.mac = mac(100 + number)
-        self.port = Port(plane, self.mac)
-        self.session = Session(plane)
-        if belongs:
-            self.session.belongs_to(self.port)
-        self.pipe = Pipe(plane, client=False)
-        self.local_id = self.session.reserve_key_id()
-        self.remote_id = 0x5000_0000 + number
-        self.session.install(
-            self.local_id, self.remote_id, CHACHA,
-            wss_tx=KEYS["out"], wss_rx=KEYS["in"], udp_tx=KEYS["uout"], udp_rx=KEYS["uin"],
-            peer_mtu_bytes=1500, peer_caps=int(Caps.OFFLOAD),
-        )  # fmt: skip
-        self.session.bind(self.pipe)
-        self.session.send_under(self.local_id)
-        self.counter = 0
-
-    def connect(self) -> Far:
-        self.port.activate(self.session)
-        return self
-
-    def got(self) -> list[bytes]:
-        """Return the frames that were sent to it since the last call."""
-        taken = b""
-        while (ready := self.pipe.outgoing()) is not None:
-            taken += ready
-            self.pipe.sent(len(ready))
-        messages, rest = websocket.decode_all(taken, masked=False)
-        assert rest == b""
-        frames = []
-        for message in messages:
-            opened = records.open_message(CHACHA, KEYS["out"], message.payload)
-            assert opened is not None
-            frames += [inner[1:] for inner in opened[2]]
-        return frames
-
-    def sealed(self, frame: bytes) -> bytes:
-        """Return a frame from it as the plane is to read it."""
-        message = records.seal_message(
-            CHACHA, KEYS["in"], self.local_id, self.counter, [b"\x01" + frame]
-        )
-        self.counter += 1
-        return websocket.encode(websocket.Frame(websocket.BINARY, message, mask=bytes(4)))
-
-    def send(self, frame: bytes) -> None:
-        ingest(self.pipe, self.sealed(frame))
-
-    def close(self) -> None:
-        self.session.close()
-        self.pipe.close()
-        self.port.close()
-
-
-class Hub:
-    """A plane with so many peers, connected."""
-
-    def __init__(self, count: int) -> None:
-        self.plane = DataPlane()
-        self.tap = FakeTap()
-        self.own = mac(99)
-        self.plane.own_mac(self.own)
-        self.plane.attach_tap([self.tap.fd], 1500)
-        self.far = [Far(self, number).connect() for number in range(count)]
-
-    def say(self, to: bytes, source: bytes | None = None, body: bytes = bytes(46)) -> None:
-        """Let the host send a frame, and wait until it has been dealt with."""
-        self.tap.feed(to + (source or self.own) + b"\x08\0" + body)
-        self.settle()
-
-    def settle(self) -> None:
-        def settled() -> bool:
-            counters = self.plane.counters()
-            done = counters["frames_sent"] + counters["frames_queued"]
-            done += sum(counters["tx_dropped"].values())
-            return counters["frames_read"] == self.tap.fed and done == (
-                counters["frames_read"] + counters["frames_copied"]
-            )
-
-        eventually(settled, "an account of all frames")
-
-    def dropped(self, way: str) -> dict[str, int]:
-        return {why: count for why, count in self.plane.counters()[way].items() if count}
-
-    def heard(self) -> list[int]:
-        """How many frames each peer has got since the last call."""
-        return [len(one.got()) for one in self.far]
-
-    def close(self) -> None:
-        self.plane.detach_tap()
-        while self.far:
-            self.far.pop().close()
-        self.tap.close()
-        del self.plane
 
 
 @pytest.fixture
@@ -527,7 +422,7 @@ def test_what_one_peer_has_packed_is_not_taken_for_anothers(make_hub):
         # all of them before anybody reads: one batch, the second half in front of the first
         for far, counter, inner in ((one, 1, halves[1]), (one, 0, halves[0]), (other, 0, plain)):
             theirs.sendto(
-                records.seal_datagram(CHACHA, KEYS["uin"], far.local_id, counter, inner),
+                records.seal_datagram(CHACHA, far.keys["uin"], far.local_id, counter, inner),
                 ours.getsockname(),
             )
         hub.plane.attach_udp(ours.fileno(), socket.AF_INET)
