@@ -26,6 +26,8 @@ from tests.fastpath import rig
 from tests.fastpath.test_udp import Wire
 from tests.twins import admit, packed
 
+from . import switch
+
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "tests" / "vectors"
 
@@ -274,5 +276,6 @@ TARGETS: dict[str, Target] = {
     "offload": Target(try_offload, offload_seeds),
     "packed": Target(try_packed, packed_seeds),
     "stun": Target(try_stun, stun_seeds),
+    "switch": Target(switch.run, switch.seeds),
     "websocket": Target(try_websocket, websocket_seeds),
 }
