@@ -25,6 +25,7 @@ from . import (
     keys,
     lab,
     latency,
+    many,
     others,
     report,
     resources,
@@ -44,7 +45,7 @@ THROUGH_TUNNELS: dict[str, Measure] = {
 }
 ALL = ("fps", "keys", *THROUGH_TUNNELS)
 #: what judges no target or takes minutes: only when it is asked for
-ON_DEMAND = ("ablation", "others", "scaling", "soak", "uring")
+ON_DEMAND = ("ablation", "many", "others", "scaling", "soak", "uring")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,6 +131,9 @@ def _rows(wanted: Sequence[str], quick: bool, amount: soak.Amount) -> Iterator[R
             _say("ablation")
             with lab.Lab(Path(directory), ablation.TUNNELS, references=False) as lanes:
                 yield from ablation.measure(lanes, quick)
+        if "many" in wanted:
+            _say("many")
+            yield from many.measure(Path(directory), quick)
         if "others" in wanted:
             _say("others")
             with (

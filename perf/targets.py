@@ -101,3 +101,14 @@ SOAK_DIFFERENT = at_most(0)
 SOAK_REKEYS = at_least(1)
 #: what 10^7 frames leave behind: nothing, but for the arenas that the allocator holds on to
 HEAP_GROWTH_KIB = at_most(256, 0)
+#: TCP of four peers together, one stream each, against one peer: both ends and all daemons share the
+#: cores, so nobody knows what it must be
+MANY_STREAMS = Target(None, 1.0, at_least=True)
+#: round trip with 1,000 peers listed of whom one is there, against a list of one
+IDLE_PEERS_RTT = at_most(1.1, 1.0)
+#: round trip to one peer while another one's slow line is full, against the same without that
+SLOW_PEER_RTT = at_most(1.1, 1.0)
+#: CPU for one broadcast to 100 peers with sessions, us
+BROADCAST_US = at_most(1000, 300)
+#: nanoseconds of a lookup and of learning, for one frame
+TABLE_NS = at_most(50, 20)

@@ -19,12 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perf import __main__ as perf_program
-from perf import ablation, beside, others, report, soak, targets, uring
+from perf import ablation, beside, many, others, report, soak, targets, uring
 from perf.lab import Lab, Lane, cpu_seconds
 from perf.latency import RoundTrips, parse_round_trips
 from perf.report import FAIL, PASS, SHOWN, SKIP, Failure, compared, percentile, unread
 from perf.targets import at_least, at_most
 from perf.tunnel import Readings, Trial, best_rate, by_path, parse_trial
+from shadowmesh._fastpath import CIPHER_NAMES
+from shadowmesh.fast.bench import Bench
 from shadowmesh.link.tls import load_or_create_certificate
 from shadowmesh.netlab import Host, NetlabError
 from shadowmesh.service import switches
@@ -301,6 +303,39 @@ def test_the_ablation_leaves_out_only_what_exists_and_each_thing_once():
     kinds = ablation.TUNNELS
     assert {kind.without for kind in kinds} - {""} == set(switches.MEANING)
     assert len({kind.name for kind in kinds}) == len(kinds)
+
+
+def test_what_is_compared_is_read_in_alternating_order():
+    order = []
+    reads = {name: lambda name=name: order.append(name) or len(order) for name in ("one", "many")}
+    assert many.in_turns(3, reads) == {"one": [1, 4, 5], "many": [2, 3, 6]}
+    assert order == ["one", "many", "many", "one", "one", "many"]
+
+
+def test_a_reading_that_fails_is_the_failure_of_all_beside_it():
+    def fail() -> float:
+        raise NetlabError("no session\nand a log")
+
+    found = many.in_turns(2, {"one": lambda: 1.0, "many": fail})
+    assert found == Failure("many: no session", broken=True)
+    rows = list(many.shown("g", "us", found, ["one", "many"], "one", at_most(1.1)))
+    assert [row.verdict for row in rows] == [FAIL, FAIL]
+
+
+def test_only_what_stands_beside_the_reference_is_judged():
+    found = {"one": [10.0, 20.0], "many": [12.0, 24.0]}
+    one, beside = many.shown("g", "us", found, ["one", "many"], "one", at_most(1.1))
+    assert (one.verdict, one.ratio) == (SHOWN, None)
+    assert (beside.verdict, beside.ratio) == (FAIL, 1.2)
+
+
+def test_the_table_of_the_switch_is_timed_with_so_many_addresses_as_it_holds():
+    fresh, known = Bench(CIPHER_NAMES["chacha20-poly1305"], True).switch(8192, 2, 1)
+    assert fresh > 0
+    assert known > 0
+    for addresses, turns in ((0, 1), (8193, 1), (8, 0)):
+        with pytest.raises(ValueError, match="out of range"):
+            Bench(CIPHER_NAMES["chacha20-poly1305"], True).switch(addresses, turns, 0)
 
 
 class Relay:

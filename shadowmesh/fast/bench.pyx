@@ -271,6 +271,48 @@ cdef class Bench:
             raise AssertionError("the frame was refused")
         return self.each(spent_ns() - began, batches)
 
+    def switch(self, uint32_t addresses, uint32_t turns, uint32_t step_s) -> tuple:
+        """The switch's table, with so many addresses behind one port.
+
+        Args:
+            turns: in which each address sends a frame to another one.
+            step_s: between two turns.
+        Returns:
+            The ns that a frame takes of an address that is new, and of one that is known, to one
+            that is.
+        """
+        cdef fdb_t *fdb = self.plane.fdb
+        cdef uint64_t *keys = <uint64_t *>self.outbox
+        cdef uint64_t began, fresh
+        cdef uint64_t found = 0
+        cdef uint32_t i, k, target
+        cdef int refused = 0
+        if not 1 <= addresses <= DEFAULT_MACS or turns == 0:
+            raise ValueError(f"{addresses} addresses or {turns} turns are out of range")
+        memset(fdb, 0, sizeof(fdb_t))
+        fdb.most_entries = self.port.most_macs = addresses
+        self.port.macs = 0
+        sm_publish(&self.plane.peers.ports[self.port.number], &self.port)
+        for i in range(addresses):
+            keys[i] = FDB_USED | <uint64_t>(i + 1) << 8
+        began = spent_ns()
+        for i in range(addresses):
+            refused |= fdb_learn(fdb, self.plane.peers.ports, keys[i], &self.port, 1) != KEEP
+        fresh = spent_ns() - began
+        began = spent_ns()
+        for k in range(turns):
+            target = addresses // 2
+            for i in range(addresses):
+                refused |= fdb_learn(fdb, self.plane.peers.ports, keys[i], &self.port,
+                                     1 + (k + 1) * step_s) != KEEP
+                found += fdb_lookup(fdb, keys[target], 1 + (k + 1) * step_s) == self.port.number
+                target = target + 1 if target + 1 < addresses else 0
+        began = spent_ns() - began
+        # In a few sets there are more than have room.
+        if refused or found < <uint64_t>addresses * turns * 95 // 100:
+            raise AssertionError(f"{found} of {addresses * turns} addresses were known")
+        return <double>fresh / addresses, <double>began / (<double>addresses * turns)
+
     cdef check(self, uint64_t delivered, uint32_t batches):
         if delivered != <uint64_t>batches * BATCH_FRAMES:
             raise AssertionError(f"{delivered} of {batches * BATCH_FRAMES} frames came through")
