@@ -160,7 +160,8 @@ cdef inline bint provide_queues(plane_t *plane) noexcept nogil:
         if queue.store == NULL:
             queue.store = store_new()
         if queue.outbox == NULL and plane.udp.inbox != NULL:
-            queue.outbox = <outbox_t *>calloc(1, sizeof(outbox_t))
+            # its thread may run already
+            sm_publish(<void **>&queue.outbox, calloc(1, sizeof(outbox_t)))
         if queue.store == NULL or (queue.outbox == NULL and plane.udp.inbox != NULL):
             return False
     return True

@@ -407,6 +407,12 @@ cdef inline bint holds_on(const queue_t *queue, uint64_t now_ns) noexcept nogil:
 # --- The thread -----------------------------------------------------------------------------------
 
 
+cdef inline bint outbox_holds(queue_t *queue) noexcept nogil:
+    # Whether sealed datagrams wait. The hub may give us an outbox at any time.
+    cdef const outbox_t *outbox = <outbox_t *>sm_published(<void **>&queue.outbox)
+    return outbox != NULL and outbox.count != 0
+
+
 cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
     # Hands every frame that was read to the path of its peer or to a counter, or lets it wait; and
     # what waits.
@@ -414,7 +420,7 @@ cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
     cdef port_t *wire = <port_t *>sm_published(&plane.peers.wire)
     cdef bint flooded
     queue.socket_waits = SOCKET_READY
-    if queue.outbox != NULL and queue.outbox.count:
+    if outbox_holds(queue):
         send_outbox(plane, queue, now_ns)
     if wire != NULL:
         learn_batch(plane, queue, now_ns)
@@ -437,7 +443,7 @@ cdef inline void send_batch(plane_t *plane, queue_t *queue) noexcept nogil:
             make_arena_room(queue)
         if queue.lane_count > 1:
             tidy_lanes(queue, now_ns)
-    if queue.outbox != NULL and queue.outbox.count and queue.socket_waits == SOCKET_READY:
+    if outbox_holds(queue) and queue.socket_waits == SOCKET_READY:
         send_outbox(plane, queue, now_ns)
     queue.read = 0
 
