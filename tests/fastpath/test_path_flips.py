@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from itertools import cycle, islice
 
 from shadowmesh._fastpath import Pipe, Session
@@ -63,12 +64,19 @@ def test_a_batch_reaches_each_session_and_path_as_that_may_have_it(make):
         one.setblocking(False)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     node.plane.attach_udp(udp.fileno(), socket.AF_INET)
-    turns = cycle((
-        lambda: node.port.activate(plain.session),
-        lambda: node.port.activate(able.session),
+    paths = cycle((
         lambda: able.session.use_udp(*theirs.getsockname(), PATH_BYTES),
         able.session.use_wss,
     ))  # fmt: skip
+    over = threading.Event()
+
+    def flip() -> None:
+        # as often as it goes, so that it happens also while a batch is being sealed
+        while not over.is_set():
+            node.port.activate(plain.session)
+            node.port.activate(able.session)
+
+    flipping = threading.Thread(target=flip)
     fed: list[mix.Frame] = []
     datagrams: list[bytes] = []
 
@@ -82,20 +90,26 @@ def test_a_batch_reaches_each_session_and_path_as_that_may_have_it(make):
                 return
 
     node.port.activate(able.session)
-    for number, frame in enumerate(islice(cycle(mix.corpus(7)), FRAMES)):
+    flipping.start()
+    for number, frame in enumerate(islice(cycle(mix.corpus(7)), 20 * FRAMES)):
+        if number >= FRAMES and able.got and plain.got and datagrams:
+            break
         node.tap.feed(frame[1], frame[0])
         fed.append(frame)
-        if number % 5 == 0:  # while the other thread is at the last few
-            next(turns)()
+        if number % 20 == 0:
+            next(paths)()
         if number % 7 == 0:
             drain()
-    node.port.activate(able.session)
+    over.set()
+    flipping.join()
 
     def accounted() -> bool:
         drain()
         counters = node.plane.counters()
         gone = counters["frames_sent"] + sum(counters["tx_dropped"].values())
-        return node.fed <= counters["frames_read"] == gone  # a super-frame that is cut counts as many
+        return (
+            node.fed <= counters["frames_read"] == gone
+        )  # a super-frame that is cut counts as many
 
     eventually(accounted, "an account of all frames")
     drain()
