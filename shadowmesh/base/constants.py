@@ -249,6 +249,8 @@ class Inner(IntEnum):
     HANDSHAKE = 6
     CLOSE = 7
     OFFLOAD_FRAME = 9
+    #: mesh section 6
+    MESH = 11
     PACKED = 12
 
 
@@ -272,6 +274,8 @@ class RejectReason(IntEnum):
     BUSY = 2
     POLICY = 3
     ADMIN_DOWN = 4
+    #: a member whose certificate is superseded or expired, and that may ask for its new one
+    RENEW = 5
 
 
 class CloseReason(IntEnum):

@@ -61,6 +61,7 @@ cdef enum:
     INNER_HANDSHAKE = 6
     INNER_CLOSE = 7
     INNER_OFFLOAD_FRAME = 9
+    INNER_MESH = 11             # a message of the network: for the hub, and so far over WSS alone
     INNER_PACKED = 12
 
 cdef enum:
@@ -95,6 +96,7 @@ ctypedef struct epoch_t:
     sm_chacha_t contexts[SM_CHACHA_THREADS]
     uint64_t wss_rx_next
     int wss_rx_closed
+    int udp_closed              # the peer is not judged: nothing is opened over UDP (mesh-rules A3)
     uint8_t unshared[64]        # what who sends writes is in no line of who receives
     uint64_t wss_tx_next
     uint64_t udp_tx_next        # see take_counters

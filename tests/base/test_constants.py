@@ -132,9 +132,9 @@ def test_close_codes_are_those_that_may_be_sent():
 
 
 def test_the_numbers_on_the_wire_are_those_of_the_protocol():
-    assert [kind.value for kind in Inner] == [0, 1, 2, 3, 4, 5, 6, 7, 9, 12]
-    assert [code.value for code in ControlCode] == [1, 2, 3, 4, 5, 6]
-    assert [reason.value for reason in RejectReason] == [1, 2, 3, 4]
+    assert [kind.value for kind in Inner] == [0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 12]
+    assert [code.value for code in ControlCode] == [1, 2, 3, 4, 5, 6, 16]
+    assert [reason.value for reason in RejectReason] == [1, 2, 3, 4, 5]
     assert [reason.value for reason in CloseReason] == [1, 2, 3, 4, 5, 6, 7]
     assert [cap.value for cap in Caps] == [1, 2, 4, 8]
 

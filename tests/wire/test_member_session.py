@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -429,3 +430,19 @@ def test_in_no_order_of_records_is_a_session_established_unjudged(name: str, ste
             assert accepted or name == "r"
         if side.machine.over:
             return
+
+
+def test_messages_of_the_network_come_from_judged_members_alone():
+    pair = connected()
+    for name, side in pair.sides.items():
+        pair.give(name, Inner.MESH, b"hello")
+        assert side.said(events.MeshMessage) == [events.MeshMessage(b"hello")]
+    pair = Pair()
+    pair.connect()
+    with pytest.raises(RemoteProtocolError, match="in a pair"):
+        pair.give("r", Inner.MESH, b"hello")
+
+
+def test_a_session_is_never_for_somebody_who_joins():
+    with pytest.raises(LocalProtocolError, match="never a session"):
+        Pair(policies={"r": replace(MEMBERS["r"], join=True)})

@@ -9,8 +9,8 @@ from __future__ import annotations
 from shadowmesh.base.errors import RemoteProtocolError
 from shadowmesh.wire.mesh.messages import (
     LARGE_MESSAGE_MAX_BYTES,
-    MESSAGE_MAX_BYTES,
     PART_MAX_BYTES,
+    RECORD_MAX_BYTES,
     Message,
     Part,
     decode,
@@ -25,7 +25,7 @@ def cut(message: Message) -> list[bytes]:
         LocalProtocolError: the other side would refuse it.
     """
     data = encode(message)
-    if len(data) <= MESSAGE_MAX_BYTES:
+    if len(data) <= RECORD_MAX_BYTES:
         return [data]
     return [
         encode(Part(size=len(data), offset=at, data=data[at : at + PART_MAX_BYTES]))
@@ -37,7 +37,7 @@ class Gathering:
     """Turns the records of one session back into messages; one message at a time.
 
     Args:
-        max_bytes: of a message that comes in parts, up to 1 MiB; 0 takes none.
+        max_bytes: of a message that comes in parts; 0 takes none.
     """
 
     def __init__(self, max_bytes: int = LARGE_MESSAGE_MAX_BYTES) -> None:
@@ -54,7 +54,7 @@ class Gathering:
             RemoteProtocolError: as `messages.decode`, or a part that does not go on with the one
                 before it; what was held is let go.
         """
-        message = decode(body)
+        message = decode(body, RECORD_MAX_BYTES)
         if not isinstance(message, Part):
             return message
         try:

@@ -1,4 +1,4 @@
-"""The messages of a network: one MessagePack map in each record of inner type 11.
+"""The messages of a network: MessagePack maps, in records of inner type 11.
 
 Owns: the structures, the limits of every list, text and byte string in them, what is refused.
 Does not know: who may send which message (mesh-rules D3), whether a certificate is any good, when
@@ -10,7 +10,7 @@ a message is sent.
     both         Hello, Lists, Renewed
     to a relay   Attach, Where
     from one     Members, Here, Gone, Busy, Error
-    any          Part: a piece of a Joined or of Lists that is too large for one record (`chunks`)
+    any          Part: a piece of a message that is too large for one record (`chunks`)
 
 The map has the tag of the message under "t" and its fields under their names. Fields that this
 version does not know are ignored; a message that it does not know is refused, and its sender finds
@@ -34,14 +34,16 @@ from shadowmesh.wire.mesh.identifiers import (
     PROOF_BYTES,
 )
 
-#: what one record may hold
+#: what one record may hold; as all that is no frame, so that a link keeps little room for it
+RECORD_MAX_BYTES: Final = 2048
+#: of all but those in LARGE
 MESSAGE_MAX_BYTES: Final = 64 * 1024
 #: of a revocation list (mesh-rules C3)
 LIST_MAX_BYTES: Final = 256 * 1024
-#: what a piece of a larger message may hold (mesh-rules C3)
-PART_MAX_BYTES: Final = 32 * 1024
-#: a Joined in a network of a thousand members with a full list, or Lists with two of them
-LARGE_MESSAGE_MAX_BYTES: Final = 1024 * 1024
+#: what a piece of a larger message may hold, its envelope apart; mesh-rules C3 has up to 32 KiB
+PART_MAX_BYTES: Final = RECORD_MAX_BYTES - 64
+#: a full list and a few hundred certificates; less than the queue of a link holds
+LARGE_MESSAGE_MAX_BYTES: Final = 384 * 1024
 MAX_MEMBERS: Final = 1024
 MAX_AUTHORITIES: Final = 8
 MAX_LISTS: Final = 16
@@ -331,7 +333,7 @@ Message = (
     | Error
     | Part
 )
-#: what may be larger than a record, and then travels in parts
+#: what may be larger than 64 KiB
 LARGE: Final = (Joined, Lists)
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -339,7 +341,7 @@ _decoder: Final = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:
-    """Return a message as bytes: at most 64 KiB, or 1 MiB for those in LARGE.
+    """Return a message as bytes: at most 64 KiB, or 384 KiB for those in LARGE.
 
     Raises:
         LocalProtocolError: the other side would refuse it.
@@ -355,11 +357,11 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes, max_bytes: int = MESSAGE_MAX_BYTES) -> Message:
-    """Return the message of a record.
+    """Return the message in these bytes.
 
     Args:
-        data: the record without its inner type byte, of any length.
-        max_bytes: more than 64 KiB for what was put together from parts, and then only of LARGE.
+        data: of a record without its inner type, or put together from parts; of any length.
+        max_bytes: more than 64 KiB counts for those in LARGE only.
     Raises:
         RemoteProtocolError: too long, not MessagePack, not a message of these, or beyond a limit.
     """

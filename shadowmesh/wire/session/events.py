@@ -112,6 +112,16 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class MeshMessage:
+    """A message of the network, or a piece of one, from a member that is judged; not looked into.
+
+    `wire.mesh.chunks.Gathering` makes messages of them.
+    """
+
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The session is over. Last event.
 
@@ -142,5 +152,6 @@ Event = (
     | RekeyAborted
     | PeerClosed
     | Control
+    | MeshMessage
     | Failed
 )

@@ -74,6 +74,7 @@ from shadowmesh.wire.session.events import (
     Control,
     Established,
     Failed,
+    MeshMessage,
     PeerClosed,
     RekeyAborted,
     Rekeyed,
@@ -144,6 +145,8 @@ class SessionMachine:
             taken = current is not None and current.result.remote_key_id == key_id
             return taken or policy.key_id_in_use(key_id)
 
+        if policy.join:
+            raise LocalProtocolError("who joins has a machine of its own, and never a session")
         self.initiator = initiator
         #: records that were dropped because they came before the peer was judged
         self.dropped_unjudged = 0
@@ -319,8 +322,8 @@ class SessionMachine:
         Args:
             key_id: the local key id under which it was opened. One that is no longer live is
                 ignored: it was retired after the record had been opened.
-            inner_type: HANDSHAKE, CONTROL and CLOSE are read; others only tell that the peer
-                uses these keys, so hand over padding too (probes may be).
+            inner_type: HANDSHAKE, CONTROL, MESH and CLOSE are read; others only tell that the
+                peer uses these keys, so hand over padding too (probes may be).
             body: the record without its inner type.
         Raises:
             RemoteProtocolError: refused or unsolicited; the session is over.
@@ -344,6 +347,10 @@ class SessionMachine:
                 self._receive_handshake_record(keys, body, now)
             elif inner_type == Inner.CONTROL:
                 self._receive_control(keys, control.decode_control(body), now)
+            elif inner_type == Inner.MESH:
+                if not self._member:
+                    raise RemoteProtocolError("a message of a network in a pair")
+                self._emit(MeshMessage(body))
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due; harmless when called early or late."""
