@@ -7,14 +7,16 @@ stays on the WebSocket path, and with it all its pairs, the others move to UDP.
 from __future__ import annotations
 
 import contextlib
+import http
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from shadowmesh.netlab import Daemon, Net, NetlabError, acquaint, wait_until
+from tests.lab.frames import Canaries, Collector, Stream, Wire, mac
 from tests.lab.pair import assert_log_clean, counters, link_statistics, socket_drops
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 #: all on two cores: what one takes 0.1 s for may take twenty of them that much longer
@@ -95,8 +97,14 @@ def no_room(source: Daemon, sink: Daemon) -> int:
 
 
 @contextlib.contextmanager
-def running_mesh(directory: Path, count: int) -> Iterator[Mesh]:
-    """A full mesh of so many daemons; at the end their logs must be clean."""
+def running_mesh(
+    directory: Path, count: int, change: Callable[[Mesh], None] = lambda mesh: None
+) -> Iterator[Mesh]:
+    """A full mesh of so many daemons; at the end their logs must be clean.
+
+    Args:
+        change: called with the mesh before it starts.
+    """
     with Net() as net:
         daemons = []
         for number in range(1, count + 1):
@@ -105,6 +113,7 @@ def running_mesh(directory: Path, count: int) -> Iterator[Mesh]:
             daemons.append(Daemon(net.host(label), directory / label, settings))
         acquaint(daemons)
         mesh = Mesh(net, daemons)
+        change(mesh)
         try:
             mesh.start()
             mesh.await_sessions()
@@ -114,3 +123,46 @@ def running_mesh(directory: Path, count: int) -> Iterator[Mesh]:
                 daemon.kill()
         for daemon in mesh:
             assert_log_clean(daemon)
+
+
+def tap_mac(daemon: Daemon) -> bytes:
+    return mac(daemon.host.interfaces()[daemon.tap]["address"])
+
+
+def assert_pings(source: Daemon, target: Daemon) -> None:
+    """One is answered; on a busy machine not always the first."""
+    wait_until(
+        lambda: source.host.ping(target.tunnel_ip, count=1).complete,
+        PATIENCE_S,
+        f"a ping from {source.host.label} to {target.host.label}",
+    )
+
+
+def fdb(daemon: Daemon) -> dict[tuple[bytes, int | None], dict[str, Any]]:
+    """Return the table of a daemon by MAC address and VLAN."""
+    code, answer = daemon.api("GET", "/fdb")
+    assert code == http.HTTPStatus.OK, answer
+    return {(mac(entry["mac"]), entry["vlan"]): entry for entry in answer["entries"]}
+
+
+@contextlib.contextmanager
+def undisturbed(
+    mesh: Mesh, *in_trouble: Daemon, between: tuple[Daemon, Daemon] | None = None
+) -> Iterator[None]:
+    """The others keep their sessions while the block runs, and two of them lose no frame."""
+    others = mesh.others(*in_trouble)
+    before = mesh.sessions(others)
+    one, two = between or others[:2]
+    full = no_room(one, two)
+    canaries = Canaries()
+    with (
+        Wire(one.host, one.tap) as out,
+        Wire(two.host, two.tap) as into,
+        Collector(into, canaries) as collector,
+    ):
+        with Stream(out, canaries, into.address, per_second=200):
+            yield
+        collector.no_room = no_room(one, two) - full
+        wait_until(lambda: not collector.vanished, PATIENCE_S, "all frames arrived")
+    collector.assert_sound()
+    assert mesh.sessions(others) == before

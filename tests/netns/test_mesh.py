@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import http
 import itertools
 import socket
 import struct
+import threading
 from contextlib import ExitStack
 
 import pytest
 
 from shadowmesh.netlab import Daemon, wait_until
 from tests.lab.frames import BROADCAST, Canaries, Collector, Stream, Wire, mac, vlan_tag
-from tests.lab.mesh import PATIENCE_S, no_room, running_mesh
+from tests.lab.mesh import (
+    PATIENCE_S,
+    assert_pings,
+    fdb,
+    running_mesh,
+    tap_mac,
+    undisturbed,
+)
 from tests.lab.pair import counters
 
 pytestmark = pytest.mark.netns
@@ -28,19 +35,6 @@ GUEST, OTHER_GUEST = bytes.fromhex("020000000a01"), bytes.fromhex("020000000a02"
 def mesh(directory):
     with running_mesh(directory, COUNT) as mesh:
         yield mesh
-
-
-def tap_mac(daemon: Daemon) -> bytes:
-    return mac(daemon.host.interfaces()[daemon.tap]["address"])
-
-
-def assert_pings(source: Daemon, target: Daemon) -> None:
-    """One is answered; on a busy machine not always the first."""
-    wait_until(
-        lambda: source.host.ping(target.tunnel_ip, count=1).complete,
-        PATIENCE_S,
-        f"a ping from {source.host.label} to {target.host.label}",
-    )
 
 
 def arp_request(source: bytes, sender_ip: str, wanted_ip: str) -> bytes:
@@ -146,13 +140,6 @@ def test_a_vlan_is_learned_apart_from_the_others(mesh):
         assert not seen["h6", True].arrived
 
 
-def fdb(daemon: Daemon) -> dict[tuple[bytes, int | None], dict]:
-    """Return the table of a daemon by MAC address and VLAN."""
-    code, answer = daemon.api("GET", "/fdb")
-    assert code == http.HTTPStatus.OK, answer
-    return {(mac(entry["mac"]), entry["vlan"]): entry for entry in answer["entries"]}
-
-
 def test_the_table_has_every_peer_where_it_is(mesh):
     for daemon in (mesh[1], mesh[3]):
         entries = fdb(daemon)
@@ -254,29 +241,41 @@ def test_hosts_behind_two_bridges_reach_each_other_and_all_peers(mesh):
 
 
 @contextlib.contextmanager
-def undisturbed(mesh, *in_trouble: Daemon):
-    """The others keep their sessions and lose no frame while the block runs."""
-    others = mesh.others(*in_trouble)
-    before = mesh.sessions(others)
-    one, two = others[0], others[1]
-    full = no_room(one, two)
-    canaries = Canaries()
-    with (
-        Wire(one.host, one.tap) as out,
-        Wire(two.host, two.tap) as into,
-        Collector(into, canaries) as collector,
-    ):
-        with Stream(out, canaries, into.address, per_second=200):
-            yield
-        collector.no_room = no_room(one, two) - full
-        wait_until(lambda: not collector.vanished, PATIENCE_S, "all frames arrived")
-    collector.assert_sound()
-    assert mesh.sessions(others) == before
+def full_load(source: Daemon, sink: Daemon):
+    """One TCP stream takes all that it gets while the block runs; each byte of it arrives."""
+    stop = threading.Event()
+    counts = {"sent": 0, "received": 0}
+
+    def send(connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(PATIENCE_S)
+            while not stop.is_set():
+                counts["sent"] += connection.send(bytes(1 << 16))
+
+    def receive(connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(PATIENCE_S)
+            while count := len(connection.recv(1 << 16)):
+                counts["received"] += count
+
+    with sink.host.listen((sink.tunnel_ip, 0)) as listener:
+        out = source.host.connect(listener.getsockname())
+        ends = (send, out), (receive, listener.accept()[0])
+    threads = [threading.Thread(target=work, args=(end,), daemon=True) for work, end in ends]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    assert counts["received"] == counts["sent"] > 1 << 20
 
 
 def test_a_peer_that_is_killed_comes_back_and_the_others_feel_nothing(mesh):
     victim = mesh[7]
-    with undisturbed(mesh, victim):
+    with undisturbed(mesh, victim), full_load(mesh[3], mesh[6]):
         victim.kill()
         for daemon in (mesh[1], mesh[20]):
             wait_until(
@@ -290,7 +289,7 @@ def test_a_peer_that_is_killed_comes_back_and_the_others_feel_nothing(mesh):
 
 def test_a_peer_that_is_frozen_holds_up_nobody(mesh):
     victim = mesh[8]
-    with undisturbed(mesh, victim):
+    with undisturbed(mesh, victim), full_load(mesh[3], mesh[6]):
         victim.pause()
         try:
             # To all, the frozen one among them, and more than its sockets have room for.
@@ -328,6 +327,19 @@ def test_a_storm_of_one_is_bounded_and_leaves_room_for_the_others(mesh):
     collector.assert_sound()
     # What the queue of its device had no room for is no matter of the limit.
     assert counters(mesh[10])["dropped"]["flood_limit"] > 1000
+
+
+def test_a_device_that_is_deleted_comes_back_and_every_peer_is_reached_by_it(mesh):
+    victim = mesh[5]
+    before = tap_mac(victim)
+    with undisturbed(mesh, victim):
+        victim.host.ip(f"link delete {victim.tap}")
+        wait_until(lambda: victim.tap in victim.host.taps(), PATIENCE_S, "the device is back")
+        for other in mesh.others(victim):
+            assert_pings(other, victim)
+            assert_pings(victim, other)
+    assert tap_mac(victim) == before
+    assert fdb(mesh[1])[before, None]["peer"] == victim.host.label
 
 
 def test_a_peer_that_leaves_the_list_of_one_loses_that_session_at_once_and_no_other(mesh):
