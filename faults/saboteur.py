@@ -16,6 +16,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -29,13 +30,23 @@ from shadowmesh.service import daemon
 from shadowmesh.wire.handshake import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 #: a session is left alone for so long after it was established
 PEACE_S: Final = 2.0
 #: protocol section 6: what is authenticated with a record, and a message of one record
 _AAD: Final = struct.Struct("<B3xIQ")
 _MESSAGE: Final = struct.Struct("<BxHIQI")
+
+#: how many frames `hostile_frames` sends for each reason to drop them
+FLOODS: Final = {
+    "foreign_mac": 400,
+    "multicast_source": 200,
+    "bad_vlan": 200,
+    "reserved_address": 200,
+    "flood_limit": 20_000,
+    "mac_limit": 100_000,
+}
 
 
 def _spawn_with_each_session(work: Callable[[Any], None]) -> None:
@@ -188,6 +199,52 @@ def forged_records() -> None:
     _spawn_with_each_session(send)
 
 
+def _hostile_frames(victim: bytes, third: bytes) -> Iterator[bytes]:
+    """What a switch must not believe of the peer that sends it: kinds and counts as in FLOODS."""
+    own = bytes.fromhex(Path("/sys/class/net/tap0/address").read_text().strip().replace(":", ""))
+    group, reserved, all_hosts = bytes.fromhex("01005e000001"), b"\x01\x80\xc2\0\0\0", b"\xff" * 6
+    tags = b"\x81\0\0\1" * 3
+    for count, to, source, tail in (
+        (FLOODS["foreign_mac"] // 2, third, victim, b""),
+        (FLOODS["foreign_mac"] // 2, victim, third, b""),
+        (FLOODS["multicast_source"], victim, group, b""),
+        (FLOODS["bad_vlan"], victim, own, tags),
+        (FLOODS["reserved_address"], reserved, own, b""),
+        (FLOODS["flood_limit"], all_hosts, own, b""),
+    ):
+        for _ in range(count):
+            yield to + source + tail + b"\x88\xb6" + bytes(46)
+    for number in range(FLOODS["mac_limit"]):
+        yield victim + b"\x02\1" + number.to_bytes(4) + b"\x88\xb6" + bytes(46)
+
+
+def hostile_frames() -> None:
+    """Flood one peer, once, with frames that lie.
+
+    The file FAULTS_ORDERS has its outer address, its MAC address and that of a third; it is waited for.
+    """
+    orders = Path(os.environ["FAULTS_ORDERS"])
+
+    def send(self: Any) -> None:
+        while not orders.exists():
+            gevent.sleep(0.05)
+        address, *macs = orders.read_text().split()
+        if self.peer_name.partition(":")[0] != address:
+            return
+        victim, third = map(bytes.fromhex, macs)
+        for number, frame in enumerate(_hostile_frames(victim, third)):
+            while not self.over:
+                try:
+                    self.session.send_record(Inner.FRAME, frame)
+                    break
+                except LocalProtocolError:  # the link takes no more now
+                    gevent.sleep(0.002)
+            if number % 64 == 0:
+                gevent.sleep(0)
+
+    _spawn_with_each_session(send)
+
+
 def key_updates() -> None:
     """Ask for TLS key updates without end on an authenticated link.
 
@@ -225,6 +282,7 @@ WAYS: Final = {
         newer_version,
         hostile_virtio,
         forged_records,
+        hostile_frames,
         key_updates,
     )
 }
