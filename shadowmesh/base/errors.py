@@ -9,6 +9,8 @@ Does not know: who raises or catches them. Imports nothing of the project.
     ShadowMeshError                 str() is one line: what failed, why, what to do next
     +-- ConfigError                 the configuration; carries all problems at once
     +-- KeyFileError                an identity, token or certificate file is wrong
+    +-- BadCertificate              a certificate of a network, or a request for one, is not taken
+    +-- BadList                     a revocation or trust list of a network is not taken
     +-- NotPermitted                the operating system said no
     +-- DeviceError                 the TAP device
     +-- LocalProtocolError          our bug: a machine was used against its contract
@@ -18,7 +20,7 @@ Does not know: who raises or catches them. Imports nothing of the project.
     +-- ControlError                an operation asked for by an operator failed
         +-- AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
             PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
-            ConfigurationWrong, DaemonStopping
+            ConfigurationWrong, DaemonStopping, IssuerRefused
 """
 
 from __future__ import annotations
@@ -113,6 +115,31 @@ class ConfigError(ShadowMeshError):
 
 class KeyFileError(ShadowMeshError):
     """An identity, token or certificate file has the wrong size, mode, owner or content."""
+
+
+class BadCertificate(ShadowMeshError):
+    """A certificate is no certificate of this network, or none that counts now.
+
+    `kind` is what a caller decides by: "malformed", "foreign" (no authority of this network signed
+    it), "expired", "superseded" (re-issued: its holder may renew), "revoked" (its key is out),
+    "unlisted" (no revocation list of its authority is known), "other_key" (not for the key asked
+    about). Source: mesh-rules A3, A4, C2, C5.
+    """
+
+    def __init__(self, message: str, kind: str = "malformed") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class BadList(ShadowMeshError):
+    """A revocation list or a trust list is not taken.
+
+    `kind`: "malformed", "foreign" (not signed by whom it must be), "old". Source: mesh-rules C.
+    """
+
+    def __init__(self, message: str, kind: str = "malformed") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class NotPermitted(ShadowMeshError):
@@ -260,3 +287,17 @@ class DaemonStopping(ControlError):
     code = "stopping"
     http_status = 503
     exit_code = 3
+
+
+class IssuerRefused(ControlError):
+    """The issuer of a network will not do what was asked: a name taken, no key, no room, a clock.
+
+    `reason` is a word for programs and counters.
+    """
+
+    code = "issuer_refused"
+    http_status = 409
+
+    def __init__(self, message: str, reason: str = "refused") -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -16,7 +16,6 @@ with the last of them.
 from __future__ import annotations
 
 import errno
-import hashlib
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -60,7 +59,6 @@ Interface = IPv4Interface | IPv6Interface
 QUEUE_LENGTH: Final = 128
 #: IFNAMSIZ less the terminating zero
 MAX_NAME_BYTES: Final = 15
-MAC_BYTES: Final = 6
 
 OFFLOAD_CHECKSUM: Final = TUN_F_CSUM
 OFFLOAD_TCP: Final = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
@@ -317,16 +315,6 @@ def check_permission(name: str, kernel: Kernel | None = None) -> bool:
         return False
     finally:
         kernel.close(fd)
-
-
-def stable_mac(seed: bytes) -> bytes:
-    """Derive a unicast, locally administered MAC from something that stays, such as a public key.
-
-    With the kernel's random one the neighbours would send to the old address for seconds after
-    each restart of the daemon, until their ARP entries run out.
-    """
-    digest = hashlib.blake2s(seed, digest_size=MAC_BYTES, person=b"sm-mac").digest()
-    return bytes([(digest[0] | 0x02) & 0xFE]) + digest[1:]
 
 
 def _check_name(name: str) -> None:

@@ -32,13 +32,13 @@ from shadowmesh.base.constants import (
 )
 from shadowmesh.base.units import count, duration, percent, size
 from shadowmesh.device.facts import HostFacts, Target, Whereabouts, format_mac
-from shadowmesh.device.tap import stable_mac
 from shadowmesh.insight import surroundings
 from shadowmesh.insight.form import SCHEMA
 from shadowmesh.insight.peers import Path, Peer, Session
 from shadowmesh.insight.reasons import DROPPED, REFUSED, Reason
 from shadowmesh.insight.status import Check, Counters, Snapshot
 from shadowmesh.insight.table import Entry, learned
+from shadowmesh.keys.mac import stable_mac
 
 Verdict = Literal["ok", "warn", "fail"]
 StepName = Literal[

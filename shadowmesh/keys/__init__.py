@@ -5,4 +5,4 @@ and read. Does not know: the network, the configuration, who uses a key.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["api_token", "identity", "private_file", "psk", "sodium"]
+__all__ = ["api_token", "identity", "mac", "private_file", "psk", "sodium"]

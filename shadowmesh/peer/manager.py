@@ -36,8 +36,8 @@ from shadowmesh.base.errors import (
 from shadowmesh.base.words import nearest
 from shadowmesh.config import reloaded
 from shadowmesh.device import addresses
-from shadowmesh.device.tap import stable_mac
 from shadowmesh.insight.events import NOBODY
+from shadowmesh.keys.mac import stable_mac
 from shadowmesh.link.dial import dial
 from shadowmesh.link.known import KnownAddresses
 from shadowmesh.peer.common import Common

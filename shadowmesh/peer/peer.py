@@ -50,8 +50,8 @@ from shadowmesh.base.errors import (
     PeerRefused,
     PeerUnreachable,
 )
-from shadowmesh.device.tap import stable_mac
 from shadowmesh.keys.identity import format_public_key
+from shadowmesh.keys.mac import stable_mac
 from shadowmesh.link.route import SMALL_PACKET_BYTES
 from shadowmesh.peer.outgoing import Outgoing
 from shadowmesh.peer.pause import Pause

@@ -52,7 +52,7 @@ from shadowmesh.control.ports import listen
 from shadowmesh.device.device import Device
 from shadowmesh.device.facts import parse_target
 from shadowmesh.device.fdstore import NO_STORE, FdStore
-from shadowmesh.device.tap import check_permission, stable_mac
+from shadowmesh.device.tap import check_permission
 from shadowmesh.device.underlay import Underlay
 from shadowmesh.insight.capture import Captures
 from shadowmesh.insight.events import FlightRecorder
@@ -60,6 +60,7 @@ from shadowmesh.insight.status import Reloaded
 from shadowmesh.insight.vitals import Vitals
 from shadowmesh.keys.api_token import load_or_create_token
 from shadowmesh.keys.identity import format_public_key, load_or_create_identity
+from shadowmesh.keys.mac import stable_mac
 from shadowmesh.link.dial import dial
 from shadowmesh.link.known import KnownAddresses
 from shadowmesh.link.peer_port import PeerPort

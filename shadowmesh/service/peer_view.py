@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from shadowmesh.device.facts import format_mac
-from shadowmesh.device.tap import stable_mac
 from shadowmesh.insight.peers import (
     Known,
     Link,
@@ -22,6 +21,7 @@ from shadowmesh.insight.peers import (
 )
 from shadowmesh.insight.table import Entry, Size
 from shadowmesh.keys.identity import format_public_key
+from shadowmesh.keys.mac import stable_mac
 from shadowmesh.wire.peer.states import Phase
 
 if TYPE_CHECKING:

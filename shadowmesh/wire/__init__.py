@@ -10,7 +10,7 @@ runs in the daemon. Source: the protocol text of the documentation.
     path/       which UDP path, probes, punching    nat/       STUN, and what it tells of a NAT
     peer/       states, collision, back-off         control    small records
     liveness    is the WSS link alive               websocket  the upgrade, close frames
-    standstill  does it get anywhere
+    standstill  does it get anywhere        mesh/      a network: names, keys, messages
 """
 
 #: what the rest of the program may import; all else is private
@@ -18,6 +18,7 @@ __all__ = [
     "control",
     "handshake",
     "liveness",
+    "mesh",
     "nat",
     "path",
     "peer",

@@ -522,13 +522,6 @@ def test_an_address_of_another_interface_is_a_warning_only(monkeypatch):
     assert "network.local_ip" in fields["remedy"]
 
 
-def test_a_stable_mac_is_unicast_local_and_depends_on_the_seed():
-    macs = {tap.stable_mac(bytes([n])) for n in range(64)}
-    assert len(macs) == 64
-    assert all(len(mac) == 6 and mac[0] & 0x03 == 0x02 for mac in macs)
-    assert tap.stable_mac(b"seed") == tap.stable_mac(b"seed")
-
-
 # --- on the real kernel -----------------------------------------------------------------------
 
 CLONE_NEWNET = 0x40000000

@@ -11,10 +11,10 @@ import pytest
 from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES
 from shadowmesh.device import facts
 from shadowmesh.device.facts import HostFacts, Whereabouts, parse_target
-from shadowmesh.device.tap import stable_mac
 from shadowmesh.insight import health, reasons, status
 from shadowmesh.insight.explain import Explanation, Step, explain
 from shadowmesh.insight.status import Check
+from shadowmesh.keys.mac import stable_mac
 from shadowmesh.wire.peer.states import State
 from tests.control.fake_control import NOW, TAP0
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from shadowmesh.device.tap import stable_mac
 from shadowmesh.keys.identity import Identity, format_public_key
+from shadowmesh.keys.mac import stable_mac
 from shadowmesh.netlab import Daemon, wait_until
 from tests.lab import faults
 from tests.lab.pair import Pair, connected_pair, secrets_of

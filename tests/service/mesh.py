@@ -12,9 +12,9 @@ from shadowmesh.base.clock import boottime
 from shadowmesh.base.errors import NoSuchPeer
 from shadowmesh.config import HostPort, load
 from shadowmesh.config.model import PeerEntry
-from shadowmesh.device.tap import stable_mac
 from shadowmesh.insight.events import NOBODY
 from shadowmesh.insight.vitals import Vitals
+from shadowmesh.keys.mac import stable_mac
 from shadowmesh.service.view import View
 from shadowmesh.wire.control import Endpoint
 from shadowmesh.wire.peer.states import Event, PeerMachine, State

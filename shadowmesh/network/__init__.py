@@ -1,0 +1,19 @@
+"""A network of members: who belongs to it, who says so, and what of that lies on the disk.
+
+Owns: certificates, revocation lists, the trust list, the authority and its ledger, invitations from
+the issuer's side, the files below ``state_dir/network``. Does not know: sessions, sockets, gevent,
+the clock (`now` comes in), how anything travels.
+
+::
+
+    issuer      decides: invitations, members, lists, secrets
+    authority   the keys that sign        ledger      what was ever decided (SQLite)
+    certificate of a member               revocation  lists of what no longer counts
+    trust       which authorities         store       the files of a member
+    clock       which time counts         subnet      addresses of the tunnel
+
+Nothing here is imported by a daemon without a network. Source: mesh and mesh-rules.
+"""
+
+#: what the rest of the program may import; all else is private
+__all__: list[str] = []
