@@ -30,6 +30,8 @@ cdef enum:
     MAX_CONTROLS_PER_SECOND = 10
     # Records for the hub: probes, control, handshake. A session needs a few.
     MAX_EVENTS_PER_SECOND = 200
+    # Messages of a network, in pieces: the largest has about 200.
+    MAX_MESH_PER_SECOND = 512
 
 # What parse() wants from its caller: nothing until more bytes come, or one event.
 cdef enum:
@@ -62,6 +64,7 @@ ctypedef struct parser_t:
     uint64_t second
     uint32_t controls
     uint32_t events
+    uint32_t mesh
     # the event that parse() returned last; bytes stay valid until it is called again
     int opcode
     uint8_t inner_type
@@ -111,7 +114,7 @@ cdef inline void retire_older(pin_t *mine, session_t *session, uint64_t generati
 cdef inline void count_second(parser_t *parser, uint64_t now_ns) noexcept nogil:
     if now_ns // 1000000000 != parser.second:
         parser.second = now_ns // 1000000000
-        parser.controls = parser.events = 0
+        parser.controls = parser.events = parser.mesh = 0
 
 
 cdef inline int read_record(plane_t *plane, opener_t *opener, parser_t *parser,
@@ -157,12 +160,15 @@ cdef inline int read_record(plane_t *plane, opener_t *opener, parser_t *parser,
     if inner[0] == INNER_PADDING:
         # Of padding only the fact counts: it may be the first record under new keys.
         inner_bytes = 1
-    if (inner[0] > INNER_CLOSE or inner[0] == INNER_FRAGMENT
+    if ((inner[0] > INNER_CLOSE and inner[0] != INNER_MESH) or inner[0] == INNER_FRAGMENT
             or inner_bytes - 1 > MAX_SIGNAL_BYTES):
         return E_RECORD
     count_second(parser, now_ns)
-    parser.events += 1
-    if parser.events > MAX_EVENTS_PER_SECOND:
+    if inner[0] == INNER_MESH:
+        parser.mesh += 1
+    else:
+        parser.events += 1
+    if parser.events > MAX_EVENTS_PER_SECOND or parser.mesh > MAX_MESH_PER_SECOND:
         return E_POLICY
     parser.inner_type = inner[0]
     parser.body = inner + 1

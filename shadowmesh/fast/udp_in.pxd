@@ -163,7 +163,7 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
     key_id = sm_load32(p + 4)
     counter = sm_load64(p + 8)
     epoch = pin_epoch(&plane.peers, &plane.peers.udp_pin, key_id)
-    if epoch == NULL:
+    if epoch == NULL or sm_flag(&epoch.udp_closed):
         refuse(&plane.udp, REFUSED_KEY_ID)
         return
     if epoch_expired(epoch, now_ns):

@@ -163,6 +163,7 @@ class Node:
         keys: dict[str, bytes] = KEYS,
         caps: int = Caps.OFFLOAD | Caps.UDP_GSO,
         mtu: int = MTU,
+        udp: bool = True,
     ) -> None:
         out, back, udp_out, udp_back = keys["out"], keys["in"], keys["uout"], keys["uin"]
         if swap:
@@ -177,6 +178,7 @@ class Node:
             udp_rx=udp_back,
             peer_mtu_bytes=mtu,
             peer_caps=int(caps),
+            udp=udp,
         )
 
     def start(self, cipher: str = CHACHA, **options: Any) -> Node:

@@ -52,12 +52,13 @@ def test_padding_of_any_size_is_an_event_without_a_body(peer, size):
     ]
 
 
-def test_a_record_that_is_no_frame_may_have_2048_bytes(peer):
+@pytest.mark.parametrize("inner_type", [Inner.HANDSHAKE, Inner.MESH])
+def test_a_record_that_is_no_frame_may_have_2048_bytes(peer, inner_type):
     body = bytes(range(256)) * 8
-    assert peer.send(bytes([Inner.HANDSHAKE]) + body) == [
-        ("record", peer.node.local_id, Inner.HANDSHAKE, body)
+    assert peer.send(bytes([inner_type]) + body) == [
+        ("record", peer.node.local_id, inner_type, body)
     ]
-    refuse(peer, peer.message([bytes([Inner.HANDSHAKE]) + body + b"x"]))
+    refuse(peer, peer.message([bytes([inner_type]) + body + b"x"]))
 
 
 def test_a_message_of_256_kib_is_taken(make):

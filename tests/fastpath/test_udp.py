@@ -124,6 +124,18 @@ def wired(make):
 # --- In -----------------------------------------------------------------------------------------
 
 
+def test_who_is_not_judged_yet_is_not_heard_over_udp(wired):
+    wire = wired(udp=False)
+    probe = bytes([Inner.PROBE]) + bytes(31)
+    wire.send(*(wire.datagram(inner) for inner in (plain(FRAME), probe, b"\x07\x01")))
+    eventually(lambda: wire.refused("key_id") == 3)
+    assert wire.node.tap.take() == []
+    assert wire.node.plane.udp_signals() == []
+    wire.node.session.hear_udp(wire.node.local_id)
+    wire.send(wire.datagram(plain(FRAME)))
+    assert wire.opened(1) == [bytes(10) + FRAME]
+
+
 @pytest.mark.parametrize("cipher", CIPHERS)
 def test_a_frame_from_the_twin_is_delivered(wired, cipher):
     wire = wired(cipher)

@@ -432,6 +432,17 @@ def test_more_than_200_records_for_the_hub_in_a_second_are_refused(make):
         node.pipe.ingest(0)
 
 
+def test_more_than_512_mesh_messages_in_a_second_are_refused(make):
+    node = make().start()
+    peer = Peer(node)
+    probe, mesh = bytes([Inner.PROBE]) + bytes(8), bytes([Inner.MESH]) + bytes(8)
+    frames = peer.frame(peer.message([probe] * 200))
+    frames += b"".join(peer.frame(peer.message([mesh] * 64)) for _ in range(9))
+    assert len(ingest_once(node, frames)) == 200 + 512  # each kind has a limit of its own
+    with refused(1008):
+        node.pipe.ingest(0)
+
+
 def ingest_once(node: Node, data: bytes) -> list[Any]:
     room = node.pipe.recv_buffer()
     room[: len(data)] = data

@@ -89,7 +89,8 @@ cdef class Session:
 
     def install(self, uint32_t key_id, uint32_t remote_key_id, str cipher, *,
                 bytes wss_tx not None, bytes wss_rx not None, bytes udp_tx not None,
-                bytes udp_rx not None, uint32_t peer_mtu_bytes, uint32_t peer_caps) -> None:
+                bytes udp_rx not None, uint32_t peer_mtu_bytes, uint32_t peer_caps,
+                bint udp=True) -> None:
         """Make the keys of one handshake usable: records under `key_id` open from now on.
 
         Args:
@@ -99,6 +100,7 @@ cdef class Session:
             wss_tx, wss_rx, udp_tx, udp_rx: 32 bytes each; copied, never returned.
             peer_mtu_bytes: MTU of the peer's TAP.
             peer_caps: protocol section 4.
+            udp: datagrams under them are heard; else not before :meth:`hear_udp`.
         """
         cdef session_t *session = self._state()
         cdef epoch_t *epoch = self._epoch(key_id)
@@ -118,10 +120,15 @@ cdef class Session:
         memcpy(epoch.wss_rx_key, <const uint8_t *>wss_rx, KEY_BYTES)
         memcpy(epoch.udp_tx_key, <const uint8_t *>udp_tx, KEY_BYTES)
         memcpy(epoch.udp_rx_key, <const uint8_t *>udp_rx, KEY_BYTES)
+        sm_set_flag(&epoch.udp_closed, not udp)
         publish_epoch(&self.plane.plane.peers, epoch)
         session.draft.peer_mtu_bytes = peer_mtu_bytes
         session.draft.peer_caps = peer_caps
         publish_route(&self.plane.plane.peers, session)
+
+    def hear_udp(self, uint32_t key_id) -> None:
+        """Open datagrams under these keys from now on: their peer is judged (mesh-rules A3)."""
+        sm_set_flag(&self._epoch(key_id).udp_closed, 0)
 
     def peer_takes(self, uint32_t abilities) -> None:
         """Send what the peer has said it takes, protocol section 4; nothing of it before."""
