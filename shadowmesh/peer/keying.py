@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
-from shadowmesh.base.constants import WS_HANDSHAKE_FAILED, CloseReason
+from shadowmesh.base.constants import MEMBER_MODE, WS_HANDSHAKE_FAILED, CloseReason
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire.session import events
 from shadowmesh.wire.session.machine import SessionMachine
@@ -85,6 +85,7 @@ class Keying:
             reserve_key_id=session.reserve_key_id,
             release_key_id=session.retire,
             jitter=random.SystemRandom().random,
+            certificate=terms.certificate,
         )
         #: keys that are used from the next record on, which may be one that the machine sends
         self._switching: int | None = None
@@ -227,6 +228,9 @@ class Keying:
                 self._switching = key_id
             case events.RetireKeys(key_id):
                 self._session.retire(key_id)
+            case events.Established(result) if result.mode == MEMBER_MODE:
+                self._session.hear_udp(result.local_key_id)
+                self._do_else(event)
             case _:
                 self._do_else(event)
 
@@ -257,6 +261,8 @@ class Keying:
             udp_rx=udp_rx,
             peer_mtu_bytes=result.peer.tap_mtu,
             peer_caps=result.peer_caps,
+            # A member is not heard over UDP before it is judged (mesh-rules A3).
+            udp=result.mode != MEMBER_MODE or self._machine.established,
         )
         if not self._bound:
             self._bound = True

@@ -114,9 +114,11 @@ class Outgoing:
             upgraded.sock.close()
             self._failed(PeerUnreachable(f"cannot start a session: {error or 'no memory'}"))
             return
-        # Whose it will be is known already, and the first frame comes right behind ACCEPT.
+        # Whose it will be is known already, and the first frame comes right behind ACCEPT. A
+        # member may be anybody until its certificate was judged.
         assert self._port is not None
-        self.tunnel.session.belongs_to(self._port)
+        if not self.tunnel.judges:
+            self.tunnel.session.belongs_to(self._port)
         if self._common.config.listed and self._peer is not None:
             self.tunnel.called(self._peer.name)
 
@@ -141,6 +143,9 @@ class Outgoing:
         if intercepted(self._common.config, result):
             tunnel.close(CloseReason.POLICY, INTERCEPTED, wait=False)
         elif tunnel is self.tunnel:
+            if tunnel.judges:
+                assert self._port is not None
+                tunnel.session.belongs_to(self._port)
             self._on_phase(Phase.ACCEPT)
 
     def established(self, tunnel: Tunnel) -> None:

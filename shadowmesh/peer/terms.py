@@ -10,19 +10,36 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shadowmesh._fastpath import build_info
-from shadowmesh.base.constants import Caps
+from shadowmesh.base.constants import Caps, RejectReason
+from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.wire.handshake.agreement import AEGIS_256, CHACHA20_POLY1305, Offer, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from shadowmesh.config import Config, PeerEntry
     from shadowmesh.keys.identity import Identity
+    from shadowmesh.wire.handshake.agreement import HandshakeResult
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Why a member is not taken: for our own log, and the little that a dialler is told."""
+
+    detail: str
+    reason: RejectReason = RejectReason.POLICY
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The terms of one session; `*_s` are seconds."""
+    """The terms of one session; `*_s` are seconds.
+
+    Attributes:
+        certificate: what we show to members, DER; empty in a pair.
+        judge: between members: told what the handshake has proved and the certificate that the
+            peer has shown, says why it is not taken, None when it is. Called in the middle of what
+            the peer has sent, because what it sends next may be heard then, and so must not wait.
+    """
 
     policy: Policy
     offer: Offer
@@ -31,6 +48,12 @@ class Terms:
     read_timeout_s: float
     write_timeout_s: float
     hole_punch_timeout_s: float
+    certificate: bytes = b""
+    judge: Callable[[HandshakeResult, bytes], Unfit | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy.member and self.judge is None:
+            raise LocalProtocolError("members, and nobody who judges their certificates")
 
 
 def terms_of(

@@ -111,6 +111,9 @@ class Tunnel:
         established_boottime: when the peer was taken in, or took us in; boot-time seconds, None
             before.
         result: of the last handshake, without its keys; None before the first.
+        peer_certificate: what the peer has shown as a member, and was judged; empty in a pair.
+        on_mesh: takes what a judged member says about the network, a record each; raises
+            RemoteProtocolError when that breaks a rule. None drops it.
         peer_abilities: Abilities of the peer, and bits that we do not know; 0 before it has told.
         rekeys, last_rekey_at: how many, and when; boot-time seconds.
     """
@@ -144,6 +147,8 @@ class Tunnel:
         self.started_at = boottime()
         self.established_boottime: float | None = None
         self.result: HandshakeResult | None = None
+        self.peer_certificate = b""
+        self.on_mesh: Callable[[bytes], None] | None = None
         self.peer_abilities = 0
         self.rekeys = 0
         self.last_rekey_at: float | None = None
@@ -203,6 +208,11 @@ class Tunnel:
     def dialled_itself(self) -> bool:
         """Whether what we dialled is this daemon."""
         return self._keying.dialled_itself
+
+    @property
+    def judges(self) -> bool:
+        """Whether the peer has to show a certificate: its frames are not wanted before that."""
+        return self._terms.judge is not None
 
     @property
     def keys_expire_at(self) -> float | None:
@@ -308,9 +318,10 @@ class Tunnel:
 
     def _do(self, event: events.Event) -> None:
         match event:
-            case events.Authenticated(result):
+            case events.Authenticated(result, certificate):
                 self.result = result
-                self.owner.post(lambda: self._met_by.authenticated(self, result))
+                if self._judge(result, certificate):
+                    self.owner.post(lambda: self._met_by.authenticated(self, result))
             case events.Established(result):
                 self._establish(result)
             case events.Rekeyed(result):
@@ -333,11 +344,38 @@ class Tunnel:
             case events.Control(message):
                 if self.paths is not None:
                     self.paths.receive_control(message)
+            case events.MeshMessage(body):
+                if self.on_mesh is not None:
+                    self.on_mesh(body)
             case events.PeerClosed(reason, text):
                 self._end(endings.by_peer(reason, text), WS_NORMAL)
             case events.Failed(detail=detail, close_code=code, local=local, rejected=rejected):
                 kind = "rejected" if rejected is not None else "timeout" if local else "refused"
                 self._end(Ended(detail, kind, rejected=rejected), code)
+
+    def _judge(self, result: HandshakeResult, certificate: bytes) -> bool:
+        """Look at the certificate of a member; False: it is refused, and the session ends.
+
+        A responder that is taken may send before our owner hears of it, so the machine gets its
+        answer here; who comes to us waits until the owner says accept().
+        """
+        judge = self._terms.judge
+        if judge is None:
+            return True
+        unfit = judge(result, certificate)
+        if unfit is None:
+            self.peer_certificate = certificate
+            if self.initiator:
+                self._keying.accept(boottime())
+            return True
+        if self.initiator:
+            self._finish(Ended(unfit.detail, "refused"))
+            self._keying.close(CloseReason.POLICY, boottime())
+            self._end(Ended(unfit.detail, "refused"), WS_POLICY)
+        else:
+            self._finish(Ended(unfit.detail, "rejected", rejected=unfit.reason))
+            self._keying.reject(unfit.reason, boottime())
+        return False
 
     def _on_stuck(self, error: LocalProtocolError) -> None:
         self._end(Ended(f"cannot send to the peer: {error}", "link_lost"), WS_GOING_AWAY)
@@ -376,6 +414,12 @@ class Tunnel:
             recorder=self._recorder,
         )
         self.paths.start()
+
+    def send_mesh(self, body: bytes) -> bool:
+        """Send a record about the network, at most 2 KiB; False: there is no room or no link."""
+        if self.over or self.link_error is not None:
+            return False
+        return try_to_send(self.session, Inner.MESH, body)
 
     def _send_control(self, message: control.Candidates | control.PunchNow) -> bool:
         if self.over or self.link_error is not None:

@@ -271,7 +271,9 @@ class WssSide:
                 continue
             _, key_id, inner_type, body = event
             if inner_type in (Inner.PROBE, Inner.PROBE_ANSWER):
-                self._take_probe(inner_type, body, now)
+                # A member may be anybody until it was judged, and gets no answers before that.
+                if self._authenticate_by is None:
+                    self._take_probe(inner_type, body, now)
                 # For the keys only the fact counts: it may be the first record under new ones.
                 inner_type, body = Inner.PADDING, b""
             self._keying.receive_record(key_id, inner_type, body, now)

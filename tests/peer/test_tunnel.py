@@ -55,7 +55,8 @@ def contexts(tmp_path_factory):
 
 
 def terms(seed, **options):
-    policy = Policy(Identity.from_seed(seed), options.pop("psk", PSK), options.pop("pin", None))
+    psk, pin = options.pop("psk", PSK), options.pop("pin", None)
+    policy = options.pop("policy", None) or Policy(Identity.from_seed(seed), psk, pin)
     caps = Caps.OFFLOAD | (Caps.AEGIS256 if build_info()["aegis256"] else 0)
     offer = Offer(int(caps), 1500, CERTIFICATE, key_id=0)
     times = {
