@@ -41,6 +41,8 @@ DEFAULT_PEER_PORT: Final = 9001
 
 PROTOCOL_VERSION: Final = 1
 HEADER_BYTES: Final = 8
+#: of the mode byte in a header
+MODE_OFFSET: Final = 5
 HASH_BYTES: Final = 32
 KEY_BYTES: Final = 32
 PSK_BYTES: Final = 32

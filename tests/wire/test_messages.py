@@ -34,7 +34,7 @@ def test_fields_end_where_the_messages_end() -> None:
 
 def test_a_header_is_eight_bytes() -> None:
     assert messages.header(3, 2) == b"SMH\x01\x01\x03\x02\x00"
-    assert messages.header(3, 2)[messages.MODE_OFFSET] == 3
+    assert messages.header(3, 2)[constants.MODE_OFFSET] == 3
 
 
 @given(caps=CAPS, low=st.integers(0, 1), high=st.integers(1, 255))

@@ -38,6 +38,7 @@ from shadowmesh.base.constants import (
     JOIN_MODE,
     MAX_NETWORK_SECRETS,
     MEMBER_MODE,
+    MODE_OFFSET,
     MODE_PIN,
     MODE_PSK,
     MSG1_BYTES,
@@ -338,8 +339,8 @@ class Responder(_Machine):
         """
         with self._turn(_Step.START, _Step.SENT):
             _check_size(message, MSG1_BYTES, 1)
-            _check_header(message, message[messages.MODE_OFFSET], 1)
-            self._mode = self._accept_mode(message[messages.MODE_OFFSET])
+            _check_header(message, message[MODE_OFFSET], 1)
+            self._mode = self._accept_mode(message[MODE_OFFSET])
 
             theirs = message[HEADER_BYTES : messages.E_END]
             kem_bytes = self._pass_gate(theirs, message[messages.E_END : messages.MSG1_KEM_END])

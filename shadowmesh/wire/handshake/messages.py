@@ -43,8 +43,6 @@ from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 
 MAGIC: Final = b"SMH"
 SUITE: Final = 1
-#: place of the mode byte in a header
-MODE_OFFSET: Final = 5
 KNOWN_CAPS: Final = int(Caps.AEGIS256 | Caps.OFFLOAD | Caps.UDP | Caps.UDP_GSO)
 
 _TAG: Final = HANDSHAKE_TAG_BYTES

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 from shadowmesh.base.constants import (
     HANDSHAKE_TIMEOUT_S,
     JOIN_MODE,
+    MODE_OFFSET,
     MSG1_BYTES,
     WS_GOING_AWAY,
     WS_HANDSHAKE_FAILED,
@@ -37,7 +38,6 @@ from shadowmesh.base.constants import (
 )
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
 from shadowmesh.wire import control
-from shadowmesh.wire.handshake import messages as handshake
 from shadowmesh.wire.handshake.machines import Initiator, Responder
 from shadowmesh.wire.mesh.chunks import Gathering, cut
 from shadowmesh.wire.mesh.messages import (
@@ -116,7 +116,7 @@ Event = (
 
 def wants_to_join(message: bytes) -> bool:
     """Tell whether the first message of a connection is for this machine and not for a session."""
-    return len(message) == MSG1_BYTES and message[handshake.MODE_OFFSET] == JOIN_MODE
+    return len(message) == MSG1_BYTES and message[MODE_OFFSET] == JOIN_MODE
 
 
 class JoiningMachine:
