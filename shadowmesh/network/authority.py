@@ -7,6 +7,7 @@ Source: mesh section 3, mesh-rules C4.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, NoReturn
 
@@ -63,7 +64,7 @@ class AuthorityKey:
         issued = certificate.issue(
             self._key, self.authority, profile, public, now, end, Usage.REVOKER
         )
-        return RevokerKey(key, issued)
+        return RevokerKey(key, issued, self.authority)
 
     def sign_list(self, builder: x509.CertificateRevocationListBuilder) -> bytes:
         """Return a revocation list in DER."""
@@ -92,11 +93,14 @@ class AuthorityKey:
 class RevokerKey:
     """A key that signs revocation lists only, with the certificate that says so."""
 
-    __slots__ = ("_key", "certificate")
+    __slots__ = ("_key", "certificate", "issued_by")
 
-    def __init__(self, key: ed25519.Ed25519PrivateKey, certificate: Certificate) -> None:
+    def __init__(
+        self, key: ed25519.Ed25519PrivateKey, certificate: Certificate, issued_by: Authority
+    ) -> None:
         self._key = key
         self.certificate = certificate
+        self.issued_by = issued_by
 
     def sign_list(self, builder: x509.CertificateRevocationListBuilder) -> bytes:
         """Return a revocation list in DER."""
@@ -169,15 +173,21 @@ def load_authority(pem: bytes, certificate_der: bytes, passphrase: str | None) -
     return AuthorityKey(key, authority)
 
 
-def load_revoker(pem: bytes, certificate_der: bytes) -> RevokerKey:
-    """Return a revoker out of its two files. Raises as `load_authority`."""
-    issued = certificate.parse(certificate_der, Usage.REVOKER)
+def load_revoker(pem: bytes, certificate_der: bytes, authority: Authority) -> RevokerKey:
+    """Return a revoker out of its two files, and the authority that made it.
+
+    Raises as `load_authority`.
+    """
+    issued = replace(
+        certificate.parse(certificate_der, Usage.REVOKER),
+        issuer_key_id=certificate.signer(certificate_der, [authority]).key_id,
+    )
     key = _load_key(pem, None)
     if not isinstance(key, ed25519.Ed25519PrivateKey) or issued.public_key != (
         key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     ):
         raise IssuerRefused("the key and the certificate of the revoker are not of one", "key")
-    return RevokerKey(key, issued)
+    return RevokerKey(key, issued, authority)
 
 
 def needs_passphrase(pem: bytes) -> bool:

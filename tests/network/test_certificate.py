@@ -258,9 +258,11 @@ def test_the_key_of_another_authority_is_refused():
 
 def test_a_revoker_comes_back_from_its_files():
     revoker = HOME.make_revoker("home", NOW)
-    assert authorities.load_revoker(revoker.pem(), revoker.certificate.der)
+    assert authorities.load_revoker(revoker.pem(), revoker.certificate.der, HOME.authority)
     with pytest.raises(IssuerRefused):
-        authorities.load_revoker(HOME.make_revoker("home", NOW).pem(), revoker.certificate.der)
+        authorities.load_revoker(
+            HOME.make_revoker("home", NOW).pem(), revoker.certificate.der, HOME.authority
+        )
 
 
 def test_keys_are_not_shown_and_not_pickled():
