@@ -26,6 +26,7 @@ from . import (
     lab,
     latency,
     many,
+    members,
     others,
     report,
     resources,
@@ -45,7 +46,7 @@ THROUGH_TUNNELS: dict[str, Measure] = {
 }
 ALL = ("fps", "keys", *THROUGH_TUNNELS)
 #: what judges no target or takes minutes: only when it is asked for
-ON_DEMAND = ("ablation", "many", "others", "scaling", "soak", "uring")
+ON_DEMAND = ("ablation", "many", "members", "others", "scaling", "soak", "uring")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,6 +118,9 @@ def _rows(wanted: Sequence[str], quick: bool, amount: soak.Amount) -> Iterator[R
     if "keys" in wanted:
         _say("keys")
         yield from keys.measure(quick)
+    if "members" in wanted:
+        _say("members")
+        yield from members.measure(quick)
     if "uring" in wanted:
         _say("uring")
         yield from uring.measure(quick)

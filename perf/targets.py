@@ -96,6 +96,9 @@ FALL_BACK_S = {"udp": at_most(1.0, 0.5)}
 RESTART_S = {"wss": at_most(3.0, 1.5)}
 #: frames lost while keys are changed under load
 REKEY_LOST = {"udp": at_most(0, 0), "wss": at_most(0, 0)}
+#: memory of a daemon for one more peer: with a session over a link of its own, and only listed, KiB
+MEMBER_KIB = at_most(60, 40)
+LISTED_KIB = at_most(25, 15)
 #: gigabytes over each path: whether the hashes of the two ends differ, and how often keys changed
 SOAK_DIFFERENT = at_most(0)
 SOAK_REKEYS = at_least(1)
