@@ -80,8 +80,13 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t length)
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    int madvise(void *address, size_t length, int advice)
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_DONTNEED, MADV_NOHUGEPAGE
     void *MAP_FAILED
+
+cdef enum:
+    PAGE_BYTES = 4096           # or more, and then less is given back
+    KEPT_BYTES = 8 * 1024       # of each buffer, of the memory of a burst, by a link at rest
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
@@ -136,6 +141,14 @@ cdef inline uint64_t boottime_ns() noexcept nogil:
     cdef timespec ts
     clock_gettime(CLOCK_BOOTTIME, &ts)
     return <uint64_t>ts.tv_sec * 1000000000 + <uint64_t>ts.tv_nsec
+
+
+cdef inline void give_pages_back(uint8_t *memory, size_t kept, size_t reached) noexcept nogil:
+    # Of memory from mmap(): whole pages behind the first `kept` bytes, as far as anything has reached.
+    # They read as zero afterwards.
+    cdef size_t spare = <size_t>(-<size_t>(memory + kept)) % PAGE_BYTES
+    if reached > kept + spare:
+        madvise(memory + kept + spare, reached - kept - spare, MADV_DONTNEED)
 
 
 cdef inline void signal_fd(int fd) noexcept nogil:

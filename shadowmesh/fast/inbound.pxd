@@ -46,6 +46,7 @@ ctypedef struct parser_t:
     size_t end
     size_t raw
     size_t raw_end
+    size_t reached              # the end of what was used since memory was given back
     int from_client             # the peer is the WebSocket client and has to mask
     session_t *session          # NULL: messages are handshake messages
     # the WebSocket frame under way
@@ -319,6 +320,7 @@ cdef inline size_t make_room(parser_t *parser) noexcept nogil:
     # Bytes free behind raw_end, after moving what is left of the buffer to its front if needed.
     # At least 16 KiB, one TLS record, because no record is longer than MAX_MESSAGE.
     cdef size_t held
+    parser.reached = max(parser.reached, parser.raw_end)
     if parser.begin == parser.end and parser.raw == parser.raw_end:
         parser.begin = parser.end = parser.raw = parser.raw_end = HEADROOM
     elif HEADROOM + PARSER_BYTES - parser.raw_end < PARSER_BYTES // 8:
@@ -331,3 +333,11 @@ cdef inline size_t make_room(parser_t *parser) noexcept nogil:
         parser.begin = HEADROOM
         parser.end = HEADROOM + held
     return HEADROOM + PARSER_BYTES - parser.raw_end
+
+
+cdef inline void parser_give_back(parser_t *parser) noexcept nogil:
+    # Gives the memory of a burst back, when the buffer is empty. It is from mmap().
+    if parser.begin == parser.end and parser.raw == parser.raw_end:
+        make_room(parser)
+        give_pages_back(parser.bytes, KEPT_BYTES, parser.reached)
+        parser.reached = min(parser.reached, <size_t>KEPT_BYTES)

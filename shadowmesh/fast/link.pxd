@@ -13,7 +13,8 @@ from .ring cimport *
 from .tap cimport *
 
 cdef enum:
-    LINK_EVENTS = 8             # records that may wait for the hub
+    LINK_EVENTS = 8             # records that may wait for the hub, but ...
+    SHORT_BODY_BYTES = 192      # ... only one whose body is longer
 
 ctypedef struct link_event_t:
     int kind                    # an EVENT_, or a close code below zero
@@ -21,13 +22,17 @@ ctypedef struct link_event_t:
     uint32_t key_id
     uint8_t inner_type
     size_t body_bytes
-    uint8_t body[MAX_SIGNAL_BYTES]
+    uint8_t *body               # the next one, or the link's place for a long one
+    uint8_t short_body[SHORT_BODY_BYTES]
 
+# What an idle link touches is a page of the ring, one of its entries, and one with the events and the
+# beginning of the parser's buffer.
 ctypedef struct link_memory_t:
     uint8_t ring[RING_BYTES]
     ring_entry_t entries[RING_MESSAGES]
-    uint8_t parser[HEADROOM + PARSER_BYTES]
+    uint8_t long_body[PAGE_BYTES]           # MAX_SIGNAL_BYTES of it
     link_event_t events[LINK_EVENTS]
+    uint8_t parser[HEADROOM + PARSER_BYTES]
 
 ctypedef struct link_t:
     link_memory_t *memory
@@ -37,6 +42,7 @@ ctypedef struct link_t:
     int unparsed                # the parser may have something to do: the WSS thread's
     uint64_t events_written     # the WSS thread's
     uint64_t events_read        # the hub's
+    int long_waits              # the event with the long body; the WSS thread sets it, the hub takes it
     int paused                  # nothing is read until the hub has taken events
 
 
@@ -50,6 +56,8 @@ cdef inline bint link_open(link_t *link, const tap_t *tap, bint client) noexcept
                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == MAP_FAILED:
         return False
+    # Where the kernel likes huge pages, each link would have one that it hardly uses. It may know none.
+    madvise(memory, sizeof(link_memory_t), MADV_NOHUGEPAGE)
     link.memory = <link_memory_t *>memory
     link.ring.bytes = link.memory.ring
     link.ring.entries = link.memory.entries
@@ -69,7 +77,7 @@ cdef inline bint link_open(link_t *link, const tap_t *tap, bint client) noexcept
 cdef inline void link_close(link_t *link) noexcept nogil:
     if link.memory != NULL:
         # Plaintext frames were opened in this buffer.
-        sodium_memzero(link.parser.bytes, HEADROOM + PARSER_BYTES)
+        sodium_memzero(link.parser.bytes, max(link.parser.reached, link.parser.raw_end))
         munmap(link.memory, sizeof(link_memory_t))
     if link.ring.wakeup_fd > 0:
         close(link.ring.wakeup_fd)

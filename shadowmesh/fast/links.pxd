@@ -27,12 +27,15 @@ cdef enum:
     READ_TURNS = 8
     EPOLL_EVENTS = 32
     STOP_SEAT = MAX_LINKS       # not a link: the thread is to end
+    # Of so many seats at a time the hub looks whether memory can be given back.
+    TIDIED_SEATS = 256
 
 
 cdef inline void keep_event(link_t *link, int kind) noexcept nogil:
     # What parse() came to, for the hub. There is room.
     cdef const parser_t *parser = &link.parser
     cdef link_event_t *event = &link.memory.events[link.events_written % LINK_EVENTS]
+    event.body = event.short_body
     event.kind = kind
     if kind < 0:
         event.body_bytes = 0
@@ -41,19 +44,27 @@ cdef inline void keep_event(link_t *link, int kind) noexcept nogil:
         event.key_id = parser.key_id
         event.inner_type = parser.inner_type
         event.body_bytes = parser.body_bytes
+        if parser.body_bytes > SHORT_BODY_BYTES:
+            event.body = link.memory.long_body
+            sm_set_flag(&link.long_waits, 1)
         memcpy(event.body, parser.body, parser.body_bytes)
     sm_release(&link.events_written, link.events_written + 1)
     signal_fd(link.connection.event_fd)
+
+
+cdef inline bint events_full(const link_t *link) noexcept nogil:
+    return (sm_flag(&link.long_waits)
+            or link.events_written - sm_acquire(&link.events_read) == LINK_EVENTS)
 
 
 cdef inline bint parse_link(plane_t *plane, link_t *link, uint64_t now_ns) noexcept nogil:
     # All that was read. False: the hub has to take what waits for it first, or the peer broke a rule.
     cdef int outcome
     while True:
-        if link.events_written - sm_acquire(&link.events_read) == LINK_EVENTS:
+        if events_full(link):
             sm_set_flag(&link.paused, 1)
             sm_fence()
-            if link.events_written - sm_acquire(&link.events_read) == LINK_EVENTS:
+            if events_full(link):
                 return False
             sm_set_flag(&link.paused, 0)
         outcome = parse(plane, &plane.wss.thread, &link.parser, now_ns)
@@ -229,6 +240,8 @@ cdef inline const link_event_t *next_event(const link_t *link) noexcept nogil:
 
 
 cdef inline void event_taken(link_t *link) noexcept nogil:
+    if link.memory.events[link.events_read % LINK_EVENTS].body == link.memory.long_body:
+        sm_set_flag(&link.long_waits, 0)
     sm_release(&link.events_read, link.events_read + 1)
     sm_fence()
     if sm_flag(&link.paused) and sm_take_flag(&link.paused):
@@ -239,3 +252,25 @@ cdef inline void stop_reading(link_t *link) noexcept nogil:
     pthread_mutex_lock(&link.connection.lock)
     link.connection.reading = 0
     pthread_mutex_unlock(&link.connection.lock)
+
+
+cdef inline void tidy_link(link_t *link) noexcept nogil:
+    # Gives back what a burst has left behind. Under the lock, with `tls`.
+    ring_give_back(&link.ring)
+    parser_give_back(&link.parser)
+    tls_give_back(link.connection.tls)
+
+
+cdef inline void tidy_links(wss_t *wss) noexcept nogil:
+    # For the hub, now and then: the next of the seats. A link that somebody is at is not at rest.
+    cdef link_t *link
+    cdef int i
+    pthread_mutex_lock(&wss.lock)
+    for i in range(TIDIED_SEATS):
+        link = <link_t *>wss.links[wss.tidied]
+        wss.tidied = (wss.tidied + 1) % MAX_LINKS
+        if link != NULL and pthread_mutex_trylock(&link.connection.lock) == 0:
+            if link.connection.tls != NULL:
+                tidy_link(link)
+            pthread_mutex_unlock(&link.connection.lock)
+    pthread_mutex_unlock(&wss.lock)

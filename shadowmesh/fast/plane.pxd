@@ -108,6 +108,7 @@ ctypedef struct wss_t:
     int stop_fd
     pthread_mutex_t lock        # of links[]
     void *links[MAX_LINKS]      # whose bytes the thread moves: link_t
+    uint32_t tidied             # the hub's: the seat that it looks at next, for memory to give back
     uint64_t turns              # of links, begun and ended, so odd within one: see await_turn
     opener_t hub
     opener_t thread

@@ -28,7 +28,7 @@ cdef enum:
     FIRST_LIMIT = 128 * 1024    # before anything is known; doubled within milliseconds
     MIN_LIMIT = 4 * 1024
     # An empty ring begins again at its front: what an idle link never needs stays untouched memory.
-    REWIND_BYTES = 16 * 1024
+    REWIND_BYTES = 4 * 1024
     WINDOW_NS = 20 * 1000000    # a rate is measured over at least this
     # TAP threads that a plane may have, each of which may wait for space in a ring.
     MAX_QUEUES = 4
@@ -57,6 +57,8 @@ ctypedef struct ring_t:
     uint64_t limit              # frames may be added while less than this waits; the consumer's
     uint64_t busy_since_ns      # the consumer's: never empty since then; 0: it was just now
     uint64_t busy_bytes         # consumed since then
+    uint64_t reached            # the end of what was used since memory was given back; the consumer's
+    uint64_t entry_reached      # ... and of the entries
     int filled                  # a producer met the limit in this window
     int idle                    # the consumer sleeps and wants wakeup_fd
     int starved                 # a bit for each TAP thread that waits for space on its space_fd
@@ -249,15 +251,42 @@ cdef inline void ring_wake_starved(ring_t *ring) noexcept nogil:
                 signal_fd(ring.space_fds[i])
 
 
+cdef inline void ring_begin_again(ring_t *ring) noexcept nogil:
+    # The consumer's, of an empty ring and under the lock. Who looks in between without it sees a full
+    # ring.
+    ring.reached = max(ring.reached, ring.read)
+    ring.entry_reached = max(ring.entry_reached, ring.entry_read)
+    sm_release(&ring.read, 0)
+    sm_release(&ring.written, 0)
+    sm_release(&ring.entry_read, 0)
+    sm_release(&ring.entry_written, 0)
+
+
 cdef inline void ring_rewind(ring_t *ring) noexcept nogil:
     # The consumer's, of an empty ring, unless a producer is at it.
     if ring.read < REWIND_BYTES or pthread_mutex_trylock(&ring.lock) != 0:
         return
     if ring.written == ring.read:
-        sm_release(&ring.read, 0)
-        sm_release(&ring.written, 0)
+        ring_begin_again(ring)
     pthread_mutex_unlock(&ring.lock)
-    # Who has looked in between has seen a full ring.
+    ring_wake_starved(ring)
+
+
+cdef inline void ring_give_back(ring_t *ring) noexcept nogil:
+    # The consumer's: gives the memory of a burst back, when the ring is empty and no producer at it.
+    # Its memory is from mmap().
+    if (max(ring.reached, ring.read) <= <uint64_t>KEPT_BYTES
+            and max(ring.entry_reached, ring.entry_read) * sizeof(ring_entry_t) <= <uint64_t>KEPT_BYTES):
+        return
+    if pthread_mutex_trylock(&ring.lock) != 0:
+        return
+    if ring.written == ring.read:
+        ring_begin_again(ring)
+        give_pages_back(ring.bytes, KEPT_BYTES, ring.reached)
+        give_pages_back(<uint8_t *>ring.entries, KEPT_BYTES,
+                        min(ring.entry_reached, <uint64_t>RING_MESSAGES) * sizeof(ring_entry_t))
+        ring.reached = ring.entry_reached = 0
+    pthread_mutex_unlock(&ring.lock)
     ring_wake_starved(ring)
 
 
@@ -268,6 +297,7 @@ cdef inline size_t ring_peek(ring_t *ring, uint8_t **start) noexcept nogil:
     while True:
         written = sm_acquire(&ring.written)
         if written < ring.read and ring.read == sm_acquire(&ring.wrap):
+            ring.reached = RING_BYTES
             sm_release(&ring.read, 0)
         if written != ring.read:
             start[0] = ring.bytes + ring.read

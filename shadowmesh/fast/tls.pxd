@@ -51,7 +51,8 @@ cdef enum:
     CHANGE_CIPHER_SPEC = 20     # the first of the four types of records
     APPLICATION_DATA = 23       # the last
     MAJOR_VERSION = 3
-    # Most connections are idle most of the time; a bulk transfer wants few calls.
+    # Most connections are idle most of the time and have no buffer then; a bulk transfer wants few
+    # calls.
     SMALL_BUFFER = 4096
     LARGE_BUFFER = 64 * 1024
     SHORT_USES = 16             # so many in a row give a large buffer back
@@ -108,20 +109,19 @@ cdef inline bint resize_bytes(bytes_t *held, size_t size) noexcept nogil:
     return True
 
 
-cdef inline void shrink_bytes(bytes_t *held, size_t used) noexcept nogil:
-    # After a use of so many bytes of an empty buffer: gives a large one back when it is not needed.
-    held.start = held.end = 0
-    if held.size <= SMALL_BUFFER:
-        return
-    held.short_uses = held.short_uses + 1 if used < SMALL_BUFFER else 0
-    if held.short_uses >= SHORT_USES:
-        resize_bytes(held, SMALL_BUFFER)
-
-
 cdef inline void free_bytes(bytes_t *held) noexcept nogil:
     free(held.bytes)
     held.bytes = NULL
     held.size = held.start = held.end = 0
+    held.short_uses = 0
+
+
+cdef inline void shrink_bytes(bytes_t *held, size_t used) noexcept nogil:
+    # After a use of so many bytes of an empty buffer: gives it back, a large one when it is not needed.
+    held.start = held.end = 0
+    held.short_uses = held.short_uses + 1 if used < SMALL_BUFFER else 0
+    if held.size <= SMALL_BUFFER or held.short_uses >= SHORT_USES:
+        free_bytes(held)
 
 
 # --- What OpenSSL reads and writes (BIO_meth_set_read_ex, _write_ex) ------------------------------
@@ -188,7 +188,7 @@ cdef inline ssize_t tls_receive(tls_t *tls, int fd) noexcept nogil:
     cdef size_t room
     cdef ssize_t got
     if held.bytes == NULL or (tls.more and held.size == SMALL_BUFFER):
-        if not resize_bytes(held, LARGE_BUFFER if held.bytes != NULL else SMALL_BUFFER):
+        if not resize_bytes(held, LARGE_BUFFER if tls.more else SMALL_BUFFER):
             return TLS_NO_MEMORY
     elif held.start:
         # The longest record has room behind what is left of the last receive only from 0 on.
@@ -295,6 +295,15 @@ cdef inline int tls_flush(tls_t *tls, int fd) noexcept nogil:
     if held.end:
         shrink_bytes(held, held.end)
     return 1
+
+
+cdef inline void tls_give_back(tls_t *tls) noexcept nogil:
+    # The large buffers of a burst, when they are empty.
+    if tls.incoming.start == tls.incoming.end and not tls.rest:
+        free_bytes(&tls.incoming)
+        tls.fed = 0
+    if not tls_unsent(tls):
+        free_bytes(&tls.outgoing)
 
 
 # --- The beginning and the end --------------------------------------------------------------------

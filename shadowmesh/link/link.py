@@ -12,7 +12,8 @@ inside the pipe and are never seen here.
     pipe.outgoing() <--wakeup_fd-- (hub, TAP thread);  --write, flush--> stream   writer greenlet
 
     afterwards
-    a thread of the data plane moves the bytes; pipe.events() --> on_events       reader greenlet
+    a thread of the data plane moves the bytes; pipe.events() --> on_events       reader greenlet,
+                                                             which is there only while there are any
 
 What TLS itself wants to send (the answer to a key update) is flushed by the reader if TCP takes it
 at once, else by the writer: a reader that waited for room could wait for a peer that does the same.
@@ -204,8 +205,8 @@ class Link:
         self._ended = Event()
         self._finisher: gevent.Greenlet | None = None
         self._watchman: gevent.Greenlet | None = None
-        self._reader = gevent.Greenlet(self._run, self._read, "reading")
-        self._writer = gevent.Greenlet(self._run, self._write, "sending")
+        self._reader: gevent.Greenlet | None = gevent.Greenlet(self._run, self._read, "reading")
+        self._writer: gevent.Greenlet | None = gevent.Greenlet(self._run, self._write, "sending")
         loop = gevent.get_hub().loop
         self._wakeup_wait = loop.io(pipe.wakeup_fd, _WAIT_READ)
         self._event_wait: Any = None
@@ -230,9 +231,10 @@ class Link:
         return None if self.closed else progress(self._stream.tcp)
 
     def start(self) -> None:
-        """Start both greenlets. They end with the link."""
-        self._reader.start()
-        self._writer.start()
+        """Start both greenlets. They end with the link, or when the data plane takes over."""
+        for greenlet in (self._reader, self._writer):
+            assert greenlet is not None
+            greenlet.start()
 
     def carry(self) -> None:
         """Let a thread of the data plane move the bytes: the peer is authentic.
@@ -285,7 +287,6 @@ class Link:
             if self._to_be_carried:
                 self._reader_stopped = True
                 os.eventfd_write(pipe.wakeup_fd, 1)
-                self._follow()
                 return
             count = stream.read_into(pipe.recv_buffer())
             if count:
@@ -317,6 +318,9 @@ class Link:
                     self._end(why, WS_GOING_AWAY, farewell=WS_GOING_AWAY)
                     continue
                 self._carried = True
+                self._reader = self._writer = None
+                self._event_wait = hub.loop.io(pipe.event_fd, _WAIT_READ)
+                self._event_wait.start(self._on_event_fd)
                 return
             pending = pipe.outgoing()
             if pending is None:
@@ -333,27 +337,33 @@ class Link:
                 turns = 0
                 gevent.sleep(0)
 
+    def _on_event_fd(self) -> None:
+        """Have a greenlet look what the data plane has to tell. Called by the loop.
+
+        One that waited for it would hold 10 KiB, and most links are idle most of the time.
+        """
+        self._event_wait.stop()
+        self._reader = gevent.spawn(self._run, self._follow, "reading")
+
     def _follow(self) -> None:
-        """Hand on what the data plane has for the hub until the link ends."""
+        """Hand on what the data plane has for the hub; ends when there is nothing more."""
         pipe, turns = self._pipe, 0
-        hub = gevent.get_hub()
-        self._event_wait = hub.loop.io(pipe.event_fd, _WAIT_READ)
-        while self._ending is None:
-            if events := pipe.events():
-                self._handle(events)
-                turns += 1
-                if turns == READ_TURNS:
-                    turns = 0
-                    gevent.sleep(0)
-                continue
-            if pipe.ended:
-                self._end("the connection ended without a close frame", WS_ABNORMAL)
-                return
-            if pipe.blocked and (self._watchman is None or self._watchman.dead):
-                self._watchman = gevent.spawn(self._run, self._watch_writes, "sending")
-            hub.wait(self._event_wait)
-            os.eventfd_read(pipe.event_fd)
-            turns = 0
+        os.eventfd_read(pipe.event_fd)
+        while self._ending is None and (events := pipe.events()):
+            self._handle(events)
+            turns += 1
+            if turns == READ_TURNS:
+                turns = 0
+                gevent.sleep(0)
+        if self._ending is not None:
+            return
+        if pipe.ended:
+            self._end("the connection ended without a close frame", WS_ABNORMAL)
+            return
+        if pipe.blocked and (self._watchman is None or self._watchman.dead):
+            self._watchman = gevent.spawn(self._run, self._watch_writes, "sending")
+        self._reader = None
+        self._event_wait.start(self._on_event_fd)
 
     def _watch_writes(self) -> None:
         """While the data plane waits for TCP; TimeoutError when the peer acknowledges nothing."""
@@ -472,7 +482,7 @@ class Link:
         for step in (
             self._stop_reader,
             partial(self._flush, farewell),
-            self._writer.kill,
+            self._stop_writer,
             self._pipe.release,
             partial(self._close_socket, linger=farewell is not None),
             self._free,
@@ -490,22 +500,32 @@ class Link:
         self._ended.set()
 
     def _stop_reader(self) -> None:
+        if self._event_wait is not None:
+            self._event_wait.stop()
+        reader = self._reader
+        if reader is None:
+            return
         if self._in_callback:
             # The reader is in the owner's code, which may have ended the link: let it return.
-            self._reader.join(CALLBACK_TIMEOUT_S)
-        self._reader.kill()
+            reader.join(CALLBACK_TIMEOUT_S)
+        reader.kill()
+
+    def _stop_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.kill()
 
     def _flush(self, farewell: int | None) -> None:
         """Give the queue and a close frame FLUSH_TIMEOUT_S to leave."""
-        if farewell is None or not (self._writer.started or self._carried):
+        writer = self._writer
+        if farewell is None or not (self._carried or (writer is not None and writer.started)):
             return
         self._send_control(OP_CLOSE, encode_close(farewell))
-        if self._carried:
+        if writer is None:
             self._await_empty()
             return
         self._flushing = True
         os.eventfd_write(self._pipe.wakeup_fd, 1)
-        self._writer.join(FLUSH_TIMEOUT_S)
+        writer.join(FLUSH_TIMEOUT_S)
 
     def _await_empty(self) -> None:
         self._pipe.stop_reading()

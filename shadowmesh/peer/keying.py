@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from shadowmesh.peer.terms import Terms
     from shadowmesh.wire.handshake.agreement import HandshakeResult
 
+#: one for all: each would have the state of another generator in it, 2.5 KiB
+_JITTER: Final = random.SystemRandom()
 DIALLED_ITSELF: Final = events.Failed(
     "this daemon has dialled itself",
     WS_HANDSHAKE_FAILED,
@@ -72,7 +74,7 @@ class Keying:
         self._pipe = pipe
         self._initiator = initiator
         self._hellos = hellos
-        #: the first message, ours or the peer's; None before
+        #: the first message, ours or the peer's; None before, empty once there are keys
         self._hello: bytes | None = None
         self._do_else = do
         self._on_stuck = on_stuck
@@ -84,7 +86,7 @@ class Keying:
             rotation_interval_s=terms.rotation_interval_s,
             reserve_key_id=session.reserve_key_id,
             release_key_id=session.retire,
-            jitter=random.SystemRandom().random,
+            jitter=_JITTER.random,
             certificate=terms.certificate,
         )
         #: keys that are used from the next record on, which may be one that the machine sends
@@ -266,4 +268,5 @@ class Keying:
         )
         if not self._bound:
             self._bound = True
+            self._hello = b""
             self._session.bind(self._pipe)

@@ -274,7 +274,8 @@ class ConnectionManager:
         return tunnel.ping()
 
     def beat(self) -> None:
-        """Note who is here; now and then."""
+        """Note who is here, free what a burst has left; now and then."""
+        self.plane.give_memory_back()
         for peer in self.peers:
             if peer.current is not None:
                 peer.last_seen.here()

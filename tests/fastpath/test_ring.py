@@ -16,6 +16,8 @@ RING_BYTES = hooks.SIZES["RING_BYTES"]
 RING_MESSAGES = hooks.SIZES["RING_MESSAGES"]
 FIRST_LIMIT = hooks.SIZES["FIRST_LIMIT"]
 MIN_LIMIT = hooks.SIZES["MIN_LIMIT"]
+KEPT_BYTES = hooks.SIZES["KEPT_BYTES"]
+PAGE_BYTES = hooks.SIZES["PAGE_BYTES"]
 
 
 def readable(fd: int) -> bool:
@@ -380,4 +382,22 @@ def test_an_idle_ring_touches_no_new_memory():
         assert ring.peek() == message
         ring.consume(len(message))
         assert ring.peek() == b""
-    assert ring.touched <= 32 * 1024
+    assert max(ring.touched) <= 2 * PAGE_BYTES
+
+
+def test_the_memory_of_a_burst_is_given_back_when_the_ring_is_empty():
+    ring = hooks.Ring()
+    message = b"x" * 40
+    while ring.commit(message, 1):
+        pass
+    in_use = ring.touched
+    assert min(in_use) > 100 * 1024
+    ring.give_back()
+    assert ring.touched == in_use  # it is full
+    while ready := ring.peek():
+        ring.consume(len(ready))
+    ring.give_back()
+    assert max(ring.touched) <= KEPT_BYTES
+    assert ring.space() == RING_BYTES
+    assert ring.commit(b"on", 1)
+    assert ring.peek() == b"on"

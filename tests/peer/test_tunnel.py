@@ -322,7 +322,7 @@ def test_a_closed_tunnel_burns_no_time_while_its_link_lingers(up):
     dialling, listening = up()
     turns = []
     dialling.tunnel._next_deadline = lambda: turns.append(1) or 0.0
-    listening.tunnel.wss.link._reader.kill()  # it does not answer our close
+    listening.tunnel.wss.link._event_wait.stop()  # it does not answer our close
     dialling.tunnel.close(CloseReason.SHUTDOWN, "bye")
     assert len(turns) <= 2
     dialling.ended()
@@ -510,8 +510,7 @@ def test_silence_is_noticed_and_ends_the_session(up, monkeypatch):
     monkeypatch.setattr(liveness, "WSS_DEAD_AFTER_PROBE_S", 0.1)
     monkeypatch.setattr(liveness, "CHECK_INTERVAL_S", 0.02)
     dialling, listening = up(dialling={"keepalive_interval_s": 0.05, "read_timeout_s": 0.3})
-    listening.tunnel.wss.link._reader.kill()
-    listening.tunnel.wss.link._writer.kill()
+    listening.tunnel.wss.link._event_wait.stop()
     ended = dialling.ended()
     assert ended.kind == "link_lost"
     assert "nothing heard" in ended.detail
@@ -551,7 +550,7 @@ def test_a_bug_in_a_timer_ends_the_session_and_is_told(up, caplog):
 def test_probes_that_are_never_answered_are_forgotten(up):
     dialling, listening = up()
     wait_for(lambda: dialling.tunnel.rtt_s, "the first answer")
-    listening.tunnel.wss.link._reader.kill()
+    listening.tunnel.wss.link._event_wait.stop()
     for _ in range(3 * probes.MAX_PROBES):
         dialling.tunnel.wss.probes.send(boottime())
     assert dialling.tunnel.wss.probes.awaited == probes.MAX_PROBES

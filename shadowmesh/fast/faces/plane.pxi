@@ -195,6 +195,14 @@ cdef class DataPlane:
             fdb_sweep(self.plane.fdb, self.plane.peers.ports,
                       <uint32_t>(boottime_ns() // 1000000000))
 
+    def give_memory_back(self) -> None:
+        """Free what a burst has left in links that are at rest; now and then, once a second.
+
+        Each call looks at a sixteenth of the places of links.
+        """
+        with nogil:
+            tidy_links(&self.plane.wss)
+
     def fdb(self) -> list:
         """Return behind which port each known address is.
 

@@ -32,6 +32,8 @@ SIZES = {
     "LANE_BYTES": LANE_BYTES,
     "BATCH_FRAMES": BATCH_FRAMES,
     "CAPTURE_BYTES": CAPTURE_BYTES,
+    "KEPT_BYTES": KEPT_BYTES,
+    "PAGE_BYTES": PAGE_BYTES,
     "MAX_SEGMENTS": MAX_SEGMENTS,
     "FRAGMENT_HEADER_BYTES": FRAGMENT_HEADER_BYTES,
 }
@@ -194,7 +196,14 @@ cdef class Steering:
 # --- Ring (fast/ring.pxd) ------------------------------------------------------------------------
 
 cdef enum:
+    RING_MEMORY_BYTES = RING_BYTES + RING_MESSAGES * 8      # 8: sizeof(ring_entry_t)
     NO_TIME = 1                 # always the same moment: the limit of the ring stays what it is
+
+
+cdef size_t end_of_use(const uint8_t *memory, size_t size) noexcept nogil:
+    while size and not memory[size - 1]:
+        size -= 1
+    return size
 
 
 cdef class Ring:
@@ -204,19 +213,22 @@ cdef class Ring:
     cdef ring_t ring
 
     def __cinit__(self, uint64_t limit=RING_BYTES):
-        self.ring.bytes = <uint8_t *>calloc(1, RING_BYTES)
-        self.ring.entries = <ring_entry_t *>calloc(RING_MESSAGES, sizeof(ring_entry_t))
+        cdef void *memory = mmap(NULL, RING_MEMORY_BYTES, PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if memory == MAP_FAILED:
+            raise MemoryError
+        self.ring.bytes = <uint8_t *>memory
+        self.ring.entries = <ring_entry_t *>(self.ring.bytes + RING_BYTES)
         self.ring.wakeup_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.ring.space_fds[0] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         ring_init(&self.ring)
         self.ring.limit = limit
-        if (self.ring.bytes == NULL or self.ring.entries == NULL
-                or min(self.ring.wakeup_fd, self.ring.space_fds[0]) < 0):
+        if min(self.ring.wakeup_fd, self.ring.space_fds[0]) < 0:
             raise MemoryError
 
     def __dealloc__(self):
-        free(self.ring.bytes)
-        free(self.ring.entries)
+        if self.ring.bytes != NULL:
+            munmap(self.ring.bytes, RING_MEMORY_BYTES)
         close(self.ring.wakeup_fd)
         close(self.ring.space_fds[0])
 
@@ -250,11 +262,12 @@ cdef class Ring:
 
     @property
     def touched(self):
-        """Where the last byte stands that is not 0: how far the ring was ever in use."""
-        cdef size_t end = RING_BYTES
-        while end and not self.ring.bytes[end - 1]:
-            end -= 1
-        return end
+        """(bytes, bytes of entries) up to the last that is not 0: how far the ring was in use."""
+        return (end_of_use(self.ring.bytes, RING_BYTES),
+                end_of_use(<const uint8_t *>self.ring.entries, RING_MESSAGES * sizeof(ring_entry_t)))
+
+    def give_back(self):
+        ring_give_back(&self.ring)
 
     def commit(self, message not None, uint32_t frames=0):
         """Append one message; False when it does not fit."""
@@ -336,7 +349,7 @@ cdef class Ring:
         with nogil:
             wakeup.fd = self.ring.wakeup_fd
             wakeup.events = POLLIN
-            while self.ring.entry_read < messages:
+            while sm_counted(&self.ring.frames_out) < messages:
                 drain_fd(self.ring.wakeup_fd)
                 length = ring_peek(&self.ring, &start)
                 if length == 0:
@@ -351,7 +364,7 @@ cdef class Ring:
                     value += 1
                 total += length
                 ring_consume(&self.ring, length, boottime_ns())
-        return self.ring.entry_read, total, wrong
+        return self.ring.frames_out, total, wrong
 
 
 # --- Copies of frames (fast/capture.pxd) ----------------------------------------------------------
