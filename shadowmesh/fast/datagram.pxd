@@ -103,6 +103,7 @@ ctypedef struct outbox_t:       # one for each TAP thread
 
 ctypedef struct partial_t:      # a frame of which not every fragment has come
     uint32_t key_id             # 0: free
+    int owner                   # whose it is: owner_of() in udp_frames.pxd
     uint16_t id
     uint8_t total
     uint8_t held
@@ -121,6 +122,7 @@ ctypedef struct tail_t:         # how a packed datagram ends: with a record that
 
 ctypedef struct signal_t:       # something on UDP that the hub has to deal with
     uint64_t session            # its number; 0: a datagram that is not a record (STUN)
+    int owner                   # as of a partial frame
     uint32_t key_id
     uint8_t inner_type
     uint32_t size               # of the body or datagram; `bytes` holds at most SIGNAL_BYTES of it

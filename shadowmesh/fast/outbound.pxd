@@ -302,6 +302,7 @@ cdef inline int give_port(plane_t *plane, queue_t *queue, port_t *port, bint flo
     cdef int copies = 0
     cdef int i
     queue.batch = 0
+    queue.only_floods = 1
     queue.flood_copied = 0
     flooded = flooded and port.floods and sm_published(&port.route) != NULL
     for i in range(queue.read):
@@ -310,6 +311,7 @@ cdef inline int give_port(plane_t *plane, queue_t *queue, port_t *port, bint flo
         slot = &queue.slots[queue.batch]
         slot[0] = queue.frames[i]
         copies += queue.owners[i] == FLOOD
+        queue.only_floods &= queue.owners[i] == FLOOD
         if queue.owners[i] == FLOOD and flood_needs_copy(slot) and not copy_flooded(queue, slot):
             send_lane(plane, queue, lane, now_ns)
             queue.flood_copied = 0
@@ -322,6 +324,7 @@ cdef inline int give_port(plane_t *plane, queue_t *queue, port_t *port, bint flo
         queue.batch += 1
     if queue.batch:
         send_lane(plane, queue, lane, now_ns)
+    queue.only_floods = 0
     queue.lane = NULL
     return copies
 

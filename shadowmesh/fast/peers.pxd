@@ -244,6 +244,7 @@ cdef inline void erase_epoch(peers_t *peers, epoch_t *epoch) noexcept nogil:
     peers.epochs[index] = NULL
     peers.lowest_free = min(peers.lowest_free, index)
     sm_chacha_erase(epoch.contexts)
+    free(epoch.udp_rx_window)
     sodium_memzero(epoch, sizeof(epoch_t))
     free(epoch)
 

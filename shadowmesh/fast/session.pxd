@@ -12,12 +12,13 @@
 #     udp_tx_next, fragment_next    TAP threads and hub: numbers are taken by an atomic add, so none
 #                               is used twice
 #     wss_rx_*                  who moves the bytes of the session's link: hub or WSS thread
-#     udp_rx_window, udp_failed_opens       the UDP thread
+#     udp_rx_window, udp_failed_opens       the UDP thread; the hub frees the window with the epoch
 #   session_t   all that is not named below: the hub alone
 #     routes[]                  published by the hub in the port; a TAP thread reads the one that it
 #                               has pinned
 #     port, receiving[]         published by the hub
-#     last_*, udp_last_*    whoever sends or opens, each a single store
+#     last_*, udp_last_*    whoever sends or opens, each a single store; what udp_last_frame_ns is
+#                               told of stands in udp_queue.pxd
 #     udp_source, signal*       the UDP thread
 
 from libc.stddef cimport size_t
@@ -102,7 +103,7 @@ ctypedef struct epoch_t:
     uint64_t udp_tx_next        # see take_counters
     uint64_t fragment_next      # its low 16 bits are the id of the next frame in fragments
     uint8_t unshared_too[64]
-    window_t udp_rx_window
+    window_t *udp_rx_window     # NULL: nothing has come over UDP; it is most of what an epoch needs
     uint64_t udp_failed_opens
 
 ctypedef struct route_t:        # how a session's frames leave; not changed while it is published
@@ -132,6 +133,7 @@ cdef struct session_t:
     uint64_t last_frame_ns      # CLOCK_BOOTTIME: a frame was sealed for the WSS link
     uint64_t last_opened_ns     # a record of any type opened that came over it
     uint64_t udp_last_frame_ns
+    uint64_t udp_last_flood_ns  # ... of those that were flooded, the last that counted as one
     uint8_t unshared[64]        # what a TAP thread writes is not in the line of the UDP thread
     uint64_t udp_last_opened_ns
     address_t udp_source        # whence the UDP thread opened the last record ...

@@ -56,6 +56,7 @@ ctypedef struct queue_t:        # a queue of the TAP and its thread
     int lane_count
     int socket_waits            # why nothing is sent over UDP now: SOCKET_ below
     int socket_spoke            # it has just said that it takes more
+    int only_floods             # the slots of the lane at work are all for several peers
     int only_keeps              # others may be served before the lane that is at work
     int reads_on                # although frames wait
     flood_bucket_t floods

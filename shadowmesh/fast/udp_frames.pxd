@@ -20,9 +20,17 @@ from .offload cimport *
 from .capture cimport *
 from .tap cimport *
 
+cdef enum:
+    NO_OWNER = -1
+
 
 cdef inline void refuse(udp_t *udp, int reason) noexcept nogil:
     sm_count(&udp.refused[reason], 1)
+
+
+cdef inline int owner_of(const port_t *port) noexcept nogil:
+    # Of what is kept: a number of each peer; NO_OWNER for all sessions that are nobody's.
+    return NO_OWNER if port == NULL else port.number
 
 
 cdef inline void flush_train(plane_t *plane) noexcept nogil:

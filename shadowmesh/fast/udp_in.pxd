@@ -10,6 +10,7 @@
 # to the device: that may take long.
 
 from libc.stddef cimport size_t
+from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 from .base cimport *
 from .drop_reasons cimport *
@@ -30,18 +31,37 @@ cdef enum:
     IDLE_WAIT_MS = 10
 
 
+cdef inline bint has_signal_room(const inbox_t *inbox, uint64_t session, int owner) noexcept nogil:
+    # Whether one more may wait. Who is not authentic has half of the queue. Of each peer no more wait
+    # than places are free then: the first one leaves half, the second half of the rest, and so on,
+    # so that there is a place for who has none.
+    cdef uint64_t first = sm_acquire(&inbox.signals_read)
+    cdef uint64_t waiting = inbox.signals_written - first
+    cdef uint64_t own = 0
+    cdef const signal_t *signal
+    cdef uint64_t number
+    if session == 0:
+        return waiting < MAX_SIGNALS // 2
+    number = first
+    while number != inbox.signals_written:
+        signal = &inbox.signals[number % MAX_SIGNALS]
+        own += signal.session != 0 and signal.owner == owner
+        number += 1
+    return own + waiting < <uint64_t>MAX_SIGNALS
+
+
 cdef inline bint signal_hub(udp_t *udp, uint64_t session, uint32_t key_id, uint8_t inner_type,
                             const address_t *source, const uint8_t *body,
                             size_t body_bytes, uint64_t now_ns) noexcept nogil:
-    # Queues something for the hub; False: it does not fit, and is counted. Half of the queue is kept
-    # for what is authentic.
+    # Queues something for the hub; False: it does not fit, and is counted.
     cdef inbox_t *inbox = udp.inbox
-    cdef uint64_t waiting = inbox.signals_written - sm_acquire(&inbox.signals_read)
     cdef signal_t *signal = &inbox.signals[inbox.signals_written % MAX_SIGNALS]
-    if waiting >= <uint64_t>(MAX_SIGNALS if session else MAX_SIGNALS // 2):
+    cdef int owner = owner_of(udp.port) if session else NO_OWNER
+    if not has_signal_room(inbox, session, owner):
         refuse(udp, REFUSED_SIGNALS_FULL)
         return False
     signal.session = session
+    signal.owner = owner
     signal.key_id = key_id
     signal.inner_type = inner_type
     signal.size = <uint32_t>body_bytes
@@ -144,6 +164,13 @@ cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t coun
         refuse(&plane.udp, REFUSED_TYPE)
 
 
+cdef inline bint provide_window(epoch_t *epoch) noexcept nogil:
+    # False: no memory. What comes again would not be known for that.
+    if epoch.udp_rx_window == NULL:
+        epoch.udp_rx_window = <window_t *>calloc(1, sizeof(window_t))
+    return epoch.udp_rx_window != NULL
+
+
 cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
                                const address_t *source, uint64_t now_ns) noexcept nogil:
     # Unknown key id, old counter, failed AEAD: drop and count, nothing else (protocol section 6).
@@ -169,7 +196,8 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
     if epoch_expired(epoch, now_ns):
         refuse(&plane.udp, REFUSED_EXPIRED)
         return
-    if counter > SM_SEAL_LIMIT or not window_check(&epoch.udp_rx_window, counter):
+    if counter > SM_SEAL_LIMIT or (epoch.udp_rx_window != NULL
+                                   and not window_check(epoch.udp_rx_window, counter)):
         refuse(&plane.udp, REFUSED_REPLAY)
         return
     if (length < AAD_BYTES + 1 + tag_bytes(epoch.cipher)
@@ -178,7 +206,10 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
         sm_count(&epoch.udp_failed_opens, 1)
         refuse(&plane.udp, REFUSED_FORGED)
         return
-    window_mark(&epoch.udp_rx_window, counter)
+    if not provide_window(epoch):
+        sm_count(&plane.udp.socket_errors[UDP_ENOBUFS], 1)
+        return
+    window_mark(epoch.udp_rx_window, counter)
     sm_count(&plane.udp.received.records, 1)
     session = epoch.session
     plane.udp.port = <port_t *>sm_published(&session.port)

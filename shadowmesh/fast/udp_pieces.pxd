@@ -6,7 +6,8 @@
 #                                      '--any other--> partial frame --> device
 #
 # Datagrams come in order nearly always, and many at once: the tail of one and the head of the next
-# are then put together where they lie. What is kept waits for 1 s, and only MAX_PARTIALS of it.
+# are then put together where they lie. What is kept waits for 1 s, and only MAX_PARTIALS of it, of all
+# peers: who has most of it makes room.
 # All of it runs in the UDP thread.
 
 from libc.stddef cimport size_t
@@ -36,11 +37,49 @@ cdef enum:
     PACKED_GAP_BYTES = MAX_TAG_BYTES + AAD_BYTES + PACKED_HEADER_BYTES
 
 
+cdef inline int fattest_owner(const inbox_t *inbox, int owner) noexcept nogil:
+    # Who has most partial frames; `owner`, unless another has more. Every seat is taken.
+    cdef int owners[MAX_PARTIALS + 1]
+    cdef int counts[MAX_PARTIALS + 1]
+    cdef int known = 1
+    cdef int fattest = 0
+    cdef int i, j
+    owners[0] = owner
+    counts[0] = 0
+    for i in range(MAX_PARTIALS):
+        j = 0
+        while j < known and owners[j] != inbox.partials[i].owner:
+            j += 1
+        if j == known:
+            owners[j] = inbox.partials[i].owner
+            counts[j] = 0
+            known += 1
+        counts[j] += 1
+    for j in range(1, known):
+        if counts[j] > counts[fattest]:
+            fattest = j
+    return owners[fattest]
+
+
+cdef inline partial_t *oldest_partial(inbox_t *inbox, int owner) noexcept nogil:
+    # Of one that has some.
+    cdef partial_t *oldest = NULL
+    cdef partial_t *partial
+    cdef int i
+    for i in range(MAX_PARTIALS):
+        partial = &inbox.partials[i]
+        if partial.owner == owner and (oldest == NULL or partial.born_ns < oldest.born_ns):
+            oldest = partial
+    return oldest
+
+
 cdef inline partial_t *find_partial(udp_t *udp, uint32_t key_id, uint16_t id, uint8_t total,
                                     uint64_t first_counter, uint64_t now_ns) noexcept nogil:
-    # The partial frame of a fragment; a new one in a free or the oldest seat when there is none.
+    # The partial frame of a fragment; a new one when there is none: in a free seat, or in the oldest of
+    # the peer that has most. So nobody loses one to another who has no fewer.
     cdef partial_t *partial
     cdef partial_t *seat = NULL
+    cdef int owner = owner_of(udp.port)
     cdef int i
     for i in range(MAX_PARTIALS):
         partial = &udp.inbox.partials[i]
@@ -50,14 +89,13 @@ cdef inline partial_t *find_partial(udp_t *udp, uint32_t key_id, uint16_t id, ui
         if (partial.key_id == key_id and partial.id == id and partial.total == total
                 and partial.first_counter == first_counter):
             return partial
-        if partial.key_id == 0:
-            if seat == NULL or seat.key_id:
-                seat = partial
-        elif seat == NULL or (seat.key_id and partial.born_ns < seat.born_ns):
+        if partial.key_id == 0 and seat == NULL:
             seat = partial
-    if seat.key_id:
+    if seat == NULL:
+        seat = oldest_partial(udp.inbox, fattest_owner(udp.inbox, owner))
         refuse(udp, REFUSED_FRAGMENT)
     seat.key_id = key_id
+    seat.owner = owner
     seat.id = id
     seat.total = total
     seat.held = 0

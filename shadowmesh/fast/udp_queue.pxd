@@ -27,6 +27,7 @@ cdef enum:
     # The kernel says that there is room when a socket is half empty. The hub's own datagrams find
     # room when frames wait.
     BUFFER_NUMERATOR = 3        # of 4; the kernel doubles it
+    FLOOD_COUNTS_S = 5          # of flooded frames, that one counts in so long
 
 
 cdef inline void set_buffer(const udp_t *udp, uint64_t limit) noexcept nogil:
@@ -115,6 +116,18 @@ cdef inline bint send_sealed(plane_t *plane, queue_t *queue, uint64_t now_ns) no
     return send_outbox(plane, queue, now_ns)
 
 
+cdef inline void note_frames(const queue_t *queue, session_t *session, uint64_t now_ns) noexcept nogil:
+    # That frames leave over UDP: whoever hears nothing then is asked soon whether it is still there.
+    # A host that only talks to all would have every peer asked each second. So flooded frames count
+    # seldom, but not never: the first after a while may ask who has an address, and if its way is
+    # dead, it is before anything is sent to one peer alone that this has to be noticed.
+    if queue.only_floods and not queue.lane.waiting:
+        if now_ns - sm_counted(&session.udp_last_flood_ns) < <uint64_t>FLOOD_COUNTS_S * 1000000000:
+            return
+        sm_release(&session.udp_last_flood_ns, now_ns)
+    sm_release(&session.udp_last_frame_ns, now_ns)
+
+
 cdef inline bint send_over_udp(plane_t *plane, queue_t *queue, const route_t *route,
                                uint64_t now_ns) noexcept nogil:
     # One step: seals slots that are left, or lets them wait, or chooses of what waits. True: no more
@@ -122,7 +135,7 @@ cdef inline bint send_over_udp(plane_t *plane, queue_t *queue, const route_t *ro
     cdef lane_t *lane = queue.lane
     cdef uint64_t limit = sm_acquire(&plane.udp.line.limit)
     cdef uint64_t room = 0
-    sm_release(&route.session.udp_last_frame_ns, now_ns)
+    note_frames(queue, route.session, now_ns)
     if queue.chosen:
         queue.chosen = 0
         if queue.socket_waits == SOCKET_READY:

@@ -281,7 +281,9 @@ class Paths:
         is four times as much.
         """
         try:
-            if self._look() == self._seen:
+            # What was only heard makes nothing due any earlier: it is looked at in time.
+            (sent_at, _, too_long), before = self._look(), self._seen
+            if (sent_at, too_long) == (before[0], before[2]):
                 self._poll_as_the_path_wants()
                 return
         except Exception:  # noqa: BLE001 - the greenlet meets it as well, and can do something
