@@ -34,14 +34,15 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID
 
+from shadowmesh.base.constants import CERTIFICATE_MAX_BYTES
 from shadowmesh.base.errors import BadCertificate
 from shadowmesh.keys import sodium
 from shadowmesh.keys.mac import stable_mac
 from shadowmesh.network.clock import spell
 from shadowmesh.wire.mesh import identifiers
 
-#: bytes of a certificate in DER, an authority's too
-MAX_BYTES: Final = 2048
+#: bytes of a certificate in DER, an authority's too: what is longer could not be shown to anybody
+MAX_BYTES: Final = CERTIFICATE_MAX_BYTES
 #: extended key usage of members: below 2.25 everybody may draw a number (ITU-T X.667)
 USAGE: Final = x509.ObjectIdentifier("2.25.286141315530172541520614882016769892044")
 

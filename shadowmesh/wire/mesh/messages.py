@@ -49,7 +49,8 @@ MAX_AUTHORITIES: Final = 8
 MAX_LISTS: Final = 16
 MAX_RELAYS: Final = 64
 MAX_ADDRESSES: Final = 8
-MAX_WORDS: Final = 8
+#: roles and tags of a certificate
+MAX_WORDS: Final = 32
 MAX_WAIT_S: Final = 24 * 3600
 BOOT_ID_BYTES: Final = 16
 
@@ -69,8 +70,8 @@ Count = Annotated[int, Meta(ge=0, le=_U63)]
 WaitS = Annotated[int, Meta(ge=0, le=MAX_WAIT_S)]
 #: a DNS label; empty where the issuer is to choose. \Z: $ would take a line break at the end
 Name = Annotated[str, Meta(pattern=r"\A(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)?\Z")]
-#: a code, for programs
-Word = Annotated[str, Meta(max_length=32, pattern=r"\A[a-z0-9_:.-]+\Z")]
+#: a code, for programs; of a role or tag 64 characters are what X.520 has
+Word = Annotated[str, Meta(max_length=64, pattern=r"\A[a-z0-9_:.-]+\Z")]
 #: host:port
 Address = Annotated[
     str, Meta(max_length=255, pattern=r"\A(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}\Z")
