@@ -123,7 +123,8 @@ class BadCertificate(ShadowMeshError):
     `kind` is what a caller decides by: "malformed", "foreign" (no authority of this network signed
     it), "expired", "superseded" (re-issued: its holder may renew), "revoked" (its key is out),
     "unlisted" (no revocation list of its authority is known), "other_key" (not for the key asked
-    about). Source: mesh-rules A3, A4, C2, C5.
+    about), "clash" (another key owns its node id, MAC, address or name), "full" (too many members).
+    Source: mesh-rules A3, A4, C2, C5, D1.
     """
 
     def __init__(self, message: str, kind: str = "malformed") -> None:

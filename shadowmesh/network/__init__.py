@@ -10,7 +10,9 @@ the clock (`now` comes in), how anything travels.
     authority   the keys that sign        ledger      what was ever decided (SQLite)
     certificate of a member               revocation  lists of what no longer counts
     trust       which authorities         store       the files of a member
+    members     who owns what             joining     what a joiner believes
     clock       which time counts         subnet      addresses of the tunnel
+    backup      all of it in one file
 
 Nothing here is imported by a daemon without a network. Source: mesh and mesh-rules.
 """

@@ -41,7 +41,7 @@ from shadowmesh.keys.mac import stable_mac
 from shadowmesh.network.clock import spell
 from shadowmesh.wire.mesh import identifiers
 
-#: bytes of a certificate in DER, an authority's too: what is longer could not be shown to anybody
+#: bytes of a certificate in DER, an authority's too: what fits the record that carries it
 MAX_BYTES: Final = CERTIFICATE_MAX_BYTES
 #: extended key usage of members: below 2.25 everybody may draw a number (ITU-T X.667)
 USAGE: Final = x509.ObjectIdentifier("2.25.286141315530172541520614882016769892044")
@@ -232,8 +232,9 @@ def _guarded(work: Callable[[], Read]) -> Read:
         x509.InvalidVersion,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
-    ) as error:
-        raise BadCertificate(f"this is not a certificate that can be read: {error}") from None
+    ):
+        # What the library says of it is about its own parser.
+        raise BadCertificate("this is not an X.509 certificate that can be read") from None
 
 
 def _load(der: bytes) -> x509.Certificate:

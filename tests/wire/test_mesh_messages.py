@@ -33,6 +33,7 @@ EVERY: dict[str, messages.Message] = {
         **JOINED,
         relays=(messages.RelayInfo(certificate=CERTIFICATE, addresses=("[2001:db8::1]:443",)),),
         members=(CERTIFICATE, CERTIFICATE),
+        subnets=("10.77.0.0/24", "fd01:203:405::/64"),
     ),
     "refused": messages.Refused(reason="expired", detail="at noon, by the issuer's clock"),
     "hello": messages.Hello(
@@ -182,6 +183,9 @@ def test_no_values_make_it_raise_anything_else(tag: str, data: st.DataObject):
         ("joined", "members", [b"x"] * 1025),
         ("joined", "relays", [{"certificate": b"x"}] * 65),
         ("joined", "relays", [{"certificate": b"x", "addresses": ["nowhere"]}]),
+        ("joined", "subnets", ["10.77.0.0/24"] * 3),
+        ("joined", "subnets", ["10.77.0.0"]),
+        ("joined", "subnets", ["10.77.0.0/24\n"]),
         ("refused", "reason", "\x1b[2J"),
         ("refused", "reason", ""),
         ("refused", "retry_after", 86_401),

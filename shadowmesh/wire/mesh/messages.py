@@ -77,6 +77,8 @@ Address = Annotated[
     str, Meta(max_length=255, pattern=r"\A(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}\Z")
 ]
 Addresses = Annotated[tuple[Address, ...], Meta(max_length=MAX_ADDRESSES)]
+#: an IPv4 or IPv6 network: address and length of its prefix
+Subnet = Annotated[str, Meta(max_length=43, pattern=r"\A[0-9a-f:.]+/[0-9]{1,3}\Z")]
 Words = Annotated[tuple[Word, ...], Meta(max_length=MAX_WORDS)]
 Certificates = Annotated[tuple[Certificate, ...], Meta(max_length=MAX_MEMBERS)]
 Authorities = Annotated[tuple[Certificate, ...], Meta(min_length=1, max_length=MAX_AUTHORITIES)]
@@ -131,6 +133,7 @@ class Joined(_Said, frozen=True, kw_only=True, tag="joined"):
         revocation_lists: of each authority and revoker the newest.
         network_secret, secret_epoch, secret_signature: the newest, signed by the issuer (C6).
         members: certificates; as many as fit, the directory has them all.
+        subnets: of the network, one of IPv4 and one of IPv6: certificates have addresses only.
     """
 
     certificate: Certificate
@@ -142,6 +145,7 @@ class Joined(_Said, frozen=True, kw_only=True, tag="joined"):
     secret_signature: Signature = b""
     relays: Annotated[tuple[RelayInfo, ...], Meta(max_length=MAX_RELAYS)] = ()
     members: Certificates = ()
+    subnets: Annotated[tuple[Subnet, ...], Meta(max_length=2)] = ()
 
     def __repr__(self) -> str:
         """Say nothing of what it holds: a secret is part of it."""
