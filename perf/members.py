@@ -18,8 +18,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from shadowmesh.device.tap import stable_mac
 from shadowmesh.keys.identity import format_public_key, parse_public_key
+from shadowmesh.keys.mac import stable_mac
 from shadowmesh.netlab import Daemon, Host, Net, NetlabError
 
 from .lab import PATHS, ROOT, cable

@@ -28,8 +28,8 @@ from gevent.pool import Pool
 from shadowmesh._fastpath import DataPlane
 from shadowmesh.config import Config, HostPort, PeerEntry, load
 from shadowmesh.device.device import Device
-from shadowmesh.device.tap import stable_mac
 from shadowmesh.keys.identity import Identity, parse_public_key
+from shadowmesh.keys.mac import stable_mac
 from shadowmesh.link.tls import client_context
 from shadowmesh.path.traversal import Traversal
 from shadowmesh.peer.manager import ConnectionManager
