@@ -24,6 +24,7 @@ CONTROL_ERRORS = {
     "CaptureRunning": ("capture_running", 409, 1),
     "ConfigurationWrong": ("configuration_invalid", 422, 7),
     "DaemonStopping": ("stopping", 503, 3),
+    "IssuerRefused": ("issuer_refused", 409, 1),
 }
 
 
