@@ -68,12 +68,22 @@ def open_files() -> int:
 
 def threads() -> int:
     """Count our threads, without those that are ending: a joined one stays in /proc for a moment."""
-    return len(thread_names())
+    return len(named_threads())
 
 
-def thread_names() -> list[str]:
-    """Return the names of the same, sorted."""
-    return sorted(filter(None, map(_name_unless_ending, os.listdir("/proc/self/task"))))
+def named_threads() -> dict[str, str]:
+    """Return the names of the same by their ids."""
+    names = {task: _name_unless_ending(task) for task in os.listdir("/proc/self/task")}
+    return {task: name for task, name in names.items() if name is not None}
+
+
+def plane_threads(before: dict[str, str]) -> list[str]:
+    """Return the names of a data plane's threads, sorted, without those that were there before.
+
+    Another test of this process may have left a plane to the garbage collector.
+    """
+    now = named_threads()
+    return sorted(now[task] for task in now.keys() - before.keys() if now[task].startswith("sm-"))
 
 
 def _name_unless_ending(task: str) -> str | None:

@@ -25,10 +25,11 @@ from tests.fastpath.rig import (
     Peer,
     eventually,
     frame,
+    named_threads,
     open_files,
     plain,
+    plane_threads,
     stun,
-    thread_names,
 )
 from tests.fastpath.test_udp import Wire, segments_of, slices, some_tcp
 from tests.twins import mix
@@ -319,10 +320,6 @@ def test_a_write_that_is_interrupted_is_made_again(wired, path):
 # --- Memory, descriptors and threads that there are not ------------------------------------------------
 
 
-def threads_of_the_plane() -> list[str]:
-    return [name for name in thread_names() if name.startswith("sm-")]
-
-
 def test_a_plane_without_memory_or_descriptors_is_none_and_leaves_none():
     files = open_files()
     faults.fail("calloc", errno.ENOMEM)
@@ -363,12 +360,13 @@ def test_without_memory_no_key_id_is_promised(make):
 def test_a_device_is_attached_with_all_of_its_threads_or_with_none(function, spared):
     taps, plane = [FakeTap(), FakeTap()], DataPlane()
     fds = [tap.fd for tap in taps]
+    before = named_threads()
     faults.fail(function, errno.EAGAIN, spared=spared)
     with pytest.raises(DeviceError, match="out of threads or memory"):
         plane.attach_tap(fds, 1500)
-    eventually(lambda: threads_of_the_plane() == [])
+    eventually(lambda: plane_threads(before) == [])
     plane.attach_tap(fds, 1500)
-    eventually(lambda: len(threads_of_the_plane()) == 2)
+    eventually(lambda: len(plane_threads(before)) == 2)
     plane.detach_tap()
     for tap in taps:
         tap.close()

@@ -29,9 +29,9 @@ from tests.fastpath.rig import (
     Peer,
     eventually,
     frame,
+    named_threads,
     plain,
-    thread_names,
-    threads,
+    plane_threads,
     unpack,
     vnet,
 )
@@ -117,20 +117,20 @@ def assert_in_order(frames: list[bytes], expected: dict[int, int]) -> None:
 
 
 def test_each_queue_has_a_thread_with_a_name():
-    before, taps = threads(), [FakeTap() for _ in range(MAX_QUEUES)]
+    before, taps = named_threads(), [FakeTap() for _ in range(MAX_QUEUES)]
     plane = DataPlane()
     for count in (4, 1, 3):
         plane.attach_tap([tap.fd for tap in taps[:count]], MTU)
         wanted = [f"sm-tap-{number}" for number in range(count)]
-        eventually(lambda wanted=wanted: [n for n in thread_names() if "sm-" in n] == wanted)
+        eventually(lambda wanted=wanted: plane_threads(before) == wanted)
         plane.detach_tap()
-        assert eventually(lambda: threads() == before)
+        eventually(lambda: plane_threads(before) == [])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         plane.attach_udp(sock.fileno(), socket.AF_INET)
-        eventually(lambda: "sm-udp" in thread_names())
+        eventually(lambda: "sm-udp" in plane_threads(before))
         plane.attach_tap([tap.fd for tap in taps], MTU)
         plane.detach_udp()
-        assert eventually(lambda: threads() == before + MAX_QUEUES)
+        eventually(lambda: len(plane_threads(before)) == MAX_QUEUES)
     plane.detach_tap()
     for tap in taps:
         tap.close()
