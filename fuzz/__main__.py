@@ -72,7 +72,7 @@ def _fuzz(name: str, words: Sequence[str]) -> NoReturn:
 
     # Nothing shows the fuzzer which way the C code goes; the twin beside it, in Python, does.
     with atheris.instrument_imports(
-        include=["shadowmesh.wire", "shadowmesh.config", "tests.twins"]
+        include=["shadowmesh.wire", "shadowmesh.config", "shadowmesh.network", "tests.twins"]
     ):
         from .targets import TARGETS
     target = TARGETS[name]

@@ -26,7 +26,7 @@ from tests.fastpath import rig
 from tests.fastpath.test_udp import Wire
 from tests.twins import admit, packed
 
-from . import switch
+from . import network, switch
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "tests" / "vectors"
@@ -269,13 +269,17 @@ def config_seeds() -> Iterable[bytes]:
 
 
 TARGETS: dict[str, Target] = {
+    "certificate": Target(network.try_certificate, network.certificate_seeds),
     "config": Target(try_config, config_seeds),
     "control": Target(try_control, control_seeds),
     "datagram": Target(try_datagram, datagram_seeds),
     "handshake": Target(try_handshake, handshake_seeds),
+    "lists": Target(network.try_lists, network.lists_seeds),
+    "mesh": Target(network.try_mesh, network.mesh_seeds),
     "offload": Target(try_offload, offload_seeds),
     "packed": Target(try_packed, packed_seeds),
     "stun": Target(try_stun, stun_seeds),
     "switch": Target(switch.run, switch.seeds),
+    "token": Target(network.try_token, network.token_seeds),
     "websocket": Target(try_websocket, websocket_seeds),
 }

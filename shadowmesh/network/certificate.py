@@ -19,7 +19,9 @@ critical extensions are refused. Source: mesh section 3, mesh-rules A4, B5, C4.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
@@ -220,7 +222,8 @@ def _signed_by(loaded: x509.Certificate, authority: Authority) -> bool:
 def _guarded(work: Callable[[], Read]) -> Read:
     """Do what reads foreign bytes: whatever the library says of them is one kind of error."""
     try:
-        return work()
+        with strictly():
+            return work()
     except BadCertificate:
         raise
     except (
@@ -235,6 +238,18 @@ def _guarded(work: Callable[[], Read]) -> Read:
     ):
         # What the library says of it is about its own parser.
         raise BadCertificate("this is not an X.509 certificate that can be read") from None
+
+
+@contextmanager
+def strictly() -> Iterator[None]:
+    """Refuse what the library would warn of and read: a later version of it may refuse that.
+
+    Else a stranger's bytes would also write into the log. Nothing in it may switch to another
+    greenlet, which would find the same rule.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def _load(der: bytes) -> x509.Certificate:

@@ -122,7 +122,8 @@ def read(data: bytes, authorities: Iterable[Authority]) -> RevocationList:
     if len(data) > MAX_BYTES:
         raise BadList(f"this revocation list has {len(data)} bytes, {MAX_BYTES} are possible")
     try:
-        return _read(data, tuple(authorities))
+        with certificates.strictly():
+            return _read(data, tuple(authorities))
     except (BadList, BadCertificate) as error:
         raise BadList(str(error), getattr(error, "kind", "malformed")) from None
     except (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import subprocess
+import warnings
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -195,6 +196,21 @@ def test_a_certificate_of_our_authority_for_another_purpose_is_refused(change, w
     with pytest.raises(BadCertificate, match=words) as refused:
         certificates.parse(forge(change))
     assert not faults(str(refused.value))
+
+
+def test_what_the_library_only_warns_of_is_refused_and_not_logged():
+    country = bytearray(forge(lambda b: for_members(with_usage(b)), subject=[
+        x509.NameAttribute(NameOID.COMMON_NAME, "laptop"),
+        x509.NameAttribute(NameOID.ORGANIZATION_NAME, "home"),
+        x509.NameAttribute(NameOID.LOCALITY_NAME, "Bern"),
+    ]))  # fmt: skip
+    place = country.index(b"\x06\x03\x55\x04\x07")
+    country[place + 4] = 6  # the attribute is a country now, of two letters in X.520
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(BadCertificate, match="can be read"):
+            certificates.parse(bytes(country))
+    assert told == []
 
 
 def test_an_unknown_extension_that_is_not_critical_and_unknown_units_mean_nothing():
