@@ -86,7 +86,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     PAGE_BYTES = 4096           # or more, and then less is given back
-    KEPT_BYTES = 8 * 1024       # of each buffer, of the memory of a burst, by a link at rest
+    KEPT_BYTES = 4 * 1024       # of each buffer, of the memory of a burst, by a link at rest
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()

@@ -143,6 +143,8 @@ ctypedef struct inbox_t:        # the UDP thread's, but for what the hub has rea
     signal_t signals[MAX_SIGNALS]           # of number n at n % MAX_SIGNALS
     uint64_t signals_written
     uint64_t signals_read       # the hub's
+    uint32_t rested_s           # when windows were last looked at ...
+    uint32_t rested             # ... and the index of the epoch that is next
 
 
 cdef inline int udp_error_index(int number) noexcept nogil:

@@ -350,7 +350,7 @@ cdef inline int choose_for_link(queue_t *queue, const route_t *route, uint64_t n
 cdef inline void watch_link(queue_t *queue, const ring_t *ring, uint64_t now_ns) noexcept nogil:
     # Frames wait. A link that takes nothing for STALL_MS gets no more of them.
     cdef lane_t *lane = queue.lane
-    cdef uint64_t until = sm_acquire(&ring.read)
+    cdef uint64_t until = ring_position(ring)
     if until != lane.taken_until:
         lane.taken_until = until
         lane.taken_ns = now_ns
@@ -370,7 +370,7 @@ cdef inline bint send_over_link(plane_t *plane, queue_t *queue, const route_t *r
     lane.very_slow = ring_very_slow(ring)
     if not lane.waiting:
         if not lane.stalled:
-            lane.taken_until = sm_acquire(&ring.read)
+            lane.taken_until = ring_position(ring)
             lane.taken_ns = now_ns
         while queue.first < queue.batch and taken and not lane.very_slow:
             if not lock_route(<port_t *>lane.port, route):

@@ -49,6 +49,7 @@ ctypedef struct peers_t:
     uint64_t numbers            # of sessions that were given out
     uint64_t versions           # of routes that were published
     uint64_t key_ids[MAX_EPOCHS]            # of receiving[], 0 where there is none
+    uint64_t reach              # there never was one in receiving[] at this index or above
     void *receiving[MAX_EPOCHS] # epochs whose records are opened
     uint8_t unshared[64]        # what every thread reads is not in the line of the first pin
     pin_t tap_pins[MAX_QUEUES]
@@ -126,6 +127,7 @@ cdef inline void publish_epoch(peers_t *peers, epoch_t *epoch) noexcept nogil:
     sm_publish(&epoch.session.receiving[epoch.seat], epoch)
     sm_publish(&peers.receiving[index], epoch)
     sm_release(&peers.key_ids[index], epoch.local_key_id)
+    sm_release(&peers.reach, max(peers.reach, <uint64_t>index + 1))
 
 
 cdef inline int sending_obstacle(const route_t *route, uint64_t now_ns) noexcept nogil:
@@ -244,7 +246,7 @@ cdef inline void erase_epoch(peers_t *peers, epoch_t *epoch) noexcept nogil:
     peers.epochs[index] = NULL
     peers.lowest_free = min(peers.lowest_free, index)
     sm_chacha_erase(epoch.contexts)
-    free(epoch.udp_rx_window)
+    window_rest(&epoch.udp_rx_window)
     sodium_memzero(epoch, sizeof(epoch_t))
     free(epoch)
 

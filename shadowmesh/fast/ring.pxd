@@ -57,6 +57,7 @@ ctypedef struct ring_t:
     uint64_t limit              # frames may be added while less than this waits; the consumer's
     uint64_t busy_since_ns      # the consumer's: never empty since then; 0: it was just now
     uint64_t busy_bytes         # consumed since then
+    uint64_t passed             # consumed before the ring last began again
     uint64_t reached            # the end of what was used since memory was given back; the consumer's
     uint64_t entry_reached      # ... and of the entries
     int filled                  # a producer met the limit in this window
@@ -251,11 +252,18 @@ cdef inline void ring_wake_starved(ring_t *ring) noexcept nogil:
                 signal_fd(ring.space_fds[i])
 
 
+cdef inline uint64_t ring_position(const ring_t *ring) noexcept nogil:
+    # Another one says that the consumer has taken something meanwhile, though not how much: it may be
+    # beginning again.
+    return sm_acquire(&ring.passed) + sm_acquire(&ring.read)
+
+
 cdef inline void ring_begin_again(ring_t *ring) noexcept nogil:
     # The consumer's, of an empty ring and under the lock. Who looks in between without it sees a full
     # ring.
     ring.reached = max(ring.reached, ring.read)
     ring.entry_reached = max(ring.entry_reached, ring.entry_read)
+    sm_release(&ring.passed, ring.passed + ring.read)
     sm_release(&ring.read, 0)
     sm_release(&ring.written, 0)
     sm_release(&ring.entry_read, 0)

@@ -12,7 +12,7 @@
 #     udp_tx_next, fragment_next    TAP threads and hub: numbers are taken by an atomic add, so none
 #                               is used twice
 #     wss_rx_*                  who moves the bytes of the session's link: hub or WSS thread
-#     udp_rx_window, udp_failed_opens       the UDP thread; the hub frees the window with the epoch
+#     udp_rx_window, udp_failed_opens       the UDP thread; the hub frees what it has with the epoch
 #   session_t   all that is not named below: the hub alone
 #     routes[]                  published by the hub in the port; a TAP thread reads the one that it
 #                               has pinned
@@ -103,7 +103,7 @@ ctypedef struct epoch_t:
     uint64_t udp_tx_next        # see take_counters
     uint64_t fragment_next      # its low 16 bits are the id of the next frame in fragments
     uint8_t unshared_too[64]
-    window_t *udp_rx_window     # NULL: nothing has come over UDP; it is most of what an epoch needs
+    window_t udp_rx_window
     uint64_t udp_failed_opens
 
 ctypedef struct route_t:        # how a session's frames leave; not changed while it is published

@@ -10,7 +10,6 @@
 # to the device: that may take long.
 
 from libc.stddef cimport size_t
-from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 from .base cimport *
 from .drop_reasons cimport *
@@ -29,6 +28,9 @@ cdef enum:
     # What one session may have for the hub: probes, their answers, changes of address.
     MAX_SIGNALS_PER_SECOND = 200
     IDLE_WAIT_MS = 10
+    # Nothing of a session is under way for so long.
+    REST_S = 10
+    RESTED_AT_ONCE = 64
 
 
 cdef inline bint has_signal_room(const inbox_t *inbox, uint64_t session, int owner) noexcept nogil:
@@ -164,13 +166,6 @@ cdef inline void take_record(plane_t *plane, const epoch_t *epoch, uint64_t coun
         refuse(&plane.udp, REFUSED_TYPE)
 
 
-cdef inline bint provide_window(epoch_t *epoch) noexcept nogil:
-    # False: no memory. What comes again would not be known for that.
-    if epoch.udp_rx_window == NULL:
-        epoch.udp_rx_window = <window_t *>calloc(1, sizeof(window_t))
-    return epoch.udp_rx_window != NULL
-
-
 cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
                                const address_t *source, uint64_t now_ns) noexcept nogil:
     # Unknown key id, old counter, failed AEAD: drop and count, nothing else (protocol section 6).
@@ -196,8 +191,7 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
     if epoch_expired(epoch, now_ns):
         refuse(&plane.udp, REFUSED_EXPIRED)
         return
-    if counter > SM_SEAL_LIMIT or (epoch.udp_rx_window != NULL
-                                   and not window_check(epoch.udp_rx_window, counter)):
+    if counter > SM_SEAL_LIMIT or not window_check(&epoch.udp_rx_window, counter):
         refuse(&plane.udp, REFUSED_REPLAY)
         return
     if (length < AAD_BYTES + 1 + tag_bytes(epoch.cipher)
@@ -206,10 +200,9 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
         sm_count(&epoch.udp_failed_opens, 1)
         refuse(&plane.udp, REFUSED_FORGED)
         return
-    if not provide_window(epoch):
+    if not window_mark(&epoch.udp_rx_window, counter):
         sm_count(&plane.udp.socket_errors[UDP_ENOBUFS], 1)
         return
-    window_mark(epoch.udp_rx_window, counter)
     sm_count(&plane.udp.received.records, 1)
     session = epoch.session
     plane.udp.port = <port_t *>sm_published(&session.port)
@@ -220,6 +213,27 @@ cdef inline void open_datagram(plane_t *plane, uint8_t *p, size_t length,
             session.udp_source = source[0]
     take_record(plane, epoch, counter, source, p + AAD_BYTES,
                 length - AAD_BYTES - tag_bytes(epoch.cipher), now_ns)
+
+
+cdef inline void rest_windows(plane_t *plane, uint64_t now_ns) noexcept nogil:
+    # Gives back what replay windows need of sessions that have rested; once a second, the next of them.
+    cdef peers_t *peers = &plane.peers
+    cdef inbox_t *inbox = plane.udp.inbox
+    cdef uint32_t now_s = <uint32_t>(now_ns // 1000000000)
+    cdef uint64_t reach = sm_acquire(&peers.reach)
+    cdef uint64_t left = min(reach, <uint64_t>RESTED_AT_ONCE)
+    cdef epoch_t *epoch
+    if inbox.rested_s == now_s:
+        return
+    inbox.rested_s = now_s
+    while left:
+        left -= 1
+        inbox.rested = (inbox.rested + 1) % <uint32_t>reach
+        epoch = <epoch_t *>pin(&peers.udp_pin, &peers.receiving[inbox.rested])
+        if (epoch != NULL and epoch.udp_rx_window.ring != NULL
+                and now_ns - epoch.session.udp_last_opened_ns >= <uint64_t>REST_S * 1000000000):
+            window_rest(&epoch.udp_rx_window)
+    unpin(&peers.udp_pin)
 
 
 cdef inline int receive_batch(plane_t *plane) noexcept nogil:
@@ -273,6 +287,8 @@ cdef inline void run_inbound_udp(plane_t *plane) noexcept nogil:
             continue
         if fds[1].revents:
             return
+        # Before it is heard who has rested until now.
+        rest_windows(plane, boottime_ns())
         got = receive_batch(plane)
         if got < 0 and got != -EAGAIN and got != -EINTR:
             # What ICMP reported for datagrams that we sent, or a network that went away.

@@ -270,6 +270,47 @@ def _first(twin: ReplayWindow, counter: int) -> None:
     twin.newest = counter
 
 
+def test_a_window_has_a_ring_only_once_counters_are_far_from_the_first():
+    window = marked(*range(1024))
+    assert window.bytes == 0
+    assert not any(window.check(counter) for counter in range(1024))
+    window.mark(1100)
+    assert window.bytes == 8192
+    assert not any(window.check(counter) for counter in range(1024))
+    assert window.check(1050)
+
+
+def test_after_a_rest_a_window_takes_only_what_is_newer_and_needs_no_ring():
+    window = marked(5000, 5002)
+    window.rest()
+    assert window.bytes == 0
+    assert [counter for counter in range(4000, 5010) if window.check(counter)] == list(
+        range(5003, 5010)
+    )
+    window.rest()
+    window.mark(5003)
+    window.mark(5004 + 1024)
+    assert [window.check(counter) for counter in (5002, 5003, 5004, 6028)] == [
+        False, False, True, False,
+    ]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 3000), st.sampled_from(["mark"] * 40 + ["rest"]))))
+def test_a_window_that_rests_now_and_then_says_what_the_twin_says(steps):
+    window, seen, newest, floor = hooks.Window(), set(), None, 0
+    for counter, what in steps:
+        if what == "rest":
+            window.rest()
+            floor = floor if newest is None else newest + 1
+            continue
+        fresh = counter >= floor and counter not in seen
+        assert window.check(counter) == fresh
+        if fresh:
+            window.mark(counter)
+            seen.add(counter)
+            newest = counter if newest is None else max(newest, counter)
+
+
 # --- Mask ---------------------------------------------------------------------------------------
 
 

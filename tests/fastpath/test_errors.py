@@ -433,6 +433,18 @@ def test_a_partial_frame_is_given_up_after_a_second(wired):
     assert wire.opened(0) == []
 
 
+def test_after_a_rest_nothing_is_taken_that_is_older_than_the_last_datagram(wired):
+    wire = wired()
+    wire.send(wire.datagram(plain(FRAME), 0), wire.datagram(plain(FRAME), 4000))
+    wire.opened(2)  # so both have been taken by the clock that there was
+    wire.send(wire.datagram(plain(FRAME), 3999))
+    assert len(wire.opened(1)) == 1
+    faults.later(11)
+    wire.send(wire.datagram(plain(FRAME), 3998), wire.datagram(plain(FRAME), 4001))
+    assert len(wire.opened(1)) == 1
+    assert wire.refused("replay") == 1
+
+
 def test_keys_of_180_seconds_seal_nothing_more(wired):
     wire = wired()
     wire.use()

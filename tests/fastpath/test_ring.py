@@ -401,3 +401,13 @@ def test_the_memory_of_a_burst_is_given_back_when_the_ring_is_empty():
     assert ring.space() == RING_BYTES
     assert ring.commit(b"on", 1)
     assert ring.peek() == b"on"
+
+
+def test_a_ring_that_began_again_between_two_looks_has_moved():
+    ring = hooks.Ring()
+    assert ring.commit(bytes(5000), 1)
+    before = ring.position
+    while ready := ring.peek():
+        ring.consume(len(ready))
+    assert ring.commit(bytes(5000), 1)
+    assert ring.position != before

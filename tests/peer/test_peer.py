@@ -332,6 +332,8 @@ def test_a_peer_whose_operator_disconnected_is_left_alone(make, automatic):
     dialling.start()
     if not automatic:
         dialling.manager.connect(None)
+    # Both: one that hears of it while it connects has been refused, which is another thing.
+    dialling.wait_for("connected")
     listening.wait_for("connected")
     listening.manager.disconnect()
     if automatic:

@@ -269,6 +269,10 @@ cdef class Ring:
     def give_back(self):
         ring_give_back(&self.ring)
 
+    @property
+    def position(self):
+        return ring_position(&self.ring)
+
     def commit(self, message not None, uint32_t frames=0):
         """Append one message; False when it does not fit."""
         cdef Exact held = copy_of(message)

@@ -177,14 +177,23 @@ cdef class Window:
 
     cdef window_t window
 
-    def __cinit__(self):
-        window_reset(&self.window)
+    def __dealloc__(self):
+        window_rest(&self.window)
 
     def check(self, uint64_t counter):
         return bool(window_check(&self.window, counter))
 
     def mark(self, uint64_t counter):
-        window_mark(&self.window, counter)
+        if not window_mark(&self.window, counter):
+            raise MemoryError
+
+    def rest(self):
+        window_rest(&self.window)
+
+    @property
+    def bytes(self):
+        """That it has beside itself."""
+        return WINDOW_WORDS * sizeof(uint64_t) if self.window.ring != NULL else 0
 
 
 # --- WebSocket frames (fast/wsframe.pxd, compat.h) -----------------------------------------------
