@@ -31,7 +31,6 @@ none were for QUIET_AFTER_S. Source: protocol section 8.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -88,7 +87,8 @@ class PathMachine:
         """
         self._link_mtu = link_mtu
         self._overhead = overhead
-        self._events: deque[events.Event] = deque()
+        #: a list: few at a time, and an empty deque has half a KiB
+        self._events: list[events.Event] = []
         self._inside = inside
         self._book = Book(inside)
         self._probes = SentProbes(random)
@@ -147,7 +147,7 @@ class PathMachine:
 
     def next_event(self) -> events.Event | None:
         """Return what is to be done or told, oldest first; None when there is nothing."""
-        return self._events.popleft() if self._events else None
+        return self._events.pop(0) if self._events else None
 
     # --- Inputs --------------------------------------------------------------------------------
 

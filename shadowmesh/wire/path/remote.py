@@ -6,9 +6,8 @@ probes are sent and which address carries the frames (`machine`).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from shadowmesh.base.constants import MAX_CANDIDATES, PROBE_TOKEN_BYTES
@@ -62,7 +61,9 @@ class Remote:
     narrow: bool = False
     prober: MtuProber | None = None
     hindrance: str | None = None
-    _verdicts: deque[bool] = field(default_factory=lambda: deque(maxlen=LOSS_WINDOW))
+    #: of the last LOSS_WINDOW probes, a bit for each that was lost; the newest is the lowest
+    _lost: int = 0
+    _judged: int = 0
 
     @property
     def proven(self) -> bool:
@@ -84,9 +85,7 @@ class Remote:
 
     @property
     def loss(self) -> float | None:
-        if not self._verdicts:
-            return None
-        return self._verdicts.count(False) / len(self._verdicts)
+        return self._lost.bit_count() / self._judged if self._judged else None
 
     def report(self, *, active: bool) -> PathReport:
         """Return what is known of it."""
@@ -118,12 +117,16 @@ class Remote:
         self.tries = 0
         self.good += 1
         if not padded:
-            self._verdicts.append(True)
+            self._judge(lost=False)
 
     def lost(self) -> None:
         """A probe was given up. Before the first answer that says nothing about loss."""
         if self.proven:
-            self._verdicts.append(False)
+            self._judge(lost=True)
+
+    def _judge(self, *, lost: bool) -> None:
+        self._lost = (self._lost << 1 | lost) & (1 << LOSS_WINDOW) - 1
+        self._judged = min(self._judged + 1, LOSS_WINDOW)
 
 
 class Book:

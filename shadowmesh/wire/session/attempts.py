@@ -18,7 +18,6 @@ Source: protocol section 4.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -100,7 +99,7 @@ class Attempts:
 
         self.current: Attempt | None = None
         #: initiator: handshakes given up before their message 2 came, oldest first
-        self._abandoned: deque[Initiator] = deque()
+        self._abandoned: list[Initiator] = []
         #: responder: a message 3 may still come for a rekey that was given up
         self._late_msg3 = False
 
@@ -126,7 +125,7 @@ class Attempts:
         # answer to a later one. Which of them an answer is for, only its AEAD can tell.
         while self._abandoned:
             try:
-                self._abandoned.popleft().receive_msg2(data)
+                self._abandoned.pop(0).receive_msg2(data)
             except RemoteProtocolError:
                 continue  # that one was never answered
             return None

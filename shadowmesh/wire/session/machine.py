@@ -46,7 +46,6 @@ installed until the peer is known not to use them.
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -165,7 +164,8 @@ class SessionMachine:
         )
         self._rekey = RekeyTimer(initiator, rotation_interval_s, jitter)
         self._handshakes = TokenBucket(*HANDSHAKE_RATE)
-        self._events: deque[Event] = deque()
+        #: a list: few at a time, and an empty deque has half a KiB
+        self._events: list[Event] = []
         self._started = False
         self._over = False
         self._link_up = True
@@ -202,7 +202,7 @@ class SessionMachine:
 
     def next_event(self) -> Event | None:
         """Return what to do or know next, None when there is nothing."""
-        return self._events.popleft() if self._events else None
+        return self._events.pop(0) if self._events else None
 
     def next_timeout(self) -> float | None:
         """Return when handle_timeout() is due, None once the session is over."""
