@@ -105,6 +105,7 @@ ctypedef struct epoch_t:
     uint8_t unshared_too[64]
     window_t udp_rx_window
     uint64_t udp_failed_opens
+    uint8_t unshared_end[64]    # nor is what somebody else has behind it in memory
 
 ctypedef struct route_t:        # how a session's frames leave; not changed while it is published
     uint64_t version            # no other route of any session has had it
