@@ -6,6 +6,7 @@ the clock (`now` comes in), how anything travels.
 
 ::
 
+    membership  what this machine is    registrar   makes networks, invites, answers joiners
     issuer      decides: invitations, members, lists, secrets
     authority   the keys that sign        ledger      what was ever decided (SQLite)
     certificate of a member               revocation  lists of what no longer counts

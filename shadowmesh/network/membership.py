@@ -1,0 +1,353 @@
+"""This machine in its network: what it is, who else is a member, and what it remembers of both.
+
+Owns: which certificates and lists count here, that everything is on the disk before it counts, and
+what members mean as a list of peers. Does not know: how anything of it came or leaves, the issuer's
+decisions (`registrar`), sessions.
+
+All methods belong to one thread and wait for nothing but the disk. Times come in: they are of the
+local clock, and what of it counts `clock` says. Source: mesh sections 2 and 6, mesh-rules A3, B4, C,
+D1, E1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import ip_network
+from typing import Any, Final
+
+from shadowmesh.base.errors import BadCertificate, BadList, KeyFileError
+from shadowmesh.config import HostPort, PeerEntry
+from shadowmesh.keys.identity import Identity, format_public_key, parse_public_key
+from shadowmesh.network import certificate as certificates
+from shadowmesh.network import clock, joining, revocation, trust
+from shadowmesh.network.certificate import Certificate
+from shadowmesh.network.members import Change, Members
+from shadowmesh.network.revocation import Revocations, Taken
+from shadowmesh.network.store import Secret, Store
+from shadowmesh.network.subnet import Network
+from shadowmesh.network.trust import TrustList
+from shadowmesh.wire.mesh import identifiers
+from shadowmesh.wire.mesh.messages import Joined
+
+_AGAIN: Final = "restore it from a backup, or `shadowmesh leave` and join again"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRelay:
+    """A relay as a member remembers it: where it is, and the key that has to answer there."""
+
+    address: HostPort
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of the network beside certificates and lists; nothing of it is secret."""
+
+    name: str
+    network_id: bytes
+    subnets: tuple[Network, ...]
+    relays: tuple[KnownRelay, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "network_id": self.network_id.hex(),
+            "subnets": [str(one) for one in self.subnets],
+            "relays": [
+                {
+                    "host": one.address.host,
+                    "port": one.address.port,
+                    "public_key": format_public_key(one.public_key),
+                }
+                for one in self.relays
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Facts:
+        """Raises ValueError, TypeError, KeyError: somebody has changed it."""
+        return cls(
+            name=str(found["name"]),
+            network_id=bytes.fromhex(found["network_id"]),
+            subnets=tuple(ip_network(one) for one in found["subnets"]),
+            relays=tuple(
+                KnownRelay(
+                    HostPort(str(one["host"]), int(one["port"])),
+                    parse_public_key(one["public_key"]),
+                )
+                for one in found["relays"]
+            ),
+        )
+
+
+class Membership:
+    """What this machine has to know as a member; made by `load`, `take_in` or `Registrar.found`.
+
+    Attributes:
+        identity: our key in this network, which is the daemon's while it is a member.
+        problem: why our own certificate counts no more, one sentence; None while it does.
+        on_change: called when members or lists are others than before.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        certificate: Certificate,
+        trust_list: TrustList,
+        revocations: Revocations,
+        secrets: tuple[Secret, ...],
+        facts: Facts,
+    ) -> None:
+        self._store = store
+        self.identity = identity
+        self.certificate = certificate
+        self.trust_list = trust_list
+        self.revocations = revocations
+        self.facts = facts
+        self.problem: str | None = None
+        self.on_change: Callable[[], None] = _nobody
+        self._secrets = secrets
+        self._members = Members()
+
+    @classmethod
+    def load(cls, store: Store, local: datetime) -> Membership | None:
+        """Return what this machine remembers; None when it is in no network.
+
+        Members whose certificates count no more are left out. Our own may have expired: then
+        `problem` says so, and it can still be renewed.
+
+        Raises:
+            KeyFileError: a file is wrong, missing or not private.
+        """
+        if not store.joined:
+            return None
+        trusted = store.trust_list()
+        shown = _own(store, trusted)
+        try:
+            facts = Facts.from_json(store.facts())
+        except (ValueError, TypeError, KeyError):
+            raise KeyFileError(f"{store.path / 'network.json'}: is damaged; {_AGAIN}") from None
+        known = store.revocations(trusted.authorities)
+        identity = store.identity()
+        found = cls(store, identity, shown, trusted, known, store.secrets(), facts)
+        try:
+            found.certificate = found._checked(shown, local)
+        except BadCertificate as error:
+            found.problem = str(error)
+        found._remember(store.members(), local)
+        return found
+
+    @classmethod
+    def take_in(
+        cls,
+        store: Store,
+        identity: Identity,
+        answer: Joined,
+        judged: joining.Membership,
+        reached: KnownRelay,
+        local: datetime,
+    ) -> Membership:
+        """Become a member: write all of an answer that was judged, our certificate last.
+
+        Args:
+            identity: the key of `Store.begin_joining`.
+            reached: the relay that gave the answer.
+        Raises:
+            BadList: no issuer vouches for the network secret. Nothing is written.
+            KeyFileError: the disk; the join can be repeated.
+        """
+        network_id = judged.trust_list.network_id
+        secret = Secret(answer.secret_epoch, answer.network_secret, answer.secret_signature)
+        relays = {reached.public_key: reached}
+        for one in answer.relays:
+            key = certificates.parse(one.certificate).public_key
+            if key not in relays and one.addresses:
+                relays[key] = KnownRelay(_host_port(one.addresses[0]), key)
+        facts = Facts(
+            judged.certificate.network_name, network_id, judged.subnets, tuple(relays.values())
+        )
+        made = cls(
+            store,
+            identity,
+            judged.certificate,
+            judged.trust_list,
+            judged.revocations,
+            (secret,),
+            facts,
+        )
+        made._remember([*answer.members, *(one.certificate for one in answer.relays)], local)
+        made._check_secret(secret)
+        made.save()
+        return made
+
+    # --- what we are --------------------------------------------------------------------------
+
+    @property
+    def psks(self) -> tuple[bytes, ...]:
+        """Pre-shared keys of mode 7, the newest first; at most two (mesh-rules A2, C6)."""
+        network_id = self.trust_list.network_id
+        return tuple(identifiers.member_psk(one.value, network_id) for one in self._secrets)
+
+    @property
+    def newest_secret(self) -> Secret:
+        """The one that a joiner gets."""
+        return self._secrets[0]
+
+    @property
+    def members(self) -> Iterable[Certificate]:
+        """All members that are known, also this one."""
+        return self._members
+
+    def named(self, name: str) -> Certificate | None:
+        """Return the member of that name."""
+        return self._members.owner("name", name)
+
+    def peers(self) -> tuple[PeerEntry, ...]:
+        """Return all other members as peers: relays are dialled, the others are waited for."""
+        addresses = {one.public_key: one.address for one in self.facts.relays}
+        return tuple(
+            PeerEntry(
+                name=one.name,
+                public_key=one.public_key,
+                address=addresses.get(one.public_key),
+                auto_connect=one.public_key in addresses,
+                tunnel_ips=one.addresses,
+                allowed_macs="any" if "bridge" in one.roles else "own",
+            )
+            for one in sorted(self._members, key=lambda one: one.name)
+            if one.public_key != self.identity.public_key
+        )
+
+    # --- what others show us ------------------------------------------------------------------
+
+    def judge(self, public_key: bytes, der: bytes, local: datetime) -> Certificate:
+        """Return what a certificate says of whom a session has proved to be `public_key`.
+
+        It is remembered, so that its member can be reached later.
+
+        Raises:
+            BadCertificate: it does not count here (mesh-rules A3).
+        """
+        shown = certificates.parse(der)
+        if shown.public_key != public_key:
+            raise BadCertificate("the certificate that was shown is for another key", "other_key")
+        return self.learn(shown, local)
+
+    def learn(self, shown: Certificate, local: datetime) -> Certificate:
+        """Remember a member, whoever told of it. Raises BadCertificate as `judge`."""
+        found = self._checked(shown, local)
+        if self._members.take(found) not in (Change.KNOWN, Change.OLDER):
+            self._store.save_members(one.der for one in self._members)
+            self.on_change()
+        return found
+
+    def take_list(self, data: bytes, local: datetime) -> tuple[Certificate, ...]:
+        """Let a revocation list count; return the members that it puts out.
+
+        Raises:
+            BadList: it is not of this network, or there are too many.
+        """
+        offered = revocation.read(data, self.trust_list.authorities)
+        if self.revocations.take(offered) not in (Taken.NEWER, Taken.FORK):
+            return ()
+        return self.sift(local)
+
+    def sift(self, local: datetime) -> tuple[Certificate, ...]:
+        """Forget whom the lists put out, or whose time is over, and return them.
+
+        Call it when a list is there that `take_list` has not taken.
+        """
+        out = self._members.sift(lambda one: self._check(one, local))
+        self._store.save_revocations(self.revocations)
+        self._store.save_members(one.der for one in self._members)
+        self._look_at_own(local)
+        self.on_change()
+        return tuple(one for one, _ in out)
+
+    # --- within -------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write all of it, our certificate last: with it this machine is in the network."""
+        self._store.save_trust_list(self.trust_list.data)
+        self._store.save_revocations(self.revocations)
+        self._store.save_secrets(self._secrets)
+        self._store.save_facts(self.facts.to_json())
+        self._store.save_members(one.der for one in self._members)
+        self._store.save_certificate(self.certificate.der)
+
+    def _checked(self, shown: Certificate, local: datetime) -> Certificate:
+        found = certificates.verify(shown, self.trust_list.authorities, self._now(shown, local))
+        self.revocations.check(found)
+        return found
+
+    def _check(self, one: Certificate, local: datetime) -> None:
+        self._checked(one, local)
+
+    def _look_at_own(self, local: datetime) -> None:
+        self.problem = None
+        try:
+            self._check(self.certificate, local)
+        except BadCertificate as error:
+            self.problem = str(error)
+
+    def _now(self, shown: Certificate, local: datetime) -> datetime:
+        signer = certificates.signer(shown.der, self.trust_list.authorities)
+        return clock.checking_time(
+            local,
+            newest_list=self.revocations.newest,
+            own_not_before=self.certificate.not_before,
+            authority_not_after=signer.not_after,
+        )
+
+    def _remember(self, ders: Iterable[bytes], local: datetime) -> None:
+        """Take what counts of certificates that nobody has checked; what does not is forgotten."""
+        if self.problem is None:
+            self._members.take(self.certificate)
+        for der in ders:
+            try:
+                self._members.take(self._checked(certificates.parse(der), local))
+            except BadCertificate:
+                # Expired, replaced or removed meanwhile; whoever it is shows what counts now.
+                continue
+
+    def _check_secret(self, secret: Secret) -> None:
+        issuers = [one for one in self._members if "issuer" in one.roles]
+        why = BadList(
+            "the answer names no issuer of the network, so nobody vouches for it", "foreign"
+        )
+        for one in issuers:
+            try:
+                trust.check_secret(
+                    one, self.trust_list.network_id, secret.epoch, secret.value, secret.signature
+                )
+            except BadList as error:
+                why = error
+            else:
+                return
+        raise why
+
+
+def _own(store: Store, trusted: TrustList) -> Certificate:
+    try:
+        shown = certificates.parse(store.certificate())
+        certificates.signer(shown.der, trusted.authorities)
+    except BadCertificate as error:
+        raise KeyFileError(f"{store.path / 'member.crt'}: {error}; {_AGAIN}") from None
+    if shown.public_key != store.identity().public_key:
+        raise KeyFileError(
+            f"{store.path / 'member.crt'}: is for another key than member.key; {_AGAIN}"
+        )
+    return shown
+
+
+def _host_port(text: str) -> HostPort:
+    host, _, port = text.rpartition(":")
+    return HostPort(host.strip("[]"), int(port))
+
+
+def _nobody() -> None:
+    """Whom a change would be told."""

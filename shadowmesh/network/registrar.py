@@ -1,0 +1,256 @@
+"""The machine with the ledger as others meet it: it makes the network, invites, and answers joiners.
+
+Owns: that what the issuer decides is what this machine, as a member, goes by from then on, and what
+a joiner is told. Does not know: the link that a question came by, who may ask for an invitation.
+
+As `membership`: one thread, short waits for the disk, times of the local clock. Source: mesh sections
+2 and 5, mesh-rules B2 to B5, C5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Final
+
+from shadowmesh.base.errors import BadCertificate, IssuerRefused, KeyFileError
+from shadowmesh.config import HostPort
+from shadowmesh.keys import sodium
+from shadowmesh.keys.identity import Identity
+from shadowmesh.network import ledger, revocation, trust
+from shadowmesh.network.certificate import Certificate
+from shadowmesh.network.issuer import Issuer, Request, found_network
+from shadowmesh.network.ledger import Ledger, Terms
+from shadowmesh.network.membership import Facts, KnownRelay, Membership
+from shadowmesh.network.store import Secret, Store
+from shadowmesh.network.subnet import Network
+from shadowmesh.wire.handshake.agreement import HandshakeResult
+from shadowmesh.wire.mesh.messages import Join, Joined, Refused, RelayInfo, Renew
+from shadowmesh.wire.mesh.token import MAX_RELAYS, Relay, Token
+
+_FIRST_EPOCH: Final = 1
+#: of certificates in one answer; whoever is left out comes with the directory
+_MEMBERS_BYTES: Final = 64 << 10
+#: what a joiner is told of a refusal that is about us: what is wrong here is not its business
+_OURS: Final = {
+    "clock": "the issuer's clock is wrong; tell who runs the network",
+    "no_authority": "this relay cannot issue; tell who runs the network",
+}
+_WAIT_S: Final = 30
+
+
+def found(
+    store: Store,
+    name: str,
+    member_name: str,
+    subnets: tuple[Network, ...],
+    address: HostPort | None,
+    local: datetime,
+    algorithm: str = "ed25519",
+) -> tuple[Membership, str]:
+    """Make a network, with this machine as its relay and issuer.
+
+    Args:
+        address: where others reach this machine; None: nowhere yet, so nobody can be invited.
+    Returns:
+        What this machine is now, and the text of the recovery key, which is kept nowhere.
+    Raises:
+        IssuerRefused, BadCertificate: a name or a subnet that cannot be, or it is in a network.
+        KeyFileError: the disk. What is half made counts for nothing, and is made anew.
+    """
+    if store.joined:
+        raise IssuerRefused(
+            "this machine is in a network; `shadowmesh leave` comes first", "joined"
+        )
+    store.leave()
+    seed = sodium.random_bytes(32)
+    store.save_identity(seed)
+    identity = Identity.from_seed(seed)
+    book = Ledger.create(store.path / ledger.FILE)
+    try:
+        made = found_network(name, identity, member_name, subnets, book, local, algorithm)
+    finally:
+        book.close()
+    store.save_authority(made.authority)
+    known = revocation.Revocations()
+    known.take(made.first_list)
+    key = made.certificate.public_key
+    relays = () if address is None else (KnownRelay(address, key),)
+    facts = Facts(name, made.trust_list.network_id, subnets, relays)
+    secret = Secret(_FIRST_EPOCH, made.secret, made.secret_signature)
+    membership = Membership(
+        store, identity, made.certificate, made.trust_list, known, (secret,), facts
+    )
+    membership.learn(made.certificate, local)
+    membership.save()
+    return membership, trust.recovery_text(made.recovery_seed)
+
+
+class Registrar:
+    """Invitations and answers of one network, on the machine that has its ledger.
+
+    Args:
+        passphrase: of the authority's key, if it has one.
+        clock_is_right: the operator said so.
+    Raises:
+        KeyFileError: this machine has no ledger, or a file is wrong.
+        IssuerRefused: the passphrase.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        membership: Membership,
+        *,
+        passphrase: str | None = None,
+        clock_is_right: bool = False,
+    ) -> None:
+        self._membership = membership
+        key = store.authority(passphrase)
+        signer = store.revoker(membership.trust_list.authorities[0]) if key is None else key
+        self._ledger = Ledger(store.path / ledger.FILE)
+        facts = membership.facts
+        self.issuer = Issuer(
+            self._ledger,
+            facts.name,
+            facts.network_id,
+            facts.subnets,
+            signer,
+            membership.revocations,
+            clock_is_right=clock_is_right,
+        )
+
+    def close(self) -> None:
+        """Close the ledger; everything is in it already."""
+        self._ledger.close()
+
+    # --- for the operator ---------------------------------------------------------------------
+
+    def gate_open(self, local: datetime) -> bool:
+        """Tell whether any invitation may still be shown: else nobody who joins is heard."""
+        self._ledger.sweep(local)
+        return self._ledger.gate_open()
+
+    def invitations(self) -> list[ledger.Invitation]:
+        """Return all invitations, the newest first; their secrets are nowhere."""
+        return self._ledger.invitations()
+
+    def cancel(self, id_: bytes | None, local: datetime) -> int:
+        """Cancel one invitation, or all with None. Return how many were open."""
+        return self._ledger.cancel(id_, local)
+
+    def invite(self, terms: Terms, local: datetime, expires_in: timedelta, uses: int = 1) -> Token:
+        """Make an invitation; its text is the secret, and this is the only time that it is known.
+
+        Raises:
+            IssuerRefused: as `Issuer.invite`, or no relay has an address.
+        """
+        relays = self._membership.facts.relays[:MAX_RELAYS]
+        if not relays:
+            raise IssuerRefused(
+                "no relay of this network has an address that others could join by; set"
+                " mesh.announce to this machine's",
+                "no_relay",
+            )
+        made = self.issuer.invite(terms, local, expires_in, uses)
+        return Token(
+            relays=tuple(Relay(str(one.address), one.public_key) for one in relays),
+            network_id=made.network_id[:16],
+            authority_fingerprint=made.authority_fingerprint,
+            invitation_id=made.id,
+            secret=made.secret,
+            expires_at=int(made.expires_at.timestamp()),
+        )
+
+    def remove(self, name: str, local: datetime) -> tuple[bytes, tuple[Certificate, ...]]:
+        """Put a member out.
+
+        Returns:
+            The new revocation list, which is to reach everybody, and the members that it puts out.
+        Raises:
+            IssuerRefused: there is no such member, or it cannot be.
+        """
+        member = self._ledger.named(name)
+        if member is None:
+            raise IssuerRefused(f"the network has no member {name}", "unknown")
+        if member.public_key == self._membership.identity.public_key:
+            raise IssuerRefused(
+                "this machine issues the certificates of the network, and stays a member", "self"
+            )
+        self.issuer.remove(member, local)
+        made = self.issuer.make_list(local)
+        return made.data, self._membership.sift(local)
+
+    # --- for who asks -------------------------------------------------------------------------
+
+    def answer(
+        self, question: Join | Renew, result: HandshakeResult, source: str, local: datetime
+    ) -> Joined | Refused:
+        """Return what somebody is told that has proved the key of a session and asks to be let in.
+
+        Args:
+            source: where it came from, for limits and for the operator.
+        """
+        try:
+            if isinstance(question, Join):
+                certificate = self._redeem(question, result, source, local)
+            else:
+                certificate = self.issuer.renew(question.certificate, result.peer_public_key, local)
+            self._membership.learn(certificate, local)
+        except IssuerRefused as error:
+            detail = _OURS.get(error.reason, str(error))
+            retry_after = _WAIT_S if error.reason in ("wait", *_OURS) else None
+            return Refused(reason=error.reason, retry_after=retry_after, detail=detail[:200])
+        except BadCertificate as error:
+            return Refused(reason=error.kind, detail=str(error)[:200])
+        except KeyFileError:
+            # Which of our files is wrong is told to the operator, by whoever asks for the health.
+            return Refused(reason="disk", retry_after=_WAIT_S, detail="the issuer cannot write")
+        return self._joined(certificate)
+
+    def _redeem(
+        self, question: Join, result: HandshakeResult, source: str, local: datetime
+    ) -> Certificate:
+        return self.issuer.redeem(
+            Request(
+                invitation_id=question.invitation_id,
+                id_i=result.peer_public_key,
+                id_r=self._membership.identity.public_key,
+                h=result.h,
+                name=question.name,
+                proof=question.proof,
+                source=source,
+            ),
+            local,
+        )
+
+    def _joined(self, certificate: Certificate) -> Joined:
+        membership = self._membership
+        secret = membership.newest_secret
+        return Joined(
+            certificate=certificate.der,
+            authorities=tuple(one.der for one in membership.trust_list.authorities),
+            trust_list=membership.trust_list.data,
+            revocation_lists=tuple(one.data for one in membership.revocations.lists),
+            network_secret=secret.value,
+            secret_epoch=secret.epoch,
+            secret_signature=secret.signature,
+            relays=tuple(self._relays()),
+            members=tuple(self._some_members()),
+            subnets=tuple(map(str, membership.facts.subnets)),
+        )
+
+    def _relays(self) -> Iterator[RelayInfo]:
+        addresses = {one.public_key: str(one.address) for one in self._membership.facts.relays}
+        for one in self._membership.members:
+            if one.public_key in addresses:
+                yield RelayInfo(certificate=one.der, addresses=(addresses[one.public_key],))
+
+    def _some_members(self) -> Iterator[bytes]:
+        """Issuers first: without one the secret is nobody's."""
+        left = _MEMBERS_BYTES
+        for one in sorted(self._membership.members, key=lambda one: "issuer" not in one.roles):
+            left -= len(one.der)
+            if left < 0:
+                return
+            yield one.der

@@ -1,0 +1,304 @@
+"""Tests of a machine in its network, and of the one that lets others in. Source: mesh 2, 5, 6."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from shadowmesh.base.errors import BadCertificate, BadList, IssuerRefused, KeyFileError
+from shadowmesh.config import HostPort
+from shadowmesh.keys import sodium
+from shadowmesh.network import joining, registrar
+from shadowmesh.network.ledger import Terms
+from shadowmesh.network.membership import KnownRelay, Membership
+from shadowmesh.network.registrar import Registrar
+from shadowmesh.network.store import Store
+from shadowmesh.wire.mesh import identifiers
+from shadowmesh.wire.mesh.messages import Join, Joined, Refused, Renew, decode, encode
+from shadowmesh.wire.mesh.token import Token
+
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+HUB = HostPort("relay.example.org", 443)
+SUBNETS = (ip_network("10.77.0.0/24"),)
+
+
+class Machine:
+    """One with a disk of its own, in no network yet."""
+
+    def __init__(self, directory):
+        directory.mkdir(mode=0o700)
+        self.store = Store(directory)
+        self.membership = None
+
+    def found(self):
+        self.membership, self.recovery = registrar.found(
+            self.store, "home", "hub", SUBNETS, HUB, NOW
+        )
+        self.registrar = Registrar(self.store, self.membership)
+        return self
+
+    def ask(self, hub, token: Token, name="", *, change=lambda said: said):
+        """What the hub says to a joiner; as if over a session."""
+        self.identity = self.store.begin_joining(token.invitation_id)
+        h = sodium.random_bytes(32)
+        key = identifiers.invitation_key(token.secret)
+        relay = hub.membership.identity.public_key
+        proof = identifiers.join_proof(
+            key, token.network_id, token.invitation_id, self.identity.public_key, relay, h, name
+        )
+        said = change(Join(invitation_id=token.invitation_id, proof=proof, name=name))
+        proved = SimpleNamespace(peer_public_key=self.identity.public_key, h=h)
+        answer = hub.registrar.answer(said, proved, "192.0.2.1", NOW)
+        return decode(encode(answer), 1 << 20)
+
+    def join(self, hub, token: Token, name=""):
+        answer = self.ask(hub, token, name)
+        assert isinstance(answer, Joined), answer
+        self.membership = Membership.take_in(
+            self.store, self.identity, answer, self.judged(answer, token), reached(token), NOW
+        )
+        return self.membership
+
+    def judged(self, answer: Joined, token: Token):
+        return joining.judge(
+            joining.Answer(
+                answer.certificate, answer.trust_list, answer.revocation_lists, answer.subnets
+            ),
+            network_id=token.network_id,
+            fingerprint=token.authority_fingerprint,
+            public_key=self.identity.public_key,
+            local=NOW,
+            own_networks=(),
+        )
+
+
+def reached(token: Token) -> KnownRelay:
+    return KnownRelay(HUB, token.relays[0].public_key)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    names = iter(range(100))
+    made = []
+
+    def build():
+        made.append(Machine(tmp_path / f"m{next(names)}"))
+        return made[-1]
+
+    yield build
+    for one in made:
+        if hasattr(one, "registrar"):
+            one.registrar.close()
+
+
+@pytest.fixture
+def hub(machine):
+    return machine().found()
+
+
+def invite(hub, name=None, uses=1, **terms) -> Token:
+    return Token.parse(hub.registrar.invite(Terms(name, **terms), NOW, DAY, uses).text())
+
+
+def test_a_network_begins_with_one_member_who_is_its_relay_and_issuer(hub):
+    found = hub.membership
+    assert found.certificate.roles == {"issuer", "relay"}
+    assert found.certificate.addresses == (ip_address("10.77.0.1"),)
+    assert found.peers() == ()
+    assert hub.recovery.startswith("smr1-")
+    assert found.problem is None
+
+
+def test_what_a_machine_is_it_is_again_after_a_restart(hub):
+    again = Membership.load(hub.store, NOW + DAY)
+    assert again.certificate == hub.membership.certificate
+    assert again.identity.public_key == hub.membership.identity.public_key
+    assert again.psks == hub.membership.psks
+    assert again.facts == hub.membership.facts
+    assert {one.name for one in again.members} == {"hub"}
+
+
+def test_a_machine_in_no_network_has_nothing_to_load(machine):
+    assert Membership.load(machine().store, NOW) is None
+
+
+def test_a_machine_makes_no_second_network(hub):
+    with pytest.raises(IssuerRefused, match="leave"):
+        hub.found()
+
+
+def test_a_joiner_becomes_a_member_that_dials_the_relay(hub, machine):
+    laptop = machine()
+    found = laptop.join(hub, invite(hub), "laptop")
+    assert found.certificate.name == "laptop"
+    assert found.certificate.addresses == (ip_address("10.77.0.2"),)
+    assert found.psks == hub.membership.psks
+    (relay,) = found.peers()
+    assert (relay.name, relay.address, relay.auto_connect) == ("hub", HUB, True)
+    assert relay.public_key == hub.membership.identity.public_key
+    assert relay.allowed_macs == "own"
+    (joiner,) = hub.membership.peers()
+    assert (joiner.name, joiner.address, joiner.auto_connect) == ("laptop", None, False)
+    assert joiner.tunnel_ips == found.certificate.addresses
+    assert Membership.load(laptop.store, NOW).peers() == found.peers()
+
+
+def test_a_bridge_may_have_the_macs_of_others_behind_it(hub, machine):
+    machine().join(hub, invite(hub, "attic", roles=("bridge",)))
+    assert hub.membership.peers()[0].allowed_macs == "any"
+
+
+def test_members_judge_each_other_though_they_never_met(hub, machine):
+    token = invite(hub, uses=2)
+    left, right = machine(), machine()
+    left.join(hub, token, "left")
+    told = []
+    left.membership.on_change = lambda: told.append(1)
+    right.join(hub, token, "right")
+    shown = right.membership.certificate
+    found = left.membership.judge(shown.public_key, shown.der, NOW)
+    assert found.name == "right"
+    assert told == [1]
+    assert [one.name for one in left.membership.peers()] == ["hub", "right"]
+    assert left.membership.judge(shown.public_key, shown.der, NOW) == found
+    assert told == [1], "nothing new"
+    with pytest.raises(BadCertificate, match="another key"):
+        left.membership.judge(left.membership.certificate.public_key, shown.der, NOW)
+
+
+def test_a_member_of_another_network_of_the_same_name_is_foreign(hub, machine):
+    other = machine().found()
+    shown = other.membership.certificate
+    with pytest.raises(BadCertificate) as refused:
+        hub.membership.judge(shown.public_key, shown.der, NOW)
+    assert refused.value.kind == "foreign"
+
+
+def test_a_removed_member_is_out_wherever_the_list_has_come(hub, machine):
+    token = invite(hub, uses=2)
+    left, right = machine(), machine()
+    left.join(hub, token, "left")
+    right.join(hub, token, "right")
+    shown = right.membership.certificate
+    left.membership.judge(shown.public_key, shown.der, NOW)
+    data, out = hub.registrar.remove("right", NOW)
+    assert [one.name for one in out] == ["right"]
+    assert [one.name for one in hub.membership.peers()] == ["left"]
+    assert [one.name for one in left.membership.take_list(data, NOW)] == ["right"]
+    assert left.membership.take_list(data, NOW) == ()
+    with pytest.raises(BadCertificate) as refused:
+        left.membership.judge(shown.public_key, shown.der, NOW)
+    assert refused.value.kind == "revoked"
+    again = Membership.load(left.store, NOW)
+    with pytest.raises(BadCertificate):
+        again.judge(shown.public_key, shown.der, NOW)
+    assert right.membership.take_list(data, NOW) == (shown,)
+    assert "removed" in right.membership.problem
+
+
+def test_the_issuer_is_not_removed_and_nobody_is_nobody(hub):
+    for name in ("hub", "nobody"):
+        with pytest.raises(IssuerRefused):
+            hub.registrar.remove(name, NOW)
+
+
+def test_a_wrong_proof_is_refused_and_burns_nothing(hub, machine):
+    token = invite(hub)
+    said = machine().ask(
+        hub, token, "thief", change=lambda one: msgspec.structs.replace(one, name="x")
+    )
+    assert isinstance(said, Refused)
+    assert said.reason == "proof"
+    assert machine().join(hub, token, "laptop").certificate.name == "laptop"
+
+
+def test_a_second_machine_is_told_that_the_invitation_was_used(hub, machine):
+    token = invite(hub)
+    machine().join(hub, token, "laptop")
+    said = machine().ask(hub, token, "thief")
+    assert (said.reason, said.retry_after) == ("used", None)
+    assert "was used on" in said.detail
+
+
+def test_a_join_that_was_killed_is_repeated_with_the_same_key_and_answer(hub, machine):
+    token, laptop = invite(hub), machine()
+    first = laptop.ask(hub, token, "laptop")
+    assert laptop.ask(hub, token, "laptop").certificate == first.certificate
+    assert laptop.join(hub, token, "laptop").certificate.der == first.certificate
+
+
+def test_a_member_fetches_its_certificate_again(hub, machine):
+    laptop = machine()
+    laptop.join(hub, invite(hub), "laptop")
+    proved = SimpleNamespace(peer_public_key=laptop.identity.public_key, h=bytes(32))
+    shown = laptop.membership.certificate.der
+    said = hub.registrar.answer(Renew(certificate=shown), proved, "192.0.2.1", NOW)
+    assert said.certificate == shown
+    other = SimpleNamespace(peer_public_key=hub.membership.identity.public_key, h=bytes(32))
+    said = hub.registrar.answer(Renew(certificate=shown), other, "192.0.2.1", NOW)
+    assert said.reason == "other_key"
+
+
+def test_an_answer_whose_secret_no_issuer_vouches_for_makes_nobody_a_member(hub, machine):
+    token, laptop = invite(hub), machine()
+    answer = laptop.ask(hub, token, "laptop")
+    for forged in (
+        msgspec.structs.replace(answer, network_secret=bytes(range(32))),
+        msgspec.structs.replace(answer, members=(), relays=()),
+    ):
+        with pytest.raises(BadList):
+            Membership.take_in(
+                laptop.store, laptop.identity, forged, laptop.judged(answer, token),
+                reached(token), NOW,
+            )  # fmt: skip
+        assert not laptop.store.joined
+
+
+def test_without_an_address_of_a_relay_nobody_can_be_invited(machine):
+    hub = machine()
+    hub.membership, _ = registrar.found(hub.store, "home", "hub", SUBNETS, None, NOW)
+    hub.registrar = Registrar(hub.store, hub.membership)
+    with pytest.raises(IssuerRefused, match=r"mesh\.announce"):
+        invite(hub)
+
+
+def test_the_gate_is_open_while_an_invitation_is(hub):
+    assert not hub.registrar.gate_open(NOW)
+    invite(hub)
+    assert hub.registrar.gate_open(NOW)
+    assert not hub.registrar.gate_open(NOW + 3 * DAY)
+    assert hub.registrar.cancel(None, NOW) == 1
+    assert hub.registrar.invitations()[0].cancelled
+
+
+def test_a_certificate_that_ended_is_told_and_not_the_end_of_the_daemon(hub):
+    late = hub.membership.certificate.not_after + DAY
+    found = Membership.load(hub.store, late)
+    assert "expired" in found.problem
+
+
+@pytest.mark.parametrize("name", ["network.json", "member.crt", "trust.list"])
+def test_a_damaged_file_is_named_with_what_to_do(hub, name):
+    path = hub.store.path / name
+    path.write_bytes(b"{}")
+    with pytest.raises(KeyFileError, match=f"{name}.*leave"):
+        Membership.load(hub.store, NOW)
+
+
+def test_a_certificate_for_another_key_than_ours_is_a_damage(hub):
+    hub.store.save_identity(sodium.random_bytes(32))
+    with pytest.raises(KeyFileError, match="another key"):
+        Membership.load(hub.store, NOW)
+
+
+def test_facts_are_the_same_when_they_come_back(hub):
+    facts = replace(hub.membership.facts, relays=(KnownRelay(HostPort("::1", 9001), bytes(32)),))
+    with pytest.raises(ValueError, match="key"):
+        type(facts).from_json(facts.to_json())  # no valid key
+    assert type(facts).from_json(hub.membership.facts.to_json()) == hub.membership.facts
