@@ -77,8 +77,6 @@ class PeerView:
             mac: only this one; None: all.
         """
         names = {peer.port.number: peer.name for peer in self._manager.peers}
-        found = self._manager.plane.fdb()
-        devices = {(each, number) for each, _, number, _, static, _ in found if static}
         return tuple(
             Entry(
                 format_mac(each),
@@ -88,10 +86,8 @@ class PeerView:
                 static,
                 moves,
             )
-            for each, vlan, number, age_s, static, moves in found
+            for each, vlan, number, age_s, static, moves in self._manager.plane.fdb()
             if port in (None, number) and mac in (None, each)
-            # A device that speaks is learned as well, for what finds its entry by the VLAN.
-            if static or vlan or (each, number) not in devices
             # Else of a peer that has just been removed.
             if number is None or number in names
         )

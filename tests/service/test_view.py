@@ -159,15 +159,6 @@ def test_the_table_names_the_peer_and_leaves_out_one_that_was_just_removed(three
     ]  # fmt: skip
 
 
-def test_the_device_of_a_peer_is_listed_once_though_it_speaks(three):
-    three.manager.plane.entries = [
-        (MAC, 0, 0, 1.0, False, 0), (MAC, None, 0, None, True, 0), (MAC, 20, 0, 1.0, False, 0),
-        (MAC, 0, 1, 1.0, False, 0),
-    ]  # fmt: skip
-    told = [(entry.vlan, entry.peer, entry.static) for entry in three.table()]
-    assert told == [(None, "nas", True), (20, "nas", False), (0, "lab", False)]
-
-
 def many(count: int, *, here: int = 0) -> view.View:
     """A mesh of peers that are all dialled, the first of them with success."""
     peers = [FakePeer(f"site-{number}", number) for number in range(count)]
