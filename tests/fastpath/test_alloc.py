@@ -174,7 +174,9 @@ def test_frames_over_udp_allocate_nothing(make, request):
                     continue
             got += 1
 
+    for _ in range(80):
+        batch()  # of 16 datagrams: after 1,024 the replay window has its ring
     assert quiet(grown(batch, 150))
-    assert got == 170 * len(big)
+    assert got == 250 * len(big)
     for node in (one, other):
         node.plane.detach_udp()
