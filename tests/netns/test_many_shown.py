@@ -48,7 +48,10 @@ def test_each_peer_is_told_by_itself(mesh):
     two, three = answer["peers"]
     assert (two["name"], two["path"], three["path"]) == ("h2", "udp", "wss")
     assert two["public_key"] == mesh[2].public_key
-    assert two["endpoint"] == two["address"] == mesh[2].host.peer_endpoint
+    assert two["address"] == mesh[2].host.peer_endpoint
+    # Of several addresses the best: a better one may take over at any time.
+    ways = mesh[1].api("GET", "/peers/h2")[1]["peer"]["paths"]
+    assert two["endpoint"] in {way["address"] for way in ways if way["path"] == "udp"}
     assert two["tunnel_ips"] == [mesh[2].tunnel_ip]
     # the other side of the same session, which was dialled
     assert mesh[2].peers()["h1"]["address"] is None
