@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Final, Literal
 
-from shadowmesh.base.constants import MODE_PIN, MODE_PSK
+from shadowmesh.base.constants import MEMBER_MODE, MODE_PIN, MODE_PSK
 
 REDACTED = "***"
 #: of the one peer of `peer:`, which has none of its own
@@ -180,6 +180,8 @@ class Config:
     monitoring: MonitoringSection
     #: the items of `peers:`, sorted as in the file; None: `peers:` is not used
     peer_list: tuple[PeerEntry, ...] | None = None
+    #: this machine is a member of a network: `peer_list` are the others, and no key says so
+    in_network: bool = False
 
     @property
     def listed(self) -> bool:
@@ -198,8 +200,11 @@ class Config:
     def mode(self) -> int:
         """The mode byte: bit 0 pre-shared key, bit 1 pinned peer; 0 means refuse to connect.
 
-        Every peer of a list is pinned. Source: protocol section 2.
+        Every peer of a list is pinned. Members of a network have a mode of their own. Source:
+        protocol section 2, mesh section 4.
         """
+        if self.in_network:
+            return MEMBER_MODE
         psk = MODE_PSK if self.encryption.key is not None else 0
         pin = MODE_PIN if self.listed or self.peer.public_key is not None else 0
         return psk | pin

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shadowmesh.link.known import KnownAddresses
     from shadowmesh.link.link import Upgraded
     from shadowmesh.link.route import Route
+    from shadowmesh.network.membership import Membership
     from shadowmesh.path.traversal import Traversal
     from shadowmesh.peer.mailbox import Mailbox
     from shadowmesh.peer.tunnel import HandshakeOwner
@@ -61,6 +62,7 @@ class Common:
         traversal: Traversal | None,
         recorder: Recorder,
         known: KnownAddresses,
+        membership: Membership | None = None,
     ) -> None:
         """Args: as for `ConnectionManager`."""
         self._hellos = Hellos()
@@ -71,6 +73,7 @@ class Common:
         self.traversal = traversal
         self.recorder = recorder
         self.known = known
+        self._membership = membership
         self.mailbox = mailbox
         self.stopping = False
         self.device_kept = False
@@ -116,6 +119,7 @@ class Common:
                 udp_super_frames=self.device.udp_super_frames,
                 dialled=dialled,
                 trusted=self._trusted,
+                membership=self._membership,
             ),
             owner,
             hellos=self._hellos,

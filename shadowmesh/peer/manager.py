@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from shadowmesh.keys.identity import Identity
     from shadowmesh.link.link import Upgraded
     from shadowmesh.link.route import Route
+    from shadowmesh.network.membership import Membership
     from shadowmesh.path.traversal import Traversal
     from shadowmesh.peer.seen_list import SeenPeer
 
@@ -102,6 +103,7 @@ class ConnectionManager:
         traversal: Traversal | None = None,
         recorder: Recorder = NOBODY,
         known: KnownAddresses | None = None,
+        membership: Membership | None = None,
     ) -> None:
         """Make a manager of a tunnel that is not wanted yet.
 
@@ -112,6 +114,7 @@ class ConnectionManager:
             traversal: started and stopped by the caller; None: WSS only.
             recorder: whom changes of state and sessions are told.
             known: is told from where peers authenticate.
+            membership: in a network; then `config` lists the other members.
         """
         self.identity = identity
         self.plane = plane
@@ -130,6 +133,7 @@ class ConnectionManager:
             traversal=traversal,
             recorder=recorder,
             known=KnownAddresses() if known is None else known,
+            membership=membership,
         )
         self._later = later
         #: of a list; None for a pair

@@ -6,12 +6,13 @@ session. Does not know: handshakes, links, states.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
 
 from shadowmesh._fastpath import build_info
 from shadowmesh.base.constants import Caps, RejectReason
-from shadowmesh.base.errors import LocalProtocolError
+from shadowmesh.base.errors import BadCertificate, LocalProtocolError
 from shadowmesh.wire.handshake.agreement import AEGIS_256, CHACHA20_POLY1305, Offer, Policy
 
 if TYPE_CHECKING:
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
     from shadowmesh.config import Config, PeerEntry
     from shadowmesh.keys.identity import Identity
+    from shadowmesh.network.membership import Membership
     from shadowmesh.wire.handshake.agreement import HandshakeResult
+
+
+#: whoever shows such a certificate can get one that counts (mesh-rules C5)
+_RENEWABLE: Final = ("expired", "superseded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,7 @@ def terms_of(
     udp_super_frames: bool,
     dialled: PeerEntry | None = None,
     trusted: Collection[bytes] | None = None,
+    membership: Membership | None = None,
 ) -> Terms:
     """Return the terms for a session over a link with this TLS certificate, served or seen.
 
@@ -74,6 +81,7 @@ def terms_of(
         udp_super_frames: our kernel takes super-frames of datagrams, not only of streams.
         dialled: whom we want to reach; None: somebody has come to us.
         trusted: with a list of peers, the keys of which whoever comes to us must have one.
+        membership: ours, in a network; None: this is about a pair or a list of peers.
     """
     pin = config.peer.public_key if dialled is None else dialled.public_key
     key = config.encryption.key
@@ -87,7 +95,7 @@ def terms_of(
             caps |= Caps.UDP_GSO
     if udp:
         caps |= Caps.UDP
-    return Terms(
+    terms = Terms(
         policy=Policy(
             identity=identity,
             psk=None if key is None else key.reveal(),
@@ -102,4 +110,33 @@ def terms_of(
         read_timeout_s=config.websocket.read_timeout,
         write_timeout_s=config.websocket.write_timeout,
         hole_punch_timeout_s=config.nat.hole_punch_timeout,
+    )
+    return terms if membership is None else _of_member(terms, membership, dialled)
+
+
+def _of_member(terms: Terms, membership: Membership, dialled: PeerEntry | None) -> Terms:
+    """Return the terms between members: the network's secret, and a certificate of each."""
+    psks = membership.psks
+    key = None if dialled is None else dialled.public_key
+
+    def judge(result: HandshakeResult, certificate: bytes) -> Unfit | None:
+        try:
+            membership.judge(result.peer_public_key, certificate, datetime.now(UTC))
+        except BadCertificate as error:
+            reason = RejectReason.RENEW if error.kind in _RENEWABLE else RejectReason.POLICY
+            return Unfit(str(error), reason)
+        return None
+
+    return replace(
+        terms,
+        policy=replace(
+            terms.policy,
+            psk=None if key is None else psks[0],
+            psks=psks if key is None else (),
+            peer_public_key=key,
+            trusted=None,
+            member=True,
+        ),
+        certificate=membership.certificate.der,
+        judge=judge,
     )

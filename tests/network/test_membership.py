@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from types import SimpleNamespace
 
 import msgspec
@@ -13,73 +12,9 @@ import pytest
 from shadowmesh.base.errors import BadCertificate, BadList, IssuerRefused, KeyFileError
 from shadowmesh.config import HostPort
 from shadowmesh.keys import sodium
-from shadowmesh.network import joining, registrar
-from shadowmesh.network.ledger import Terms
 from shadowmesh.network.membership import KnownRelay, Membership
-from shadowmesh.network.registrar import Registrar
-from shadowmesh.network.store import Store
-from shadowmesh.wire.mesh import identifiers
-from shadowmesh.wire.mesh.messages import Join, Joined, Refused, Renew, decode, encode
-from shadowmesh.wire.mesh.token import Token
-
-NOW = datetime(2026, 12, 1, tzinfo=UTC)
-DAY = timedelta(days=1)
-HUB = HostPort("relay.example.org", 443)
-SUBNETS = (ip_network("10.77.0.0/24"),)
-
-
-class Machine:
-    """One with a disk of its own, in no network yet."""
-
-    def __init__(self, directory):
-        directory.mkdir(mode=0o700)
-        self.store = Store(directory)
-        self.membership = None
-
-    def found(self):
-        self.membership, self.recovery = registrar.found(
-            self.store, "home", "hub", SUBNETS, HUB, NOW
-        )
-        self.registrar = Registrar(self.store, self.membership)
-        return self
-
-    def ask(self, hub, token: Token, name="", *, change=lambda said: said):
-        """What the hub says to a joiner; as if over a session."""
-        self.identity = self.store.begin_joining(token.invitation_id)
-        h = sodium.random_bytes(32)
-        key = identifiers.invitation_key(token.secret)
-        relay = hub.membership.identity.public_key
-        proof = identifiers.join_proof(
-            key, token.network_id, token.invitation_id, self.identity.public_key, relay, h, name
-        )
-        said = change(Join(invitation_id=token.invitation_id, proof=proof, name=name))
-        proved = SimpleNamespace(peer_public_key=self.identity.public_key, h=h)
-        answer = hub.registrar.answer(said, proved, "192.0.2.1", NOW)
-        return decode(encode(answer), 1 << 20)
-
-    def join(self, hub, token: Token, name=""):
-        answer = self.ask(hub, token, name)
-        assert isinstance(answer, Joined), answer
-        self.membership = Membership.take_in(
-            self.store, self.identity, answer, self.judged(answer, token), reached(token), NOW
-        )
-        return self.membership
-
-    def judged(self, answer: Joined, token: Token):
-        return joining.judge(
-            joining.Answer(
-                answer.certificate, answer.trust_list, answer.revocation_lists, answer.subnets
-            ),
-            network_id=token.network_id,
-            fingerprint=token.authority_fingerprint,
-            public_key=self.identity.public_key,
-            local=NOW,
-            own_networks=(),
-        )
-
-
-def reached(token: Token) -> KnownRelay:
-    return KnownRelay(HUB, token.relays[0].public_key)
+from shadowmesh.wire.mesh.messages import Refused, Renew
+from tests.network.disks import DAY, HUB, NOW, Disk, invite, reached
 
 
 @pytest.fixture
@@ -88,7 +23,7 @@ def machine(tmp_path):
     made = []
 
     def build():
-        made.append(Machine(tmp_path / f"m{next(names)}"))
+        made.append(Disk(tmp_path / f"m{next(names)}"))
         return made[-1]
 
     yield build
@@ -100,10 +35,6 @@ def machine(tmp_path):
 @pytest.fixture
 def hub(machine):
     return machine().found()
-
-
-def invite(hub, name=None, uses=1, **terms) -> Token:
-    return Token.parse(hub.registrar.invite(Terms(name, **terms), NOW, DAY, uses).text())
 
 
 def test_a_network_begins_with_one_member_who_is_its_relay_and_issuer(hub):
@@ -261,9 +192,7 @@ def test_an_answer_whose_secret_no_issuer_vouches_for_makes_nobody_a_member(hub,
 
 
 def test_without_an_address_of_a_relay_nobody_can_be_invited(machine):
-    hub = machine()
-    hub.membership, _ = registrar.found(hub.store, "home", "hub", SUBNETS, None, NOW)
-    hub.registrar = Registrar(hub.store, hub.membership)
+    hub = machine().found(address=None)
     with pytest.raises(IssuerRefused, match=r"mesh\.announce"):
         invite(hub)
 

@@ -167,6 +167,8 @@ class Machine:
         self._dial = dial
         self._listen = listen
         self.known = KnownAddresses()
+        #: of a network that this machine is in
+        self.membership = None
         self.listener = None
         self.manager = None
 
@@ -233,7 +235,7 @@ class Machine:
             options["dial"] = self._dial
         self.manager = ConnectionManager(
             self.config, self.identity, self.plane, self.device, tls.client_context(),
-            known=self.known, **options,
+            known=self.known, membership=self.membership, **options,
         )  # fmt: skip
         if self._listen:
             self.listener = Listener(
