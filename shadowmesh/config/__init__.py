@@ -11,6 +11,7 @@ Does not know: sockets, devices, what the values are used for.
       peers: of it -> peerlist (one entry each) -----+    |
     schema (keys, defaults) -> values (one parser per kind of value)
                                                 report: redacted, diff
+    a network ----------------> joined: its addresses and members over that
 
 Source: interface.md, "Configuration".
 """

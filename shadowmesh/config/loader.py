@@ -36,6 +36,15 @@ from shadowmesh.config.yamlfile import FileContent, Raw
 from shadowmesh.keys.private_file import closing_command
 
 DEFAULT_SOURCE = "default"
+#: the warnings about who can be a peer, which a network takes back: nobody, anybody
+NOBODY = (
+    "neither peer.public_key nor encryption.key is set: no peer is accepted and connect "
+    "is refused; exchange keys with `shadowmesh pubkey` and set peer.public_key"
+)
+ANYBODY = (
+    "peer.public_key is not set: whoever holds encryption.key can pose as anybody; set "
+    "peer.public_key to pin the peer"
+)
 
 #: which nobody reads, and somebody may hope for
 _PEERS_VARIABLE = ENVIRONMENT_PREFIX + PEERS.upper()
@@ -444,15 +453,9 @@ def _warnings(config: Config, path: Path | None, content: FileContent | None) ->
     if config.listed and not config.peers:
         yield f"{PEERS} is an empty list: no peer is accepted and none is dialled; add one"
     if config.mode == 0:
-        yield (
-            "neither peer.public_key nor encryption.key is set: no peer is accepted and connect "
-            "is refused; exchange keys with `shadowmesh pubkey` and set peer.public_key"
-        )
+        yield NOBODY
     elif config.mode == MODE_PSK:
-        yield (
-            "peer.public_key is not set: whoever holds encryption.key can pose as anybody; set "
-            "peer.public_key to pin the peer"
-        )
+        yield ANYBODY
     api = config.daemon.listen_address
     address = _ip(api)
     if api.host != "localhost" and (address is None or not address.is_loopback):

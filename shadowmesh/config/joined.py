@@ -1,0 +1,89 @@
+"""What a network makes of the configuration of a machine that is in it.
+
+Owns: which keys the network sets, and which settings cannot stand beside it. Does not know: how a
+machine comes into a network, its files, certificates.
+
+::
+
+    network.local_ip   the certificate's addresses; ignored when it is the default, however set
+    peers              the other members; no peer of the file stands beside them
+    encryption.key     not used: members have the secret of the network
+
+Source: mesh section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from shadowmesh.base.errors import ConfigError, Problem
+from shadowmesh.config.loader import ANYBODY, NOBODY
+from shadowmesh.config.model import Addresses, LoadedConfig, PeerEntry
+from shadowmesh.config.schema import KEYS, PEERS
+
+_LOCAL_IP: Final = KEYS["network.local_ip"]
+_SHIPPED: Final = _LOCAL_IP.parse(_LOCAL_IP.default or "")
+
+
+def joined(
+    loaded: LoadedConfig, network: str, addresses: Addresses, members: Sequence[PeerEntry]
+) -> LoadedConfig:
+    """Return what is in force on a machine that is in a network.
+
+    Args:
+        network: its name.
+        addresses: of our certificate, each with the prefix of its subnet.
+        members: all but this machine.
+    Raises:
+        ConfigError: a setting that cannot stand beside a network.
+    """
+    config = loaded.config
+    problems = list(_problems(loaded, network, addresses))
+    if problems:
+        raise ConfigError(problems)
+    source = f"joined {network}"
+    warnings = [warning for warning in loaded.warnings if warning not in (NOBODY, ANYBODY)]
+    if config.encryption.key is not None:
+        warnings.append(
+            f"encryption.key ({loaded.sources['encryption.key']}) is not used while this machine is"
+            f" in the network {network}, which has a secret of its own; remove it"
+        )
+    return replace(
+        loaded,
+        config=replace(
+            config,
+            network=replace(config.network, local_ip=addresses),
+            encryption=replace(config.encryption, key=None),
+            peer_list=tuple(members),
+        ),
+        sources={
+            **loaded.sources,
+            _LOCAL_IP.name: source,
+            PEERS: source,
+            **{f"{PEERS}.{entry.name}": source for entry in members},
+        },
+        warnings=tuple(warnings),
+    )
+
+
+def _problems(loaded: LoadedConfig, network: str, addresses: Addresses) -> Iterator[Problem]:
+    """Give what of the settings contradicts the network."""
+    config, sources = loaded.config, loaded.sources
+    way_out = "remove it, or `shadowmesh leave` the network"
+    given = {
+        PEERS: config.listed,
+        "peer.address": config.peer.address is not None,
+        "peer.public_key": config.peer.public_key is not None,
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        message = f"cannot stand beside the network {network}, which names the peers; {way_out}"
+        yield Problem(sources[name], None, name, message)
+    local_ip = config.network.local_ip
+    if local_ip not in (_SHIPPED, addresses):
+        message = (
+            f"is not {addresses}, which this machine has by its certificate in the network"
+            f" {network}; {way_out}"
+        )
+        yield Problem(sources[_LOCAL_IP.name], None, _LOCAL_IP.name, message)
