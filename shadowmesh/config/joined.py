@@ -57,6 +57,7 @@ def joined(
             network=replace(config.network, local_ip=addresses),
             encryption=replace(config.encryption, key=None),
             peer_list=tuple(members),
+            in_network=True,
         ),
         sources={
             **loaded.sources,

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from shadowmesh import config
-from shadowmesh.base.constants import MODE_PIN
+from shadowmesh.base.constants import MEMBER_MODE
 from shadowmesh.base.errors import ConfigError
 from shadowmesh.config import HostPort, values
 from shadowmesh.config.joined import joined as joined_config
@@ -38,7 +38,7 @@ def test_a_network_gives_the_addresses_and_the_peers_and_is_their_source(load):
     assert found.config.network.local_ip == ADDRESSES
     assert found.config.network.mtu == 1400
     assert found.config.peers == (SERVER,)
-    assert found.config.mode == MODE_PIN
+    assert found.config.mode == MEMBER_MODE
     for name in ("network.local_ip", "peers", "peers.server"):
         assert found.sources[name] == "joined home"
 
