@@ -31,8 +31,9 @@ from .targets import LISTED_KIB, MEMBER_KIB, Target
 GROUP = "memory of one more peer"
 #: that connect first
 FIRST = 10
-#: What is freed after a while of rest is freed by then.
-SETTLE_S = 15.0
+#: What is freed after a while of rest is freed by then: a link is looked at once in 16 s, and a
+#: session on UDP once one of its probes has come after 10 s without, which is every 15 s.
+SETTLE_S = 45.0
 RECORDS, RECORD_BYTES = 1000, 80
 BURST_BYTES, BURST_FRAME_BYTES = 10_000_000, 1400
 #: between two frames to the same member; a device's queue takes a thousand
