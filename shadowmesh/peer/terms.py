@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from shadowmesh._fastpath import build_info
+from shadowmesh.base.clock import wall_time
 from shadowmesh.base.constants import Caps, RejectReason
 from shadowmesh.base.errors import BadCertificate, LocalProtocolError
 from shadowmesh.wire.handshake.agreement import AEGIS_256, CHACHA20_POLY1305, Offer, Policy
@@ -121,7 +122,8 @@ def _of_member(terms: Terms, membership: Membership, dialled: PeerEntry | None) 
 
     def judge(result: HandshakeResult, certificate: bytes) -> Unfit | None:
         try:
-            membership.judge(result.peer_public_key, certificate, datetime.now(UTC))
+            local = datetime.fromtimestamp(wall_time(), UTC)
+            membership.judge(result.peer_public_key, certificate, local)
         except BadCertificate as error:
             reason = RejectReason.RENEW if error.kind in _RENEWABLE else RejectReason.POLICY
             return Unfit(str(error), reason)
