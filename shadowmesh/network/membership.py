@@ -12,7 +12,7 @@ D1, E1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import ip_network
 from typing import Any, Final
@@ -29,7 +29,7 @@ from shadowmesh.network.store import Secret, Store
 from shadowmesh.network.subnet import Network
 from shadowmesh.network.trust import TrustList
 from shadowmesh.wire.mesh import identifiers
-from shadowmesh.wire.mesh.messages import Joined
+from shadowmesh.wire.mesh.messages import Joined, RelayInfo
 
 _AGAIN: Final = "restore it from a backup, or `shadowmesh leave` and join again"
 
@@ -89,6 +89,8 @@ class Membership:
     Attributes:
         identity: our key in this network, which is the daemon's while it is a member.
         problem: why our own certificate counts no more, one sentence; None while it does.
+        disk_problem: why what others have told since cannot be written, and would be forgotten by a
+            restart; None when it was.
         on_change: called when members or lists are others than before.
     """
 
@@ -109,6 +111,7 @@ class Membership:
         self.revocations = revocations
         self.facts = facts
         self.problem: str | None = None
+        self.disk_problem: str | None = None
         self.on_change: Callable[[], None] = _nobody
         self._secrets = secrets
         self._members = Members()
@@ -162,14 +165,7 @@ class Membership:
         """
         network_id = judged.trust_list.network_id
         secret = Secret(answer.secret_epoch, answer.network_secret, answer.secret_signature)
-        relays = {reached.public_key: reached}
-        for one in answer.relays:
-            key = certificates.parse(one.certificate).public_key
-            if key not in relays and one.addresses:
-                relays[key] = KnownRelay(_host_port(one.addresses[0]), key)
-        facts = Facts(
-            judged.certificate.network_name, network_id, judged.subnets, tuple(relays.values())
-        )
+        facts = Facts(judged.certificate.network_name, network_id, judged.subnets, (reached,))
         made = cls(
             store,
             identity,
@@ -181,6 +177,7 @@ class Membership:
         )
         made._remember([*answer.members, *(one.certificate for one in answer.relays)], local)
         made._check_secret(secret)
+        made._note_relays(answer.relays)
         made.save()
         return made
 
@@ -241,7 +238,7 @@ class Membership:
         """Remember a member, whoever told of it. Raises BadCertificate as `judge`."""
         found = self._checked(shown, local)
         if self._members.take(found) not in (Change.KNOWN, Change.OLDER):
-            self._store.save_members(one.der for one in self._members)
+            self._save_what_others_told()
             self.on_change()
         return found
 
@@ -262,8 +259,7 @@ class Membership:
         Call it when a list is there that `take_list` has not taken.
         """
         out = self._members.sift(lambda one: self._check(one, local))
-        self._store.save_revocations(self.revocations)
-        self._store.save_members(one.der for one in self._members)
+        self._save_what_others_told()
         self._look_at_own(local)
         self.on_change()
         return tuple(one for one, _ in out)
@@ -278,6 +274,15 @@ class Membership:
         self._store.save_facts(self.facts.to_json())
         self._store.save_members(one.der for one in self._members)
         self._store.save_certificate(self.certificate.der)
+
+    def _save_what_others_told(self) -> None:
+        """Write lists and members. A full disk shuts nobody out, and lets nobody in again."""
+        self.disk_problem = None
+        try:
+            self._store.save_revocations(self.revocations)
+            self._store.save_members(one.der for one in self._members)
+        except KeyFileError as error:
+            self.disk_problem = str(error)
 
     def _checked(self, shown: Certificate, local: datetime) -> Certificate:
         found = certificates.verify(shown, self.trust_list.authorities, self._now(shown, local))
@@ -314,6 +319,17 @@ class Membership:
                 # Expired, replaced or removed meanwhile; whoever it is shows what counts now.
                 continue
 
+    def _note_relays(self, told: Iterable[RelayInfo]) -> None:
+        """Remember where relays are: a hint, of those whose certificates say that they are some."""
+        found = {one.public_key: one for one in self.facts.relays}
+        relays = {one.der: one for one in self._members if "relay" in one.roles}
+        for one in told:
+            relay = relays.get(one.certificate)
+            address = _host_port(one.addresses[0]) if one.addresses else None
+            if relay is not None and address is not None:
+                found.setdefault(relay.public_key, KnownRelay(address, relay.public_key))
+        self.facts = replace(self.facts, relays=tuple(found.values()))
+
     def _check_secret(self, secret: Secret) -> None:
         issuers = [one for one in self._members if "issuer" in one.roles]
         why = BadList(
@@ -344,9 +360,10 @@ def _own(store: Store, trusted: TrustList) -> Certificate:
     return shown
 
 
-def _host_port(text: str) -> HostPort:
+def _host_port(text: str) -> HostPort | None:
+    """Return host:port as two; None when there is no such port."""
     host, _, port = text.rpartition(":")
-    return HostPort(host.strip("[]"), int(port))
+    return HostPort(host.strip("[]"), int(port)) if 1 <= int(port) <= 0xFFFF else None
 
 
 def _nobody() -> None:

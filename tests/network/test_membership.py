@@ -13,7 +13,7 @@ from shadowmesh.base.errors import BadCertificate, BadList, IssuerRefused, KeyFi
 from shadowmesh.config import HostPort
 from shadowmesh.keys import sodium
 from shadowmesh.network.membership import KnownRelay, Membership
-from shadowmesh.wire.mesh.messages import Refused, Renew
+from shadowmesh.wire.mesh.messages import Refused, RelayInfo, Renew
 from tests.network.disks import DAY, HUB, NOW, Disk, invite, reached
 
 
@@ -231,3 +231,40 @@ def test_facts_are_the_same_when_they_come_back(hub):
     with pytest.raises(ValueError, match="key"):
         type(facts).from_json(facts.to_json())  # no valid key
     assert type(facts).from_json(hub.membership.facts.to_json()) == hub.membership.facts
+
+
+def test_of_the_relays_of_an_answer_only_those_count_whose_certificates_do(hub, machine):
+    token, laptop = invite(hub, uses=2), machine()
+    desk = machine()
+    desk.join(hub, token, "desk")
+    answer = laptop.ask(hub, token, "laptop")
+    told = (
+        RelayInfo(certificate=b"no certificate", addresses=("a.example:1",)),
+        RelayInfo(certificate=desk.membership.certificate.der, addresses=("b.example:1",)),
+        RelayInfo(certificate=hub.membership.certificate.der, addresses=("c.example:99999",)),
+    )
+    answer = msgspec.structs.replace(answer, relays=told)
+    found = Membership.take_in(
+        laptop.store, laptop.identity, answer, laptop.judged(answer, token), reached(token), NOW
+    )
+    assert found.facts.relays == (reached(token),)
+
+
+def test_a_full_disk_shuts_no_member_out_and_lets_none_in_again(hub, machine, monkeypatch):
+    token = invite(hub, uses=2)
+    left, right = machine(), machine()
+    left.join(hub, token, "left")
+    right.join(hub, token, "right")
+
+    def full(_ders):
+        raise KeyFileError("members: cannot be written: No space left on device")
+
+    monkeypatch.setattr(left.store, "save_members", full)
+    shown = right.membership.certificate
+    assert left.membership.judge(shown.public_key, shown.der, NOW).name == "right"
+    assert "No space left" in left.membership.disk_problem
+    data, _ = hub.registrar.remove("right", NOW)
+    assert left.membership.take_list(data, NOW) == (shown,)
+    monkeypatch.undo()
+    left.membership.sift(NOW)
+    assert left.membership.disk_problem is None

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from shadowmesh.network.membership import KnownRelay
 from tests.network.disks import Disk, invite
 from tests.peer.machines import Machine, wait_for
 
@@ -16,7 +17,6 @@ class Member(Machine):
 
     def __init__(self, directory):
         super().__init__(directory)
-        (directory / "disk").parent.mkdir(exist_ok=True)
         self.disk = Disk(directory / "disk")
 
     def found(self):
@@ -47,12 +47,13 @@ class Member(Machine):
 
     def meets(self, other):
         """Learn where another member is, and that it is one."""
-        facts = self.membership.facts
-        relay = type(facts.relays[0])(other.address, other.identity.public_key)
-        self.membership.facts = replace(facts, relays=(relay,))
+        self._has_relay(KnownRelay(other.address, other.identity.public_key))
         self.membership.learn(other.membership.certificate, datetime.now(UTC))
         self._changed()
         return self
+
+    def _has_relay(self, relay):
+        self.membership.facts = replace(self.membership.facts, relays=(relay,))
 
     def has(self, *others):
         for other in others:
@@ -120,10 +121,7 @@ def test_a_removed_member_loses_its_session_and_does_not_come_back(hub, member):
 def test_a_member_of_another_network_is_not_let_in(hub, member):
     other = member("other").found().start()
     stranger = member("stranger").join(other).start()
-    stranger.membership.facts = replace(
-        stranger.membership.facts,
-        relays=(type(stranger.membership.facts.relays[0])(hub.address, other.identity.public_key),),
-    )
+    stranger._has_relay(KnownRelay(hub.address, other.identity.public_key))
     stranger._changed()
     wait_for(lambda: stranger.knows(other).last_error, "its attempt to fail")
     assert len(hub.manager.peers) == 0
