@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import time
+from datetime import UTC, datetime
 from typing import Final, overload
 
 #: so little of an interval before a tick one may as well wait for the next: timers fire a bit early
@@ -40,6 +41,11 @@ def next_tick(now: float, interval_s: float) -> float:
 def wall_time() -> float:
     """The date, in seconds since 1970: to be shown or written down, never to be waited for."""
     return time.time()
+
+
+def utc_now() -> datetime:
+    """The date as certificates have it."""
+    return datetime.fromtimestamp(wall_time(), UTC)
 
 
 class Dates:

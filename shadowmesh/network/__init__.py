@@ -19,4 +19,4 @@ Nothing here is imported by a daemon without a network. Source: mesh and mesh-ru
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["membership"]
+__all__ = ["membership", "registrar"]

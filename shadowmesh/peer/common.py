@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shadowmesh.network.membership import Membership
     from shadowmesh.path.traversal import Traversal
     from shadowmesh.peer.mailbox import Mailbox
+    from shadowmesh.peer.terms import Asking, Desk
     from shadowmesh.peer.tunnel import HandshakeOwner
     from shadowmesh.wire.control import Address
 
@@ -63,6 +64,7 @@ class Common:
         recorder: Recorder,
         known: KnownAddresses,
         membership: Membership | None = None,
+        desk: Desk | None = None,
     ) -> None:
         """Args: as for `ConnectionManager`."""
         self._hellos = Hellos()
@@ -74,6 +76,7 @@ class Common:
         self.recorder = recorder
         self.known = known
         self._membership = membership
+        self._desk = desk
         self.mailbox = mailbox
         self.stopping = False
         self.device_kept = False
@@ -98,12 +101,17 @@ class Common:
         return self._dial(target, self.config.websocket.path, self._client_context, route)
 
     def start_tunnel(
-        self, upgraded: Upgraded, owner: HandshakeOwner, dialled: PeerEntry | None = None
+        self,
+        upgraded: Upgraded,
+        owner: HandshakeOwner,
+        dialled: PeerEntry | None = None,
+        asking: Asking | None = None,
     ) -> Tunnel:
         """Begin the handshake of a session over a connection.
 
         Args:
             dialled: whom we have dialled; None: somebody has come to us.
+            asking: we have dialled to join a network: there will be no session.
         Raises:
             LocalProtocolError, OSError, MemoryError: no means for one; the socket stays the
                 caller's.
@@ -119,7 +127,9 @@ class Common:
                 udp_super_frames=self.device.udp_super_frames,
                 dialled=dialled,
                 trusted=self._trusted,
-                membership=self._membership,
+                membership=None if asking is not None else self._membership,
+                asking=asking,
+                desk=None if upgraded.server is False else self._desk,
             ),
             owner,
             hellos=self._hellos,

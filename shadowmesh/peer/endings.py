@@ -40,7 +40,7 @@ class Ended:
         detail: one line for log and status.
         kind: one word for the counter of handshakes: `refused` (one side would not talk to the
             other), `rejected` (it said why), `timeout`, `link_lost`, `closed` (by us),
-            `closed_by_peer`.
+            `closed_by_peer`, `joined` (it was no session: who wanted to join has its answer).
         rejected: the byte of REJECT, the peer's or our own; None without one.
         peer_reason: the CloseReason of the peer's close record; None without one.
     """

@@ -108,6 +108,8 @@ class Incoming:
         """It was not taken in."""
         self._tunnels.discard(tunnel)
         self._common.handshakes[ended.kind] += 1
+        if ended.kind == "joined":
+            return  # what came of it is told by whoever answered
         if ended.rejected == RejectReason.ADMIN_DOWN:
             return  # the operator, or the end of the daemon, has refused it: nobody need be told
         if tunnel.dialled_itself:

@@ -16,8 +16,16 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
-from shadowmesh.base.constants import MEMBER_MODE, WS_HANDSHAKE_FAILED, CloseReason
+from shadowmesh.base.constants import (
+    JOIN_MODE,
+    KEY_BYTES,
+    MEMBER_MODE,
+    WS_HANDSHAKE_FAILED,
+    CloseReason,
+)
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
+from shadowmesh.wire.mesh import joining
+from shadowmesh.wire.mesh.joining import JoiningMachine, wants_to_join
 from shadowmesh.wire.session import events
 from shadowmesh.wire.session.machine import SessionMachine
 
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from shadowmesh.peer.hellos import Hellos
     from shadowmesh.peer.terms import Terms
     from shadowmesh.wire.handshake.agreement import HandshakeResult
+    from shadowmesh.wire.mesh.joining import Answer, Question
 
 #: one for all: each would have the state of another generator in it, 2.5 KiB
 _JITTER: Final = random.SystemRandom()
@@ -55,7 +64,7 @@ class Keying:
         *,
         initiator: bool,
         hellos: Hellos,
-        do: Callable[[events.Event], None],
+        do: Callable[[events.Event | joining.Event], None],
         on_stuck: Callable[[LocalProtocolError], None],
         on_turn: Callable[[], None],
     ) -> None:
@@ -79,15 +88,20 @@ class Keying:
         self._do_else = do
         self._on_stuck = on_stuck
         self._on_turn = on_turn
-        self._machine = SessionMachine(
-            initiator,
-            terms.policy,
-            terms.offer,
-            rotation_interval_s=terms.rotation_interval_s,
-            reserve_key_id=session.reserve_key_id,
-            release_key_id=session.retire,
-            jitter=_JITTER.random,
-            certificate=terms.certificate,
+        self._terms = terms
+        self._machine: SessionMachine | JoiningMachine = (
+            SessionMachine(
+                initiator,
+                terms.policy,
+                terms.offer,
+                rotation_interval_s=terms.rotation_interval_s,
+                reserve_key_id=session.reserve_key_id,
+                release_key_id=session.retire,
+                jitter=_JITTER.random,
+                certificate=terms.certificate,
+            )
+            if terms.asking is None
+            else self._conversation()
         )
         #: keys that are used from the next record on, which may be one that the machine sends
         self._switching: int | None = None
@@ -97,7 +111,7 @@ class Keying:
     @property
     def keys_expire_at(self) -> float | None:
         """When the keys that frames are sealed under end, boot-time seconds; None without any."""
-        return self._machine.keys_expire_at
+        return self._session_machine.keys_expire_at
 
     @property
     def dialled_itself(self) -> bool:
@@ -107,7 +121,23 @@ class Keying:
     @property
     def rekey_at(self) -> float | None:
         """When this side begins a rekey or asks for one, boot-time seconds; None: not planned."""
-        return self._machine.rekey_at
+        return self._session_machine.rekey_at
+
+    @property
+    def _session_machine(self) -> SessionMachine:
+        """The machine, where only that of a session can be meant."""
+        assert isinstance(self._machine, SessionMachine)
+        return self._machine
+
+    def _conversation(self) -> JoiningMachine:
+        """Return what speaks in place of a session's machine with who joins, or is joined."""
+        return JoiningMachine(
+            self._initiator,
+            self._terms.to_join,
+            self._terms.offer,
+            reserve_key_id=self._session.reserve_key_id,
+            release_key_id=self._session.retire,
+        )
 
     # --- what happens to a session; `now` is boot-time seconds --------------------------------
 
@@ -122,12 +152,24 @@ class Keying:
 
     def accept(self, now: float) -> None:
         """Take the authenticated peer in."""
-        self._machine.accept(now)
+        self._session_machine.accept(now)
         self._carry_out()
 
     def reject(self, reason: RejectReason, now: float) -> None:
         """Refuse the authenticated peer, telling it why."""
-        self._machine.reject(reason, now)
+        self._session_machine.reject(reason, now)
+        self._carry_out()
+
+    def ask(self, question: Question, now: float) -> None:
+        """Ask the relay that was reached to be let in."""
+        assert isinstance(self._machine, JoiningMachine)
+        self._machine.ask(question, now)
+        self._carry_out()
+
+    def answer(self, answer: Answer, now: float) -> None:
+        """Answer who asked to be let in."""
+        assert isinstance(self._machine, JoiningMachine)
+        self._machine.answer(answer, now)
         self._carry_out()
 
     def close(self, reason: CloseReason, now: float) -> None:
@@ -151,12 +193,23 @@ class Keying:
             if self._hellos.is_own(data):
                 self._do_else(DIALLED_ITSELF)
                 return
+            desk = self._terms.desk
+            if desk is not None and wants_to_join(data) and desk.open:
+                self._converse(now)
         try:
             self._machine.receive_message(data, now)
         except RemoteProtocolError:
             self._carry_out()
             raise
         self._carry_out()
+
+    def _converse(self, now: float) -> None:
+        """Whoever came wants to join, and there will be no session."""
+        self._machine.close(CloseReason.DISCONNECT, "", now)
+        while self._machine.next_event() is not None:
+            pass
+        self._machine = self._conversation()
+        self._machine.start(now)
 
     def receive_record(self, key_id: int, inner_type: int, body: bytes, now: float) -> None:
         """Take a record that is not a frame.
@@ -177,8 +230,9 @@ class Keying:
 
     def handle_timeout(self, now: float) -> None:
         """Rekey, give up or erase what is due."""
-        self._machine.records_sealed(self._session.records_sealed(), now)
-        self._machine.note_open_failures(self._session.open_failures(), now)
+        if isinstance(self._machine, SessionMachine):
+            self._machine.records_sealed(self._session.records_sealed(), now)
+            self._machine.note_open_failures(self._session.open_failures(), now)
         self._machine.handle_timeout(now)
         self._carry_out()
 
@@ -212,7 +266,7 @@ class Keying:
             self._carrying_out = False
         self._on_turn()
 
-    def _do(self, event: events.Event) -> None:
+    def _do(self, event: events.Event | joining.Event) -> None:
         if self._switching is not None and not isinstance(event, events.SendRecord):
             self._finish_switch()
         match event:
@@ -253,18 +307,20 @@ class Keying:
         wss, udp = (keys.wss_i2r, keys.wss_r2i), (keys.udp_i2r, keys.udp_r2i)
         wss_tx, wss_rx = wss if result.initiator else wss[::-1]
         udp_tx, udp_rx = udp if result.initiator else udp[::-1]
+        joins = result.mode == JOIN_MODE
         self._session.install(
             result.local_key_id,
             result.remote_key_id,
             result.cipher,
             wss_tx=wss_tx,
             wss_rx=wss_rx,
-            udp_tx=udp_tx,
-            udp_rx=udp_rx,
+            # Who joins has no keys for UDP.
+            udp_tx=bytes(KEY_BYTES) if joins else udp_tx,
+            udp_rx=bytes(KEY_BYTES) if joins else udp_rx,
             peer_mtu_bytes=result.peer.tap_mtu,
             peer_caps=result.peer_caps,
             # A member is not heard over UDP before it is judged (mesh-rules A3).
-            udp=result.mode != MEMBER_MODE or self._machine.established,
+            udp=not joins and (result.mode != MEMBER_MODE or self._session_machine.established),
         )
         if not self._bound:
             self._bound = True

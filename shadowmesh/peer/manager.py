@@ -40,6 +40,7 @@ from shadowmesh.insight.events import NOBODY
 from shadowmesh.keys.mac import stable_mac
 from shadowmesh.link.dial import dial
 from shadowmesh.link.known import KnownAddresses
+from shadowmesh.peer import joining
 from shadowmesh.peer.common import Common
 from shadowmesh.peer.incoming import Incoming
 from shadowmesh.peer.last_seen import LastSeen
@@ -68,6 +69,9 @@ if TYPE_CHECKING:
     from shadowmesh.network.membership import Membership
     from shadowmesh.path.traversal import Traversal
     from shadowmesh.peer.seen_list import SeenPeer
+    from shadowmesh.peer.terms import Desk
+    from shadowmesh.wire.handshake.agreement import HandshakeResult
+    from shadowmesh.wire.mesh.joining import Answer, Question
 
 #: how long an operator's connect waits for the outcome: a dial and a handshake at their limits
 CONNECT_TIMEOUT_S: Final = 35.0
@@ -104,6 +108,7 @@ class ConnectionManager:
         recorder: Recorder = NOBODY,
         known: KnownAddresses | None = None,
         membership: Membership | None = None,
+        desk: Desk | None = None,
     ) -> None:
         """Make a manager of a tunnel that is not wanted yet.
 
@@ -115,6 +120,7 @@ class ConnectionManager:
             recorder: whom changes of state and sessions are told.
             known: is told from where peers authenticate.
             membership: in a network; then `config` lists the other members.
+            desk: where whoever wants to join the network is answered.
         """
         self.identity = identity
         self.plane = plane
@@ -134,6 +140,7 @@ class ConnectionManager:
             recorder=recorder,
             known=KnownAddresses() if known is None else known,
             membership=membership,
+            desk=desk,
         )
         self._later = later
         #: of a list; None for a pair
@@ -307,6 +314,17 @@ class ConnectionManager:
         if self._seen is not None:
             self._seen.write()
         self._device.stop()
+
+    def ask_to_join(
+        self,
+        address: HostPort,
+        identity: Identity,
+        relay_key: bytes,
+        question: Callable[[HandshakeResult], Question],
+        timeout_s: float,
+    ) -> Answer:
+        """Ask a relay to be let into its network; waits. As `joining.ask`, with its errors."""
+        return joining.ask(self._common, address, identity, relay_key, question, timeout_s)
 
     def take_incoming(self, upgraded: Upgraded) -> None:
         """Give an upgraded connection of the listener its handshake."""

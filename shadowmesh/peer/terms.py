@@ -7,11 +7,10 @@ session. Does not know: handshakes, links, states.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from shadowmesh._fastpath import build_info
-from shadowmesh.base.clock import wall_time
+from shadowmesh.base.clock import utc_now
 from shadowmesh.base.constants import Caps, RejectReason
 from shadowmesh.base.errors import BadCertificate, LocalProtocolError
 from shadowmesh.wire.handshake.agreement import AEGIS_256, CHACHA20_POLY1305, Offer, Policy
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from shadowmesh.keys.identity import Identity
     from shadowmesh.network.membership import Membership
     from shadowmesh.wire.handshake.agreement import HandshakeResult
+    from shadowmesh.wire.mesh.joining import Answer, Question
 
 
 #: whoever shows such a certificate can get one that counts (mesh-rules C5)
@@ -37,6 +37,34 @@ class Unfit:
     reason: RejectReason = RejectReason.POLICY
 
 
+class Desk(Protocol):
+    """The relay's side: whoever shows an invitation comes here."""
+
+    @property
+    def open(self) -> bool:
+        """Whether any invitation may be shown; nobody who wants to join is heard otherwise."""
+
+    def answer(self, question: Question, result: HandshakeResult, source: str) -> Answer:
+        """Return what somebody is told who has proved a key. `source`: where it came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The joiner's side.
+
+    Attributes:
+        identity: our key in that network, which need not be that of this daemon.
+        relay_key: the key that has to answer.
+        question: what is asked of a relay that has proved its key; None: nothing, and it ends.
+        told: gets the answer, of which nothing is verified.
+    """
+
+    identity: Identity
+    relay_key: bytes
+    question: Callable[[HandshakeResult], Question | None]
+    told: Callable[[Answer], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """The terms of one session; `*_s` are seconds.
@@ -46,6 +74,8 @@ class Terms:
         judge: between members: told what the handshake has proved and the certificate that the
             peer has shown, says why it is not taken, None when it is. Called in the middle of what
             the peer has sent, because what it sends next may be heard then, and so must not wait.
+        asking: this is no session: we ask to be let into a network.
+        desk: whoever comes to us and wants to join is answered there; None: nobody is.
     """
 
     policy: Policy
@@ -57,10 +87,27 @@ class Terms:
     hole_punch_timeout_s: float
     certificate: bytes = b""
     judge: Callable[[HandshakeResult, bytes], Unfit | None] | None = None
+    asking: Asking | None = None
+    desk: Desk | None = None
 
     def __post_init__(self) -> None:
         if self.policy.member and self.judge is None:
             raise LocalProtocolError("members, and nobody who judges their certificates")
+
+    @property
+    def to_join(self) -> Policy:
+        """Who we are to somebody who wants to join, or to the relay by which we want to."""
+        asking = self.asking
+        return replace(
+            self.policy,
+            identity=self.policy.identity if asking is None else asking.identity,
+            psk=None,
+            psks=(),
+            peer_public_key=None if asking is None else asking.relay_key,
+            trusted=None,
+            member=False,
+            join=True,
+        )
 
 
 def terms_of(
@@ -73,6 +120,8 @@ def terms_of(
     dialled: PeerEntry | None = None,
     trusted: Collection[bytes] | None = None,
     membership: Membership | None = None,
+    asking: Asking | None = None,
+    desk: Desk | None = None,
 ) -> Terms:
     """Return the terms for a session over a link with this TLS certificate, served or seen.
 
@@ -83,6 +132,8 @@ def terms_of(
         dialled: whom we want to reach; None: somebody has come to us.
         trusted: with a list of peers, the keys of which whoever comes to us must have one.
         membership: ours, in a network; None: this is about a pair or a list of peers.
+        asking: we want to join a network.
+        desk: of a network's relay, when somebody has come to us.
     """
     pin = config.peer.public_key if dialled is None else dialled.public_key
     key = config.encryption.key
@@ -111,6 +162,8 @@ def terms_of(
         read_timeout_s=config.websocket.read_timeout,
         write_timeout_s=config.websocket.write_timeout,
         hole_punch_timeout_s=config.nat.hole_punch_timeout,
+        asking=asking,
+        desk=desk,
     )
     return terms if membership is None else _of_member(terms, membership, dialled)
 
@@ -122,8 +175,7 @@ def _of_member(terms: Terms, membership: Membership, dialled: PeerEntry | None) 
 
     def judge(result: HandshakeResult, certificate: bytes) -> Unfit | None:
         try:
-            local = datetime.fromtimestamp(wall_time(), UTC)
-            membership.judge(result.peer_public_key, certificate, local)
+            membership.judge(result.peer_public_key, certificate, utc_now())
         except BadCertificate as error:
             reason = RejectReason.RENEW if error.kind in _RENEWABLE else RejectReason.POLICY
             return Unfit(str(error), reason)

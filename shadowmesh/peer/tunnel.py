@@ -46,6 +46,7 @@ from shadowmesh.peer.keying import Keying
 from shadowmesh.peer.probes import try_to_send
 from shadowmesh.peer.wss import WssSide
 from shadowmesh.wire import control
+from shadowmesh.wire.mesh import joining
 from shadowmesh.wire.session import events
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ class Tunnel:
 
     # --- what the keys have to say ------------------------------------------------------------
 
-    def _do(self, event: events.Event) -> None:
+    def _do(self, event: events.Event | joining.Event) -> None:
         match event:
             case events.Authenticated(result, certificate):
                 self.result = result
@@ -347,11 +348,33 @@ class Tunnel:
             case events.MeshMessage(body):
                 if self.on_mesh is not None:
                     self.on_mesh(body)
+            case joining.Reached(result):
+                self._reached(result)
+            case joining.Asked(result, question):
+                self.result = result
+                assert self._terms.desk is not None
+                answer = self._terms.desk.answer(question, result, self.wss.remote_address[0])
+                self._keying.answer(answer, boottime())
+            case joining.Answered(answer):
+                assert self._terms.asking is not None
+                self._terms.asking.told(answer)
+            case joining.Finished(code):
+                self._end(Ended("the machine that wants to join has its answer", "joined"), code)
             case events.PeerClosed(reason, text):
                 self._end(endings.by_peer(reason, text), WS_NORMAL)
             case events.Failed(detail=detail, close_code=code, local=local, rejected=rejected):
                 kind = "rejected" if rejected is not None else "timeout" if local else "refused"
                 self._end(Ended(detail, kind, rejected=rejected), code)
+
+    def _reached(self, result: HandshakeResult) -> None:
+        """The relay by which we want to join has proved its key."""
+        self.result = result
+        assert self._terms.asking is not None
+        question = self._terms.asking.question(result)
+        if question is None:
+            self.close(CloseReason.POLICY, "the relay is not asked", wait=False)
+        else:
+            self._keying.ask(question, boottime())
 
     def _judge(self, result: HandshakeResult, certificate: bytes) -> bool:
         """Look at the certificate of a member; False: it is refused, and the session ends.

@@ -38,22 +38,33 @@ class Disk:
         self.registrar = Registrar(self.store, self.membership)
         return self
 
-    def ask(self, hub, token: Token, name="", *, change=lambda said: said):
-        """What the hub says to a joiner; as if over a session."""
+    def begin(self, token: Token):
+        """Have the key to join with."""
         self.identity = self.store.begin_joining(token.invitation_id)
-        h = sodium.random_bytes(32)
+
+    def question(self, token: Token, h: bytes, name: str) -> Join:
+        """What is asked of the relay after a handshake with the hash h."""
         key = identifiers.invitation_key(token.secret)
-        relay = hub.membership.identity.public_key
+        relay = token.relays[0].public_key
         proof = identifiers.join_proof(
             key, token.network_id, token.invitation_id, self.identity.public_key, relay, h, name
         )
-        said = change(Join(invitation_id=token.invitation_id, proof=proof, name=name))
+        return Join(invitation_id=token.invitation_id, proof=proof, name=name)
+
+    def ask(self, hub, token: Token, name="", *, change=lambda said: said):
+        """What the hub says to a joiner; as if over a session."""
+        self.begin(token)
+        h = sodium.random_bytes(32)
+        said = change(self.question(token, h, name))
         proved = SimpleNamespace(peer_public_key=self.identity.public_key, h=h)
         answer = hub.registrar.answer(said, proved, "192.0.2.1", NOW)
         return decode(encode(answer), 1 << 20)
 
     def join(self, hub, token: Token, name=""):
-        answer = self.ask(hub, token, name)
+        return self.take(self.ask(hub, token, name), token)
+
+    def take(self, answer, token: Token):
+        """Become what an answer says."""
         assert isinstance(answer, Joined), answer
         self.membership = Membership.take_in(
             self.store, self.identity, answer, self.judged(answer, token), reached(token), NOW

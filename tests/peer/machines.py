@@ -169,6 +169,8 @@ class Machine:
         self.known = KnownAddresses()
         #: of a network that this machine is in
         self.membership = None
+        #: where whoever wants to join it is answered
+        self.desk = None
         self.listener = None
         self.manager = None
 
@@ -235,7 +237,7 @@ class Machine:
             options["dial"] = self._dial
         self.manager = ConnectionManager(
             self.config, self.identity, self.plane, self.device, tls.client_context(),
-            known=self.known, membership=self.membership, **options,
+            known=self.known, membership=self.membership, desk=self.desk, **options,
         )  # fmt: skip
         if self._listen:
             self.listener = Listener(

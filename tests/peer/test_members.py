@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
+from shadowmesh.base.errors import ConnectTimeout, PeerRefused
+from shadowmesh.config import HostPort
 from shadowmesh.network.membership import KnownRelay
+from shadowmesh.service.desk import Desk
+from shadowmesh.wire.mesh.messages import Joined, Refused
 from tests.network.disks import Disk, invite
 from tests.peer.machines import Machine, wait_for
 
 
 class Member(Machine):
-    """A daemon that is in a network, or makes one."""
+    """A daemon that is in a network, or makes one, or wants to join."""
 
     def __init__(self, directory):
         super().__init__(directory)
@@ -22,11 +28,34 @@ class Member(Machine):
     def found(self):
         """Make the network; its address is known once it listens."""
         self.disk.found(name=self.name)
+        self.desk = Desk(self.disk.registrar, lambda: None)
         return self._be()
 
     def join(self, hub):
         # A bridge: the frames of a test have sources of their own.
         self.disk.join(hub.disk, invite(hub.disk, roles=("bridge",)), self.name)
+        return self._be()
+
+    def is_answered(self, hub, token, *, dialled=None, timeout_s=10):
+        """Ask the hub over a link to be let in."""
+        hub.desk.look()
+        self.disk.begin(token)
+        return self.manager.ask_to_join(
+            dialled or hub.address,
+            self.disk.identity,
+            token.relays[0].public_key,
+            lambda result: self.disk.question(token, result.h, self.name),
+            timeout_s,
+        )
+
+    def asks(self, hub, token):
+        """Join over a link; this daemon goes on as it was."""
+        self.disk.take(self.is_answered(hub, token), token)
+        return self
+
+    def becomes(self, other):
+        """Be the member that another daemon has made of its machine."""
+        self.disk = other.disk
         return self._be()
 
     def _be(self):
@@ -66,6 +95,13 @@ class Member(Machine):
     def state_of(self, other):
         states = {peer.name: str(peer.machine.state) for peer in self.manager.peers}
         return states.get(other.name, "unknown")
+
+
+@contextmanager
+def silent_port():
+    """Something that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield HostPort(*listening.getsockname())
 
 
 @pytest.fixture
@@ -116,6 +152,54 @@ def test_a_removed_member_loses_its_session_and_does_not_come_back(hub, member):
     wait_for(lambda: laptop.knows(hub).last_error, "its next attempt to fail")
     assert hub.state_of(laptop) == "unknown"
     assert hub.membership.peers() == ()
+
+
+def test_a_machine_joins_over_a_link_and_then_has_a_session(hub, member):
+    laptop = member("laptop").start()
+    token = invite(hub.disk, roles=("bridge",))
+    laptop.asks(hub, token)
+    assert laptop.disk.membership.certificate.name == "laptop"
+    laptop.stop()
+    again = member("again").becomes(laptop).start().meets(hub)
+    again.has(hub)
+    sent = again.send(b"from who has joined")
+    assert hub.receive() == sent
+
+
+def test_an_invitation_that_was_altered_is_refused_with_a_sentence_and_nothing_is_burnt(
+    hub, member
+):
+    laptop = member("laptop").start()
+    token = invite(hub.disk)
+    answer = laptop.is_answered(hub, replace(token, secret=bytes(16)))
+    assert (type(answer), answer.reason) == (Refused, "proof")
+    assert isinstance(laptop.is_answered(hub, token), Joined)
+
+
+def test_without_an_open_invitation_nobody_who_wants_to_join_is_heard(hub, member):
+    laptop = member("laptop").start()
+    other = member("other").found()
+    token = invite(other.disk)
+    token = replace(token, relays=(replace(token.relays[0], public_key=hub.identity.public_key),))
+    with pytest.raises(PeerRefused, match="ask for a new one"):
+        laptop.is_answered(hub, token)
+    assert hub.desk.answers == {}
+
+
+def test_a_relay_that_has_another_key_than_the_invitation_says_is_told_nothing(hub, member):
+    laptop = member("laptop").start()
+    token = invite(hub.disk)
+    other = replace(token, relays=(replace(token.relays[0], public_key=bytes(31) + b"\1"),))
+    with pytest.raises(PeerRefused):
+        laptop.is_answered(hub, other)
+    assert hub.desk.answers == {}
+
+
+def test_a_relay_that_does_not_answer_ends_the_wait(hub, member):
+    laptop = member("laptop").start()
+    token = invite(hub.disk)
+    with silent_port() as nobody, pytest.raises(ConnectTimeout, match="did not answer in"):
+        laptop.is_answered(hub, token, dialled=nobody, timeout_s=0.2)
 
 
 def test_a_member_of_another_network_is_not_let_in(hub, member):

@@ -330,7 +330,7 @@ def test_a_silent_stranger_takes_10_s_too():
 
 def test_a_close_of_the_relay_is_no_answer():
     talk = Conversation(None)
-    talk.r.machine.close(CloseReason.SHUTDOWN, talk.now)
+    talk.r.machine.close(CloseReason.SHUTDOWN, "", talk.now)
     talk.drain(talk.r)
     talk.give(talk.i, Inner.CLOSE, control.encode_close(CloseReason.SHUTDOWN))
     assert "reason 2" in failure(talk.i).detail

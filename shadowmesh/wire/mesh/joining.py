@@ -217,10 +217,10 @@ class JoiningMachine:
         self._send(answer)
         self._end(Finished(), CloseReason.DISCONNECT)
 
-    def close(self, reason: CloseReason, now: float) -> None:
+    def close(self, reason: CloseReason, text: str, now: float) -> None:
         """End it, telling the peer if it can be told."""
         if not self._expired(now):
-            self._end(Finished(WS_GOING_AWAY), reason)
+            self._end(Finished(WS_GOING_AWAY), reason, text)
 
     def link_lost(self, now: float) -> None:
         """Without its link it is over."""
@@ -344,7 +344,7 @@ class JoiningMachine:
     ) -> None:
         self._end(Failed(detail, close_code, local, reason), None)
 
-    def _end(self, last: Finished | Failed, told: CloseReason | None) -> None:
+    def _end(self, last: Finished | Failed, told: CloseReason | None, text: str = "") -> None:
         """Let go of everything; `told`: what a close record says, if there are keys for one."""
         if self._over:
             return
@@ -355,7 +355,7 @@ class JoiningMachine:
             self._reserved = 0
         if self._result is not None:
             if told is not None and self._sending:
-                self._emit(SendRecord(Inner.CLOSE, control.encode_close(told)))
+                self._emit(SendRecord(Inner.CLOSE, control.encode_close(told, text)))
             self._emit(RetireKeys(self._result.local_key_id))
         self._emit(last)
 
