@@ -11,7 +11,7 @@ D1, E1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import ip_network
@@ -24,7 +24,7 @@ from shadowmesh.network import certificate as certificates
 from shadowmesh.network import clock, joining, revocation, trust
 from shadowmesh.network.certificate import Certificate
 from shadowmesh.network.members import Change, Members
-from shadowmesh.network.revocation import Revocations, Taken
+from shadowmesh.network.revocation import RevocationList, Revocations, Taken
 from shadowmesh.network.store import Secret, Store
 from shadowmesh.network.subnet import Network
 from shadowmesh.network.trust import TrustList
@@ -36,34 +36,55 @@ _AGAIN: Final = "restore it from a backup, or `shadowmesh leave` and join again"
 
 @dataclass(frozen=True, slots=True)
 class KnownRelay:
-    """A relay as a member remembers it: where it is, and the key that has to answer there."""
+    """A relay as a member remembers it: where it is, and the key that has to answer there.
+
+    Also a member that is none and announces an address.
+    """
 
     address: HostPort
     public_key: bytes
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "host": self.address.host,
+            "port": self.address.port,
+            "public_key": format_public_key(self.public_key),
+        }
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> KnownRelay:
+        """Raises ValueError, TypeError, KeyError: somebody has changed it."""
+        address = HostPort(str(found["host"]), int(found["port"]))
+        return cls(address, parse_public_key(found["public_key"]))
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of the network beside certificates and lists; nothing of it is secret."""
+    """What is known of the network beside certificates and lists; nothing of it is secret.
+
+    Attributes:
+        announced: members that can be dialled although they are no relays.
+        announce: addresses, host:port, by which others may reach this machine.
+        port: on which this machine listens beside what its configuration says; None: on none.
+    """
 
     name: str
     network_id: bytes
     subnets: tuple[Network, ...]
     relays: tuple[KnownRelay, ...]
+    announced: tuple[KnownRelay, ...] = ()
+    announce: tuple[str, ...] = ()
+    port: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "network_id": self.network_id.hex(),
             "subnets": [str(one) for one in self.subnets],
-            "relays": [
-                {
-                    "host": one.address.host,
-                    "port": one.address.port,
-                    "public_key": format_public_key(one.public_key),
-                }
-                for one in self.relays
-            ],
+            "relays": [one.to_json() for one in self.relays],
+            "announced": [one.to_json() for one in self.announced],
+            "announce": list(self.announce),
+            "port": self.port,
         }
 
     @classmethod
@@ -73,13 +94,10 @@ class Facts:
             name=str(found["name"]),
             network_id=bytes.fromhex(found["network_id"]),
             subnets=tuple(ip_network(one) for one in found["subnets"]),
-            relays=tuple(
-                KnownRelay(
-                    HostPort(str(one["host"]), int(one["port"])),
-                    parse_public_key(one["public_key"]),
-                )
-                for one in found["relays"]
-            ),
+            relays=tuple(KnownRelay.from_json(one) for one in found["relays"]),
+            announced=tuple(KnownRelay.from_json(one) for one in found.get("announced", ())),
+            announce=tuple(str(one) for one in found.get("announce", ())),
+            port=None if found.get("port") is None else int(found["port"]),
         )
 
 
@@ -204,8 +222,9 @@ class Membership:
         return self._members.owner("name", name)
 
     def peers(self) -> tuple[PeerEntry, ...]:
-        """Return all other members as peers: relays are dialled, the others are waited for."""
-        addresses = {one.public_key: one.address for one in self.facts.relays}
+        """Return all other members as peers: who has an address is dialled, others come."""
+        known = (*self.facts.announced, *self.facts.relays)
+        addresses = {one.public_key: one.address for one in known}
         return tuple(
             PeerEntry(
                 name=one.name,
@@ -242,16 +261,71 @@ class Membership:
             self.on_change()
         return found
 
-    def take_list(self, data: bytes, local: datetime) -> tuple[Certificate, ...]:
-        """Let a revocation list count; return the members that it puts out.
+    def learn_all(self, ders: Iterable[bytes], local: datetime) -> int:
+        """Remember members that a relay tells of; return how many of its certificates count not."""
+        refused, changed = 0, False
+        for der in ders:
+            try:
+                found = self._checked(certificates.parse(der), local)
+                changed |= self._members.take(found) not in (Change.KNOWN, Change.OLDER)
+            except BadCertificate:
+                refused += 1
+        if changed:
+            self._save_what_others_told()
+            self.on_change()
+        return refused
+
+    def of_node(self, node_id: bytes) -> Certificate | None:
+        """Return the member that a node id names."""
+        return self._members.owner("node id", node_id)
+
+    def note_addresses(self, told: Mapping[bytes, str | None]) -> None:
+        """Remember where members are: a hint of a relay, by public key; None: nowhere any more.
+
+        A relay keeps the address that it is known by, so that a wrong hint loses no way to it.
+        """
+        before = self.facts
+        relays = {one.public_key: one for one in before.relays}
+        others = {one.public_key: one for one in before.announced}
+        for public_key, text in told.items():
+            address = None if text is None else _host_port(text)
+            member = self._members.of_key(public_key)
+            if member is None or public_key == self.identity.public_key:
+                continue
+            if "relay" in member.roles:
+                if address is not None:
+                    relays.setdefault(public_key, KnownRelay(address, public_key))
+            elif address is None:
+                others.pop(public_key, None)
+            else:
+                others[public_key] = KnownRelay(address, public_key)
+        self.facts = replace(
+            before, relays=tuple(relays.values()), announced=tuple(others.values())
+        )
+        if self.facts != before:
+            self._save_what_others_told()
+            self.on_change()
+
+    def of_key(self, public_key: bytes) -> Certificate | None:
+        """Return the member with that key."""
+        return self._members.of_key(public_key)
+
+    def read_list(self, data: bytes) -> RevocationList:
+        """Return a revocation list whose signature was checked.
 
         Raises:
-            BadList: it is not of this network, or there are too many.
+            BadList: it is not of this network.
         """
-        offered = revocation.read(data, self.trust_list.authorities)
-        if self.revocations.take(offered) not in (Taken.NEWER, Taken.FORK):
-            return ()
-        return self.sift(local)
+        return revocation.read(data, self.trust_list.authorities)
+
+    def take_list(self, offered: RevocationList, local: datetime) -> None:
+        """Let a list of `read_list` count, if it is newer than what is known of its signer.
+
+        Raises:
+            BadList: there are too many.
+        """
+        if self.revocations.take(offered) in (Taken.NEWER, Taken.FORK):
+            self.sift(local)
 
     def sift(self, local: datetime) -> tuple[Certificate, ...]:
         """Forget whom the lists put out, or whose time is over, and return them.
@@ -281,6 +355,7 @@ class Membership:
         try:
             self._store.save_revocations(self.revocations)
             self._store.save_members(one.der for one in self._members)
+            self._store.save_facts(self.facts.to_json())
         except KeyFileError as error:
             self.disk_problem = str(error)
 

@@ -24,8 +24,7 @@ from shadowmesh.base.constants import (
     CloseReason,
 )
 from shadowmesh.base.errors import LocalProtocolError, RemoteProtocolError
-from shadowmesh.wire.mesh import joining
-from shadowmesh.wire.mesh.joining import JoiningMachine, wants_to_join
+from shadowmesh.wire.handshake.messages import wants_to_join
 from shadowmesh.wire.session import events
 from shadowmesh.wire.session.machine import SessionMachine
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from shadowmesh.peer.hellos import Hellos
     from shadowmesh.peer.terms import Terms
     from shadowmesh.wire.handshake.agreement import HandshakeResult
-    from shadowmesh.wire.mesh.joining import Answer, Question
+    from shadowmesh.wire.mesh.joining import Answer, JoiningMachine, Question
 
 #: one for all: each would have the state of another generator in it, 2.5 KiB
 _JITTER: Final = random.SystemRandom()
@@ -64,7 +63,7 @@ class Keying:
         *,
         initiator: bool,
         hellos: Hellos,
-        do: Callable[[events.Event | joining.Event], None],
+        do: Callable[[events.Event | events.JoiningEvent], None],
         on_stuck: Callable[[LocalProtocolError], None],
         on_turn: Callable[[], None],
     ) -> None:
@@ -131,6 +130,9 @@ class Keying:
 
     def _conversation(self) -> JoiningMachine:
         """Return what speaks in place of a session's machine with who joins, or is joined."""
+        # Not at the top: a pair needs neither it nor the library behind its messages.
+        from shadowmesh.wire.mesh.joining import JoiningMachine
+
         return JoiningMachine(
             self._initiator,
             self._terms.to_join,
@@ -162,13 +164,13 @@ class Keying:
 
     def ask(self, question: Question, now: float) -> None:
         """Ask the relay that was reached to be let in."""
-        assert isinstance(self._machine, JoiningMachine)
+        assert not isinstance(self._machine, SessionMachine)
         self._machine.ask(question, now)
         self._carry_out()
 
     def answer(self, answer: Answer, now: float) -> None:
         """Answer who asked to be let in."""
-        assert isinstance(self._machine, JoiningMachine)
+        assert not isinstance(self._machine, SessionMachine)
         self._machine.answer(answer, now)
         self._carry_out()
 
@@ -266,7 +268,7 @@ class Keying:
             self._carrying_out = False
         self._on_turn()
 
-    def _do(self, event: events.Event | joining.Event) -> None:
+    def _do(self, event: events.Event | events.JoiningEvent) -> None:
         if self._switching is not None and not isinstance(event, events.SendRecord):
             self._finish_switch()
         match event:

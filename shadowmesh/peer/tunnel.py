@@ -46,7 +46,6 @@ from shadowmesh.peer.keying import Keying
 from shadowmesh.peer.probes import try_to_send
 from shadowmesh.peer.wss import WssSide
 from shadowmesh.wire import control
-from shadowmesh.wire.mesh import joining
 from shadowmesh.wire.session import events
 
 if TYPE_CHECKING:
@@ -317,7 +316,7 @@ class Tunnel:
 
     # --- what the keys have to say ------------------------------------------------------------
 
-    def _do(self, event: events.Event | joining.Event) -> None:
+    def _do(self, event: events.Event | events.JoiningEvent) -> None:
         match event:
             case events.Authenticated(result, certificate):
                 self.result = result
@@ -348,17 +347,17 @@ class Tunnel:
             case events.MeshMessage(body):
                 if self.on_mesh is not None:
                     self.on_mesh(body)
-            case joining.Reached(result):
+            case events.Reached(result):
                 self._reached(result)
-            case joining.Asked(result, question):
+            case events.Asked(result, question):
                 self.result = result
                 assert self._terms.desk is not None
                 answer = self._terms.desk.answer(question, result, self.wss.remote_address[0])
                 self._keying.answer(answer, boottime())
-            case joining.Answered(answer):
+            case events.Answered(answer):
                 assert self._terms.asking is not None
                 self._terms.asking.told(answer)
-            case joining.Finished(code):
+            case events.Finished(code):
                 self._end(Ended("the machine that wants to join has its answer", "joined"), code)
             case events.PeerClosed(reason, text):
                 self._end(endings.by_peer(reason, text), WS_NORMAL)

@@ -216,14 +216,22 @@ class Node:
     def settle(self) -> dict[str, Any]:
         """Wait until every frame that was fed is sent, queued or dropped; return the counters."""
 
+        seen: dict[str, Any] = {}
+
         def settled() -> dict[str, Any] | None:
             counters = self.plane.counters()
             accounted = counters["frames_sent"] + counters["frames_queued"]
             accounted += sum(counters["tx_dropped"].values())
+            seen.update(counters, accounted=accounted)
             done = counters["frames_read"] == self.fed == accounted
             return counters if done else None
 
-        return eventually(settled, f"an account of {self.fed} frames")
+        try:
+            return eventually(settled)
+        except AssertionError:
+            names = ("frames_read", "accounted", "frames_sent", "frames_queued", "tx_dropped")
+            found = {name: seen[name] for name in names}
+            raise AssertionError(f"no account of {self.fed} frames: {found}") from None
 
     @property
     def fed(self) -> int:

@@ -18,7 +18,8 @@ from shadowmesh.keys.identity import Identity
 from shadowmesh.wire import control
 from shadowmesh.wire.handshake.agreement import Offer, Policy
 from shadowmesh.wire.handshake.machines import Initiator
-from shadowmesh.wire.mesh import identifiers, joining, messages
+from shadowmesh.wire.handshake.messages import wants_to_join
+from shadowmesh.wire.mesh import identifiers, messages
 from shadowmesh.wire.mesh.chunks import cut
 from shadowmesh.wire.mesh.joining import JoiningMachine
 from shadowmesh.wire.session import events
@@ -82,7 +83,7 @@ class Conversation:
     def drain(self, side: Side) -> None:
         other = self.r if side is self.i else self.i
         while (event := side.machine.next_event()) is not None:
-            assert not side.said(joining.Finished)
+            assert not side.said(events.Finished)
             assert not side.said(events.Failed)
             side.events.append(event)
             match event:
@@ -95,9 +96,9 @@ class Conversation:
                     self.give(other, inner_type, body)
                 case events.InstallKeys(result):
                     side.reserved.remove(result.local_key_id)
-                case joining.Reached() if self.asks:
+                case events.Reached() if self.asks:
                     side.machine.ask(QUESTION, self.now)
-                case joining.Asked() if self.answer is not None:
+                case events.Asked() if self.answer is not None:
                     side.machine.answer(self.answer, self.now)
         if side.machine.over:
             assert not side.reserved
@@ -135,13 +136,13 @@ def failure(side: Side) -> events.Failed:
 @pytest.mark.parametrize("answer", [YES, NO, messages.Busy(retry_after=5)])
 def test_a_question_gets_its_answer_and_both_end(answer: messages.Message):
     talk = Conversation(answer)
-    (asked,) = talk.r.said(joining.Asked)
+    (asked,) = talk.r.said(events.Asked)
     assert asked.question == QUESTION
     assert asked.result.peer_public_key == IDENTITIES["i"].public_key
-    (answered,) = talk.i.said(joining.Answered)
+    (answered,) = talk.i.said(events.Answered)
     assert answered.answer == answer
     for side in (talk.i, talk.r):
-        assert side.events[-1] == joining.Finished(WS_NORMAL)
+        assert side.events[-1] == events.Finished(WS_NORMAL)
         assert side.machine.over
 
 
@@ -151,14 +152,14 @@ def test_both_sides_agree_and_there_are_no_keys_for_udp():
     for side in (talk.i, talk.r):
         assert len(side.keys.wss_i2r) == len(side.keys.wss_r2i) == 32
         assert side.keys.udp_i2r == side.keys.udp_r2i == side.keys.exporter == b""
-        for event in (*side.said(joining.Reached), *side.said(joining.Asked)):
+        for event in (*side.said(events.Reached), *side.said(events.Asked)):
             assert event.result.keys.wss_i2r == b""
             assert event.result.mode == 10
 
 
 def test_a_proof_is_made_of_what_both_sides_have_seen():
     talk = Conversation(None, ask=False)
-    (reached,) = talk.i.said(joining.Reached)
+    (reached,) = talk.i.said(events.Reached)
     key = identifiers.invitation_key(bytes(16))
     ids = (IDENTITIES["i"].public_key, IDENTITIES["r"].public_key)
     common = (key, bytes(16), b"12345678", *ids)
@@ -166,7 +167,7 @@ def test_a_proof_is_made_of_what_both_sides_have_seen():
     question = messages.Join(invitation_id=b"12345678", name="laptop", proof=proof)
     talk.i.machine.ask(question, talk.now)
     talk.drain(talk.i)
-    (asked,) = talk.r.said(joining.Asked)
+    (asked,) = talk.r.said(events.Asked)
     again = identifiers.join_proof(*common, asked.result.h, asked.question.name)
     assert asked.question.proof == again
 
@@ -176,15 +177,15 @@ def test_a_member_renews_with_the_largest_certificate():
     question = messages.Renew(certificate=bytes(2045))
     talk.i.machine.ask(question, talk.now)
     talk.drain(talk.i)
-    assert talk.r.said(joining.Asked)[0].question == question
-    assert talk.i.said(joining.Answered)
+    assert talk.r.said(events.Asked)[0].question == question
+    assert talk.i.said(events.Answered)
 
 
 def test_which_first_messages_are_for_this():
-    assert joining.wants_to_join(bytes.fromhex(VECTOR["msg1"]))
-    assert not joining.wants_to_join(bytes.fromhex(VECTOR["msg2"]))
-    assert not joining.wants_to_join(b"")
-    assert not joining.wants_to_join(Initiator(MEMBERS["i"], replace_key_id()).first_message())
+    assert wants_to_join(bytes.fromhex(VECTOR["msg1"]))
+    assert not wants_to_join(bytes.fromhex(VECTOR["msg2"]))
+    assert not wants_to_join(b"")
+    assert not wants_to_join(Initiator(MEMBERS["i"], replace_key_id()).first_message())
 
 
 def replace_key_id() -> Offer:
@@ -247,7 +248,7 @@ def test_a_relay_takes_one_question_and_nothing_else(inner_type: int, body: byte
     with pytest.raises(RemoteProtocolError):
         talk.give(talk.r, inner_type, body)
     assert not failure(talk.r).local
-    assert not talk.r.said(joining.Asked)
+    assert not talk.r.said(events.Asked)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_a_joiner_takes_one_answer_and_nothing_else(inner_type: int, body: bytes
     with pytest.raises(RemoteProtocolError):
         talk.give(talk.i, inner_type, body)
     failure(talk.i)
-    assert not talk.i.said(joining.Answered)
+    assert not talk.i.said(events.Answered)
 
 
 def test_there_is_no_second_question_and_no_answer_before_one():
@@ -334,7 +335,7 @@ def test_a_close_of_the_relay_is_no_answer():
     talk.drain(talk.r)
     talk.give(talk.i, Inner.CLOSE, control.encode_close(CloseReason.SHUTDOWN))
     assert "reason 2" in failure(talk.i).detail
-    assert not talk.i.said(joining.Answered)
+    assert not talk.i.said(events.Answered)
 
 
 def test_without_its_link_it_is_over():
@@ -381,8 +382,8 @@ def test_no_records_lead_to_more_than_one_question_and_one_answer(name, records,
     for record in records:
         with suppress(RemoteProtocolError):
             talk.give(side, *record)
-    assert len(talk.r.said(joining.Asked)) <= 1
-    assert len(talk.i.said(joining.Answered)) <= asks
+    assert len(talk.r.said(events.Asked)) <= 1
+    assert len(talk.i.said(events.Answered)) <= asks
     assert not side.said(events.Authenticated)
 
 

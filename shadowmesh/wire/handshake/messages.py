@@ -29,8 +29,11 @@ from shadowmesh.base.constants import (
     HASH_BYTES,
     HEADER_BYTES,
     IDENTITY_BYTES,
+    JOIN_MODE,
     MLKEM_CIPHERTEXT_BYTES,
     MLKEM_PUBLIC_BYTES,
+    MODE_OFFSET,
+    MSG1_BYTES,
     P1_BYTES,
     P2_BYTES,
     P3_BYTES,
@@ -173,3 +176,8 @@ def _check_versions(min_version: int, max_version: int, name: str) -> None:
         raise RemoteProtocolError(
             f"{name} offers versions {min_version} to {max_version}, we speak {PROTOCOL_VERSION}"
         )
+
+
+def wants_to_join(message: bytes) -> bool:
+    """Tell whether the first message of a connection is of who joins, and so of no session."""
+    return len(message) == MSG1_BYTES and message[MODE_OFFSET] == JOIN_MODE

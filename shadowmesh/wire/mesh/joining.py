@@ -22,14 +22,12 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from shadowmesh.base.constants import (
     HANDSHAKE_TIMEOUT_S,
     JOIN_MODE,
-    MODE_OFFSET,
-    MSG1_BYTES,
     WS_GOING_AWAY,
     WS_HANDSHAKE_FAILED,
     WS_NORMAL,
@@ -49,8 +47,13 @@ from shadowmesh.wire.mesh.messages import (
     Renew,
 )
 from shadowmesh.wire.session.events import (
+    Answered,
+    Asked,
     Failed,
+    Finished,
     InstallKeys,
+    JoiningEvent,
+    Reached,
     RetireKeys,
     SendMessage,
     SendRecord,
@@ -69,54 +72,6 @@ QUESTION_MAX_RECORDS: Final = 8
 
 Question = Join | Renew
 Answer = Joined | Refused | Busy
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """The relay has proved its key; `result.h` and both keys go into the proof."""
-
-    result: HandshakeResult
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Somebody who has proved the key `result.peer_public_key` asks to be let in."""
-
-    result: HandshakeResult
-    question: Question
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What the relay says; nothing of it is verified."""
-
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The conversation has come to its end; the link is to be closed. Last event."""
-
-    close_code: int = WS_NORMAL
-
-
-Event = (
-    SendMessage
-    | SendRecord
-    | InstallKeys
-    | SendUnder
-    | RetireKeys
-    | Reached
-    | Asked
-    | Answered
-    | Finished
-    | Failed
-)
-
-
-def wants_to_join(message: bytes) -> bool:
-    """Tell whether the first message of a connection is for this machine and not for a session."""
-    return len(message) == MSG1_BYTES and message[MODE_OFFSET] == JOIN_MODE
 
 
 class JoiningMachine:
@@ -166,14 +121,14 @@ class JoiningMachine:
         self._gathering = Gathering(LARGE_MESSAGE_MAX_BYTES if initiator else QUESTION_MAX_BYTES)
         self._deadline: float | None = None
         self._over = False
-        self._events: deque[Event] = deque()
+        self._events: deque[JoiningEvent] = deque()
 
     @property
     def over(self) -> bool:
         """Whether it has ended; what is left in the queue still has to be done."""
         return self._over
 
-    def next_event(self) -> Event | None:
+    def next_event(self) -> JoiningEvent | None:
         """Return what to do or know next, None when there is nothing."""
         return self._events.popleft() if self._events else None
 
@@ -359,5 +314,5 @@ class JoiningMachine:
             self._emit(RetireKeys(self._result.local_key_id))
         self._emit(last)
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: JoiningEvent) -> None:
         self._events.append(event)

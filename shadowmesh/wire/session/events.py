@@ -1,4 +1,4 @@
-"""What a session tells its owner to do or to know.
+"""What a session, or the conversation with who joins, tells its owner to do or to know.
 
 Owns: the event classes. Does not know: when each is said (`machine` does).
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shadowmesh.base.constants import WS_NORMAL
+
 if TYPE_CHECKING:
     from shadowmesh.base.constants import CloseReason, Inner
     from shadowmesh.wire import control
     from shadowmesh.wire.handshake.agreement import HandshakeResult
+    from shadowmesh.wire.mesh.joining import Answer, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,5 +156,51 @@ Event = (
     | PeerClosed
     | Control
     | MeshMessage
+    | Failed
+)
+
+
+# --- Joining: no session, one question and one answer -------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The relay has proved its key; `result.h` and both keys go into the proof."""
+
+    result: HandshakeResult
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Somebody who has proved the key `result.peer_public_key` asks to be let in."""
+
+    result: HandshakeResult
+    question: Question
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the relay says; nothing of it is verified."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The conversation has come to its end; the link is to be closed. Last event."""
+
+    close_code: int = WS_NORMAL
+
+
+JoiningEvent = (
+    SendMessage
+    | SendRecord
+    | InstallKeys
+    | SendUnder
+    | RetireKeys
+    | Reached
+    | Asked
+    | Answered
+    | Finished
     | Failed
 )

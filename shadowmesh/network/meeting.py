@@ -1,0 +1,326 @@
+"""What members tell each other over their sessions: who else there is, where, and who is out.
+
+Owns: the directory of a relay and who is attached to it, which revocation list goes to whom, which
+message counts from whom, how much anybody may say. Does not know: sessions and timers, whether a
+certificate counts (`membership`), when anything is shown to people.
+
+::
+
+    both         Hello: numbers of lists        --> Lists that the other side lacks
+    to a relay   Attach: own addresses
+    from one     Members: certificates, who is here, where
+
+All methods belong to one thread. What is said goes out at once as far as there is room, the rest at
+the next `tick`, which is to come each second. Source: mesh section 6, mesh-rules C2, D3, E.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from shadowmesh.base.errors import BadList, RemoteProtocolError
+from shadowmesh.base.rate import TokenBucket
+from shadowmesh.network.certificate import Certificate
+from shadowmesh.network.membership import Membership
+from shadowmesh.wire.mesh.chunks import Gathering, cut
+from shadowmesh.wire.mesh.messages import (
+    LARGE_MESSAGE_MAX_BYTES,
+    MAX_LISTS,
+    Attach,
+    Hello,
+    ListNumber,
+    Lists,
+    Member,
+    Members,
+    Message,
+    Version,
+)
+
+#: certificates in one message of the directory: what is looked at in one turn of the receiver
+MEMBERS_AT_ONCE: Final = 64
+#: bytes a second and at once that a member may say, and a relay: a list and a directory fit
+_SAYS: Final = (16e3, 512e3)
+_RELAY_SAYS: Final = (256e3, 1e6)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A member in the directory: what is known of it, and since which version of the directory."""
+
+    certificate: Certificate
+    version: int
+    certified: int
+    addresses: tuple[str, ...] = ()
+    online: bool = False
+
+
+class Acquaintance:
+    """The other end of one judged session. Made by `Meeting.meet`.
+
+    Attributes:
+        public_key: the key that the session has proved.
+        relay: whether its certificate makes it one.
+    """
+
+    def __init__(
+        self, meeting: Meeting, certificate: Certificate, send: Callable[[bytes], bool]
+    ) -> None:
+        self.public_key = certificate.public_key
+        self.relay = "relay" in certificate.roles
+        self._meeting = meeting
+        self._send = send
+        self._gathering = Gathering(LARGE_MESSAGE_MAX_BYTES)
+        self._says = TokenBucket(*(_RELAY_SAYS if self.relay else _SAYS))
+        self._queue: deque[bytes] = deque()
+        #: numbers of the lists that it has, by signer; None: it has not told yet
+        self.lists: dict[bytes, int] | None = None
+        #: it wants the directory, and has it up to this version; None: it does not
+        self.told: int | None = None
+        #: whether the snapshot it gets first has begun
+        self.begun = False
+        self.addresses: tuple[str, ...] = ()
+
+    def receive(self, body: bytes) -> None:
+        """Take a record of inner type 11.
+
+        Raises:
+            RemoteProtocolError: it says what nobody may, or far too much.
+        """
+        if not self._says.take(self._meeting.seconds()):
+            raise RemoteProtocolError("more about the network than anybody has to say")
+        self._says.owe(len(body) - 1)
+        message = self._gathering.receive(body)
+        if message is not None:
+            self._meeting.heard(self, message)
+
+    def left(self) -> None:
+        """The session has ended."""
+        self._meeting.gone(self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was said is still on this side."""
+        return bool(self._queue)
+
+    def say(self, message: Message) -> None:
+        """Send a message, as soon as there is room for it."""
+        self._queue.extend(cut(message))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what there is room for."""
+        while self._queue and self._send(self._queue[0]):
+            self._queue.popleft()
+
+
+class Meeting:
+    """All sessions of this machine with members, as far as they speak about the network.
+
+    Args:
+        now: the date by the local clock.
+        seconds: monotonic.
+        boot_id: 16 random bytes, new with each start.
+    Attributes:
+        refused: messages and certificates that did not count, by one word.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        *,
+        software: str,
+        boot_id: bytes,
+        now: Callable[[], datetime],
+        seconds: Callable[[], float],
+    ) -> None:
+        self.seconds = seconds
+        self.refused: Counter[str] = Counter()
+        self._membership = membership
+        self._software = software
+        self._boot_id = boot_id
+        self._now = now
+        self._relay = "relay" in membership.certificate.roles
+        self._present: set[Acquaintance] = set()
+        self._version = 0
+        self._entries: dict[bytes, _Entry] = {}
+        self.look()
+
+    @property
+    def attached(self) -> int:
+        """How many sessions have asked for the directory."""
+        return sum(one.told is not None for one in self._present)
+
+    # --- sessions -----------------------------------------------------------------------------
+
+    def meet(self, public_key: bytes, send: Callable[[bytes], bool]) -> Acquaintance | None:
+        """A session with a member is established; None: it is none any more.
+
+        Args:
+            public_key: proved by the session; its certificate was judged.
+            send: sends one record, False when there is no room now.
+        """
+        certificate = self._membership.of_key(public_key)
+        if certificate is None:
+            return None
+        found = Acquaintance(self, certificate, send)
+        self._present.add(found)
+        found.say(self._hello())
+        if found.relay:
+            found.say(Attach(kind="home", addresses=self._membership.facts.announce))
+        return found
+
+    def gone(self, who: Acquaintance) -> None:
+        """A session has ended."""
+        self._present.discard(who)
+        self._mark(who.public_key)
+
+    def look(self) -> None:
+        """Members or lists are others than before: bring the directory up to date."""
+        if self._relay:
+            known = {one.public_key: one for one in self._membership.members}
+            for key in self._entries.keys() - known.keys():
+                del self._entries[key]
+            for key, certificate in known.items():
+                self._enter(key, certificate)
+        self._pass_on()
+
+    def tick(self) -> None:
+        """Send what had no room, and what has changed in the directory since the last time."""
+        for one in tuple(self._present):
+            one.flush()
+        self._pass_on()
+        for one in tuple(self._present):
+            if one.told is not None and one.told < self._version and not one.busy:
+                self._tell(one)
+
+    # --- what was said ------------------------------------------------------------------------
+
+    def heard(self, who: Acquaintance, message: Message) -> None:
+        """Let a message count, if it does from whom it came (mesh-rules D3)."""
+        match message:
+            case Hello(lists=lists):
+                who.lists = {one.key_id: one.number for one in lists}
+                self._offer_lists(who)
+            case Lists(lists=lists):
+                self._take_lists(who, lists)
+            case Attach(addresses=addresses) if self._relay:
+                who.told = 0 if who.told is None else who.told
+                who.addresses = addresses
+                self._mark(who.public_key)
+                if not who.busy:
+                    self._tell(who)
+            case Members(entries=entries) if who.relay:
+                self._take_members(entries)
+            case _:
+                self.refused[type(message).__name__.lower()] += 1
+
+    def _take_lists(self, who: Acquaintance, lists: tuple[bytes, ...]) -> None:
+        for data in lists:
+            try:
+                offered = self._membership.read_list(data)
+                # Before it counts: what is newer then goes to all who have it not.
+                if who.lists is not None:
+                    known = who.lists.get(offered.signer, -1)
+                    who.lists[offered.signer] = max(offered.number, known)
+                self._membership.take_list(offered, self._now())
+            except BadList as error:
+                self.refused[f"list_{error.kind}"] += 1
+        self._pass_on()
+
+    def _take_members(self, entries: tuple[Member, ...]) -> None:
+        certificates = [one.certificate for one in entries if one.certificate is not None]
+        refused = self._membership.learn_all(certificates, self._now())
+        if refused:
+            self.refused["certificate"] += refused
+        found: dict[bytes, str | None] = {}
+        for one in entries:
+            member = self._membership.of_node(one.node_id)
+            if member is not None and one.online:
+                found[member.public_key] = one.addresses[0] if one.addresses else None
+        self._membership.note_addresses(found)
+
+    # --- what is said -------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        numbers = self._membership.revocations.numbers
+        return Hello(
+            software=self._software,
+            boot_id=self._boot_id,
+            lists=tuple(
+                ListNumber(key_id=signer, number=number)
+                for signer, number in list(numbers.items())[:MAX_LISTS]
+            ),
+        )
+
+    def _pass_on(self) -> None:
+        for one in tuple(self._present):
+            self._offer_lists(one)
+
+    def _offer_lists(self, who: Acquaintance) -> None:
+        """Send the lists that somebody lacks, one after the other."""
+        if who.lists is None:
+            return
+        for one in self._membership.revocations.lists:
+            if who.busy:
+                return
+            if one.number > who.lists.get(one.signer, -1):
+                who.lists[one.signer] = one.number
+                who.say(Lists(lists=(one.data,)))
+
+    def _enter(self, key: bytes, certificate: Certificate) -> None:
+        known = self._entries.get(key)
+        if known is None:
+            self._version += 1
+            self._entries[key] = _Entry(certificate, self._version, self._version)
+            self._mark(key)
+        elif known.certificate.der != certificate.der:
+            self._version += 1
+            known.certificate = certificate
+            known.version = known.certified = self._version
+
+    def _mark(self, key: bytes) -> None:
+        """Note whether a member is here, and where it says that it can be reached."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        here = [one for one in self._present if one.public_key == key and one.told is not None]
+        own = key == self._membership.identity.public_key
+        addresses = self._membership.facts.announce if own else here[-1].addresses if here else ()
+        online = own or bool(here)
+        if (entry.online, entry.addresses) != (online, addresses):
+            self._version += 1
+            entry.online, entry.addresses, entry.version = online, addresses, self._version
+
+    def _tell(self, who: Acquaintance) -> None:
+        """Send the next part of what somebody does not know of the directory."""
+        assert who.told is not None
+        news = sorted(self._news(who.told), key=lambda one: one.version)
+        part, rest = news[:MEMBERS_AT_ONCE], news[MEMBERS_AT_ONCE:]
+        told = part[-1].version if rest else self._version
+        message = Members(
+            version=Version(
+                relay=self._membership.identity.public_key, boot_id=self._boot_id, number=told
+            ),
+            snapshot=not who.begun,
+            more=bool(rest),
+            entries=tuple(_as_told(one, who.told) for one in part),
+        )
+        who.begun = True
+        who.told = told
+        who.say(message)
+
+    def _news(self, told: int) -> Iterator[_Entry]:
+        return (one for one in self._entries.values() if one.version > told)
+
+
+def _as_told(entry: _Entry, told: int) -> Member:
+    return Member(
+        node_id=entry.certificate.node_id,
+        certificate=entry.certificate.der if entry.certified > told else None,
+        online=entry.online,
+        addresses=entry.addresses,
+    )

@@ -1,0 +1,270 @@
+"""Members who talk about their network: who is told what, and what counts from whom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from shadowmesh.base.errors import RemoteProtocolError
+from shadowmesh.network.meeting import MEMBERS_AT_ONCE, Meeting
+from shadowmesh.wire.mesh.chunks import cut
+from shadowmesh.wire.mesh.messages import Attach, Gone, Lists, Member, Members, Version, decode
+from tests.network.disks import NOW, Disk, invite
+
+
+class Talker:
+    """A machine with its meeting, and what it has sent and nobody has taken yet."""
+
+    def __init__(self, disk, name):
+        self.disk = disk
+        self.name = name
+        self.moment = 0.0
+        self.meeting = Meeting(
+            disk.membership,
+            software="test",
+            boot_id=name.encode().ljust(16, b"\0"),
+            now=lambda: NOW,
+            seconds=lambda: self.moment,
+        )
+        disk.membership.on_change = self.meeting.look
+
+    def knows(self):
+        return sorted(one.name for one in self.disk.membership.members)
+
+    def peers(self):
+        return {one.name: one.address and str(one.address) for one in self.disk.membership.peers()}
+
+
+class Link:
+    """A judged session between two talkers; what one says waits here for the other."""
+
+    def __init__(self, one, other, *, room=10_000):
+        self.room = room
+        self.ends = (one, other)
+        self.said = {one: [], other: []}
+        self.met = {}
+        for here, there in (self.ends, self.ends[::-1]):
+            here.disk.membership.learn(there.disk.membership.certificate, NOW)
+        for here, there in (self.ends, self.ends[::-1]):
+            key = there.disk.membership.identity.public_key
+            self.met[here] = here.meeting.meet(key, lambda body, here=here: self._send(here, body))
+
+    def _send(self, here, body):
+        if len(self.said[here]) >= self.room:
+            return False
+        self.said[here].append(body)
+        return True
+
+    def carry(self):
+        """Bring everything over, both ways; return how many records that were."""
+        count = 0
+        for here, there in (self.ends, self.ends[::-1]):
+            while self.said[here]:
+                self.met[there].receive(self.said[here].pop(0))
+                count += 1
+        return count
+
+    def end(self):
+        for met in self.met.values():
+            met.left()
+
+
+def settle(links, talkers):
+    """Let all talk until nobody has anything to say."""
+    for _ in range(200):
+        for one in talkers:
+            one.moment += 1.0
+            one.meeting.tick()
+        if not sum(link.carry() for link in links):
+            return
+    raise AssertionError("they talk for ever")
+
+
+@pytest.fixture
+def talker(tmp_path):
+    made = []
+
+    def build(name, hub=None, **terms):
+        disk = Disk(tmp_path / name)
+        made.append(disk)
+        if hub is None:
+            disk.found(name=name)
+        else:
+            disk.join(hub.disk, invite(hub.disk, **terms), name)
+        return Talker(disk, name)
+
+    yield build
+    for disk in made:
+        if hasattr(disk, "registrar"):
+            disk.registrar.close()
+
+
+@pytest.fixture
+def hub(talker):
+    return talker("hub")
+
+
+def announce(one, address):
+    membership = one.disk.membership
+    membership.facts = replace(membership.facts, announce=(address,))
+    return one
+
+
+def test_members_learn_of_each_other_and_of_addresses_from_the_relay(hub, talker):
+    left = announce(talker("left", hub), "left.example:9001")
+    links = [Link(left, hub)]
+    settle(links, [left, hub])
+    right = talker("right", hub)
+    links.append(Link(right, hub))
+    settle(links, [left, right, hub])
+    assert left.knows() == right.knows() == ["hub", "left", "right"]
+    assert right.peers() == {"hub": "relay.example.org:443", "left": "left.example:9001"}
+    assert left.peers() == {"hub": "relay.example.org:443", "right": None}
+
+
+def test_who_joins_later_is_told_to_those_who_are_here(hub, talker):
+    left = talker("left", hub)
+    links = [Link(left, hub)]
+    settle(links, [left, hub])
+    right = talker("right", hub)
+    settle(links, [left, hub])
+    assert left.knows() == ["hub", "left", "right"]
+    assert right.knows() == ["hub", "left", "right"]
+
+
+def test_a_removed_member_is_out_everywhere_at_once_also_behind_another_member(hub, talker):
+    left, right, far = (talker(name, hub) for name in ("left", "right", "far"))
+    links = [Link(left, hub), Link(right, hub), Link(left, far)]
+    settle(links, [left, right, far, hub])
+    hub.disk.registrar.remove("right", NOW)
+    # No tick: nobody has to wait for one.
+    for _ in range(3):
+        for link in links:
+            link.carry()
+    assert hub.knows() == left.knows() == ["far", "hub", "left"]
+    assert "right" not in far.knows()
+    assert "removed" in right.disk.membership.problem
+
+
+def test_a_list_that_somebody_missed_comes_with_the_next_session(hub, talker):
+    left, right = talker("left", hub), talker("right", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    link.end()
+    hub.disk.registrar.remove("right", NOW)
+    assert "right" in left.knows()
+    settle([Link(left, hub)], [left, hub])
+    assert "right" not in left.knows()
+    assert right.disk.membership.problem is None
+
+
+def test_a_list_is_not_sent_back_to_whom_it_came_from(hub, talker):
+    left = talker("left", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    talker("right", hub)
+    hub.disk.registrar.remove("right", NOW)
+    link.carry()
+    assert not any(isinstance(decode(body), Lists) for body in link.said[left])
+
+
+def test_only_a_relay_may_tell_of_members(hub, talker):
+    left, right = talker("left", hub), talker("right", hub)
+    stranger = talker("stranger", hub).disk.membership.certificate
+    link = Link(left, right)
+    settle([link], [left, right])
+    told = Members(
+        version=Version(relay=bytes(32), boot_id=bytes(16), number=1),
+        entries=(Member(node_id=stranger.node_id, certificate=stranger.der, online=True),),
+    )
+    link.said[left] += cut(told)
+    link.carry()
+    assert "stranger" not in right.knows()
+    assert right.meeting.refused == {"members": 1}
+
+
+def test_a_lying_relay_gives_nobody_a_certificate_and_moves_no_relay(hub, talker, tmp_path):
+    left = talker("left", hub)
+    other = Disk(tmp_path / "foreign").found(name="foreign")
+    foreign = other.membership.certificate
+    own = hub.disk.membership.certificate
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    link.said[hub] += cut(
+        Members(
+            version=Version(relay=bytes(32), boot_id=bytes(16), number=9),
+            entries=(
+                Member(node_id=foreign.node_id, certificate=foreign.der, online=True),
+                Member(node_id=own.node_id, online=True, addresses=("evil.example:1",)),
+                Member(node_id=bytes(8), online=True, addresses=("evil.example:1",)),
+            ),
+        )
+    )
+    link.carry()
+    other.registrar.close()
+    assert left.knows() == ["hub", "left"]
+    assert left.peers() == {"hub": "relay.example.org:443"}
+    assert left.meeting.refused == {"certificate": 1}
+
+
+def test_a_member_that_attaches_to_one_that_is_no_relay_is_told_nothing(hub, talker):
+    left, right = talker("left", hub), talker("right", hub)
+    link = Link(left, right)
+    settle([link], [left, right])
+    link.said[left] += cut(Attach(kind="home"))
+    assert link.carry() == 1
+    assert right.meeting.refused == {"attach": 1}
+    assert right.meeting.attached == 0
+
+
+def test_what_this_version_does_not_use_is_counted_and_harms_nothing(hub, talker):
+    left = talker("left", hub)
+    link = Link(left, hub)
+    link.said[hub] += cut(Gone(node_id=bytes(8), reason="lost"))
+    link.carry()
+    assert left.meeting.refused == {"gone": 1}
+
+
+def test_who_talks_without_end_loses_the_session(hub, talker):
+    left = talker("left", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    hello = cut(Attach(kind="home", addresses=("a.example:1",)))[0]
+    with pytest.raises(RemoteProtocolError, match="more about the network"):
+        for _ in range(100_000):
+            link.met[hub].receive(hello)
+    hub.moment += 3600
+    link.met[hub].receive(hello)
+
+
+def test_what_has_no_room_waits_and_nothing_is_lost(hub, talker):
+    many = [talker(f"m{number}", hub) for number in range(6)]
+    left = talker("left", hub)
+    link = Link(left, hub, room=1)
+    settle([link], [left, hub])
+    assert left.knows() == hub.knows()
+    assert len(left.knows()) == len(many) + 2
+
+
+def test_a_large_directory_comes_in_parts(hub, talker, monkeypatch):
+    monkeypatch.setattr("shadowmesh.network.meeting.MEMBERS_AT_ONCE", 2)
+    for number in range(5):
+        talker(f"m{number}", hub)
+    left = talker("left", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    assert left.knows() == hub.knows()
+    assert MEMBERS_AT_ONCE > 2
+
+
+def test_a_member_that_leaves_is_not_dialled_any_more(hub, talker):
+    left = announce(talker("left", hub), "left.example:9001")
+    right = talker("right", hub)
+    ways = [Link(left, hub), Link(right, hub)]
+    settle(ways, [left, right, hub])
+    assert right.peers()["left"] == "left.example:9001"
+    ways[0].end()
+    # Its last address stays known: it may be reachable, with every relay away.
+    settle(ways[1:], [right, hub])
+    assert right.peers()["left"] == "left.example:9001"
