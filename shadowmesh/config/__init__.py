@@ -18,8 +18,10 @@ Source: interface.md, "Configuration".
 
 from __future__ import annotations
 
+from shadowmesh.config.joined import joined
 from shadowmesh.config.loader import load, why_not_dialled
 from shadowmesh.config.model import (
+    Addresses,
     Config,
     HostPort,
     LoadedConfig,
@@ -31,6 +33,7 @@ from shadowmesh.config.report import as_json, diff, in_force, redacted, reloaded
 from shadowmesh.config.schema import KEYS
 
 __all__ = [
+    "Addresses",
     "Config",
     "HostPort",
     "LoadedConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "diff",
     "flag_names",
     "in_force",
+    "joined",
     "load",
     "redacted",
     "reloaded",

@@ -5,9 +5,11 @@ machine comes into a network, its files, certificates.
 
 ::
 
-    network.local_ip   the certificate's addresses; ignored when it is the default, however set
-    peers              the other members; no peer of the file stands beside them
-    encryption.key     not used: members have the secret of the network
+    network.local_ip          the certificate's addresses; ignored when it is the default, however set
+    peers                     the other members; no peer of the file stands beside them
+    encryption.key            not used: members have the secret of the network
+    websocket.listen_address  the port that the network was made with, where these two are left
+    nat.udp_port              as they are shipped
 
 Source: mesh section 2.
 """
@@ -19,8 +21,8 @@ from dataclasses import replace
 from typing import Final
 
 from shadowmesh.base.errors import ConfigError, Problem
-from shadowmesh.config.loader import ANYBODY, NOBODY
-from shadowmesh.config.model import Addresses, LoadedConfig, PeerEntry
+from shadowmesh.config.loader import ANYBODY, DEFAULT_SOURCE, NOBODY
+from shadowmesh.config.model import Addresses, Config, LoadedConfig, PeerEntry
 from shadowmesh.config.schema import KEYS, PEERS
 
 _LOCAL_IP: Final = KEYS["network.local_ip"]
@@ -28,7 +30,11 @@ _SHIPPED: Final = _LOCAL_IP.parse(_LOCAL_IP.default or "")
 
 
 def joined(
-    loaded: LoadedConfig, network: str, addresses: Addresses, members: Sequence[PeerEntry]
+    loaded: LoadedConfig,
+    network: str,
+    addresses: Addresses,
+    members: Sequence[PeerEntry],
+    port: int | None = None,
 ) -> LoadedConfig:
     """Return what is in force on a machine that is in a network.
 
@@ -36,6 +42,7 @@ def joined(
         network: its name.
         addresses: of our certificate, each with the prefix of its subnet.
         members: all but this machine.
+        port: by which others were told to reach this machine; None: by none.
     Raises:
         ConfigError: a setting that cannot stand beside a network.
     """
@@ -50,10 +57,11 @@ def joined(
             f"encryption.key ({loaded.sources['encryption.key']}) is not used while this machine is"
             f" in the network {network}, which has a secret of its own; remove it"
         )
+    listens, port_sources = _ports(loaded, port, source)
     return replace(
         loaded,
         config=replace(
-            config,
+            listens,
             network=replace(config.network, local_ip=addresses),
             encryption=replace(config.encryption, key=None),
             peer_list=tuple(members),
@@ -61,12 +69,29 @@ def joined(
         ),
         sources={
             **loaded.sources,
+            **port_sources,
             _LOCAL_IP.name: source,
             PEERS: source,
             **{f"{PEERS}.{entry.name}": source for entry in members},
         },
         warnings=tuple(warnings),
     )
+
+
+def _ports(loaded: LoadedConfig, port: int | None, source: str) -> tuple[Config, dict[str, str]]:
+    """Return the configuration with the port of the network where nobody has said another."""
+    config = loaded.config
+    shipped = {
+        name
+        for name in ("websocket.listen_address", "nat.udp_port")
+        if loaded.sources[name] == DEFAULT_SOURCE
+    }
+    listen = config.websocket.listen_address
+    if port is None or len(shipped) < 2 or listen is None:
+        return config, {}
+    websocket = replace(config.websocket, listen_address=replace(listen, port=port))
+    nat = replace(config.nat, udp_port=port)
+    return replace(config, websocket=websocket, nat=nat), dict.fromkeys(shipped, source)
 
 
 def _problems(loaded: LoadedConfig, network: str, addresses: Addresses) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, Final
 
 import gevent
@@ -45,6 +45,8 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _READ_BYTES: Final = 65_536
 #: any port will do: nothing is sent
 _NO_PORT: Final = 9
+
+Network = IPv4Network | IPv6Network
 
 _log = log.get("network")
 
@@ -102,6 +104,31 @@ def look(tunnel_device: str | None) -> HostNetwork:
         tunnel_links=ours,
         mtus=tuple(usable),
         held=frozenset(interface.ip for _, interface in held),
+    )
+
+
+def networks(tunnel_device: str) -> tuple[tuple[str, Network], ...]:
+    """Return the networks that this host has addresses in, each with its interface.
+
+    Without loopback, link-local addresses and those of the tunnel's device. Empty when the kernel
+    says nothing.
+    """
+    try:
+        with Netlink() as netlink:
+            names = {link.index: link.name for link in netlink.links()}
+            held = netlink.addresses()
+    except OSError as error:
+        _log.limited(60).warning(
+            "the host's networks cannot be read",
+            cause=error,
+            remedy="let the service use AF_NETLINK (RestrictAddressFamilies=)",
+        )
+        return ()
+    return tuple(
+        (names[index], interface.network)
+        for index, interface in held
+        if names.get(index, tunnel_device) != tunnel_device
+        if not interface.ip.is_loopback and not interface.ip.is_link_local
     )
 
 

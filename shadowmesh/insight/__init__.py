@@ -15,6 +15,7 @@ __all__ = [
     "histogram",
     "history",
     "metrics",
+    "network",
     "pcapng",
     "peers",
     "resources",

@@ -13,10 +13,19 @@ the clock (`now` comes in), how anything travels.
     trust       which authorities         store       the files of a member
     members     who owns what             joining     what a joiner believes
     clock       which time counts         subnet      addresses of the tunnel
-    backup      all of it in one file
+    backup      all of it in one file     meeting     what members tell each other
 
 Nothing here is imported by a daemon without a network. Source: mesh and mesh-rules.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["membership", "registrar"]
+__all__ = [
+    "certificate",
+    "joining",
+    "ledger",
+    "meeting",
+    "membership",
+    "registrar",
+    "store",
+    "subnet",
+]

@@ -76,7 +76,15 @@ def found(
     known.take(made.first_list)
     key = made.certificate.public_key
     relays = () if address is None else (KnownRelay(address, key),)
-    facts = Facts(name, made.trust_list.network_id, subnets, relays)
+    announce = () if address is None else (str(address),)
+    facts = Facts(
+        name,
+        made.trust_list.network_id,
+        subnets,
+        relays,
+        announce=announce,
+        port=None if address is None else address.port,
+    )
     secret = Secret(_FIRST_EPOCH, made.secret, made.secret_signature)
     membership = Membership(
         store, identity, made.certificate, made.trust_list, known, (secret,), facts

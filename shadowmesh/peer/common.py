@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shadowmesh.network.membership import Membership
     from shadowmesh.path.traversal import Traversal
     from shadowmesh.peer.mailbox import Mailbox
-    from shadowmesh.peer.terms import Asking, Desk
+    from shadowmesh.peer.terms import Asking, Desk, Meet
     from shadowmesh.peer.tunnel import HandshakeOwner
     from shadowmesh.wire.control import Address
 
@@ -65,6 +65,7 @@ class Common:
         known: KnownAddresses,
         membership: Membership | None = None,
         desk: Desk | None = None,
+        meet: Meet | None = None,
     ) -> None:
         """Args: as for `ConnectionManager`."""
         self._hellos = Hellos()
@@ -77,6 +78,7 @@ class Common:
         self.known = known
         self._membership = membership
         self._desk = desk
+        self._meet = meet
         self.mailbox = mailbox
         self.stopping = False
         self.device_kept = False
@@ -129,7 +131,8 @@ class Common:
                 trusted=self._trusted,
                 membership=None if asking is not None else self._membership,
                 asking=asking,
-                desk=None if upgraded.server is False else self._desk,
+                desk=self._desk if upgraded.server else None,
+                meet=None if asking is not None else self._meet,
             ),
             owner,
             hellos=self._hellos,

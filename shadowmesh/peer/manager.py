@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from shadowmesh.network.membership import Membership
     from shadowmesh.path.traversal import Traversal
     from shadowmesh.peer.seen_list import SeenPeer
-    from shadowmesh.peer.terms import Desk
+    from shadowmesh.peer.terms import Desk, Meet
     from shadowmesh.wire.handshake.agreement import HandshakeResult
     from shadowmesh.wire.mesh.joining import Answer, Question
 
@@ -109,6 +109,7 @@ class ConnectionManager:
         known: KnownAddresses | None = None,
         membership: Membership | None = None,
         desk: Desk | None = None,
+        meet: Meet | None = None,
     ) -> None:
         """Make a manager of a tunnel that is not wanted yet.
 
@@ -121,6 +122,7 @@ class ConnectionManager:
             known: is told from where peers authenticate.
             membership: in a network; then `config` lists the other members.
             desk: where whoever wants to join the network is answered.
+            meet: takes what members say about the network, see `Terms.meet`.
         """
         self.identity = identity
         self.plane = plane
@@ -141,6 +143,7 @@ class ConnectionManager:
             known=KnownAddresses() if known is None else known,
             membership=membership,
             desk=desk,
+            meet=meet,
         )
         self._later = later
         #: of a list; None for a pair

@@ -6,6 +6,7 @@ session. Does not know: handshakes, links, states.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,7 +17,7 @@ from shadowmesh.base.errors import BadCertificate, LocalProtocolError
 from shadowmesh.wire.handshake.agreement import AEGIS_256, CHACHA20_POLY1305, Offer, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from shadowmesh.config import Config, PeerEntry
     from shadowmesh.keys.identity import Identity
@@ -65,6 +66,20 @@ class Asking:
     told: Callable[[Answer], None]
 
 
+class Met(Protocol):
+    """What hears the other side of a session about the network."""
+
+    def receive(self, body: bytes) -> None:
+        """Take a record. Raises RemoteProtocolError: it breaks a rule, and the session ends."""
+
+    def left(self) -> None:
+        """The session has ended."""
+
+
+#: see Terms.meet
+Meet = Callable[[bytes, Callable[[bytes], bool]], Met | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """The terms of one session; `*_s` are seconds.
@@ -76,6 +91,8 @@ class Terms:
             the peer has sent, because what it sends next may be heard then, and so must not wait.
         asking: this is no session: we ask to be let into a network.
         desk: whoever comes to us and wants to join is answered there; None: nobody is.
+        meet: between members: told the key of who was judged and how to send it a record about the
+            network; returns what takes those of the other side, None when it is no member any more.
     """
 
     policy: Policy
@@ -89,6 +106,7 @@ class Terms:
     judge: Callable[[HandshakeResult, bytes], Unfit | None] | None = None
     asking: Asking | None = None
     desk: Desk | None = None
+    meet: Meet | None = None
 
     def __post_init__(self) -> None:
         if self.policy.member and self.judge is None:
@@ -122,6 +140,7 @@ def terms_of(
     membership: Membership | None = None,
     asking: Asking | None = None,
     desk: Desk | None = None,
+    meet: Meet | None = None,
 ) -> Terms:
     """Return the terms for a session over a link with this TLS certificate, served or seen.
 
@@ -134,6 +153,7 @@ def terms_of(
         membership: ours, in a network; None: this is about a pair or a list of peers.
         asking: we want to join a network.
         desk: of a network's relay, when somebody has come to us.
+        meet: as in `Terms`.
     """
     pin = config.peer.public_key if dialled is None else dialled.public_key
     key = config.encryption.key
@@ -164,6 +184,7 @@ def terms_of(
         hole_punch_timeout_s=config.nat.hole_punch_timeout,
         asking=asking,
         desk=desk,
+        meet=meet,
     )
     return terms if membership is None else _of_member(terms, membership, dialled)
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from shadowmesh.insight.events import Recorder
     from shadowmesh.link.link import Upgraded
     from shadowmesh.path.traversal import Traversal
-    from shadowmesh.peer.terms import Terms
+    from shadowmesh.peer.terms import Met, Terms
     from shadowmesh.wire.control import Address
     from shadowmesh.wire.handshake.agreement import HandshakeResult
 
@@ -112,8 +112,6 @@ class Tunnel:
             before.
         result: of the last handshake, without its keys; None before the first.
         peer_certificate: what the peer has shown as a member, and was judged; empty in a pair.
-        on_mesh: takes what a judged member says about the network, a record each; raises
-            RemoteProtocolError when that breaks a rule. None drops it.
         peer_abilities: Abilities of the peer, and bits that we do not know; 0 before it has told.
         rekeys, last_rekey_at: how many, and when; boot-time seconds.
     """
@@ -148,7 +146,8 @@ class Tunnel:
         self.established_boottime: float | None = None
         self.result: HandshakeResult | None = None
         self.peer_certificate = b""
-        self.on_mesh: Callable[[bytes], None] | None = None
+        #: who hears what a judged member says about the network; None drops it
+        self._met: Met | None = None
         self.peer_abilities = 0
         self.rekeys = 0
         self.last_rekey_at: float | None = None
@@ -345,8 +344,8 @@ class Tunnel:
                 if self.paths is not None:
                     self.paths.receive_control(message)
             case events.MeshMessage(body):
-                if self.on_mesh is not None:
-                    self.on_mesh(body)
+                if self._met is not None:
+                    self._met.receive(body)
             case events.Reached(result):
                 self._reached(result)
             case events.Asked(result, question):
@@ -409,6 +408,8 @@ class Tunnel:
         self.wss.established(now)
         try_to_send(self.session, Inner.CONTROL, control.encode_control(ABLE))
         self._make_paths(result)
+        if self._terms.meet is not None:
+            self._met = self._terms.meet(result.peer_public_key, self.send_mesh)
         if self.initiator:
             self.owner.post(lambda: self._met_by.established(self))
         self.wss.probes.send(now)
@@ -502,6 +503,9 @@ class Tunnel:
         self._wakeup.stop()
         if self.paths is not None:
             self.paths.stop()
+        met, self._met = self._met, None
+        if met is not None:
+            met.left()
         # Who calls close() or accept() from now on is too late, and must not reach the session.
         self._keying.end(CloseReason.SHUTDOWN, boottime())
         ended = self._ended

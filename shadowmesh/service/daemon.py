@@ -84,10 +84,19 @@ if TYPE_CHECKING:
     from shadowmesh.config import LoadedConfig
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.history import Report
+    from shadowmesh.insight.network import (
+        Admission,
+        Founded,
+        InvitationReport,
+        Invited,
+        NetworkReport,
+    )
     from shadowmesh.insight.peers import OnePeer, Peers, Pong
     from shadowmesh.insight.status import Health, Snapshot
     from shadowmesh.insight.table import Entry
     from shadowmesh.service.http import HttpPorts
+    from shadowmesh.service.member import Member
+    from shadowmesh.service.networks import Networks
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -216,10 +225,15 @@ class Daemon:
         self._loaded = loaded
         self._load_again = load_again
         self._config = loaded.config
+        #: as the file has it, without what a network makes of it
+        self._file = loaded
+        self._member: Member | None = None
+        self._networks: Networks | None = None
         self._stopping = Event()
+        #: the daemon ends, or begins anew
+        self._turn = Event()
         self._notifier = notifier
         self._store = store
-        self._hub_lag = HubLag(self._beat)
         self._recorder = FlightRecorder()
         self._http: HttpPorts | None = None
 
@@ -247,18 +261,43 @@ class Daemon:
             self._watch_signals(undo)
             undo.enter_context(pid_file(config.daemon.pid_file))
             udp_super_frames = check_permission(config.network.tap_device)
+            while not self._stopping.is_set():
+                self._turn.clear()
+                self._live(udp_super_frames)
+            _log.info("daemon stops")
+
+    def _live(self, udp_super_frames: bool) -> None:
+        """Be who the disk says that we are, until that changes or the daemon ends."""
+        with ExitStack() as undo:
             try:
+                self._networks = None
+                self._member = _load_member(self._file)
+                self._loaded = self._as_member(self._file)
+                self._config = self._loaded.config
                 self._start(undo, udp_super_frames)
                 self._store.drop_unclaimed()
                 _leave_out_of_collections()
                 _log.info("daemon is ready", version=__version__, pid=os.getpid())
                 self._notifier.ready(self._view.summary())
-                self._stopping.wait()
+                self._turn.wait()
             finally:
-                # Whoever ends us decides whether we come back, and empties the store if not.
-                self._store.leave()
-            self._notifier.stopping()
-            _log.info("daemon stops")
+                if self._stopping.is_set() or sys.exc_info()[0] is not None:
+                    # Whoever ends us decides whether we come back, and empties the store if not.
+                    self._store.leave()
+            if self._stopping.is_set():
+                self._notifier.stopping()
+            else:
+                _log.info("the daemon begins anew, as a network or its end wants it")
+                self._notifier.reloading()
+
+    def _begin_again(self) -> None:
+        """This machine is somebody else from now on: end everything, and start it as that."""
+        self._turn.set()
+
+    def _end(self) -> None:
+        """SIGTERM, SIGINT."""
+        self._stopping.set()
+        self._turn.set()
 
     # --- control.app.Control ------------------------------------------------------------------
 
@@ -335,12 +374,74 @@ class Daemon:
         """What the tunnel carried in the last hour."""
         return self._view.history()
 
+    def network(self) -> NetworkReport | None:
+        """Tell which network this machine is in."""
+        return None if self._member is None else self._network_operations().network()
+
+    def create_network(
+        self, name: str, own_name: str | None, subnets: Sequence[str], address: str | None
+    ) -> Founded:
+        """Make a network; the daemon begins anew in it."""
+        return self._network_operations().create(name, own_name, subnets, address)
+
+    def invite(
+        self,
+        name: str | None,
+        expires_s: int,
+        uses: int,
+        roles: Sequence[str],
+        tags: Sequence[str],
+        addresses: Sequence[str],
+    ) -> Invited:
+        """Make an invitation."""
+        return self._network_operations().invite(name, expires_s, uses, roles, tags, addresses)
+
+    def invitations(self) -> Sequence[InvitationReport]:
+        """Tell of all invitations."""
+        return self._network_operations().invitations()
+
+    def cancel_invitation(self, id_: str | None) -> int:
+        """Cancel one invitation, or all; return how many were open."""
+        return self._network_operations().cancel(id_)
+
+    def join(self, token: str, name: str | None, accept: bool) -> Admission:
+        """Ask to be let into a network; accepted, the daemon begins anew in it."""
+        return self._network_operations().join(token, name, accept)
+
+    def leave(self) -> None:
+        """Forget the network; the daemon begins anew without it."""
+        self._network_operations().leave()
+
+    def remove_peer(self, name: str) -> Sequence[str]:
+        """Put a member out of the network."""
+        return self._network_operations().remove(name)
+
+    def _network_operations(self) -> Networks:
+        """Return who does what is about networks; it is loaded when first asked."""
+        if self._stopping.is_set() or self._turn.is_set():
+            raise DaemonStopping("the daemon is stopping, or begins anew; try again in a second")
+        if self._networks is None:
+            networks = gevent.get_hub().threadpool.apply(_load_networks)
+            self._networks = networks.Networks(
+                self._file,
+                self._member,
+                self._config.network.tap_device,
+                self._manager.ask_to_join,
+                self._begin_again,
+            )
+        return self._networks
+
     # --- start and stop -----------------------------------------------------------------------
 
     def _start(self, undo: ExitStack, udp_super_frames: bool) -> None:
         """Start the parts in order; each leaves its undoing in `undo`."""
         config = self._config
-        identity = load_or_create_identity(config.daemon.state_dir)
+        member = self._member
+        identity = (
+            load_or_create_identity(config.daemon.state_dir)
+            if member is None
+            else member.membership.identity
+        )
         self._public_key = identity.public_key
         _refuse_own_key(self._loaded, identity.public_key)
         token = load_or_create_token(config.daemon.state_dir)
@@ -354,6 +455,7 @@ class Daemon:
             libsodium=built["libsodium"],
             aegis256=built["aegis256"],
         )
+        self._hub_lag = HubLag(self._beat)
         plane = DataPlane(self._without, realtime=config.network.realtime)
         if config.network.realtime:
             # LimitRTTIME: a thread of ours kept its core to itself. Nobody else sends this signal.
@@ -385,6 +487,9 @@ class Daemon:
             traversal=traversal,
             recorder=self._recorder,
             known=known,
+            membership=None if member is None else member.membership,
+            desk=None if member is None else member.desk,
+            meet=None if member is None else member.meeting.meet,
         )
         self._peer_port = PeerPort(certificate, self._manager.take_incoming, self._store, known)
         traversal.recorder = self._recorder
@@ -415,6 +520,9 @@ class Daemon:
         api = listen(config.daemon.listen_address, "daemon.listen_address")
         undo.callback(api.close)
         self._manager.start()
+        if member is not None:
+            undo.callback(member.stop)
+            member.start(self._members_changed)
         self._start_http(undo, token, api)
 
     def _beat(self) -> None:
@@ -445,7 +553,7 @@ class Daemon:
 
     def _watch_signals(self, undo: ExitStack) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            undo.callback(gevent.signal_handler(number, self._stopping.set).cancel)
+            undo.callback(gevent.signal_handler(number, self._end).cancel)
         undo.callback(gevent.signal_handler(signal.SIGHUP, self._on_hangup).cancel)
 
     def _on_hangup(self) -> None:
@@ -457,7 +565,8 @@ class Daemon:
     def _load_and_apply(self) -> Reloaded:
         """Raises ConfigError: nothing has changed."""
         try:
-            loaded = self._load_again()
+            file = self._load_again()
+            loaded = self._as_member(file)
             _refuse_own_key(loaded, self._public_key)
         except ConfigError as error:
             for problem in error.problems:
@@ -476,7 +585,8 @@ class Daemon:
                 remedy="`systemctl restart shadowmesh`",
             )
         # What needs a restart stays what it is, and is named again by the next reload.
-        self._loaded = in_force(self._loaded, loaded)
+        self._file = in_force(self._file, file)
+        self._loaded = self._as_member(self._file)
         self._config = config = self._loaded.config
         log.configure(config.daemon.log_level, config.daemon.log_format)
         self._manager.reload(config)
@@ -489,6 +599,25 @@ class Daemon:
         self._renew_certificate()
         self._recorder.record("config", "configuration reloaded", applied=applied, restart=restart)
         return Reloaded(os.getpid(), applied, restart)
+
+    def _as_member(self, file: LoadedConfig) -> LoadedConfig:
+        """Return what is in force. Raises ConfigError: it contradicts the network."""
+        return file if self._member is None else self._member.configuration(file)
+
+    def _members_changed(self) -> None:
+        """Other members are known, or somebody is out."""
+        try:
+            self._loaded = self._as_member(self._file)
+        except ConfigError as error:
+            _log.limited(60).error(
+                "the members are those of before",
+                cause=str(error.problems[0]),
+                remedy="take out of the configuration what contradicts the network, then"
+                " `shadowmesh reload`",
+            )
+            return
+        self._config = self._loaded.config
+        self._manager.reload(self._config)
 
     def _renew_certificate(self) -> None:
         """Take a certificate that was renewed in its place; a wrong pair changes nothing."""
@@ -531,6 +660,27 @@ def _leave_out_of_collections() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def _load_member(file: LoadedConfig) -> Member | None:
+    """Return what this machine is in a network; None in none, and then nothing of it is loaded.
+
+    Raises:
+        KeyFileError: what is on the disk of it is wrong.
+    """
+    state_dir = file.config.daemon.state_dir
+    if not (state_dir / "network" / "member.crt").exists():
+        return None
+    from shadowmesh.service.member import Member
+
+    return Member.load(state_dir)
+
+
+def _load_networks() -> ModuleType:
+    """Load what few daemons need, when it is asked for."""
+    from shadowmesh.service import networks
+
+    return networks
 
 
 def _load_http() -> ModuleType:

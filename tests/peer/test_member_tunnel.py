@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from shadowmesh.base.constants import Abilities, CloseReason, RejectReason
@@ -94,17 +96,18 @@ def test_messages_of_the_network_reach_who_listens_to_them(join):
     for side in (dialling, listening):
         side.established()
     heard = []
-    assert dialling.tunnel.send_mesh(b"nobody listens yet")
-    listening.tunnel.on_mesh = heard.append
+    assert dialling.tunnel.send_mesh(b"nobody listens")
+    listening.tunnel._met = SimpleNamespace(receive=heard.append, left=lambda: heard.append("left"))
     assert dialling.tunnel.send_mesh(bytes(2048))
     wait_for(lambda: bytes(2048) in heard, "a message")
 
     def refuse(_body):
         raise RemoteProtocolError("no message")
 
-    listening.tunnel.on_mesh = refuse
+    listening.tunnel._met.receive = refuse
     assert dialling.tunnel.send_mesh(b"junk")
     assert "no message" in listening.ended().detail
+    assert heard[-1] == "left"
     dialling.ended()
     assert not dialling.tunnel.send_mesh(b"too late")
 

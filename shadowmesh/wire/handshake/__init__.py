@@ -5,4 +5,4 @@ know: when a handshake takes place (`wire.session`), what carries it.
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["agreement", "machines"]
+__all__ = ["agreement", "machines", "messages"]

@@ -5,4 +5,4 @@ inner type 11. Does not know: certificates, who may join, what is kept where (`n
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["identifiers", "joining", "messages", "token"]
+__all__ = ["chunks", "identifiers", "joining", "messages", "token"]

@@ -1,0 +1,178 @@
+"""This daemon as a member of a network, from its start until it begins anew.
+
+Owns: what of a network the other parts of a daemon are made with, that changes of it reach them, and
+its timer. Does not know: how a machine comes into a network or leaves it (`networks`), what a list or
+a certificate is worth (`network`). Loaded only by a daemon that is in a network.
+
+::
+
+    Store -> Membership -> configuration, identity          Registrar -> Desk  (with the ledger)
+                 |--on_change--> reload of the peers              Meeting <-- sessions
+"""
+
+from __future__ import annotations
+
+import time
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING, Final
+
+import gevent
+
+from shadowmesh import __version__
+from shadowmesh.base import log
+from shadowmesh.base.clock import boottime, next_tick, utc_now
+from shadowmesh.base.errors import IssuerRefused, KeyFileError, NotInNetwork
+from shadowmesh.config import Addresses, joined
+from shadowmesh.keys import sodium
+from shadowmesh.network.ledger import FILE as LEDGER
+from shadowmesh.network.meeting import Meeting
+from shadowmesh.network.membership import Membership
+from shadowmesh.network.registrar import Registrar
+from shadowmesh.network.store import Store
+from shadowmesh.service.desk import Desk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    from shadowmesh.config import LoadedConfig
+    from shadowmesh.network.certificate import Certificate
+    from shadowmesh.network.subnet import Network
+
+#: between two looks at what waits to be said, and at what has changed in the directory
+TICK_S: Final = 1.0
+#: so many of them between two looks at the ledger and at lists
+LOOK_TICKS: Final = 60
+
+_log = log.get("network")
+
+
+class Member:
+    """What a daemon in a network has beside that of others.
+
+    Attributes:
+        membership: what this machine is.
+        registrar, desk: on the machine with the ledger; None elsewhere.
+        meeting: what members tell each other.
+    """
+
+    def __init__(self, state_dir: Path, membership: Membership) -> None:
+        self.membership = membership
+        self.registrar: Registrar | None = None
+        self.desk: Desk | None = None
+        store = Store(state_dir)
+        if (store.path / LEDGER).exists():
+            self.registrar = Registrar(store, membership)
+            self.desk = Desk(self.registrar, lambda: None)
+        self.meeting = Meeting(
+            membership,
+            software=f"shadowmesh {__version__}",
+            boot_id=sodium.random_bytes(16),
+            now=utc_now,
+            seconds=time.monotonic,
+        )
+        self._on_members: Callable[[], None] = lambda: None
+        self._greenlet: gevent.Greenlet | None = None
+
+    @classmethod
+    def load(cls, state_dir: Path) -> Member:
+        """Return what the disk says this machine is.
+
+        Raises:
+            KeyFileError: a file is wrong, or missing.
+        """
+        membership = Membership.load(Store(state_dir), utc_now())
+        if membership is None:
+            raise KeyFileError(f"{Store(state_dir).path}: there is no certificate any more")
+        return cls(state_dir, membership)
+
+    def configuration(self, loaded: LoadedConfig) -> LoadedConfig:
+        """Return what is in force in this network. Raises ConfigError: something contradicts."""
+        return as_member(loaded, self.membership)
+
+    def start(self, on_members: Callable[[], None]) -> None:
+        """Begin to talk. `on_members`: other members are known, or somebody is out."""
+        facts = self.membership.facts
+        _log.info(
+            "this machine is in a network",
+            network=facts.name,
+            name=self.membership.certificate.name,
+            members=len(tuple(self.membership.members)),
+        )
+        if self.membership.problem is not None:
+            _log.error(
+                "this machine's certificate counts no more",
+                cause=self.membership.problem,
+                remedy="ask who runs the network; `shadowmesh leave`, then join anew",
+            )
+        self._on_members = on_members
+        self.membership.on_change = self._changed
+        self._greenlet = gevent.spawn(self._run)
+
+    def stop(self) -> None:
+        """Stop talking, and close the ledger."""
+        if self._greenlet is not None:
+            self._greenlet.kill()
+        if self.registrar is not None:
+            self.registrar.close()
+
+    def issuing(self) -> Registrar:
+        """Return who invites and removes.
+
+        Raises:
+            IssuerRefused: that is another machine.
+        """
+        if self.registrar is None:
+            issuers = sorted(one.name for one in self.membership.members if "issuer" in one.roles)
+            where = f"; run it on {', '.join(issuers)}" if issuers else ""
+            raise IssuerRefused(
+                f"this machine does not have the ledger of the network{where}", "not_issuer"
+            )
+        return self.registrar
+
+    def _changed(self) -> None:
+        self.meeting.look()
+        self._on_members()
+
+    def _run(self) -> None:
+        """Talk for ever; ends when killed by stop()."""
+        ticks = 0
+        while True:
+            now = boottime()
+            gevent.sleep(next_tick(now, TICK_S) - now)
+            ticks += 1
+            try:
+                self.meeting.tick()
+                if ticks % LOOK_TICKS == 0 and self.desk is not None:
+                    self.desk.look()
+            except Exception:  # noqa: BLE001 - the network must go on talking
+                _log.limited(60).exception("a turn of the network failed by a bug")
+
+
+def as_member(loaded: LoadedConfig, membership: Membership) -> LoadedConfig:
+    """Return what is in force on a machine with that membership. Raises ConfigError."""
+    facts = membership.facts
+    own = tunnel_addresses(membership.certificate, facts.subnets)
+    return joined(loaded, facts.name, own, membership.peers(), facts.port)
+
+
+def tunnel_addresses(certificate: Certificate, subnets: Collection[Network]) -> Addresses:
+    """Return the addresses of a member, each with the prefix of its subnet."""
+    found = []
+    for address in certificate.addresses:
+        length = next((one.prefixlen for one in subnets if address in one), None)
+        found.append(ip_interface(f"{address}/{length}" if length else f"{address}"))
+    return Addresses(found)
+
+
+def need(member: Member | None) -> Member:
+    """Return the member.
+
+    Raises:
+        NotInNetwork: this machine is none.
+    """
+    if member is None:
+        raise NotInNetwork(
+            "this machine is in no network; `shadowmesh join` one, or `shadowmesh network create`"
+        )
+    return member
