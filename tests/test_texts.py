@@ -157,7 +157,7 @@ def kinds_of_errors() -> set[str]:
 
 
 #: what a person is told by other means than an error: health, explain, drops, answers of the API
-TELLERS = {"Check", "Step", "Reason", "refuse", "_error", "UsageError", "MissingCommand"}
+TELLERS = {"Check", "Step", "Reason", "refuse", "error_answer", "UsageError", "MissingCommand"}
 
 
 def test_an_error_is_one_plain_sentence():

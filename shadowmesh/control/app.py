@@ -1,8 +1,8 @@
 """The control API: HTTP routes over a `Control`.
 
-Owns: what serves each route of the table in `routes`, the reading of bodies and queries, the JSON
-form of errors. Who may ask at all is decided before, in `guard`. Does not know: gevent, links, how
-the daemon does what it is asked.
+Owns: what serves each route of the table in `routes`. Who may ask at all is decided before, in
+`guard`; how requests are read and answers written is in `answers`. Does not know: gevent, links,
+how the daemon does what it is asked.
 
 A route that waits (POST /connect, the WebSocket of GET /events, GET /capture) blocks only its
 caller: the server runs each request in a greenlet of its own.
@@ -10,7 +10,6 @@ caller: the server runs each request in a greenlet of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,33 +18,36 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from shadowmesh.base import log
 from shadowmesh.base.constants import MAX_API_BODY_BYTES
-from shadowmesh.base.errors import MORE_DESCRIPTORS, OUT_OF_DESCRIPTORS, BadRequest, ControlError
+from shadowmesh.base.errors import ControlError
 from shadowmesh.base.rate import TokenBucket
+from shadowmesh.control import answers
+from shadowmesh.control.answers import (
+    json_answer,
+    read_object,
+    read_query,
+    refused,
+    report,
+    too_many,
+)
 from shadowmesh.control.callers import of_address
 from shadowmesh.control.guard import (
     CALLER,
     CONNECTION,
     RIGHT,
-    SECURITY_HEADERS,
     UPGRADE,
     Guard,
-    error_body,
 )
 from shadowmesh.control.routes import (
     FORBIDDEN_REMOTE,
     METRICS_OFF,
     NEEDED,
-    RATE_LIMITED,
     ROUTES,
     TOO_MANY_LISTENERS,
     UPGRADE_REQUIRED,
-    Refusal,
     Route,
-    check_members,
-    from_query,
 )
+from shadowmesh.control.schema import check_members
 from shadowmesh.insight.form import SCHEMA
 
 if TYPE_CHECKING:
@@ -60,8 +62,6 @@ if TYPE_CHECKING:
     from shadowmesh.insight.status import Health, Reloaded, Snapshot
     from shadowmesh.insight.table import Entry
 
-_log = log.get("api")
-
 #: the path whose WebSocket the dashboard opens
 FEED_PATH: Final = "/events"
 
@@ -73,15 +73,6 @@ ENTRIES_OF_A_PEER: Final = 12
 
 #: what browsers and desktops call a pcapng file
 CAPTURE_TYPE: Final = "application/x-pcapng"
-
-#: error.code of what the framework refuses, by HTTP status
-_HTTP_CODES: Final = {
-    400: ("bad_request", "the request could not be read"),
-    404: ("not_found", "no such route: see " + ", ".join(sorted({r.path for r in ROUTES}))),
-    405: ("method_not_allowed", "this route does not take this method"),
-    413: ("too_large", f"the body is larger than {MAX_API_BODY_BYTES} bytes"),
-    415: ("unsupported_media_type", "a body must be application/json"),
-}
 
 
 class Control(Protocol):
@@ -206,12 +197,12 @@ def create_app(
             app.add_url_rule(
                 route.path, f"{route.name}_websocket", view, methods=["GET"], websocket=True
             )
-    app.before_request(_refuse_foreign_body)
-    app.after_request(_add_headers)
-    app.register_error_handler(ControlError, _control_error)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(OSError, _system_error)
-    app.register_error_handler(Exception, _internal_error)
+    app.before_request(answers.refuse_foreign_body)
+    app.after_request(answers.add_headers)
+    app.register_error_handler(ControlError, answers.control_error)
+    app.register_error_handler(HTTPException, answers.http_error)
+    app.register_error_handler(OSError, answers.system_error)
+    app.register_error_handler(Exception, answers.internal_error)
     app.wsgi_app = Guard(  # type: ignore[method-assign]
         app.wsgi_app,
         listen,
@@ -226,10 +217,10 @@ def _view(route: Route, handler: Callable[..., Response]) -> Callable[..., Respo
     """Return the view of a route: what it takes is checked, and handed over by name."""
 
     def view(**within: str) -> Response:
-        arguments = check_members(_read_query(route), route.query)
+        arguments = check_members(read_query(route), route.query)
         arguments |= check_members(within, route.within)
         if route.body is not None:
-            arguments |= check_members(_read_object(), route.body)
+            arguments |= check_members(read_object(), route.body)
         return handler(**arguments)
 
     return view
@@ -262,59 +253,59 @@ class _Handlers:
         return response
 
     def connect(self, peer: str | None, name: str | None) -> Response:
-        return _json(self._control.connect(peer, name).to_dict())
+        return json_answer(self._control.connect(peer, name).to_dict())
 
     def disconnect(self, name: str | None) -> Response:
-        return _json(self._control.disconnect(name).to_dict())
+        return json_answer(self._control.disconnect(name).to_dict())
 
     def reload(self) -> Response:
-        return _json(self._control.reload().to_dict())
+        return json_answer(self._control.reload().to_dict())
 
     def configuration(self) -> Response:
         from shadowmesh.config import as_json, redacted
 
         loaded = self._control.configuration()
         answer = {"schema": SCHEMA, "pid": os.getpid(), **as_json(loaded)}
-        return _json({**answer, "text": redacted(loaded)})
+        return json_answer({**answer, "text": redacted(loaded)})
 
     def ping(self, count: int, name: str | None) -> Response:
         answers = [pong.to_dict() for pong in self._control.ping(count, name)]
-        return _json({"schema": SCHEMA, "answers": answers})
+        return json_answer({"schema": SCHEMA, "answers": answers})
 
     def status(self) -> Response:
-        return _json(self._control.status().to_dict())
+        return json_answer(self._control.status().to_dict())
 
     def peers(self) -> Response:
         if not self._lists.take(time.monotonic()):
-            return _too_many()
+            return too_many()
         told = self._control.peers()
         self._lists.owe(len(told.peers))
-        return _json(told.to_dict())
+        return json_answer(told.to_dict())
 
     def peer(self, name: str) -> Response:
-        return _json(self._control.peer(name).to_dict())
+        return json_answer(self._control.peer(name).to_dict())
 
     def fdb(self) -> Response:
         if not self._lists.take(time.monotonic()):
-            return _too_many()
+            return too_many()
         found = [entry.to_dict() for entry in self._control.table()]
         self._lists.owe(len(found) / ENTRIES_OF_A_PEER)
-        return _json({"schema": SCHEMA, "entries": found})
+        return json_answer({"schema": SCHEMA, "entries": found})
 
     def health(self) -> Response:
-        report = self._control.health()
+        health = self._control.health()
         # Texts name addresses and files: only for who may look.
-        answer = report.to_dict(details=bool(request.environ.get(RIGHT)))
-        return _report(answer, "unhealthy", [check.name for check in report.failing])
+        answer = health.to_dict(details=bool(request.environ.get(RIGHT)))
+        return report(answer, "unhealthy", [check.name for check in health.failing])
 
     def explain(self, target: str | None, peer: str | None) -> Response:
-        return _json(self._control.explain(target, peer).to_dict())
+        return json_answer(self._control.explain(target, peer).to_dict())
 
     def history(self) -> Response:
-        return _json(self._control.history().to_dict())
+        return json_answer(self._control.history().to_dict())
 
     def live(self) -> Response:
-        return _json({"schema": SCHEMA, "status": "alive"})
+        return json_answer({"schema": SCHEMA, "status": "alive"})
 
     def ready(self) -> Response:
         names = [check.name for check in self._control.health().not_ready]
@@ -323,28 +314,28 @@ class _Handlers:
             "status": "not_ready" if names else "ready",
             "failing": names,
         }
-        return _report(answer, "not_ready", names)
+        return report(answer, "not_ready", names)
 
     def events(self) -> Response:
         upgrade = request.environ.get(UPGRADE)
         if upgrade is None:
-            refused = _refused(UPGRADE_REQUIRED)
-            refused.headers.extend({"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-            return refused
+            answer = refused(UPGRADE_REQUIRED)
+            answer.headers.extend({"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
+            return answer
         caller = _caller()
         if not self._feed.make_room(caller.client):
-            return _refused(TOO_MANY_LISTENERS)
+            return refused(TOO_MANY_LISTENERS)
         self._feed.serve(*upgrade(self._feed.subprotocol), caller.client)
         return Response()  # which the server does not send any more
 
     def recent_events(self, limit: int, after: int) -> Response:
         events = self._recorder.recent(limit, after=after)
-        return _json({"schema": SCHEMA, "events": [event.to_dict() for event in events]})
+        return json_answer({"schema": SCHEMA, "events": [event.to_dict() for event in events]})
 
     def capture(self, snaplen: int, count: int, duration_ms: int, peer: str | None) -> Response:
         caller = _caller()
         if not caller.local:
-            return _refused(FORBIDDEN_REMOTE)
+            return refused(FORBIDDEN_REMOTE)
         stream = self._captures.start(
             snap_bytes=snaplen,
             count=count or None,
@@ -358,7 +349,7 @@ class _Handlers:
 
     def metrics(self) -> Response:
         if self._registry is None:
-            return _refused(METRICS_OFF)
+            return refused(METRICS_OFF)
         # Not at the top: without metrics the library stays out of the daemon's memory.
         from shadowmesh.insight import metrics
 
@@ -367,121 +358,8 @@ class _Handlers:
     def openapi(self) -> Response:
         from shadowmesh.control import openapi
 
-        return _json(openapi.document())
+        return json_answer(openapi.document())
 
 
 def _caller() -> Caller:
     return request.environ.get(CALLER) or of_address(request.remote_addr or "")
-
-
-def _json(payload: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(payload) + "\n", status, content_type="application/json")
-
-
-def _report(answer: dict[str, Any], code: str, failing: list[str]) -> Response:
-    """200, or 503 with an error that names the failing checks."""
-    if not failing:
-        return _json(answer)
-    answer["error"] = {"code": code, "message": f"failing: {', '.join(failing)}"}
-    return _json(answer, 503)
-
-
-def _refused(refusal: Refusal) -> Response:
-    return _error(refusal.http_status, refusal.code, refusal.text)
-
-
-def _too_many() -> Response:
-    response = _refused(RATE_LIMITED)
-    response.headers["Retry-After"] = "1"
-    return response
-
-
-def _refuse_foreign_body() -> None:
-    # A form or text body is what a web page can send without asking the browser's permission.
-    # The server has read the body, so that a chunked one has a length too.
-    if request.content_length and request.mimetype != "application/json":
-        raise _UnsupportedMediaType
-
-
-class _UnsupportedMediaType(HTTPException):
-    code = 415
-
-
-def _read_query(route: Route) -> dict[str, object]:
-    """Return the parameters of the query, each once and of its type."""
-    schemas = {value.name: value.schema for value in route.query}
-    found: dict[str, object] = {}
-    for name, text in request.args.items(multi=True):
-        if name in found:
-            raise BadRequest(f'"{name[:40]}" stands twice in the query')
-        found[name] = from_query(name, text, schemas[name]) if name in schemas else text
-    return found
-
-
-def _read_object() -> dict[str, Any]:
-    """Return the JSON object in the body; {} when there is no body."""
-    data = request.get_data(cache=False)
-    if not data:
-        return {}
-    try:
-        # a key that stands twice would silently win over the first
-        body = json.loads(data, object_pairs_hook=_unique_pairs)
-    except RecursionError:
-        raise BadRequest("the body is nested too deeply: send a flat JSON object") from None
-    except ValueError as error:
-        raise BadRequest(f"the body is not valid JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise BadRequest('the body must be a JSON object, such as {"peer": "host:port"}')
-    return body
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
-
-
-def _add_headers(response: Response) -> Response:
-    for name, value in SECURITY_HEADERS:
-        response.headers.setdefault(name, value)
-    return response
-
-
-def _error(status: int, code: str, message: str) -> Response:
-    return Response(error_body(code, message), status, content_type="application/json")
-
-
-def _control_error(error: ControlError) -> Response:
-    return _error(error.http_status, error.code, str(error))
-
-
-def _http_error(error: HTTPException) -> Response:
-    status = error.code or 500
-    code, message = _HTTP_CODES.get(status, ("http_error", error.name))
-    response = _error(status, code, message)
-    allowed = getattr(error, "valid_methods", None)
-    if allowed:
-        response.headers["Allow"] = ", ".join(sorted(allowed))
-    return response
-
-
-def _system_error(error: OSError) -> Response:
-    if error.errno not in OUT_OF_DESCRIPTORS:
-        return _internal_error(error)
-    _log.limited(60).warning(
-        "request failed for want of a descriptor",
-        path=request.path,
-        cause=error,
-        remedy=MORE_DESCRIPTORS,
-    )
-    return _error(
-        503, "no_descriptors", f"the daemon cannot look: {error.strerror}; {MORE_DESCRIPTORS}"
-    )
-
-
-def _internal_error(error: Exception) -> Response:
-    # Our bug. The log gets all of it, the caller nothing that could hold a secret or a path.
-    del error  # it is the exception being handled, which the log asks for itself
-    _log.exception("request failed", method=request.method, path=request.path)
-    return _error(500, "internal", "the daemon failed to answer: see its log")

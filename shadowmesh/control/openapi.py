@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from shadowmesh import __version__
-from shadowmesh.control.routes import ROUTES, Refusal, Route, Value, refusals
+from shadowmesh.control.routes import ROUTES, Refusal, Route, refusals
+from shadowmesh.control.schema import Value
 from shadowmesh.insight.events import Event
 from shadowmesh.insight.explain import Step
 from shadowmesh.insight.form import SCHEMA

@@ -1,26 +1,21 @@
 """The table of the control API's routes: what each takes and what it may answer.
 
-Owns: paths, methods, the right that each takes, the schemas of bodies, query parameters and of what
-varies in a path, and the check of a value against such a schema. The routes of `app` and the OpenAPI document of
-`openapi` are both made from this table, so that they cannot differ. Does not know: Flask, what a
+Owns: paths, methods, the right that each takes, the schemas (as `schema` understands them) of
+bodies, query parameters and of what varies in a path. The routes of `app` and the OpenAPI document
+of `openapi` are both made from this table, so that they cannot differ. Does not know: Flask, what a
 route does.
-
-A schema here is the part of JSON Schema that `check` understands: `type`, `enum`, `minimum`,
-`maximum`, `maxLength` and the formats in `FORMATS`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from shadowmesh.base.constants import MAX_EVENTS
 from shadowmesh.base.errors import (
     AlreadyConnected,
     AlreadyConnecting,
-    BadRequest,
     CaptureRunning,
     ConfigurationWrong,
     ConnectTimeout,
@@ -33,12 +28,9 @@ from shadowmesh.base.errors import (
     PeerRefused,
     PeerUnreachable,
 )
-from shadowmesh.config.values import peer
 from shadowmesh.control.rights import Right
-from shadowmesh.device.facts import parse_target
+from shadowmesh.control.schema import Value
 from shadowmesh.insight.pcapng import MAX_SNAP_BYTES
-
-Schema = Mapping[str, Any]
 
 #: the longest host:port: a name of 253 characters with a final dot, and a port
 MAX_PEER_CHARS: Final = 260
@@ -52,27 +44,6 @@ MAX_PINGS: Final = 10
 MAX_CAPTURE_MS: Final = 24 * 3600 * 1000
 #: integers that JSON's readers agree about
 MAX_SAFE_INTEGER: Final = 2**53 - 1
-
-#: format: the function that raises ValueError for a text that is not of it
-FORMATS: Final[Mapping[str, Callable[[str], object]]] = {
-    "host:port": peer,
-    "mac-or-ip": parse_target,
-}
-
-_TYPES: Final = {"string": str, "integer": int, "boolean": bool}
-#: how an integer stands in a query
-_INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})")
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One member of a body, one query parameter or part of a path; only the last must be there."""
-
-    name: str
-    schema: Schema
-    description: str
-    default: Any = None
-    example: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,71 +305,3 @@ def refusals(route: Route) -> list[Refusal]:
         else:
             found.append(Refusal(error.http_status, error.code, _ERROR_TEXTS[error]))
     return found
-
-
-def check(name: str, value: object, schema: Schema) -> None:
-    """Check a value that was read from JSON.
-
-    Raises:
-        BadRequest: it does not fit the schema.
-    """
-    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    if value is None and "null" in kinds:
-        return
-    wanted = next(kind for kind in kinds if kind != "null")
-    # True and False are integers to Python, not to JSON
-    if not isinstance(value, _TYPES[wanted]) or (wanted == "integer" and isinstance(value, bool)):
-        raise BadRequest(f"{name} must be of type {wanted}")
-    if "enum" in schema and value not in schema["enum"]:
-        raise BadRequest(f"{name} must be one of {', '.join(map(str, schema['enum']))}")
-    if isinstance(value, int):
-        low, high = schema.get("minimum", value), schema.get("maximum", value)
-        if not low <= value <= high:
-            raise BadRequest(f"{name} must be from {low} to {high}")
-    if isinstance(value, str):
-        if len(value) > schema.get("maxLength", len(value)):
-            raise BadRequest(f"{name} is longer than {schema['maxLength']} characters")
-        if "format" in schema:
-            try:
-                FORMATS[schema["format"]](value)
-            except ValueError as error:
-                raise BadRequest(f"{name} is not a {schema['format']}: {error}") from None
-
-
-def check_members(given: Mapping[str, object], known: Sequence[Value]) -> dict[str, Any]:
-    """Return the value of each known member, its default where it is not given.
-
-    Raises:
-        BadRequest: a member is unknown or does not fit its schema.
-    """
-    unknown = sorted(set(given) - {value.name for value in known})
-    if unknown:
-        expected = ", ".join(sorted(value.name for value in known)) or "none"
-        raise BadRequest(f'unknown field "{unknown[0][:40]}": this route knows {expected}')
-    found = {}
-    for value in known:
-        found[value.name] = value.default
-        if value.name in given:
-            found[value.name] = _whole(given[value.name], value.schema)
-            check(value.name, found[value.name], value.schema)
-    return found
-
-
-def _whole(value: object, schema: Schema) -> object:
-    """Return what JSON Schema calls an integer as one: 5.0 is 5."""
-    if schema["type"] == "integer" and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def from_query(name: str, text: str, schema: Schema) -> object:
-    """Return a query parameter's text as a value that `check` can look at.
-
-    Raises:
-        BadRequest: it cannot be one.
-    """
-    if schema["type"] == "integer":
-        if not _INTEGER.fullmatch(text):
-            raise BadRequest(f"{name} must be a whole number")
-        return int(text)
-    return text

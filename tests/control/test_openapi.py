@@ -12,7 +12,7 @@ import jsonschema_rs
 import pytest
 
 from shadowmesh.base.errors import BadRequest
-from shadowmesh.control import openapi, routes
+from shadowmesh.control import openapi, routes, schema
 from shadowmesh.control.rights import Right
 from shadowmesh.insight import events, status
 from tests.control.fake_control import (
@@ -50,8 +50,8 @@ FULL = dataclasses.replace(
 
 def validate(value, name, document=CLOSED):
     """Check a value against a schema of the document; raise what is wrong."""
-    schema = {**document, "$ref": f"#/components/schemas/{name}"}
-    jsonschema_rs.validator_for(schema, validate_formats=True).validate(value)
+    described = {**document, "$ref": f"#/components/schemas/{name}"}
+    jsonschema_rs.validator_for(described, validate_formats=True).validate(value)
 
 
 def ask(client, method, path, **extra):
@@ -248,7 +248,7 @@ def test_no_route_takes_a_parameter_that_it_does_not_describe(client, control, r
 
 
 @pytest.mark.parametrize(
-    ("value", "schema"),
+    ("value", "wanted"),
     [
         (1, {"type": "string"}),
         (True, {"type": "integer"}),
@@ -262,13 +262,13 @@ def test_no_route_takes_a_parameter_that_it_does_not_describe(client, control, r
         ("nonsense:", {"type": ["string", "null"], "format": "host:port"}),
     ],
 )
-def test_the_check_refuses_what_does_not_fit(value, schema):
+def test_the_check_refuses_what_does_not_fit(value, wanted):
     with pytest.raises(BadRequest):
-        routes.check("value", value, schema)
+        schema.check("value", value, wanted)
 
 
 @pytest.mark.parametrize(
-    ("value", "schema"),
+    ("value", "wanted"),
     [
         (None, {"type": ["string", "null"], "format": "host:port"}),
         ("a:1", {"type": ["string", "null"], "format": "host:port"}),
@@ -277,20 +277,20 @@ def test_the_check_refuses_what_does_not_fit(value, schema):
         (False, {"type": "boolean"}),
     ],
 )
-def test_the_check_accepts_what_fits(value, schema):
-    routes.check("value", value, schema)
+def test_the_check_accepts_what_fits(value, wanted):
+    schema.check("value", value, wanted)
 
 
 def test_the_longest_peer_fits():
     name = ".".join(["a" * 63] * 3 + ["b" * 61])
     assert len(name) == 253
-    routes.check("peer", f"{name}:65535", routes._PEER.schema)
+    schema.check("peer", f"{name}:65535", routes._PEER.schema)
 
 
 @pytest.mark.parametrize(("given", "taken"), [(5.0, 5), (5, 5), (1e1, 10)])
 def test_a_number_without_a_fraction_is_an_integer_as_in_json_schema(given, taken):
     (route,) = (route for route in routes.ROUTES if route.path == "/ping")
-    count = routes.check_members({"count": given}, route.body)["count"]
+    count = schema.check_members({"count": given}, route.body)["count"]
     assert (count, type(count)) == (taken, int)
 
 
@@ -298,7 +298,7 @@ def test_a_number_without_a_fraction_is_an_integer_as_in_json_schema(given, take
 def test_a_number_with_a_fraction_or_out_of_bounds_is_none_that_fits(given):
     (route,) = (route for route in routes.ROUTES if route.path == "/ping")
     with pytest.raises(BadRequest, match="count"):
-        routes.check_members({"count": given}, route.body)
+        schema.check_members({"count": given}, route.body)
 
 
 def test_what_varies_in_a_path_is_for_whoever_may_look():

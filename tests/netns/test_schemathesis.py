@@ -12,7 +12,8 @@ import pytest
 
 from shadowmesh.control.guard import AUTHORISED_RATE, FAILED_RATE
 from shadowmesh.control.rights import Right
-from shadowmesh.control.routes import FORMATS, NEEDED
+from shadowmesh.control.routes import NEEDED
+from shadowmesh.control.schema import FORMATS
 from shadowmesh.netlab import API_PORT
 from shadowmesh.netlab.daemon import program
 from tests.lab.pair import running_pair
