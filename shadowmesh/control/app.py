@@ -23,6 +23,7 @@ from shadowmesh.base.errors import ControlError
 from shadowmesh.base.rate import TokenBucket
 from shadowmesh.control import answers
 from shadowmesh.control.answers import (
+    error_answer,
     json_answer,
     read_object,
     read_query,
@@ -38,14 +39,16 @@ from shadowmesh.control.guard import (
     UPGRADE,
     Guard,
 )
+from shadowmesh.control.rights import refusal
 from shadowmesh.control.routes import (
     FORBIDDEN_REMOTE,
     METRICS_OFF,
-    NEEDED,
+    NOT_PERMITTED,
     ROUTES,
     TOO_MANY_LISTENERS,
     UPGRADE_REQUIRED,
     Route,
+    right_for,
 )
 from shadowmesh.control.schema import check_members
 from shadowmesh.insight.form import SCHEMA
@@ -207,16 +210,22 @@ def create_app(
         app.wsgi_app,
         listen,
         token=token,
-        needed=NEEDED,
+        needed=right_for,
         page_paths=frozenset({FEED_PATH}),
     )
     return app
 
 
 def _view(route: Route, handler: Callable[..., Response]) -> Callable[..., Response]:
-    """Return the view of a route: what it takes is checked, and handed over by name."""
+    """Return the view of a route: what it takes is checked, and handed over by name.
+
+    The guard has asked for the right by the path. What the framework takes for the same path, such
+    as one with more slashes, is asked for it here.
+    """
 
     def view(**within: str) -> Response:
+        if request.environ[RIGHT] < route.right:
+            return error_answer(403, NOT_PERMITTED.code, refusal(route.right))
         arguments = check_members(read_query(route), route.query)
         arguments |= check_members(within, route.within)
         if route.body is not None:

@@ -2,7 +2,8 @@
 
 Owns: who may ask at all. It looks at a request's head only, as WSGI middleware, so that a refusal
 costs microseconds and no framework code runs for a caller who has not shown a right.
-Does not know: routes, bodies, what the application behind it does, gevent.
+Does not know: routes (it is told which right a method and a path need), bodies, what the application
+behind it does, gevent.
 
 ::
 
@@ -28,7 +29,7 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from shadowmesh.base import log
@@ -140,7 +141,7 @@ class Guard:
         listen: HostPort,
         *,
         token: str | None,
-        needed: Mapping[str, Right] | None = None,
+        needed: Callable[[str, str], Right] | None = None,
         page_paths: frozenset[str] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -150,9 +151,8 @@ class Guard:
             listen: where the server listens; Host may name it.
             token: what gives every right; None: every path is open (a loopback port that only
                 tells).
-            needed: the right that each path needs; one that is not there needs `Right.LOOK`.
-                Paths that need none are so for GET and HEAD only. A request that carries a
-                token is refused all the same when it is wrong.
+            needed: tells the right that a method and a path need; None: `Right.LOOK` for all. A
+                request that carries a token is refused all the same when it is wrong.
             page_paths: paths of WebSockets that our own page may open.
             clock: monotonic seconds.
         Raises:
@@ -163,7 +163,7 @@ class Guard:
         self._app = app
         self._names = own_names(listen)
         self._token = None if token is None else token.encode("utf-8")
-        self._needed = {} if needed is None else needed
+        self._needed = needed
         self._page_paths = page_paths
         self._clock = clock
         self._authorised = FairRate(AUTHORISED_RATE, OWN_RATE)
@@ -238,10 +238,9 @@ class Guard:
         return Right.CHANGE if right else None
 
     def _needs(self, environ: WSGIEnvironment) -> Right:
-        needed = self._needed.get(environ.get("PATH_INFO", ""), Right.LOOK)
-        if needed is Right.NONE and environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+        if self._needed is None:
             return Right.LOOK
-        return needed
+        return self._needed(environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", ""))
 
     def _refuse(
         self,

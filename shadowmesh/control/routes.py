@@ -8,6 +8,7 @@ route does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -65,8 +66,7 @@ class Route:
         answer: name of the schema of a 200 answer in the document, or a media type.
         right: what a request must show. It is given for every route: none may have one by
             forgetting it.
-        within: what varies in the path. Such a route takes `Right.LOOK`: the guard, which comes
-            first, knows whole paths only.
+        within: what varies in the path.
         body: members of the JSON object in the body; None: the route takes no body.
         also: further answers of the same schema as the 200 answer, by HTTP status.
     """
@@ -285,8 +285,25 @@ ROUTES: Final = (
     Route("GET", "/openapi.json", "openapi", Right.LOOK, "This document", "object"),
 )  # fmt: skip
 
-#: of each path
-NEEDED: Final = {route.path: route.right for route in ROUTES}
+#: of each method and path
+NEEDED: Final = {(route.method, route.path): route.right for route in ROUTES}
+_VARYING: Final = [
+    (route.method, re.compile(re.sub(r"{\w+}", "[^/]+", route.path)), route.right)
+    for route in ROUTES
+    if route.within
+]
+
+
+def right_for(method: str, path: str) -> Right:
+    """Return the right that a request needs; one that fits no route needs `Right.LOOK`."""
+    method = "GET" if method == "HEAD" else method
+    found = NEEDED.get((method, path))
+    if found is not None:
+        return found
+    for one, pattern, right in _VARYING:
+        if one == method and pattern.fullmatch(path):
+            return right
+    return Right.LOOK
 
 
 def refusals(route: Route) -> list[Refusal]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import http.client
 import json
+import re
 import socket
 import time
 
@@ -16,7 +17,7 @@ from shadowmesh.config import HostPort
 from shadowmesh.control import app, guard, server
 from shadowmesh.control.guard import AUTHORISED_RATE, FAILED_RATE, OPEN_RATE, OWN_RATE, Guard
 from shadowmesh.control.rights import Right
-from shadowmesh.control.routes import NEEDED, ROUTES
+from shadowmesh.control.routes import NEEDED, ROUTES, right_for
 from shadowmesh.insight import metrics, status
 from tests.control.fake_control import (
     CONNECTED,
@@ -440,7 +441,7 @@ def make_guard(clock):
         start_response("200 OK", [])
         return [b""]
 
-    return Guard(application, LISTEN, token=TOKEN, needed={"/health": Right.NONE}, clock=clock)
+    return Guard(application, LISTEN, token=TOKEN, needed=right_for, clock=clock)
 
 
 def test_requests_above_the_rate_are_refused_until_time_has_passed():
@@ -502,19 +503,41 @@ def test_429_says_when_to_come_back(control, monkeypatch):
 def test_the_table_says_for_every_route_which_right_it_takes(control):
     """And who may ask without any is written down here once more, so that it is no accident."""
     rules = {
-        rule.rule.replace("<", "{").replace(">", "}")
+        (method, rule.rule.replace("<", "{").replace(">", "}"))
         for rule in make_app(control).url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
     }
-    assert rules == NEEDED.keys() == {route.path for route in ROUTES}
-    by_right = {right: {path for path in NEEDED if NEEDED[path] is right} for right in Right}
+    assert rules == NEEDED.keys() == {(route.method, route.path) for route in ROUTES}
+    by_right = {
+        right: {" ".join(asked) for asked in NEEDED if NEEDED[asked] is right} for right in Right
+    }
     assert by_right == {
-        Right.NONE: {"/", "/health", "/health/live", "/health/ready"},
+        Right.NONE: {"GET /", "GET /health", "GET /health/live", "GET /health/ready"},
         Right.LOOK: {
-            "/status", "/configuration", "/explain", "/ping", "/events", "/events/recent", "/metrics", "/history",
-            "/openapi.json", "/peers", "/peers/{name}", "/fdb",
+            "GET /status", "GET /configuration", "GET /explain", "POST /ping", "GET /events",
+            "GET /events/recent", "GET /metrics", "GET /history", "GET /openapi.json", "GET /peers",
+            "GET /peers/{name}", "GET /fdb",
         },
-        Right.CHANGE: {"/connect", "/disconnect", "/reload", "/capture"},
+        Right.CHANGE: {"POST /connect", "POST /disconnect", "POST /reload", "GET /capture"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_the_right_of_a_route_is_found_whatever_varies_in_its_path(route):
+    path = re.sub(r"{\w+}", "n\u00e4s \n%2F", route.path)
+    assert right_for(route.method, path) is route.right
+    if route.method == "GET":
+        assert right_for("HEAD", path) is route.right
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/health"), ("OPTIONS", "/health"), ("get", "/health"), ("", "/health"),
+     ("GET", "/health/"), ("GET", "//health"), ("GET", "/peers/a/b"), ("GET", "/peers/"), ("GET", ""),
+     ("GET", "/connect"), ("GET", "/nothing")],
+)  # fmt: skip
+def test_what_is_no_route_is_for_whoever_may_look(method, path):
+    assert right_for(method, path) is Right.LOOK
 
 
 # --- Metrics route ----------------------------------------------------------------------------

@@ -124,6 +124,18 @@ def test_every_route_wants_its_right(path, control, gids, right):
 
 
 @needs_root
+@pytest.mark.parametrize("path_of", ["/{}", "//{}", "///{}"])
+def test_no_way_to_write_a_path_needs_less_than_its_route(path, control, path_of):
+    """The framework takes away slashes at the beginning, so that more paths than one are a route's."""
+    changing = [one for one in ROUTES if one.right is Right.CHANGE]
+    asked = [ask(one.method, path_of.format(one.path[1:])) for one in changing]
+    for route, (status, body) in zip(changing, somebody(path, *asked, gids=[VIEW]), strict=True):
+        assert (status, json.loads(body)["error"]["code"]) == (403, "not_permitted"), route.path
+        assert rights.GROUPS[Right.CHANGE] in body
+    assert control.calls == []
+
+
+@needs_root
 @pytest.mark.parametrize(("gid", "wanted"), [(VIEW, 403), (ADMIN, 200)])
 def test_frames_are_for_who_may_change(path, gid, wanted):
     ((status, body),) = somebody(path, ask("GET", "/capture?duration_ms=10"), gids=[gid])
