@@ -20,7 +20,7 @@ Does not know: who raises or catches them. Imports nothing of the project.
     +-- ControlError                an operation asked for by an operator failed
         +-- AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
             PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
-            ConfigurationWrong, DaemonStopping, IssuerRefused
+            ConfigurationWrong, DaemonStopping, IssuerRefused, NotInNetwork, AlreadyInNetwork
 """
 
 from __future__ import annotations
@@ -316,3 +316,17 @@ class IssuerRefused(ControlError):
     def __init__(self, message: str, reason: str = "refused") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class NotInNetwork(ControlError):
+    """What was asked needs a network, and this machine is in none."""
+
+    code = "no_network"
+    http_status = 409
+
+
+class AlreadyInNetwork(ControlError):
+    """A machine is in one network at most, and this one is in one."""
+
+    code = "in_network"
+    http_status = 409

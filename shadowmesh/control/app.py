@@ -61,6 +61,13 @@ if TYPE_CHECKING:
     from shadowmesh.insight.events import FlightRecorder
     from shadowmesh.insight.explain import Explanation
     from shadowmesh.insight.history import Report
+    from shadowmesh.insight.network import (
+        Admission,
+        Founded,
+        InvitationReport,
+        Invited,
+        NetworkReport,
+    )
     from shadowmesh.insight.peers import OnePeer, Peers, Pong
     from shadowmesh.insight.status import Health, Reloaded, Snapshot
     from shadowmesh.insight.table import Entry
@@ -131,6 +138,55 @@ class Control(Protocol):
 
     def history(self) -> Report:
         """What the tunnel carried in the last hour."""
+        ...
+
+    def network(self) -> NetworkReport | None:
+        """The network that this machine is in."""
+        ...
+
+    def create_network(
+        self, name: str, own_name: str | None, subnets: Sequence[str], address: str | None
+    ) -> Founded:
+        """Make a network and be its issuer; the daemon begins anew after the answer.
+
+        Args:
+            own_name: of this machine in it; None: its host name.
+            subnets: of the tunnel; empty: they are chosen.
+            address: ``host:port`` at which others reach this machine; None: nowhere.
+        """
+        ...
+
+    def invite(
+        self,
+        name: str | None,
+        expires_s: int,
+        uses: int,
+        roles: Sequence[str],
+        tags: Sequence[str],
+        addresses: Sequence[str],
+    ) -> Invited:
+        """Make an invitation; name None: the joiner's, addresses empty: they are chosen."""
+        ...
+
+    def invitations(self) -> Sequence[InvitationReport]: ...
+
+    def cancel_invitation(self, id: str | None) -> int:  # noqa: A002 (its name everywhere)
+        """Cancel one, by its 16 hexadecimal digits, or all; return how many were open."""
+        ...
+
+    def join(self, token: str, name: str | None, accept: bool) -> Admission:
+        """Find out what an invitation says; with accept take it, and begin anew after the answer.
+
+        The text of the invitation is a secret: no error repeats a part of it.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Leave the network; the daemon begins anew after the answer."""
+        ...
+
+    def remove_peer(self, name: str) -> Sequence[str]:
+        """Put a member out of the network; return the names of those that are out."""
         ...
 
 
@@ -300,6 +356,54 @@ class _Handlers:
         found = [entry.to_dict() for entry in self._control.table()]
         self._lists.owe(len(found) / ENTRIES_OF_A_PEER)
         return json_answer({"schema": SCHEMA, "entries": found})
+
+    def remove_peer(self, name: str) -> Response:
+        removed = self._control.remove_peer(name)
+        return json_answer({"schema": SCHEMA, "removed": list(removed)})
+
+    def network(self) -> Response:
+        found = self._control.network()
+        told = None if found is None else found.to_dict()
+        return json_answer({"schema": SCHEMA, "network": told})
+
+    def create_network(
+        self, name: str, own_name: str | None, subnets: Sequence[str], address: str | None
+    ) -> Response:
+        founded = self._control.create_network(name, own_name, subnets, address)
+        return json_answer(founded.to_dict())
+
+    def invite(
+        self,
+        name: str | None,
+        expires_s: int,
+        uses: int,
+        roles: Sequence[str],
+        tags: Sequence[str],
+        addresses: Sequence[str],
+    ) -> Response:
+        invited = self._control.invite(name, expires_s, uses, roles, tags, addresses)
+        return json_answer(invited.to_dict())
+
+    def invitations(self) -> Response:
+        if not self._lists.take(time.monotonic()):
+            return too_many()
+        found = [one.to_dict() for one in self._control.invitations()]
+        self._lists.owe(len(found))
+        return json_answer({"schema": SCHEMA, "invitations": found})
+
+    def cancel_invitations(self) -> Response:
+        return self.cancel_invitation(None)
+
+    def cancel_invitation(self, id: str | None) -> Response:  # noqa: A002 (as in the path)
+        cancelled = self._control.cancel_invitation(id)
+        return json_answer({"schema": SCHEMA, "cancelled": cancelled})
+
+    def join(self, token: str, name: str | None, accept: bool) -> Response:
+        return json_answer(self._control.join(token, name, accept).to_dict())
+
+    def leave(self) -> Response:
+        self._control.leave()
+        return json_answer({"schema": SCHEMA, "network": None})
 
     def health(self) -> Response:
         health = self._control.health()

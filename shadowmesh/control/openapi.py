@@ -1,8 +1,7 @@
 """The OpenAPI 3.1 document of the control API.
 
 Owns: the form of the document. What is in it comes from the table in `routes`, which the API
-validates with, and from the dataclasses in `insight.status` and `insight.events`, whose JSON forms
-the API answers with. Does not know: Flask.
+validates with, and from the dataclasses of `insight`, whose JSON forms the API answers with. Does not know: Flask.
 
 Loaded when somebody asks for the document, and not kept: it is rarely wanted, and 100 KiB.
 """
@@ -22,6 +21,7 @@ from shadowmesh.insight.events import Event
 from shadowmesh.insight.explain import Step
 from shadowmesh.insight.form import SCHEMA
 from shadowmesh.insight.history import Stretch
+from shadowmesh.insight.network import Admission, Founded, InvitationReport, Invited, NetworkReport
 from shadowmesh.insight.peers import PeerReport, PeerStatus, Pong
 from shadowmesh.insight.status import STATES, Check, Snapshot
 
@@ -36,6 +36,8 @@ or Referer) are refused, as are those whose Host is neither the listen address n
 Names in answers are only ever added while `schema` stays 1: ignore those you do not know.
 """
 
+#: what is an answer by itself, with the number of its schema
+_WHOLE_ANSWERS: Final = (Snapshot, Founded, Invited, Admission)
 #: objects that are null where there is not one peer
 _OF_ONE_PEER: Final = {("Snapshot", name) for name in ("peer", "paths", "session", "link")}
 #: what a dataclass does not say about a field
@@ -45,6 +47,7 @@ _MORE: Final[Mapping[tuple[str, str], Json]] = {
     ("PeerReport", "state"): {"enum": list(STATES)},
     ("Path", "loss"): {"minimum": 0, "maximum": 1},
     ("Event", "fields"): {"additionalProperties": True},
+    ("InvitationReport", "state"): {"enum": ["open", "used", "expired", "cancelled"]},
 }
 _BASIC: Final = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _ERROR: Final = {"$ref": "#/components/schemas/Error"}
@@ -58,14 +61,11 @@ def document(*, closed: bool = False) -> Json:
             live with more.
     """
     schemas: Json = {}
-    _add(schemas, Snapshot)
-    _add(schemas, Event)
-    _add(schemas, Check)
-    _add(schemas, Pong)
-    _add(schemas, Step)
-    _add(schemas, Stretch)
-    _add(schemas, PeerStatus)
-    _add(schemas, PeerReport)
+    for kind in (
+        *_WHOLE_ANSWERS, Event, Check, Pong, Step, Stretch, PeerStatus, PeerReport, NetworkReport,
+        InvitationReport,
+    ):  # fmt: skip
+        _add(schemas, kind)
     schemas.update(_envelopes())
     content = {
         "openapi": "3.1.0",
@@ -128,7 +128,7 @@ def _operation(route: Route) -> Json:
         operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {
-            "required": False,
+            "required": any(value.required for value in route.body),
             "content": {"application/json": {"schema": _body(route.body)}},
         }
     return operation
@@ -177,6 +177,7 @@ def _parameter(value: Value, place: str) -> Json:
 
 
 def _body(known: Sequence[Value]) -> Json:
+    required = [value.name for value in known if value.required]
     return {
         "type": "object",
         "properties": {
@@ -187,6 +188,7 @@ def _body(known: Sequence[Value]) -> Json:
             }
             for value in known
         },
+        **({"required": required} if required else {}),
         "additionalProperties": False,
     }
 
@@ -246,6 +248,32 @@ def _envelopes() -> Json:
                 "schema": number,
                 "entries": {"type": "array", "items": {"$ref": "#/components/schemas/Entry"}},
             }
+        ),
+        "NetworkAnswer": _object(
+            {
+                "schema": number,
+                "network": {
+                    "anyOf": [{"$ref": "#/components/schemas/NetworkReport"}, {"type": "null"}]
+                },
+            }
+        ),
+        "Invitations": _object(
+            {
+                "schema": number,
+                "invitations": {
+                    "type": "array",
+                    "items": {"$ref": "#/components/schemas/InvitationReport"},
+                },
+            }
+        ),
+        "Cancelled": _object(
+            {
+                "schema": number,
+                "cancelled": {"type": "integer", "description": "that were open"},
+            }
+        ),
+        "Removed": _object(
+            {"schema": number, "removed": {**names, "description": "members that are out now"}}
         ),
         "Reloaded": _object(
             {
@@ -372,7 +400,7 @@ def _add(schemas: Json, kind: type) -> None:
     for each in reversed(kind.__mro__):
         described |= _attributes(each.__doc__ or "")
     properties: Json = {}
-    if kind is Snapshot:
+    if kind in _WHOLE_ANSWERS:
         properties["schema"] = {"type": "integer", "const": SCHEMA}
     for one in dataclasses.fields(kind):
         member = _member(schemas, one.name, hints[one.name])
@@ -404,7 +432,7 @@ def _member(schemas: Json, name: str, hint: Any) -> Json:
     origin = get_origin(hint)
     if origin is Literal:
         return {"enum": list(get_args(hint))}
-    if origin is Sequence:
+    if origin in (Sequence, tuple):
         return {"type": "array", "items": _member(schemas, name, get_args(hint)[0])}
     if origin is Mapping:
         value = get_args(hint)[1]

@@ -17,20 +17,23 @@ from shadowmesh.base.constants import MAX_EVENTS
 from shadowmesh.base.errors import (
     AlreadyConnected,
     AlreadyConnecting,
+    AlreadyInNetwork,
     CaptureRunning,
     ConfigurationWrong,
     ConnectTimeout,
     ControlError,
     DaemonStopping,
     DeviceUnavailable,
+    IssuerRefused,
     NoSuchPeer,
     NotConfigured,
     NotConnected,
+    NotInNetwork,
     PeerRefused,
     PeerUnreachable,
 )
 from shadowmesh.control.rights import Right
-from shadowmesh.control.schema import Value
+from shadowmesh.control.schema import Schema, Value
 from shadowmesh.insight.pcapng import MAX_SNAP_BYTES
 
 #: the longest host:port: a name of 253 characters with a final dot, and a port
@@ -41,6 +44,19 @@ MAX_NAME_CHARS: Final = 63
 MAX_TARGET_CHARS: Final = 45
 #: of one request: it takes up to 2 s for each
 MAX_PINGS: Final = 10
+#: of the text of an invitation; one with three relays of the longest names has less
+MAX_TOKEN_CHARS: Final = 4096
+#: of an IPv6 network
+MAX_SUBNET_CHARS: Final = 43
+MAX_LABELS: Final = 32
+MAX_LABEL_CHARS: Final = 64
+#: a tunnel has IPv4, IPv6 or both
+MAX_FAMILIES: Final = 2
+MAX_USES: Final = 1000
+#: of an invitation: a minute, an hour, a year
+MIN_EXPIRES_S: Final = 60
+EXPIRES_S: Final = 3600
+MAX_EXPIRES_S: Final = 365 * 24 * 3600
 #: a day, in milliseconds
 MAX_CAPTURE_MS: Final = 24 * 3600 * 1000
 #: integers that JSON's readers agree about
@@ -112,6 +128,9 @@ _ERROR_TEXTS: Final[Mapping[type[ControlError], str]] = {
     AlreadyConnecting: "an attempt is running",
     NotConnected: "there is no session, or it was ended while it was waited for",
     NoSuchPeer: "no peer has that name",
+    NotInNetwork: "this machine is in no network",
+    AlreadyInNetwork: "this machine is in a network already",
+    IssuerRefused: "the issuer of the network will not do it, or this machine is not the issuer",
     PeerUnreachable: "the peer does not answer",
     PeerRefused: "the peer answers and does not want us",
     NotConfigured: "no key or no peer is configured",
@@ -135,6 +154,13 @@ _NAME: Final = Value(
     "Name of one of `peers`; missing or null: all of them, and of a pair its one.",
     example="nas",
 )
+
+_MEMBER: Final = {"type": ["string", "null"], "maxLength": MAX_NAME_CHARS}
+
+
+def _texts(longest: int, most: int) -> Schema:
+    return {"type": "array", "items": {"type": "string", "maxLength": longest}, "maxItems": most}
+
 
 ROUTES: Final = (
     Route(
@@ -189,6 +215,93 @@ ROUTES: Final = (
         within=(Value("name", {"type": "string", "maxLength": MAX_NAME_CHARS},
                       "Name of the peer; of a pair it is `peer`.", example="nas"),),
         errors=(NoSuchPeer,),
+    ),
+    Route(
+        "DELETE", "/peers/{name}", "remove_peer", Right.CHANGE, "Put a member out of the network", "Removed",
+        "Revokes every certificate of its key: its sessions end everywhere, and it does not come back "
+        "without a new invitation.",
+        within=(Value("name", {"type": "string", "maxLength": MAX_NAME_CHARS}, "Name of the member.",
+                      example="nas"),),
+        errors=(NotInNetwork, NoSuchPeer, IssuerRefused),
+    ),
+    Route(
+        "POST", "/network", "create_network", Right.CHANGE, "Make a network, with this machine as its issuer",
+        "Founded",
+        "The recovery key is told this once. The daemon then begins anew inside of its process: for some "
+        "seconds nobody answers here.",
+        body=(
+            Value("name", {"type": "string", "maxLength": MAX_NAME_CHARS}, "Name of the network.",
+                  example="home", required=True),
+            Value("own_name", _MEMBER, "Name of this machine in it; missing or null: its host name.",
+                  example="server"),
+            Value("subnets", _texts(MAX_SUBNET_CHARS, MAX_FAMILIES),
+                  "Networks of the tunnel; missing or empty: they are chosen.", default=(),
+                  example=["10.77.0.0/24"]),
+            Value("address", {"type": ["string", "null"], "format": "host:port",
+                              "maxLength": MAX_PEER_CHARS},
+                  "Where others reach this machine; missing or null: nowhere.",
+                  example="vpn.example.com:443"),
+        ),
+        errors=(AlreadyInNetwork, IssuerRefused),
+    ),
+    Route(
+        "GET", "/network", "network", Right.LOOK, "The network that this machine is in", "NetworkAnswer",
+        "`network` is null when it is in none.",
+    ),
+    Route(
+        "POST", "/invitations", "invite", Right.CHANGE, "Make an invitation to the network", "Invited",
+        "Its text is a secret, and told this once.",
+        body=(
+            Value("name", _MEMBER, "Name of the member that it makes; missing or null: the joiner's.",
+                  example="laptop"),
+            Value("expires_s", {"type": "integer", "minimum": MIN_EXPIRES_S, "maximum": MAX_EXPIRES_S},
+                  "How many seconds it is valid.", default=EXPIRES_S),
+            Value("uses", {"type": "integer", "minimum": 1, "maximum": MAX_USES},
+                  "How many machines it lets in.", default=1),
+            Value("roles", _texts(MAX_LABEL_CHARS, MAX_LABELS), "Roles of the member.", default=(),
+                  example=["relay"]),
+            Value("tags", _texts(MAX_LABEL_CHARS, MAX_LABELS), "Tags of the member.", default=(),
+                  example=["factory"]),
+            Value("addresses", _texts(MAX_TARGET_CHARS, MAX_FAMILIES),
+                  "Of the member in the tunnel; missing or empty: they are chosen.", default=(),
+                  example=["10.77.0.9"]),
+        ),
+        errors=(NotInNetwork, IssuerRefused),
+    ),
+    Route(
+        "GET", "/invitations", "invitations", Right.LOOK, "The invitations that were made", "Invitations",
+        "Without their texts, which are kept nowhere.", errors=(NotInNetwork, IssuerRefused),
+    ),
+    Route(
+        "DELETE", "/invitations", "cancel_invitations", Right.CHANGE, "Cancel all invitations", "Cancelled",
+        errors=(NotInNetwork, IssuerRefused),
+    ),
+    Route(
+        "DELETE", "/invitations/{id}", "cancel_invitation", Right.CHANGE, "Cancel one invitation",
+        "Cancelled", "One that is not open any more, or that there never was, is none: `cancelled` is 0.",
+        within=(Value("id", {"type": "string", "format": "invitation-id", "maxLength": 16},
+                      "Of the invitation.", example="0123456789abcdef"),),
+        errors=(NotInNetwork, IssuerRefused),
+    ),
+    Route(
+        "POST", "/join", "join", Right.CHANGE, "Take an invitation, or find out what it says", "Admission",
+        "The issuer is asked either way, and the invitation is this machine's from then on: asked again it "
+        "answers the same. Once it is taken the daemon begins anew inside of its process: for some seconds "
+        "nobody answers here.",
+        body=(
+            Value("token", {"type": "string", "maxLength": MAX_TOKEN_CHARS},
+                  "Text of the invitation: a secret.", required=True),
+            Value("name", _MEMBER, "Name that this machine would like; missing or null: that of the "
+                  "invitation, or its host name.", example="laptop"),
+            Value("accept", {"type": "boolean"}, "Take it; else nothing changes here.", default=False),
+        ),
+        errors=(AlreadyInNetwork, PeerUnreachable, PeerRefused, ConnectTimeout, IssuerRefused),
+    ),
+    Route(
+        "POST", "/leave", "leave", Right.CHANGE, "Leave the network", "NetworkAnswer",
+        "Its files are removed. The daemon then begins anew inside of its process: for some seconds nobody "
+        "answers here.",
+        body=(), errors=(NotInNetwork,),
     ),
     Route(
         "GET", "/fdb", "fdb", Right.LOOK, "Who is behind which peer", "Table",

@@ -19,26 +19,39 @@ from shadowmesh.device.facts import parse_target
 
 Schema = Mapping[str, Any]
 
+
+def _invitation_id(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{16}", text):
+        raise ValueError("must be 16 hexadecimal digits in lower case")
+    return text
+
+
 #: format: the function that raises ValueError for a text that is not of it
 FORMATS: Final[Mapping[str, Callable[[str], object]]] = {
     "host:port": peer,
     "mac-or-ip": parse_target,
+    "invitation-id": _invitation_id,
 }
 
-_TYPES: Final = {"string": str, "integer": int, "boolean": bool}
+_TYPES: Final = {"string": str, "integer": int, "boolean": bool, "array": list}
 #: how an integer stands in a query
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One member of a body, one query parameter or part of a path; only the last must be there."""
+    """One member of a body, one query parameter or part of a path, which is always there.
+
+    Attributes:
+        required: a body without it is refused.
+    """
 
     name: str
     schema: Schema
     description: str
     default: Any = None
     example: Any = None
+    required: bool = False
 
 
 def check(name: str, value: object, schema: Schema) -> None:
@@ -60,6 +73,11 @@ def check(name: str, value: object, schema: Schema) -> None:
         low, high = schema.get("minimum", value), schema.get("maximum", value)
         if not low <= value <= high:
             raise BadRequest(f"{name} must be from {low} to {high}")
+    if isinstance(value, list):
+        if len(value) > schema["maxItems"]:
+            raise BadRequest(f"{name} has more than {schema['maxItems']} entries")
+        for at, item in enumerate(value):
+            check(f"{name}[{at}]", item, schema["items"])
     if isinstance(value, str):
         if len(value) > schema.get("maxLength", len(value)):
             raise BadRequest(f"{name} is longer than {schema['maxLength']} characters")
@@ -74,7 +92,7 @@ def check_members(given: Mapping[str, object], known: Sequence[Value]) -> dict[s
     """Return the value of each known member, its default where it is not given.
 
     Raises:
-        BadRequest: a member is unknown or does not fit its schema.
+        BadRequest: a member is unknown, missing or does not fit its schema.
     """
     unknown = sorted(set(given) - {value.name for value in known})
     if unknown:
@@ -86,6 +104,8 @@ def check_members(given: Mapping[str, object], known: Sequence[Value]) -> dict[s
         if value.name in given:
             found[value.name] = _whole(given[value.name], value.schema)
             check(value.name, found[value.name], value.schema)
+        elif value.required:
+            raise BadRequest(f"{value.name} is missing")
     return found
 
 

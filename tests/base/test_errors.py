@@ -25,6 +25,8 @@ CONTROL_ERRORS = {
     "ConfigurationWrong": ("configuration_invalid", 422, 7),
     "DaemonStopping": ("stopping", 503, 3),
     "IssuerRefused": ("issuer_refused", 409, 1),
+    "NotInNetwork": ("no_network", 409, 1),
+    "AlreadyInNetwork": ("in_network", 409, 1),
 }
 
 

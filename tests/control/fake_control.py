@@ -7,7 +7,7 @@ import dataclasses
 import os
 import socket as std_socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gevent
@@ -19,7 +19,8 @@ from shadowmesh.config import HostPort, LoadedConfig, load
 from shadowmesh.control import api_socket, app, feed, server
 from shadowmesh.control.rights import Rights
 from shadowmesh.device import facts
-from shadowmesh.insight import capture, events, explain, history, peers, status, table
+from shadowmesh.insight import capture, events, explain, history, network, peers, status, table
+from shadowmesh.wire.mesh import token
 from tests.fakes import FakePlane
 
 TOKEN = "tokentokentokentokentokentokentokentoken123"
@@ -115,6 +116,29 @@ MANY = dataclasses.replace(
     peers=peers.Known(3, 1, 1, 0),
 )  # fmt: skip
 
+#: what this machine is in once it has made or joined it
+HOME = network.NetworkReport(
+    "home", "ab" * 32, ("ab" * 32,), ("10.77.0.0/24", "fd42::/64"), "laptop",
+    ("10.77.0.2", "fd42::2"), ("relay",), ("factory",), NOW + 20 * 365 * 86400, True,
+    ("laptop", "nas", "server"),
+    (network.RelayReport("server", "vpn.example.com:443"), network.RelayReport(None, "[::1]:443")),
+    (network.ListReport(3, NOW - 60, 2),), None,
+)  # fmt: skip
+OPEN = network.InvitationReport(
+    "0123456789abcdef", "laptop", ("relay",), ("factory",), ("10.77.0.9",), 1, 0, NOW, NOW + 3600,
+    "open",
+)  # fmt: skip
+USED = network.InvitationReport(
+    "fedcba9876543210", None, (), (), (), 3, 3, NOW - 7200, NOW - 3600, "used"
+)
+#: the text of an invitation to HOME
+INVITATION = token.Token(
+    (token.Relay("vpn.example.com:443", bytes(range(32))),),
+    b"\xab" * 16, b"\xab" * 16, b"\x01\x23\x45\x67\x89\xab\xcd\xef", bytes(range(16)), 1767326645,
+).text()  # fmt: skip
+RECOVERY_KEY = "rk1-kept-nowhere-but-on-paper"
+DOUBT = "the tunnel has 10.77.0.0/24, and so has eth0 of this machine"
+
 
 def _given(name: str | None) -> tuple[str, ...]:
     """What a call is remembered by: a name only where there is one."""
@@ -138,6 +162,10 @@ class FakeControl:
         self.fdb: tuple[table.Entry, ...] = ()
         self.reloaded = status.Reloaded(4711, ("nat.enabled",), ("network.mtu",))
         self.loaded = load(Path(os.devnull), {}, {"HOME": "/nonexistent"})
+        #: the network that this machine is in
+        self.joined: network.NetworkReport | None = None
+        self.invited: tuple[network.InvitationReport, ...] = (OPEN, USED)
+        self.doubts: tuple[str, ...] = ()
         self.calls: list[tuple[str, ...]] = []
         #: called before each answer
         self.before: Callable[[], None] = lambda: None
@@ -205,6 +233,76 @@ class FakeControl:
     def history(self) -> history.Report:
         self._answer("history")
         return self.past
+
+    def network(self) -> network.NetworkReport | None:
+        self._answer("network")
+        return self.joined
+
+    def create_network(
+        self, name: str, own_name: str | None, subnets: Sequence[str], address: str | None
+    ) -> network.Founded:
+        self._answer("create_network", name, str(own_name), ",".join(subnets), str(address))
+        self._be_in_none()
+        self.joined = dataclasses.replace(HOME, name=name, own=own_name or HOME.own)
+        return network.Founded(self.joined, RECOVERY_KEY)
+
+    def invite(
+        self,
+        name: str | None,
+        expires_s: int,
+        uses: int,
+        roles: Sequence[str],
+        tags: Sequence[str],
+        addresses: Sequence[str],
+    ) -> network.Invited:
+        lists = [",".join(one) for one in (roles, tags, addresses)]
+        self._answer("invite", str(name), str(expires_s), str(uses), *lists)
+        self._be_in_one()
+        made = dataclasses.replace(
+            OPEN, name=name, roles=tuple(roles), tags=tuple(tags), addresses=tuple(addresses),
+            uses=uses, expires_at=NOW + expires_s,
+        )  # fmt: skip
+        return network.Invited(made, INVITATION)
+
+    def invitations(self) -> Sequence[network.InvitationReport]:
+        self._answer("invitations")
+        self._be_in_one()
+        return self.invited
+
+    def cancel_invitation(self, id_: str | None) -> int:
+        self._answer("cancel_invitation", str(id_))
+        self._be_in_one()
+        return sum(one.state == "open" and id_ in (None, one.id) for one in self.invited)
+
+    def join(self, token: str, name: str | None, accept: bool) -> network.Admission:
+        self._answer("join", token, str(name), str(accept))
+        self._be_in_none()
+        own = name or HOME.own
+        if accept:
+            self.joined = dataclasses.replace(HOME, own=own)
+        return network.Admission(
+            HOME.name, HOME.authorities[0], "vpn.example.com:443", own, HOME.addresses, HOME.subnets,
+            self.doubts, accept,
+        )  # fmt: skip
+
+    def leave(self) -> None:
+        self._answer("leave")
+        self._be_in_one()
+        self.joined = None
+
+    def remove_peer(self, name: str) -> Sequence[str]:
+        self._answer("remove_peer", name)
+        self._be_in_one()
+        self._named(name)
+        return [name]
+
+    def _be_in_one(self) -> None:
+        if self.joined is None:
+            raise errors.NotInNetwork("this machine is in no network; make one or join one")
+
+    def _be_in_none(self) -> None:
+        if self.joined is not None:
+            raise errors.AlreadyInNetwork("this machine is in a network; leave it first")
 
 
 def make_app(

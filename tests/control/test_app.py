@@ -131,6 +131,9 @@ def test_disconnect_answers_the_snapshot(client, control):
         (errors.DeviceUnavailable("no tun"), 503, "device_unavailable"),
         (errors.CaptureRunning("one at a time"), 409, "capture_running"),
         (errors.ConfigurationWrong("not reloaded"), 422, "configuration_invalid"),
+        (errors.NotInNetwork("in none"), 409, "no_network"),
+        (errors.AlreadyInNetwork("in one"), 409, "in_network"),
+        (errors.IssuerRefused("the name is taken", "name"), 409, "issuer_refused"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
@@ -516,9 +519,13 @@ def test_the_table_says_for_every_route_which_right_it_takes(control):
         Right.LOOK: {
             "GET /status", "GET /configuration", "GET /explain", "POST /ping", "GET /events",
             "GET /events/recent", "GET /metrics", "GET /history", "GET /openapi.json", "GET /peers",
-            "GET /peers/{name}", "GET /fdb",
+            "GET /peers/{name}", "GET /fdb", "GET /network", "GET /invitations",
         },
-        Right.CHANGE: {"POST /connect", "POST /disconnect", "POST /reload", "GET /capture"},
+        Right.CHANGE: {
+            "POST /connect", "POST /disconnect", "POST /reload", "GET /capture", "POST /network",
+            "POST /invitations", "DELETE /invitations", "DELETE /invitations/{id}", "POST /join",
+            "POST /leave", "DELETE /peers/{name}",
+        },
     }  # fmt: skip
 
 

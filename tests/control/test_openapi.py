@@ -18,6 +18,7 @@ from tests.control.fake_control import (
     CONNECTED,
     DISCONNECTED,
     FDB,
+    HOME,
     MANY,
     MESH,
     TOKEN,
@@ -159,6 +160,21 @@ def described(operation, http_status):
         ("GET", "/peers/nobody", {}, 404),
         ("GET", f"/peers/{'n' * 64}", {}, 400),
         ("GET", "/fdb", {}, 200),
+        ("GET", "/network", {}, 200),
+        ("POST", "/network", {"json": {"name": "home"}}, 409),
+        ("POST", "/network", {}, 400),
+        ("POST", "/invitations", {}, 200),
+        ("POST", "/invitations", {"json": {"name": "nas", "tags": ["a", "b"], "uses": 2}}, 200),
+        ("POST", "/invitations", {"json": {"uses": 0}}, 400),
+        ("GET", "/invitations", {}, 200),
+        ("DELETE", "/invitations", {}, 200),
+        ("DELETE", "/invitations/0123456789abcdef", {}, 200),
+        ("DELETE", "/invitations/0123456789ABCDEF", {}, 400),
+        ("DELETE", "/peers/nas", {}, 200),
+        ("DELETE", "/peers/nobody", {}, 404),
+        ("POST", "/join", {"json": {"token": "sm1-x"}}, 409),
+        ("POST", "/join", {"json": {"name": "nas"}}, 400),
+        ("POST", "/leave", {}, 200),
         ("GET", "/explain?peer=nas", {}, 200),
         ("GET", "/explain?peer=nobody", {}, 404),
         ("GET", "/health", {}, 200),
@@ -181,10 +197,11 @@ def described(operation, http_status):
 def test_an_answer_is_of_the_schema_that_the_document_gives_it(
     client, control, method, path, extra, http_status
 ):
-    control.snapshot, control.mesh, control.fdb = FULL, MESH, FDB
+    control.snapshot, control.mesh, control.fdb, control.joined = FULL, MESH, FDB, HOME
     answer = ask(client, method, path, **extra)
     assert answer.status_code == http_status
     known = re.sub("^/peers/.*", "/peers/{name}", path.partition("?")[0])
+    known = re.sub("^/invitations/.*", "/invitations/{id}", known)
     operation = CLOSED["paths"][known][method.lower()]
     described(operation, http_status).validate(answer.get_json())
 
@@ -246,6 +263,9 @@ def test_no_route_takes_a_parameter_that_it_does_not_describe(client, control, r
     assert control.calls == []
 
 
+TEXTS = {"type": "array", "items": {"type": "string", "maxLength": 2}, "maxItems": 2}
+
+
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [
@@ -259,6 +279,16 @@ def test_no_route_takes_a_parameter_that_it_does_not_describe(client, control, r
         ("abc", {"type": "string", "maxLength": 2}),
         ("c", {"type": "string", "enum": ["a", "b"]}),
         ("nonsense:", {"type": ["string", "null"], "format": "host:port"}),
+        ("a", TEXTS),
+        ({"0": "a"}, TEXTS),
+        (None, TEXTS),
+        (["a", 1], TEXTS),
+        (["a", None], TEXTS),
+        (["a", ["b"]], TEXTS),
+        (["abc"], TEXTS),
+        (["a", "b", "c"], TEXTS),
+        (["a"] * 20_000, TEXTS),
+        ("0123456789abcdef\n", {"type": "string", "format": "invitation-id"}),
     ],
 )
 def test_the_check_refuses_what_does_not_fit(value, wanted):
@@ -274,6 +304,9 @@ def test_the_check_refuses_what_does_not_fit(value, wanted):
         (1, {"type": "integer", "minimum": 1, "maximum": 1}),
         ("ab", {"type": "string", "maxLength": 2}),
         (False, {"type": "boolean"}),
+        ([], TEXTS),
+        (["ab", ""], TEXTS),
+        ("0123456789abcdef", {"type": "string", "format": "invitation-id"}),
     ],
 )
 def test_the_check_accepts_what_fits(value, wanted):
@@ -315,11 +348,41 @@ def test_a_name_that_is_none_is_no_route_or_no_peer(client, control, name):
     assert answer.get_json()["error"]["code"] in {"no_such_peer", "not_found"}
 
 
-def test_every_keyword_of_a_request_schema_is_one_that_the_check_knows():
-    known = {"type", "enum", "minimum", "maximum", "maxLength", "format"}
+def test_what_does_not_fit_in_an_array_is_named_by_its_place():
+    with pytest.raises(BadRequest, match=r"^value\[1\] is longer than 2 characters$"):
+        schema.check("value", ["a", "secret"], TEXTS)
+
+
+def test_what_a_body_must_have_is_missed(client, control):
+    answer = ask(client, "POST", "/join", json={})
+    assert answer.get_json()["error"] == {"code": "bad_request", "message": "token is missing"}
+    assert control.calls == []
+    body = DOCUMENT["paths"]["/join"]["post"]["requestBody"]
+    assert body["required"] is True
+    assert body["content"]["application/json"]["schema"]["required"] == ["token"]
+    assert DOCUMENT["paths"]["/connect"]["post"]["requestBody"]["required"] is False
+
+
+def every_schema():
     for route in routes.ROUTES:
         for value in (*route.within, *route.query, *(route.body or ())):
-            assert value.schema.keys() <= known, route.path
+            yield value.schema
+            if value.schema["type"] == "array":
+                yield value.schema["items"]
+
+
+def test_every_keyword_of_a_request_schema_is_one_that_the_check_knows():
+    known = {"type", "enum", "minimum", "maximum", "maxLength", "format", "items", "maxItems"}
+    for one in every_schema():
+        assert one.keys() <= known
+
+
+def test_every_text_number_and_array_of_a_request_has_its_bounds():
+    bounds = {"string": {"maxLength"}, "integer": {"minimum", "maximum"},
+              "array": {"items", "maxItems"}, "boolean": set()}  # fmt: skip
+    for one in every_schema():
+        kind = one["type"] if isinstance(one["type"], str) else one["type"][0]
+        assert bounds[kind] <= one.keys()
 
 
 def test_the_daemon_does_not_load_the_document_before_it_is_asked():

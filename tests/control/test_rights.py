@@ -115,7 +115,8 @@ def test_every_route_wants_its_right(path, control, gids, right):
     answers = somebody(path, *(ask(one.method, one.path) for one in routes), gids=gids)
     for route, (status, body) in zip(routes, answers, strict=True):
         if right >= route.right:
-            assert status in (200, 404), route.path  # /metrics is off here
+            # /metrics is off here; some want a body, and a network
+            assert status in (200, 400, 404, 409), route.path
         else:
             assert status == 403, route.path
             error = json.loads(body)["error"]
