@@ -400,9 +400,9 @@ class Daemon:
         """Tell of all invitations."""
         return self._network_operations().invitations()
 
-    def cancel_invitation(self, id_: str | None) -> int:
+    def cancel_invitation(self, id: str | None) -> int:  # noqa: A002 (as in the path)
         """Cancel one invitation, or all; return how many were open."""
-        return self._network_operations().cancel(id_)
+        return self._network_operations().cancel(id)
 
     def join(self, token: str, name: str | None, accept: bool) -> Admission:
         """Ask to be let into a network; accepted, the daemon begins anew in it."""

@@ -94,7 +94,7 @@ class Member:
         """Begin to talk. `on_members`: other members are known, or somebody is out."""
         facts = self.membership.facts
         _log.info(
-            "this machine is in a network",
+            "this machine is a member",
             network=facts.name,
             name=self.membership.certificate.name,
             members=len(tuple(self.membership.members)),

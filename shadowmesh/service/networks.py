@@ -126,7 +126,7 @@ class Networks:
             except ConfigError as error:
                 self._store.leave()
                 raise ConfigurationWrong(str(error.problems[0])) from None
-            _log.info("a network was made", network=name, subnets=list(map(str, chosen)))
+            _log.info("made, with this machine as its relay", network=name, subnets=list(map(str, chosen)))
             self._begin_again()
             return Founded(report(membership, issuer=True), recovery_key)
 
@@ -178,7 +178,7 @@ class Networks:
             raise ConfigurationWrong(str(error.problems[0])) from None
         membership = Membership.take_in(self._store, identity, answer, judged, reached, utc_now())
         _log.info(
-            "this machine has joined a network",
+            "this machine has joined",
             network=membership.facts.name,
             name=membership.certificate.name,
         )
@@ -189,7 +189,7 @@ class Networks:
         with self._changing():
             facts = need(self._member).membership.facts
             self._store.leave()
-            _log.info("this machine has left its network", network=facts.name)
+            _log.info("this machine has left", network=facts.name)
             self._begin_again()
 
     # --- within one ---------------------------------------------------------------------------

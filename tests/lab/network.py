@@ -1,0 +1,121 @@
+"""Daemons that come into one network by invitations: where the tests of networks begin."""
+
+from __future__ import annotations
+
+import contextlib
+import http
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shadowmesh.netlab import Daemon, Net, wait_until
+from tests.lab.pair import assert_log_clean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PATIENCE_S = 30.0
+NAME = "home"
+
+
+@dataclass
+class Network:
+    """Hosts on one LAN; the first makes the network, and is its relay.
+
+    Attributes:
+        daemons: by the name of their member.
+    """
+
+    net: Net
+    directory: Path
+    daemons: dict[str, Daemon] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Daemon:
+        return self.daemons[name]
+
+    def machine(self, name: str, **settings: object) -> Daemon:
+        """A fresh host with a daemon that knows nobody."""
+        host = self.net.host(f"h{len(self.daemons) + 1}")
+        given = {"nat.enabled": True, "daemon.log_level": "debug", **settings}
+        daemon = Daemon(host, self.directory / name, given)
+        del daemon.settings["network.local_ip"]
+        daemon.start()
+        self.daemons[name] = daemon
+        return daemon
+
+    def found(self, name: str = "hub", **body: Any) -> dict[str, Any]:
+        """Let a fresh machine make the network; return what it says."""
+        daemon = self.machine(name)
+        said = self.ask(
+            daemon, "POST", "/network",
+            {"name": NAME, "own_name": name, "address": daemon.host.peer_endpoint, **body},
+        )  # fmt: skip
+        self.await_member(daemon)
+        return said
+
+    def invite(self, by: str = "hub", **body: Any) -> str:
+        """Return the text of an invitation."""
+        return str(self.ask(self[by], "POST", "/invitations", body)["token"])
+
+    def join(self, name: str, token: str | None = None, **settings: object) -> Daemon:
+        """Let a fresh machine join; wait until it has begun anew as a member."""
+        token = token or self.invite(name=name)
+        daemon = self.machine(name, **settings)
+        self.ask(daemon, "POST", "/join", {"token": token, "name": name, "accept": True})
+        self.await_member(daemon)
+        return daemon
+
+    def remove(self, name: str, by: str = "hub") -> Any:
+        return self.ask(self[by], "DELETE", f"/peers/{name}")
+
+    def network(self, daemon: Daemon) -> dict[str, Any] | None:
+        """What a daemon says of its network."""
+        found: dict[str, Any] | None = self.ask(daemon, "GET", "/network")["network"]
+        return found
+
+    def await_member(self, daemon: Daemon) -> None:
+        """Wait until a daemon has begun anew, as a member."""
+
+        def there() -> bool:
+            try:
+                return self.network(daemon) is not None
+            except (OSError, AssertionError):
+                return False
+
+        wait_until(there, PATIENCE_S, "a member")
+
+    def await_session(self, one: str, other: str) -> None:
+        """Wait for a session of one member with another."""
+
+        def connected() -> bool:
+            peers = self[one].peers()
+            return other in peers and peers[other]["state"] == "connected"
+
+        wait_until(connected, PATIENCE_S, f"a session of {one} with {other}")
+
+    def address(self, name: str) -> str:
+        """The IPv4 address of a member in the tunnel."""
+        network = self.network(self[name])
+        assert network is not None
+        return next(str(one) for one in network["addresses"] if "." in one)
+
+    @staticmethod
+    def ask(daemon: Daemon, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """Return a successful answer."""
+        code, answer = daemon.api(method, path, body)
+        assert code == http.HTTPStatus.OK, answer
+        return dict(answer)
+
+
+@contextlib.contextmanager
+def running_network(directory: Path) -> Iterator[Network]:
+    """A LAN without machines yet; afterwards their logs have no trouble in them."""
+    with Net() as net:
+        network = Network(net, directory)
+        try:
+            yield network
+            for daemon in network.daemons.values():
+                assert_log_clean(daemon)
+        finally:
+            for daemon in network.daemons.values():
+                daemon.kill()
