@@ -290,20 +290,6 @@ class DaemonStopping(ControlError):
     exit_code = 3
 
 
-class NotInNetwork(ControlError):
-    """This machine is in no network."""
-
-    code = "no_network"
-    http_status = 409
-
-
-class AlreadyInNetwork(ControlError):
-    """This machine is in a network, and can be in one only."""
-
-    code = "in_network"
-    http_status = 409
-
-
 class IssuerRefused(ControlError):
     """The issuer of a network will not do what was asked: a name taken, no key, no room, a clock.
 

@@ -173,7 +173,7 @@ class Issuer:
         Raises:
             IssuerRefused: this machine cannot issue, or the terms cannot be. Source: mesh-rules B4.
         """
-        self._authority(now)
+        self.authority(now)
         relay = "relay" in terms.roles
         if "issuer" in terms.roles or "revoker" in terms.roles:
             raise IssuerRefused("no invitation gives the role issuer or revoker", "role")
@@ -201,7 +201,7 @@ class Issuer:
         id_ = sodium.random_bytes(identifiers.INVITATION_ID_BYTES)
         end = now + expires_in
         self._ledger.add_invitation(id_, identifiers.invitation_key(secret), terms, uses, now, end)
-        fingerprint = self._authority(now).authority.fingerprint
+        fingerprint = self.authority(now).authority.fingerprint
         return NewInvitation(id_, self._network_id, fingerprint, end, secret)
 
     def redeem(self, request: Request, now: datetime) -> Certificate:
@@ -227,7 +227,7 @@ class Issuer:
             self._count_wrong(request.source, now)
             raise IssuerRefused("the invitation is unknown, or the proof of it is wrong", "proof")
         self._wrong.pop(request.source, None)
-        self._authority(now)
+        self.authority(now)
 
         def make(terms: Terms, at: datetime) -> Certificate:
             return self._make(terms, request.name, request.id_i, at)
@@ -236,7 +236,7 @@ class Issuer:
         return made if isinstance(made, Certificate) else self._read(made)
 
     def _make(self, terms: Terms, wanted: str, public_key: bytes, now: datetime) -> Certificate:
-        key = self._authority(now)
+        key = self.authority(now)
         self._check_room()
         name = terms.name or wanted
         if not certificates.is_label(name):
@@ -280,7 +280,7 @@ class Issuer:
             BadCertificate: not of this network, or not for the key of the session.
             IssuerRefused: "removed": the key is out; "guest": its time is over.
         """
-        key = self._authority(now)
+        key = self.authority(now)
         shown = certificates.parse(der)
         certificates.signer(shown.der, [key.authority])
         if shown.public_key != id_i:
@@ -310,7 +310,7 @@ class Issuer:
         The old one is superseded after 7 days or when the member is known to have the new one
         (`confirm`); at once if asked, or if a role is taken away. Source: mesh-rules C5.
         """
-        key = self._authority(now)
+        key = self.authority(now)
         self._check_room()
         old = certificates.parse(self._ledger.current(member.public_key))
         profile = Profile(
@@ -426,7 +426,12 @@ class Issuer:
         assert isinstance(key, AuthorityKey)
         return replace(found, issuer_key_id=certificates.signer(der, [key.authority]).key_id)
 
-    def _authority(self, now: datetime) -> AuthorityKey:
+    def authority(self, now: datetime) -> AuthorityKey:
+        """Return the key that certificates are signed with.
+
+        Raises:
+            IssuerRefused: it is elsewhere, or the clock is wrong.
+        """
         if not isinstance(self._key, AuthorityKey):
             raise IssuerRefused(
                 "this machine cannot issue: the key of the authority is elsewhere; import it, or"

@@ -6,7 +6,7 @@ certificate counts (`membership`), when anything is shown to people.
 
 ::
 
-    both         Hello: numbers of lists        --> Lists that the other side lacks
+    both         Hello: epochs and numbers --> Trust, Lists, Renewed: what the other side lacks
     to a relay   Attach: own addresses
     from one     Members: certificates, who is here, where
 
@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from shadowmesh.base.errors import BadList, RemoteProtocolError
+from shadowmesh.base.errors import BadCertificate, BadList, RemoteProtocolError
 from shadowmesh.base.rate import TokenBucket
-from shadowmesh.network.certificate import Certificate
+from shadowmesh.network.certificate import Certificate, parse
 from shadowmesh.network.membership import Membership
+from shadowmesh.network.store import Secret
 from shadowmesh.wire.mesh.chunks import Gathering, cut
 from shadowmesh.wire.mesh.messages import (
     LARGE_MESSAGE_MAX_BYTES,
@@ -37,6 +38,8 @@ from shadowmesh.wire.mesh.messages import (
     Member,
     Members,
     Message,
+    Renewed,
+    Trust,
     Version,
 )
 
@@ -70,6 +73,8 @@ class Acquaintance:
         self, meeting: Meeting, certificate: Certificate, send: Callable[[bytes], bool]
     ) -> None:
         self.public_key = certificate.public_key
+        #: the newest that the other side is known to have of its own
+        self.certificate = certificate
         self.relay = "relay" in certificate.roles
         self._meeting = meeting
         self._send = send
@@ -78,6 +83,8 @@ class Acquaintance:
         self._queue: deque[bytes] = deque()
         #: numbers of the lists that it has, by signer; None: it has not told yet
         self.lists: dict[bytes, int] | None = None
+        #: epochs of what it has
+        self.trust_epoch = self.secret_epoch = 0
         #: it wants the directory, and has it up to this version; None: it does not
         self.told: int | None = None
         #: whether the snapshot it gets first has begun
@@ -156,16 +163,19 @@ class Meeting:
 
     # --- sessions -----------------------------------------------------------------------------
 
-    def meet(self, public_key: bytes, send: Callable[[bytes], bool]) -> Acquaintance | None:
+    def meet(self, shown: bytes, send: Callable[[bytes], bool]) -> Acquaintance | None:
         """A session with a member is established; None: it is none any more.
 
         Args:
-            public_key: proved by the session; its certificate was judged.
+            shown: its certificate, DER, which was judged.
             send: sends one record, False when there is no room now.
         """
-        certificate = self._membership.of_key(public_key)
-        if certificate is None:
+        certificate = parse(shown)
+        current = self._membership.of_key(certificate.public_key)
+        if current is None:
             return None
+        # What it may do says the newest; what it has says the one that it shows.
+        certificate = replace(certificate, roles=current.roles)
         found = Acquaintance(self, certificate, send)
         self._present.add(found)
         found.say(self._hello())
@@ -204,9 +214,14 @@ class Meeting:
         match message:
             case Hello(lists=lists):
                 who.lists = {one.key_id: one.number for one in lists}
-                self._offer_lists(who)
+                who.trust_epoch, who.secret_epoch = message.trust_epoch, message.secret_epoch
+                self._offer(who)
+            case Trust(trust_list=data):
+                self._take_trust(who, data)
             case Lists(lists=lists):
                 self._take_lists(who, lists)
+            case Renewed() if who.relay:
+                self._take_renewed(who, message)
             case Attach(addresses=addresses) if self._relay:
                 who.told = 0 if who.told is None else who.told
                 who.addresses = addresses
@@ -231,6 +246,28 @@ class Meeting:
                 self.refused[f"list_{error.kind}"] += 1
         self._pass_on()
 
+    def _take_trust(self, who: Acquaintance, data: bytes) -> None:
+        try:
+            self._membership.take_trust_list(data, self._now())
+        except BadList as error:
+            self.refused[f"trust_{error.kind}"] += 1
+        else:
+            who.trust_epoch = self._membership.trust_list.epoch
+            self._pass_on()
+
+    def _take_renewed(self, who: Acquaintance, message: Renewed) -> None:
+        try:
+            if message.network_secret is not None:
+                secret = Secret(
+                    message.secret_epoch, message.network_secret, message.secret_signature
+                )
+                who.secret_epoch = max(who.secret_epoch, secret.epoch)
+                self._membership.take_secret(secret)
+            if message.certificate is not None:
+                self._membership.renew(message.certificate, self._now())
+        except (BadList, BadCertificate) as error:
+            self.refused[f"renewed_{error.kind}"] += 1
+
     def _take_members(self, entries: tuple[Member, ...]) -> None:
         certificates = [one.certificate for one in entries if one.certificate is not None]
         refused = self._membership.learn_all(certificates, self._now())
@@ -254,16 +291,46 @@ class Meeting:
                 ListNumber(key_id=signer, number=number)
                 for signer, number in list(numbers.items())[:MAX_LISTS]
             ),
+            trust_epoch=self._membership.trust_list.epoch,
+            secret_epoch=self._membership.newest_secret.epoch,
         )
 
     def _pass_on(self) -> None:
         for one in tuple(self._present):
-            self._offer_lists(one)
+            self._offer(one)
+
+    def _offer(self, who: Acquaintance) -> None:
+        """Send what somebody lacks, one after the other: what the next rests on first."""
+        if who.lists is None or who.busy:
+            return
+        trusted = self._membership.trust_list
+        if trusted.epoch > who.trust_epoch:
+            who.trust_epoch = trusted.epoch
+            who.say(Trust(trust_list=trusted.data))
+        self._offer_lists(who)
+        if self._relay and not who.busy:
+            self._renew(who)
+
+    def _renew(self, who: Acquaintance) -> None:
+        """Give a member its newest certificate, and the newest secret."""
+        secret = self._membership.newest_secret
+        if secret.epoch > who.secret_epoch:
+            who.secret_epoch = secret.epoch
+            who.say(
+                Renewed(
+                    network_secret=secret.value,
+                    secret_epoch=secret.epoch,
+                    secret_signature=secret.signature,
+                )
+            )
+        current = self._membership.of_key(who.public_key)
+        if current is not None and current.not_before > who.certificate.not_before:
+            who.certificate = current
+            who.say(Renewed(certificate=current.der))
 
     def _offer_lists(self, who: Acquaintance) -> None:
-        """Send the lists that somebody lacks, one after the other."""
-        if who.lists is None:
-            return
+        """Send the lists that somebody lacks."""
+        assert who.lists is not None
         for one in self._membership.revocations.lists:
             if who.busy:
                 return

@@ -12,6 +12,7 @@ D1, E1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import ip_network
@@ -25,7 +26,7 @@ from shadowmesh.network import clock, joining, revocation, trust
 from shadowmesh.network.certificate import Certificate
 from shadowmesh.network.members import Change, Members
 from shadowmesh.network.revocation import RevocationList, Revocations, Taken
-from shadowmesh.network.store import Secret, Store
+from shadowmesh.network.store import MAX_SECRETS, Secret, Store
 from shadowmesh.network.subnet import Network
 from shadowmesh.network.trust import TrustList
 from shadowmesh.wire.mesh import identifiers
@@ -132,6 +133,8 @@ class Membership:
         self.disk_problem: str | None = None
         self.on_change: Callable[[], None] = _nobody
         self._secrets = secrets
+        #: of a newer authority, while ours is of one before it
+        self._next: Certificate | None = None
         self._members = Members()
 
     @classmethod
@@ -160,6 +163,9 @@ class Membership:
         except BadCertificate as error:
             found.problem = str(error)
         found._remember(store.members(), local)
+        newer = store.next_certificate()
+        if newer is not None:
+            found._take_next(newer, local)
         return found
 
     @classmethod
@@ -327,6 +333,71 @@ class Membership:
         if self.revocations.take(offered) in (Taken.NEWER, Taken.FORK):
             self.sift(local)
 
+    def take_trust_list(self, data: bytes, local: datetime) -> None:
+        """Let a newer trust list count; whom no authority of it vouches for is out.
+
+        Raises:
+            BadList: the recovery key did not sign it, or it is older than ours.
+        """
+        found = trust.follow(self.trust_list, data)
+        if found is self.trust_list:
+            return
+        self.trust_list = found
+        self.revocations.keep(found.authorities)
+        self._write(lambda: self._store.save_trust_list(found.data))
+        self.sift(local)
+
+    def take_secret(self, secret: Secret) -> bool:
+        """Let a newer network secret count beside the one before; return whether it was newer.
+
+        Raises:
+            BadList: no issuer vouches for it.
+        """
+        if secret.epoch <= self.newest_secret.epoch:
+            return False
+        self._check_secret(secret)
+        self._secrets = (secret, *self._secrets)[:MAX_SECRETS]
+        self._write(lambda: self._store.save_secrets(self._secrets))
+        self.on_change()
+        return True
+
+    def renew(self, der: bytes, local: datetime) -> bool:
+        """Let a newer certificate for our own key count; return whether it was newer.
+
+        Raises:
+            BadCertificate: it does not count here, or is for another key.
+        """
+        shown = certificates.parse(der)
+        if shown.public_key != self.identity.public_key:
+            raise BadCertificate("a renewed certificate is for the key of another", "other_key")
+        found = self._checked(shown, local)
+        newest = self.certificate if self._next is None else self._next
+        if found.not_before <= newest.not_before:
+            return False
+        self._members.take(found)
+        if self.problem is None and found.issuer_key_id != self.certificate.issuer_key_id:
+            # Shown once the authority before is dropped: till then some know only that one.
+            self._next = found
+            self._write(lambda: self._store.save_next_certificate(found.der))
+        else:
+            self._be(found)
+        self._save_what_others_told()
+        self.on_change()
+        return True
+
+    def _take_next(self, der: bytes, local: datetime) -> None:
+        """Have the certificate that is shown later; one that counts no more is nothing."""
+        with suppress(BadCertificate):
+            found = self._checked(certificates.parse(der), local)
+            if found.public_key == self.identity.public_key:
+                self._next = found
+                self._look_at_own(local)
+
+    def _be(self, found: Certificate) -> None:
+        """Show this certificate from now on."""
+        self.certificate, self._next, self.problem = found, None, None
+        self._write(lambda: self._store.save_certificate(found.der))
+
     def sift(self, local: datetime) -> tuple[Certificate, ...]:
         """Forget whom the lists put out, or whose time is over, and return them.
 
@@ -350,12 +421,20 @@ class Membership:
         self._store.save_certificate(self.certificate.der)
 
     def _save_what_others_told(self) -> None:
-        """Write lists and members. A full disk shuts nobody out, and lets nobody in again."""
-        self.disk_problem = None
-        try:
+        """Write lists and members."""
+
+        def save() -> None:
             self._store.save_revocations(self.revocations)
             self._store.save_members(one.der for one in self._members)
             self._store.save_facts(self.facts.to_json())
+
+        self._write(save)
+
+    def _write(self, save: Callable[[], None]) -> None:
+        """Write something. A full disk shuts nobody out, and lets nobody in again."""
+        self.disk_problem = None
+        try:
+            save()
         except KeyFileError as error:
             self.disk_problem = str(error)
 
@@ -373,6 +452,8 @@ class Membership:
             self._check(self.certificate, local)
         except BadCertificate as error:
             self.problem = str(error)
+            if self._next is not None:
+                self._be(self._next)
 
     def _now(self, shown: Certificate, local: datetime) -> datetime:
         signer = certificates.signer(shown.der, self.trust_list.authorities)

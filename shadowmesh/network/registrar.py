@@ -18,12 +18,14 @@ from shadowmesh.config import HostPort
 from shadowmesh.keys import sodium
 from shadowmesh.keys.identity import Identity
 from shadowmesh.network import ledger, revocation, trust
-from shadowmesh.network.certificate import Certificate
+from shadowmesh.network.authority import AuthorityKey, make_authority
+from shadowmesh.network.certificate import Authority, Certificate
 from shadowmesh.network.issuer import Issuer, Request, found_network
 from shadowmesh.network.ledger import Ledger, Terms
 from shadowmesh.network.membership import Facts, KnownRelay, Membership
 from shadowmesh.network.store import Secret, Store
 from shadowmesh.network.subnet import Network
+from shadowmesh.network.trust import TrustList
 from shadowmesh.wire.handshake.agreement import HandshakeResult
 from shadowmesh.wire.mesh.messages import Join, Joined, Refused, RelayInfo, Renew
 from shadowmesh.wire.mesh.token import MAX_RELAYS, Relay, Token
@@ -37,6 +39,8 @@ _OURS: Final = {
     "no_authority": "this relay cannot issue; tell who runs the network",
 }
 _WAIT_S: Final = 30
+#: an issuer signs a list so often although nothing has changed (mesh-rules C2)
+_LIST_AGE: Final = timedelta(days=1)
 
 
 def found(
@@ -114,6 +118,7 @@ class Registrar:
         clock_is_right: bool = False,
     ) -> None:
         self._membership = membership
+        self._store = store
         key = store.authority(passphrase)
         signer = store.revoker(membership.trust_list.authorities[0]) if key is None else key
         self._ledger = Ledger(store.path / ledger.FILE)
@@ -188,6 +193,85 @@ class Registrar:
         self.issuer.remove(member, local)
         made = self.issuer.make_list(local)
         return made.data, self._membership.sift(local)
+
+    def look(self, local: datetime) -> None:
+        """Sign the list that is due, each day and for guests whose time is over; call it each minute.
+
+        Raises:
+            IssuerRefused: the clock is wrong, or the key is elsewhere and cannot sign lists.
+        """
+        newest = self._membership.revocations.newest
+        due = self._ledger.settle(local)
+        if due or newest is None or local - newest >= _LIST_AGE:
+            self.issuer.make_list(local)
+            self._membership.sift(local)
+
+    def rotate_secret(self, local: datetime) -> int:
+        """Give the network another secret, beside which the one before counts; return its epoch.
+
+        Raises:
+            BadList: this machine is no issuer of the network.
+        """
+        epoch = self._membership.newest_secret.epoch + 1
+        value, signature = self.issuer.rotate_secret(self._membership.identity, epoch)
+        self._membership.take_secret(Secret(epoch, value, signature))
+        return epoch
+
+    def replace_authority(self, recovery_seed: bytes, local: datetime) -> int:
+        """Make a new authority, and give every member a certificate of it.
+
+        The old ones are trusted until `drop_authorities`. Killed half-way it is repeated.
+
+        Returns:
+            How many certificates were issued.
+        Raises:
+            IssuerRefused: that is not the recovery key, or the list of authorities is full.
+        """
+        authority = make_authority(self._membership.facts.name, local.replace(microsecond=0))
+        trusted = self._membership.trust_list
+        if len(trusted.authorities) >= trust.MAX_AUTHORITIES:
+            raise IssuerRefused(
+                "the trust list is full; `shadowmesh network authority drop` the old ones first",
+                "full",
+            )
+        made = self._trust((authority.authority, *trusted.authorities), recovery_seed, authority)
+        self._store.save_authority(authority)
+        self._membership.take_trust_list(made.data, local)
+        number = self._ledger.next_number(authority.authority.key_id, -1, local)
+        first = revocation.make(authority, number, local, {})
+        self._membership.take_list(self._membership.read_list(first), local)
+        issued = self.issuer.compact(authority, local)
+        for one in issued:
+            self._has_now(one, local)
+        return len(issued)
+
+    def drop_authorities(self, recovery_seed: bytes, local: datetime) -> tuple[str, ...]:
+        """Trust the authority of this machine alone; return who is out, by name.
+
+        Raises:
+            IssuerRefused: that is not the recovery key, or the key is not here.
+        """
+        key = self.issuer.authority(local)
+        made = self._trust((key.authority,), recovery_seed, key)
+        before = {one.name for one in self._membership.members}
+        self._membership.take_trust_list(made.data, local)
+        return tuple(sorted(before - {one.name for one in self._membership.members}))
+
+    def _trust(
+        self, authorities: tuple[Authority, ...], recovery_seed: bytes, voucher: AuthorityKey
+    ) -> TrustList:
+        trusted = self._membership.trust_list
+        recovery = Identity.from_seed(recovery_seed)
+        if recovery.public_key != trusted.recovery_key:
+            raise IssuerRefused("this is not the recovery key of this network", "recovery")
+        return trust.make(recovery, trusted.network_id, trusted.epoch + 1, authorities, voucher)
+
+    def _has_now(self, certificate: Certificate, local: datetime) -> None:
+        """Let a certificate that was issued count here; the member gets it from the directory."""
+        if certificate.public_key == self._membership.identity.public_key:
+            self._membership.renew(certificate.der, local)
+        else:
+            self._membership.learn(certificate, local)
 
     # --- for who asks -------------------------------------------------------------------------
 

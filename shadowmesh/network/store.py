@@ -8,6 +8,7 @@ lists are verified by whoever loads them, as if they had come from the wire.
 member.key          seed of the identity in this network, 32 bytes
 joining             invitation id, 8 bytes: written before the first message is sent
 member.crt          our certificate, DER
+next.crt            another of a newer authority, shown once the one before is dropped
 trust.list          the trust list as it travels
 revocation.lists    the newest list of each signer, one behind the other
 revoked             serials ever seen revoked
@@ -127,6 +128,15 @@ class Store:
         """Keep our certificate. With it this machine is in the network: written last by a join."""
         self._write("member.crt", der)
         self._remove("joining")
+        self._remove("next.crt")
+
+    def next_certificate(self) -> bytes | None:
+        """Return the certificate that is shown once the authority before is dropped, or None."""
+        return self._read("next.crt", certificates.MAX_BYTES, _AGAIN)
+
+    def save_next_certificate(self, der: bytes) -> None:
+        """Keep it."""
+        self._write("next.crt", der)
 
     def trust_list(self) -> trust.TrustList:
         """Return the trust list. Raises KeyFileError when its signatures do not hold."""

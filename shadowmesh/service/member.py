@@ -21,7 +21,7 @@ import gevent
 from shadowmesh import __version__
 from shadowmesh.base import log
 from shadowmesh.base.clock import boottime, next_tick, utc_now
-from shadowmesh.base.errors import IssuerRefused, KeyFileError, NotInNetwork
+from shadowmesh.base.errors import BadList, IssuerRefused, KeyFileError, NotInNetwork
 from shadowmesh.config import Addresses, joined
 from shadowmesh.keys import sodium
 from shadowmesh.network.ledger import FILE as LEDGER
@@ -143,10 +143,24 @@ class Member:
             ticks += 1
             try:
                 self.meeting.tick()
-                if ticks % LOOK_TICKS == 0 and self.desk is not None:
-                    self.desk.look()
+                if ticks % LOOK_TICKS == 0:
+                    self._look()
             except Exception:  # noqa: BLE001 - the network must go on talking
                 _log.limited(60).exception("a turn of the network failed by a bug")
+
+    def _look(self) -> None:
+        """Sign what is due, on the machine with the ledger."""
+        if self.registrar is None or self.desk is None:
+            return
+        self.desk.look()
+        try:
+            self.registrar.look(utc_now())
+        except (IssuerRefused, BadList) as error:
+            _log.limited(3600).warning(
+                "nothing can be signed for the network now",
+                cause=error,
+                remedy="mend what it says; removals do not reach anybody until then",
+            )
 
 
 def as_member(loaded: LoadedConfig, membership: Membership) -> LoadedConfig:

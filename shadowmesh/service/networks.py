@@ -126,7 +126,9 @@ class Networks:
             except ConfigError as error:
                 self._store.leave()
                 raise ConfigurationWrong(str(error.problems[0])) from None
-            _log.info("made, with this machine as its relay", network=name, subnets=list(map(str, chosen)))
+            _log.info(
+                "made, with this machine as its relay", network=name, subnets=list(map(str, chosen))
+            )
             self._begin_again()
             return Founded(report(membership, issuer=True), recovery_key)
 

@@ -38,6 +38,10 @@ class Disk:
         self.registrar = Registrar(self.store, self.membership)
         return self
 
+    def ledger_member(self, name: str):
+        """What the ledger of this machine has of a member."""
+        return self.registrar._ledger.named(name)
+
     def begin(self, token: Token):
         """Have the key to join with."""
         self.identity = self.store.begin_joining(token.invitation_id)

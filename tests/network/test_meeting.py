@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from shadowmesh.base.errors import RemoteProtocolError
+from shadowmesh.base.errors import IssuerRefused, RemoteProtocolError
+from shadowmesh.network import trust
 from shadowmesh.network.meeting import MEMBERS_AT_ONCE, Meeting
+from shadowmesh.network.membership import Membership
+from shadowmesh.network.registrar import Registrar
 from shadowmesh.wire.mesh.chunks import cut
-from shadowmesh.wire.mesh.messages import Attach, Gone, Lists, Member, Members, Version, decode
+from shadowmesh.wire.mesh.messages import (
+    Attach,
+    Gone,
+    Lists,
+    Member,
+    Members,
+    Renewed,
+    Trust,
+    Version,
+    decode,
+)
 from tests.network.disks import NOW, Disk, invite
 
 
@@ -47,8 +61,10 @@ class Link:
         for here, there in (self.ends, self.ends[::-1]):
             here.disk.membership.learn(there.disk.membership.certificate, NOW)
         for here, there in (self.ends, self.ends[::-1]):
-            key = there.disk.membership.identity.public_key
-            self.met[here] = here.meeting.meet(key, lambda body, here=here: self._send(here, body))
+            shown = there.disk.membership.certificate.der
+            self.met[here] = here.meeting.meet(
+                shown, lambda body, here=here: self._send(here, body)
+            )
 
     def _send(self, here, body):
         if len(self.said[here]) >= self.room:
@@ -268,3 +284,128 @@ def test_a_member_that_leaves_is_not_dialled_any_more(hub, talker):
     # Its last address stays known: it may be reachable, with every relay away.
     settle(ways[1:], [right, hub])
     assert right.peers()["left"] == "left.example:9001"
+
+
+def test_a_new_secret_reaches_all_and_the_one_before_counts_beside_it(hub, talker):
+    left = talker("left", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    before = left.disk.membership.psks
+    assert hub.disk.registrar.rotate_secret(NOW) == 2
+    settle([link], [left, hub])
+    assert left.disk.membership.psks == hub.disk.membership.psks
+    assert left.disk.membership.psks[1:] == before
+    hub.disk.registrar.rotate_secret(NOW)
+    settle([link], [left, hub])
+    assert before[0] not in left.disk.membership.psks
+    assert Membership.load(left.disk.store, NOW).psks == left.disk.membership.psks
+
+
+def test_a_secret_that_no_issuer_has_signed_is_nobodys(hub, talker):
+    left = talker("left", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    link.said[hub] += cut(
+        Renewed(network_secret=bytes(32), secret_epoch=9, secret_signature=bytes(64))
+    )
+    link.carry()
+    assert left.disk.membership.newest_secret.epoch == 1
+    assert left.meeting.refused == {"renewed_foreign": 1}
+
+
+def test_only_a_relay_may_renew(hub, talker):
+    left, right = talker("left", hub), talker("right", hub)
+    link = Link(left, right)
+    settle([link], [left, right])
+    link.said[left] += cut(Renewed(certificate=right.disk.membership.certificate.der))
+    link.carry()
+    assert right.meeting.refused == {"renewed": 1}
+
+
+def test_a_member_gets_its_new_certificate_and_takes_no_older_one(hub, talker):
+    left, right = talker("left", hub), talker("right", hub)
+    links = [Link(left, hub), Link(right, hub)]
+    settle(links, [left, right, hub])
+    old = left.disk.membership.certificate
+    made = hub.disk.registrar.issuer.reissue(hub.disk.ledger_member("left"), NOW, name="lapis")
+    hub.disk.membership.learn(made, NOW)
+    settle(links, [left, right, hub])
+    assert left.disk.membership.certificate.name == "lapis"
+    assert "lapis" in right.knows()
+    assert "left" not in right.knows()
+    links[0].said[hub] += cut(Renewed(certificate=old.der))
+    links[0].said[hub] += cut(Renewed(certificate=right.disk.membership.certificate.der))
+    links[0].carry()
+    assert left.disk.membership.certificate.name == "lapis"
+    assert left.meeting.refused == {"renewed_other_key": 1}
+    assert Membership.load(left.disk.store, NOW).certificate.name == "lapis"
+
+
+def test_a_replaced_authority_reaches_all_and_the_old_one_can_be_dropped(hub, talker):
+    left, right = talker("left", hub), talker("right", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    seed = trust.recovery_seed(hub.disk.recovery)
+    old = left.disk.membership.certificate
+    assert hub.disk.registrar.replace_authority(seed, NOW) == 3
+    settle([link], [left, hub])
+    # Who has not heard of the new one knows the old one only, so that is shown on.
+    assert left.disk.membership.certificate == old
+    assert Membership.load(left.disk.store, NOW)._next is not None
+    assert len(left.disk.membership.trust_list.authorities) == 2
+    # Who has not heard of it yet is a member all the same.
+    late = Link(right, hub)
+    settle([link, late], [left, right, hub])
+    assert hub.disk.registrar.drop_authorities(seed, NOW) == ()
+    settle([link, late], [left, right, hub])
+    for one in (left, right, hub):
+        assert len(one.disk.membership.trust_list.authorities) == 1
+        assert one.disk.membership.problem is None
+        assert one.disk.membership.certificate.issuer_key_id != old.issuer_key_id
+        assert one.knows() == ["hub", "left", "right"]
+        again = Membership.load(one.disk.store, NOW)
+        assert again.problem is None
+    Registrar(hub.disk.store, Membership.load(hub.disk.store, NOW)).close()
+
+
+def test_another_recovery_key_replaces_nothing(hub):
+    with pytest.raises(IssuerRefused, match="not the recovery key"):
+        hub.disk.registrar.replace_authority(bytes(31) + b"\1", NOW)
+    assert len(hub.disk.membership.trust_list.authorities) == 1
+
+
+def test_a_trust_list_of_another_recovery_key_is_nobodys(hub, talker, tmp_path):
+    left = talker("left", hub)
+    other = Disk(tmp_path / "foreign").found(name="foreign")
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    link.said[hub] += cut(Trust(trust_list=other.membership.trust_list.data))
+    link.said[hub] += cut(Trust(trust_list=b"junk"))
+    link.carry()
+    other.registrar.close()
+    assert left.meeting.refused == {"trust_foreign": 1, "trust_malformed": 1}
+    assert left.disk.membership.problem is None
+
+
+def test_the_issuer_signs_a_list_each_day_and_it_reaches_all(hub, talker):
+    left = talker("left", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    number = max(left.disk.membership.revocations.numbers.values())
+    hub.disk.registrar.look(NOW + timedelta(hours=23))
+    settle([link], [left, hub])
+    assert max(left.disk.membership.revocations.numbers.values()) == number
+    hub.disk.registrar.look(NOW + timedelta(hours=25))
+    settle([link], [left, hub])
+    assert max(left.disk.membership.revocations.numbers.values()) == number + 1
+
+
+def test_a_guest_whose_time_is_over_is_out_everywhere_whatever_clocks_say(hub, talker):
+    talker("guest", hub, lifetime_s=3600)
+    left = talker("left", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    assert "guest" in left.knows()
+    hub.disk.registrar.look(NOW + timedelta(hours=2))
+    settle([link], [left, hub])
+    assert left.knows() == ["hub", "left"]

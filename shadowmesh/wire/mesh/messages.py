@@ -7,7 +7,7 @@ a message is sent.
 ::
 
     joining      Join or Renew -->            <-- Joined or Refused      (mode 10, one each way)
-    both         Hello, Lists, Renewed
+    both         Hello, Trust, Lists, Renewed
     to a relay   Attach, Where
     from one     Members, Here, Gone, Busy, Error
     any          Part: a piece of a message that is too large for one record (`chunks`)
@@ -191,6 +191,7 @@ class Hello(_Said, frozen=True, kw_only=True, tag="hello"):
         boot_id: random, new with each start of the daemon (mesh-rules D2).
         lists: numbers of the revocation lists that it has.
         directory: what it knows of the directory; None: nothing.
+        trust_epoch, secret_epoch: of its trust list and of its newest network secret.
         relayed: "allow", "only" or "never": whether it wants to be carried.
     """
 
@@ -200,6 +201,14 @@ class Hello(_Said, frozen=True, kw_only=True, tag="hello"):
     lists: Annotated[tuple[ListNumber, ...], Meta(max_length=MAX_LISTS)] = ()
     directory: Version | None = None
     relayed: Literal["allow", "only", "never"] = "allow"
+    trust_epoch: Count = 0
+    secret_epoch: Count = 0
+
+
+class Trust(_Said, frozen=True, kw_only=True, tag="trust"):
+    """A trust list that may be newer than what the other side has; its signature decides."""
+
+    trust_list: TrustList
 
 
 class Lists(_Said, frozen=True, kw_only=True, tag="lists"):
@@ -327,6 +336,7 @@ Message = (
     | Joined
     | Refused
     | Hello
+    | Trust
     | Lists
     | Renewed
     | Attach
