@@ -249,6 +249,15 @@ class Ledger:
         found = self._db.execute("SELECT 1 FROM invitations WHERE key IS NOT NULL LIMIT 1")
         return found.fetchone() is not None
 
+    def has_superseded(self) -> bool:
+        """Tell whether any member may have missed that its certificate was replaced."""
+        found = self._db.execute(
+            "SELECT 1 FROM certificates JOIN members USING (public_key)"
+            " WHERE reason = ? AND removed_at IS NULL LIMIT 1",
+            (Reason.SUPERSEDED.value,),
+        )
+        return found.fetchone() is not None
+
     def sweep(self, now: datetime) -> None:
         """Forget K of the invitations that have ended."""
         with self.change():

@@ -385,6 +385,21 @@ class Membership:
         self.on_change()
         return True
 
+    def catch_up(self, answer: Joined, local: datetime) -> None:
+        """Let count what a member is told that was away for too long (mesh-rules C5, C6).
+
+        Raises:
+            BadCertificate, BadList: something of it does not count; what came before it does.
+        """
+        self.take_trust_list(answer.trust_list, local)
+        for data in answer.revocation_lists:
+            self.take_list(self.read_list(data), local)
+        self.learn_all([*answer.members, *(one.certificate for one in answer.relays)], local)
+        self.renew(answer.certificate, local)
+        self.take_secret(
+            Secret(answer.secret_epoch, answer.network_secret, answer.secret_signature)
+        )
+
     def _take_next(self, der: bytes, local: datetime) -> None:
         """Have the certificate that is shown later; one that counts no more is nothing."""
         with suppress(BadCertificate):

@@ -23,7 +23,7 @@ from shadowmesh.network.certificate import Authority, Certificate
 from shadowmesh.network.issuer import Issuer, Request, found_network
 from shadowmesh.network.ledger import Ledger, Terms
 from shadowmesh.network.membership import Facts, KnownRelay, Membership
-from shadowmesh.network.store import Secret, Store
+from shadowmesh.network.store import MAX_SECRETS, Secret, Store
 from shadowmesh.network.subnet import Network
 from shadowmesh.network.trust import TrustList
 from shadowmesh.wire.handshake.agreement import HandshakeResult
@@ -140,9 +140,17 @@ class Registrar:
     # --- for the operator ---------------------------------------------------------------------
 
     def gate_open(self, local: datetime) -> bool:
-        """Tell whether any invitation may still be shown: else nobody who joins is heard."""
+        """Tell whether anybody may have to ask: else nobody who wants to join is heard.
+
+        That is whoever holds an invitation, and members that missed the certificate that replaced
+        theirs, or two secrets.
+        """
         self._ledger.sweep(local)
-        return self._ledger.gate_open()
+        return (
+            self._ledger.gate_open()
+            or self._ledger.has_superseded()
+            or self._membership.newest_secret.epoch > MAX_SECRETS
+        )
 
     def invitations(self) -> list[ledger.Invitation]:
         """Return all invitations, the newest first; their secrets are nowhere."""

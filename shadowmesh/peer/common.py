@@ -66,6 +66,7 @@ class Common:
         membership: Membership | None = None,
         desk: Desk | None = None,
         meet: Meet | None = None,
+        on_out_of_date: Callable[[PeerEntry, HostPort], None] | None = None,
     ) -> None:
         """Args: as for `ConnectionManager`."""
         self._hellos = Hellos()
@@ -79,6 +80,7 @@ class Common:
         self._membership = membership
         self._desk = desk
         self._meet = meet
+        self._on_out_of_date = on_out_of_date
         self.mailbox = mailbox
         self.stopping = False
         self.device_kept = False
@@ -108,12 +110,15 @@ class Common:
         owner: HandshakeOwner,
         dialled: PeerEntry | None = None,
         asking: Asking | None = None,
+        *,
+        older_secret: bool = False,
     ) -> Tunnel:
         """Begin the handshake of a session over a connection.
 
         Args:
             dialled: whom we have dialled; None: somebody has come to us.
             asking: we have dialled to join a network: there will be no session.
+            older_secret: as for `terms_of`.
         Raises:
             LocalProtocolError, OSError, MemoryError: no means for one; the socket stays the
                 caller's.
@@ -131,6 +136,7 @@ class Common:
                 trusted=self._trusted,
                 membership=None if asking is not None else self._membership,
                 asking=asking,
+                older_secret=older_secret,
                 desk=self._desk if upgraded.server else None,
                 meet=None if asking is not None else self._meet,
             ),
@@ -178,6 +184,11 @@ class Common:
     def _set_offload(self) -> None:
         streams, datagrams = map(all, zip(*self._takes.values(), strict=True))
         self.device.offload(streams, udp=datagrams)
+
+    def out_of_date(self, peer: PeerEntry, target: HostPort) -> None:
+        """What we show to this member may be out of date: somebody may want to ask it for more."""
+        if self._on_out_of_date is not None:
+            self._on_out_of_date(peer, target)
 
     def came_in(self, tunnel: Tunnel) -> None:
         """This session is established: whoever was refused before has come in now.

@@ -110,6 +110,7 @@ class ConnectionManager:
         membership: Membership | None = None,
         desk: Desk | None = None,
         meet: Meet | None = None,
+        on_out_of_date: Callable[[PeerEntry, HostPort], None] | None = None,
     ) -> None:
         """Make a manager of a tunnel that is not wanted yet.
 
@@ -122,6 +123,8 @@ class ConnectionManager:
             known: is told from where peers authenticate.
             membership: in a network; then `config` lists the other members.
             desk: where whoever wants to join the network is answered.
+            on_out_of_date: told of a member, and where it was dialled, that may want another
+                certificate or secret of us.
             meet: takes what members say about the network, see `Terms.meet`.
         """
         self.identity = identity
@@ -144,6 +147,7 @@ class ConnectionManager:
             membership=membership,
             desk=desk,
             meet=meet,
+            on_out_of_date=on_out_of_date,
         )
         self._later = later
         #: of a list; None for a pair

@@ -76,6 +76,8 @@ class Outgoing:
         self._on_established = on_established
         self._on_failed = on_failed
         self.route = Route()
+        #: a member that has not heard of the newest secret is silent to it (mesh-rules C6)
+        self._older_secret = False
         dial = partial(common.dial, route=self.route)
         self._dialler = Dialler(post, dial, self._upgraded, self._failed)
 
@@ -109,7 +111,9 @@ class Outgoing:
     def _upgraded(self, upgraded: Upgraded) -> None:
         self._on_phase(Phase.HANDSHAKE)
         try:
-            self.tunnel = self._common.start_tunnel(upgraded, self, self._peer)
+            self.tunnel = self._common.start_tunnel(
+                upgraded, self, self._peer, older_secret=self._older_secret
+            )
         except (LocalProtocolError, OSError, MemoryError) as error:
             upgraded.sock.close()
             self._failed(PeerUnreachable(f"cannot start a session: {error or 'no memory'}"))
@@ -134,6 +138,14 @@ class Outgoing:
             return
         self._on_failed(error, collision)
 
+    def _look_for_renewal(self, ended: Ended) -> None:
+        """A relay says that our certificate was replaced, or is silent to each of our secrets."""
+        missed = ended.kind == "refused" and not self._older_secret
+        peer, target = self._peer, self._target
+        if (missed or ended.rejected == RejectReason.RENEW) and peer is not None:
+            assert target is not None
+            self._common.out_of_date(peer, target)
+
     # --- tunnel.DiallingOwner -----------------------------------------------------------------
 
     def authenticated(self, tunnel: Tunnel, result: HandshakeResult) -> None:
@@ -152,6 +164,7 @@ class Outgoing:
         """The peer has accepted us."""
         if not tunnel.over and tunnel is self.tunnel:
             self.tunnel = None
+            self._older_secret = False
             self.route.succeeded(tunnel.wss.remote_address)
             if self.route.segment_bytes is not None:
                 self._common.tell(
@@ -174,6 +187,9 @@ class Outgoing:
         if tunnel is self.tunnel:
             self.tunnel = None
             self._common.handshakes[ended.kind] += 1
+            if ended.kind == "refused":
+                self._older_secret = not self._older_secret
+            self._look_for_renewal(ended)
             # A refusal comes at once; one that comes late is the peer's own time-out.
             if boottime() >= tunnel.started_at + SILENCE_S:
                 self.route.timed_out()

@@ -141,6 +141,7 @@ def terms_of(
     asking: Asking | None = None,
     desk: Desk | None = None,
     meet: Meet | None = None,
+    older_secret: bool = False,
 ) -> Terms:
     """Return the terms for a session over a link with this TLS certificate, served or seen.
 
@@ -154,6 +155,7 @@ def terms_of(
         asking: we want to join a network.
         desk: of a network's relay, when somebody has come to us.
         meet: as in `Terms`.
+        older_secret: dial with the network's secret before the newest, if it is known.
     """
     pin = config.peer.public_key if dialled is None else dialled.public_key
     key = config.encryption.key
@@ -186,10 +188,16 @@ def terms_of(
         desk=desk,
         meet=meet,
     )
-    return terms if membership is None else _of_member(terms, membership, dialled)
+    return (
+        terms
+        if membership is None
+        else _of_member(terms, membership, dialled, older_secret=older_secret)
+    )
 
 
-def _of_member(terms: Terms, membership: Membership, dialled: PeerEntry | None) -> Terms:
+def _of_member(
+    terms: Terms, membership: Membership, dialled: PeerEntry | None, *, older_secret: bool
+) -> Terms:
     """Return the terms between members: the network's secret, and a certificate of each."""
     psks = membership.psks
     key = None if dialled is None else dialled.public_key
@@ -206,7 +214,7 @@ def _of_member(terms: Terms, membership: Membership, dialled: PeerEntry | None) 
         terms,
         policy=replace(
             terms.policy,
-            psk=None if key is None else psks[0],
+            psk=None if key is None else psks[-1 if older_secret else 0],
             psks=psks if key is None else (),
             peer_public_key=key,
             trusted=None,

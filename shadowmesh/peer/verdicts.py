@@ -88,6 +88,11 @@ def objection(
 
 def compare_keys(config: Config) -> str:
     """What to do where two sides do not know each other's keys."""
+    if config.in_network:
+        return (
+            "one of the two may have been removed from the network, or have made itself anew: compare"
+            " `shadowmesh network show` on both"
+        )
     keys = "the keys in peers" if config.listed else "peer.public_key"
     return f"compare encryption.key and {keys} on both sides"
 

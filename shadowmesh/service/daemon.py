@@ -490,6 +490,7 @@ class Daemon:
             membership=None if member is None else member.membership,
             desk=None if member is None else member.desk,
             meet=None if member is None else member.meeting.meet,
+            on_out_of_date=None if member is None else member.may_be_out_of_date,
         )
         self._peer_port = PeerPort(certificate, self._manager.take_incoming, self._store, known)
         traversal.recorder = self._recorder
@@ -522,7 +523,7 @@ class Daemon:
         self._manager.start()
         if member is not None:
             undo.callback(member.stop)
-            member.start(self._members_changed)
+            member.start(self._manager.ask_to_join, self._members_changed)
         self._start_http(undo, token, api)
 
     def _beat(self) -> None:

@@ -13,6 +13,7 @@ a certificate is worth (`network`). Loaded only by a daemon that is in a network
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,15 @@ import gevent
 from shadowmesh import __version__
 from shadowmesh.base import log
 from shadowmesh.base.clock import boottime, next_tick, utc_now
-from shadowmesh.base.errors import BadList, IssuerRefused, KeyFileError, NotInNetwork
+from shadowmesh.base.errors import (
+    BadCertificate,
+    BadList,
+    ControlError,
+    IssuerRefused,
+    KeyFileError,
+    NotInNetwork,
+    PeerRefused,
+)
 from shadowmesh.config import Addresses, joined
 from shadowmesh.keys import sodium
 from shadowmesh.network.ledger import FILE as LEDGER
@@ -30,19 +39,32 @@ from shadowmesh.network.membership import Membership
 from shadowmesh.network.registrar import Registrar
 from shadowmesh.network.store import Store
 from shadowmesh.service.desk import Desk
+from shadowmesh.wire.mesh.messages import Joined, Renew
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
     from pathlib import Path
 
-    from shadowmesh.config import LoadedConfig
+    from shadowmesh.config import HostPort, LoadedConfig, PeerEntry
+    from shadowmesh.keys.identity import Identity
     from shadowmesh.network.certificate import Certificate
     from shadowmesh.network.subnet import Network
+    from shadowmesh.wire.handshake.agreement import HandshakeResult
+    from shadowmesh.wire.mesh.joining import Answer, Question
 
 #: between two looks at what waits to be said, and at what has changed in the directory
 TICK_S: Final = 1.0
+#: of one relay, from the dial to its answer
+ASK_TIMEOUT_S: Final = 15.0
+#: between two questions for a newer certificate
+RENEW_PAUSE_S: Final = 60.0
 #: so many of them between two looks at the ledger and at lists
 LOOK_TICKS: Final = 60
+
+#: asks a relay to be let in: address, our key, the relay's, the question, seconds
+Ask = Callable[
+    ["HostPort", "Identity", bytes, Callable[["HandshakeResult"], "Question"], float], "Answer"
+]
 
 _log = log.get("network")
 
@@ -72,6 +94,8 @@ class Member:
             seconds=time.monotonic,
         )
         self._on_members: Callable[[], None] = lambda: None
+        self._ask: Ask
+        self._renew_at = 0.0
         self._greenlet: gevent.Greenlet | None = None
 
     @classmethod
@@ -90,8 +114,14 @@ class Member:
         """Return what is in force in this network. Raises ConfigError: something contradicts."""
         return as_member(loaded, self.membership)
 
-    def start(self, on_members: Callable[[], None]) -> None:
-        """Begin to talk. `on_members`: other members are known, or somebody is out."""
+    def start(self, ask: Ask, on_members: Callable[[], None]) -> None:
+        """Begin to talk.
+
+        Args:
+            ask: as `ConnectionManager.ask_to_join`.
+            on_members: other members are known, or somebody is out.
+        """
+        self._ask = ask
         facts = self.membership.facts
         _log.info(
             "this machine is a member",
@@ -115,6 +145,38 @@ class Member:
             self._greenlet.kill()
         if self.registrar is not None:
             self.registrar.close()
+
+    def may_be_out_of_date(self, peer: PeerEntry, address: HostPort) -> None:
+        """A relay refuses us: ask it for our certificate and the secret of today, now and then."""
+        known = self.membership.of_key(peer.public_key or b"")
+        now = time.monotonic()
+        if known is None or "relay" not in known.roles or now < self._renew_at:
+            return
+        self._renew_at = now + RENEW_PAUSE_S
+        gevent.spawn(self._catch_up, address, known.public_key)
+
+    def _catch_up(self, address: HostPort, relay_key: bytes) -> None:
+        membership = self.membership
+        try:
+            answer = self._ask(
+                address,
+                membership.identity,
+                relay_key,
+                lambda _result: Renew(certificate=membership.certificate.der),
+                ASK_TIMEOUT_S,
+            )
+            if not isinstance(answer, Joined):
+                raise PeerRefused(getattr(answer, "detail", "") or "it is busy")
+            membership.catch_up(answer, utc_now())
+        except (ControlError, BadCertificate, BadList) as error:
+            _log.limited(3600).warning(
+                "a relay refuses this member, and gives it no newer certificate or secret",
+                relay=str(address),
+                cause=error,
+                remedy="ask who runs the network: this machine may have been removed",
+            )
+            return
+        _log.info("certificate and secret were renewed", relay=str(address))
 
     def issuing(self) -> Registrar:
         """Return who invites and removes.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from shadowmesh.base import log
 from shadowmesh.base.clock import utc_now
@@ -52,7 +52,7 @@ from shadowmesh.network import joining, registrar, subnet
 from shadowmesh.network.ledger import Invitation, Terms
 from shadowmesh.network.membership import KnownRelay, Membership
 from shadowmesh.network.store import Store
-from shadowmesh.service.member import Member, as_member, need, tunnel_addresses
+from shadowmesh.service.member import ASK_TIMEOUT_S, Ask, Member, as_member, need, tunnel_addresses
 from shadowmesh.wire.mesh import identifiers
 from shadowmesh.wire.mesh.messages import Busy, Join, Joined, Refused
 from shadowmesh.wire.mesh.token import Token
@@ -64,15 +64,6 @@ if TYPE_CHECKING:
     from shadowmesh.keys.identity import Identity
     from shadowmesh.network.membership import Facts
     from shadowmesh.wire.handshake.agreement import HandshakeResult
-    from shadowmesh.wire.mesh.joining import Answer, Question
-
-#: of one relay, from the dial to its answer
-ASK_TIMEOUT_S: Final = 15.0
-
-#: asks a relay to be let in: address, our key, the relay's, the question, seconds
-Ask = Callable[
-    ["HostPort", "Identity", bytes, Callable[["HandshakeResult"], "Question"], float], "Answer"
-]
 
 _log = log.get("network")
 

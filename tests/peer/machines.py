@@ -171,6 +171,8 @@ class Machine:
         self.membership = None
         #: where whoever wants to join it is answered
         self.desk = None
+        #: told of a relay that refuses this member
+        self.on_out_of_date = None
         self.listener = None
         self.manager = None
 
@@ -237,7 +239,8 @@ class Machine:
             options["dial"] = self._dial
         self.manager = ConnectionManager(
             self.config, self.identity, self.plane, self.device, tls.client_context(),
-            known=self.known, membership=self.membership, desk=self.desk, **options,
+            known=self.known, membership=self.membership, desk=self.desk,
+            on_out_of_date=self.on_out_of_date, **options,
         )  # fmt: skip
         if self._listen:
             self.listener = Listener(

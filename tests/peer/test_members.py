@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import gevent
 import pytest
 
 from shadowmesh.base.errors import ConnectTimeout, PeerRefused
 from shadowmesh.config import HostPort
 from shadowmesh.network.membership import KnownRelay
 from shadowmesh.service.desk import Desk
-from shadowmesh.wire.mesh.messages import Joined, Refused
+from shadowmesh.wire.mesh.messages import Joined, Refused, Renew
 from tests.network.disks import Disk, invite
 from tests.peer.machines import Machine, wait_for
 
@@ -200,6 +201,77 @@ def test_a_relay_that_does_not_answer_ends_the_wait(hub, member):
     token = invite(hub.disk)
     with silent_port() as nobody, pytest.raises(ConnectTimeout, match="did not answer in"):
         laptop.is_answered(hub, token, dialled=nobody, timeout_s=0.2)
+
+
+def test_who_missed_a_new_secret_is_reached_with_the_one_before(hub, member):
+    laptop = member("laptop").join(hub).start()
+    hub.disk.registrar.rotate_secret(datetime.now(UTC))
+    hub.meets(laptop)
+    hub.has(laptop)
+    assert laptop.knows(hub).current.result.mode == 7
+
+
+def test_who_missed_a_new_secret_reaches_who_has_it(hub, member):
+    laptop = member("laptop").join(hub).start()
+    hub.disk.registrar.rotate_secret(datetime.now(UTC))
+    laptop.meets(hub).has(hub)
+
+
+def catches_up(laptop, hub):
+    """Let a member ask the hub for what it has missed, once it is refused."""
+    hub.desk.look()
+
+    def ask(_peer, address):
+        def wait():
+            answer = laptop.manager.ask_to_join(
+                address,
+                laptop.membership.identity,
+                hub.identity.public_key,
+                lambda _result: Renew(certificate=laptop.membership.certificate.der),
+                10,
+            )
+            laptop.membership.catch_up(answer, datetime.now(UTC))
+
+        gevent.spawn(wait)
+
+    laptop.on_out_of_date = ask
+    return laptop
+
+
+def test_who_missed_two_secrets_asks_for_the_third_and_is_in(hub, member):
+    laptop = member("laptop").join(hub)
+    for _ in range(2):
+        hub.disk.registrar.rotate_secret(datetime.now(UTC))
+    catches_up(laptop, hub).start().meets(hub).has(hub)
+    assert laptop.membership.psks[0] == hub.membership.psks[0]
+
+
+def test_who_missed_that_its_certificate_was_replaced_gets_the_new_one(hub, member):
+    laptop = member("laptop").join(hub)
+    now = datetime.now(UTC)
+    registrar = hub.disk.registrar
+    registrar.issuer.reissue(hub.disk.ledger_member("laptop"), now, name="lapis", at_once=True)
+    registrar.issuer.make_list(now)
+    hub.membership.sift(now)
+    catches_up(laptop, hub).start().meets(hub).has(hub)
+    assert laptop.membership.certificate.name == "lapis"
+
+
+def test_who_was_removed_is_given_nothing(hub, member):
+    laptop = member("laptop").join(hub)
+    hub.disk.registrar.rotate_secret(datetime.now(UTC))
+    hub.disk.registrar.rotate_secret(datetime.now(UTC))
+    hub.disk.registrar.remove("laptop", datetime.now(UTC))
+    hub.desk.look()
+    laptop.start()
+    answer = laptop.manager.ask_to_join(
+        hub.address,
+        laptop.membership.identity,
+        hub.identity.public_key,
+        lambda _result: Renew(certificate=laptop.membership.certificate.der),
+        10,
+    )
+    assert answer.reason == "removed"
 
 
 def test_a_member_of_another_network_is_not_let_in(hub, member):
