@@ -136,6 +136,8 @@ class MeshSection:
     max_macs: int
     #: send broadcast, multicast and unknown unicast to every peer
     broadcast: bool
+    #: where members of a network may dial this one
+    announce: tuple[HostPort, ...]
 
 
 @dataclass(frozen=True, slots=True)

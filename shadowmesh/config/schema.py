@@ -220,6 +220,10 @@ _KEYS = (
         "send broadcast, multicast and unknown unicast to every peer",
     ),
     Key(
+        "mesh.announce", "", _TEXT_OR_LIST, values.announced,
+        "host:port by which members of a network may dial this one, separated by commas",
+    ),
+    Key(
         "nat.enabled", "true", _BOOLEAN, values.boolean,
         "look for a direct UDP path beside WSS", reload=True,
     ),

@@ -44,6 +44,8 @@ _URL_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
 #: IFNAMSIZ - 1, linux/if.h
 INTERFACE_NAME_MAX_BYTES = 15
 MAX_STUN_SERVERS = 8
+#: as many as one message of the network has room for
+MAX_ANNOUNCED = 8
 #: one of each family is what most want; each is one more request when the device is made
 MAX_TUNNEL_ADDRESSES = 8
 _MAX_URL_PATH = 256
@@ -250,6 +252,14 @@ def remotes(text: str) -> tuple[HostPort, ...]:
     if len(values) > MAX_STUN_SERVERS:
         raise ValueError(f"at most {MAX_STUN_SERVERS} servers, got {len(values)}")
     return values
+
+
+def announced(text: str) -> tuple[HostPort, ...]:
+    """Addresses that others can dial, separated by commas; empty for none."""
+    found = tuple(peer(part.strip()) for part in text.split(",")) if text.strip() else ()
+    if len(found) > MAX_ANNOUNCED:
+        raise ValueError(f"at most {MAX_ANNOUNCED} addresses, got {len(found)}")
+    return found
 
 
 def interface_addresses(text: str) -> Addresses:

@@ -285,6 +285,15 @@ class Membership:
         """Return the member that a node id names."""
         return self._members.owner("node id", node_id)
 
+    def announce(self, addresses: tuple[HostPort, ...]) -> None:
+        """Let others dial this machine by these addresses; a relay's invitations name the first."""
+        own = self.identity.public_key
+        relays = self.facts.relays
+        if "relay" in self.certificate.roles:
+            relays = tuple(one for one in relays if one.public_key != own)
+            relays = (*(KnownRelay(one, own) for one in addresses[:1]), *relays)
+        self.facts = replace(self.facts, announce=tuple(map(str, addresses)), relays=relays)
+
     def note_addresses(self, told: Mapping[bytes, str | None]) -> None:
         """Remember where members are: a hint of a relay, by public key; None: nowhere any more.
 

@@ -674,7 +674,7 @@ def _load_member(file: LoadedConfig) -> Member | None:
         return None
     from shadowmesh.service.member import Member
 
-    return Member.load(state_dir)
+    return Member.load(file.config)
 
 
 def _load_networks() -> ModuleType:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from shadowmesh.config import HostPort, LoadedConfig, PeerEntry
+    from shadowmesh.config import Config, HostPort, LoadedConfig, PeerEntry
     from shadowmesh.keys.identity import Identity
     from shadowmesh.network.certificate import Certificate
     from shadowmesh.network.subnet import Network
@@ -99,15 +99,18 @@ class Member:
         self._greenlet: gevent.Greenlet | None = None
 
     @classmethod
-    def load(cls, state_dir: Path) -> Member:
-        """Return what the disk says this machine is.
+    def load(cls, config: Config) -> Member:
+        """Return what disk and configuration say this machine is.
 
         Raises:
             KeyFileError: a file is wrong, or missing.
         """
+        state_dir = config.daemon.state_dir
         membership = Membership.load(Store(state_dir), utc_now())
         if membership is None:
             raise KeyFileError(f"{Store(state_dir).path}: there is no certificate any more")
+        if config.mesh.announce:
+            membership.announce(config.mesh.announce)
         return cls(state_dir, membership)
 
     def configuration(self, loaded: LoadedConfig) -> LoadedConfig:

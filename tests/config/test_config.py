@@ -341,6 +341,7 @@ WRONG = {
     "peer.auto_connect": ["", "maybe"],
     "mesh.max_macs": ["", "255", "32769", "many"],
     "mesh.broadcast": ["", "some"],
+    "mesh.announce": ["0.0.0.0:1", "a:0", "a:1,,b:1", ",".join(f"s{i}:1" for i in range(9))],
     "nat.enabled": ["", "auto"],
     "nat.stun_server": ["stun", "a:1,b", "a:1,,b:1", ",".join(f"s{i}:1" for i in range(9))],
     "nat.detection_timeout": ["", "499ms", "61s", "5"],
