@@ -5,7 +5,8 @@ machine comes into a network, its files, certificates.
 
 ::
 
-    network.local_ip          the certificate's addresses; ignored when it is the default, however set
+    network.local_ip          the certificate's addresses; ignored when it is the default, however
+                              set; without a TAP device there is nothing to have them
     peers                     the other members; no peer of the file stands beside them
     encryption.key            not used: members have the secret of the network
     websocket.listen_address  the port that the network was made with, where these two are left
@@ -51,6 +52,7 @@ def joined(
     if problems:
         raise ConfigError(problems)
     source = f"joined {network}"
+    headless = config.network.headless
     warnings = [warning for warning in loaded.warnings if warning not in (NOBODY, ANYBODY)]
     if config.encryption.key is not None:
         warnings.append(
@@ -62,7 +64,7 @@ def joined(
         loaded,
         config=replace(
             listens,
-            network=replace(config.network, local_ip=addresses),
+            network=config.network if headless else replace(config.network, local_ip=addresses),
             encryption=replace(config.encryption, key=None),
             peer_list=tuple(members),
             in_network=True,
@@ -70,7 +72,7 @@ def joined(
         sources={
             **loaded.sources,
             **port_sources,
-            _LOCAL_IP.name: source,
+            **({} if headless else {_LOCAL_IP.name: source}),
             PEERS: source,
             **{f"{PEERS}.{entry.name}": source for entry in members},
         },
@@ -107,7 +109,7 @@ def _problems(loaded: LoadedConfig, network: str, addresses: Addresses) -> Itera
         message = f"cannot stand beside the network {network}, which names the peers; {way_out}"
         yield Problem(sources[name], None, name, message)
     local_ip = config.network.local_ip
-    if local_ip not in (_SHIPPED, addresses):
+    if not config.network.headless and local_ip not in (_SHIPPED, addresses):
         message = (
             f"is not {addresses}, which this machine has by its certificate in the network"
             f" {network}; {way_out}"

@@ -26,6 +26,7 @@ from shadowmesh.base.constants import (
     USER_STATE_DIR,
 )
 from shadowmesh.base.errors import ConfigError, Problem
+from shadowmesh.base.units import listed as joined_by_commas
 from shadowmesh.base.words import nearest
 from shadowmesh.config import peerlist, yamlfile
 from shadowmesh.config.model import Addresses, Config, HostPort, LoadedConfig
@@ -45,6 +46,15 @@ ANYBODY = (
     "peer.public_key is not set: whoever holds encryption.key can pose as anybody; set "
     "peer.public_key to pin the peer"
 )
+
+#: what is of the TAP alone: what holds without one. Without `offload` no peer would have it either:
+#: its kernel does not know for whom a frame is
+_WITHOUT_TAP: dict[str, Any] = {
+    "network.local_ip": Addresses(),
+    "network.persist_tap": False,
+    "network.offload": True,
+    "network.queues": "auto",
+}
 
 #: which nobody reads, and somebody may hope for
 _PEERS_VARIABLE = ENVIRONMENT_PREFIX + PEERS.upper()
@@ -109,6 +119,9 @@ def load(
     service_dir = _service_directory(environ)
     if service_dir is not None:
         _use_service_directory(values, settings, service_dir)
+    unused: list[str] = []
+    if not (problems or values["network.tap_device"]):
+        unused = _do_without_tap(values, settings)
     if not problems:
         _resolve(values, home, problems, is_root=root)
     if not problems:
@@ -124,7 +137,7 @@ def load(
         sources[PEERS] = str(listed)
         sources.update({f"{PEERS}.{peer.entry.name}": str(peer) for peer in listed.peers})
     config = _build(values, listed)
-    warnings = tuple(_warnings(config, found, content))
+    warnings = tuple(_warnings(config, found, content, unused))
     return LoadedConfig(config, sources, found, warnings)
 
 
@@ -307,6 +320,20 @@ def _resolve(
     )
 
 
+def _do_without_tap(values: dict[str, Any], settings: dict[str, _Setting]) -> list[str]:
+    """Set what is of the TAP as it is without one; return the keys that say something else.
+
+    That a key has its default says nothing: the example has all of them.
+    """
+    unused = []
+    for name, value in _WITHOUT_TAP.items():
+        given, default = values[name], KEYS[name].default
+        if given != value and default is not None and given != KEYS[name].parse(default):
+            unused.append(name)
+        values[name], settings[name] = value, settings["network.tap_device"]
+    return unused
+
+
 def _refuse_both(
     listed: PeerList, settings: Mapping[str, _Setting], problems: list[Problem]
 ) -> None:
@@ -446,10 +473,17 @@ def _build(values: Mapping[str, Any], listed: PeerList | None) -> Config:
     )
 
 
-def _warnings(config: Config, path: Path | None, content: FileContent | None) -> Iterable[str]:
+def _warnings(
+    config: Config, path: Path | None, content: FileContent | None, unused: Sequence[str]
+) -> Iterable[str]:
     mode = 0 if content is None else content.mode
     if mode & 0o022:
         yield f"{path} may be changed by others (mode {mode:04o}); `chmod go-w {path}`"
+    if unused:
+        yield (
+            "network.tap_device is empty: there is no TAP device, and what is set of it is not used;"
+            f" remove {joined_by_commas(unused)}, or name a device"
+        )
     if config.listed and not config.peers:
         yield f"{PEERS} is an empty list: no peer is accepted and none is dialled; add one"
     if config.mode == 0:

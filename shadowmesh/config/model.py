@@ -86,6 +86,7 @@ class DaemonSection:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSection:
+    #: empty: none, see `headless`
     tap_device: str
     local_ip: Addresses
     mtu: int
@@ -95,6 +96,11 @@ class NetworkSection:
     queues: int | Literal["auto"]
     #: of the threads that carry frames
     realtime: bool
+
+    @property
+    def headless(self) -> bool:
+        """Whether there is to be no TAP: nothing of this host goes into the tunnel, or out of it."""
+        return not self.tap_device
 
 
 @dataclass(frozen=True, slots=True)

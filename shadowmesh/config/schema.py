@@ -158,8 +158,8 @@ _KEYS = (
         "directory of the identity key and the API token",
     ),
     Key(
-        "network.tap_device", "tap0", _TEXT, values.interface_name,
-        "name of the TAP device, at most 15 bytes",
+        "network.tap_device", "tap0", _TEXT, values.optional_interface_name,
+        'name of the TAP device, at most 15 bytes; "" for none',
     ),
     Key(
         "network.local_ip", "10.0.0.1/24", _TEXT_OR_LIST, values.interface_addresses,

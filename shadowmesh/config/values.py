@@ -380,10 +380,10 @@ def _mac(text: str) -> bytes:
     return value
 
 
-def interface_name(text: str) -> str:
-    """A name that Linux takes for an interface as it is."""
+def optional_interface_name(text: str) -> str:
+    """A name that Linux takes for an interface as it is; empty for none."""
     if not text:
-        raise ValueError("must not be empty")
+        return text
     if len(text.encode()) > INTERFACE_NAME_MAX_BYTES:
         raise ValueError(f"is longer than {INTERFACE_NAME_MAX_BYTES} bytes: {show(text)}")
     # '%' would make the kernel choose a number; the others it refuses, or tools misread

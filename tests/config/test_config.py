@@ -313,7 +313,7 @@ WRONG = {
     "daemon.pid_file": ["shadowmesh.pid", "~/pid", "/tmp/a\nb", "/" + "a" * 5000],
     "daemon.state_dir": ["", "state"],
     "network.tap_device": [
-        "", "sixteen-bytes-ab", "a/b", "a b", "a\tb", ".", "..", "a:b", "tap%d", "täp", "-x",
+        "sixteen-bytes-ab", "a/b", "a b", "a\tb", ".", "..", "a:b", "tap%d", "täp", "-x",
         "all", "default",
     ],
     "network.local_ip": [
@@ -382,6 +382,7 @@ def test_wrong_values_are_refused_with_the_name_of_the_key(problem, name):
         ("daemon.api_socket", "", None),
         ("daemon.api_socket", "/" + "a" * 99, Path("/" + "a" * 99)),
         ("network.tap_device", "fifteen-bytes-a", "fifteen-bytes-a"),
+        ("network.tap_device", "", ""),
         ("network.local_ip", "", ()),
         ("network.local_ip", " ", ()),
         ("network.local_ip", "fd00::1/64", (ip_interface("fd00::1/64"),)),
@@ -719,6 +720,58 @@ def test_missing_keys_and_a_public_api_give_warnings(load):
         assert "clear text" in warning
     for host in ("localhost", "[::1]", "127.9.9.9"):
         assert load(pinned, {"daemon.listen_address": f"{host}:9"}).warnings == ()
+
+
+# --- Without a TAP device ---------------------------------------------------------------------
+
+PINNED = f"peer:\n  public_key: {PUBLIC_TEXT}\n"
+
+
+@pytest.mark.parametrize(
+    "shipped", ["", "  local_ip: 10.0.0.1/24\n  queues: auto\n", '  local_ip: ""\n']
+)
+def test_without_a_device_what_is_of_it_has_one_value_and_the_defaults_say_nothing(load, shipped):
+    loaded = load(f'{PINNED}network:\n  tap_device: ""\n{shipped}')
+    network = loaded.config.network
+    assert network.headless
+    assert (network.local_ip, network.persist_tap, network.queues) == ((), False, "auto")
+    # Said of this side it would be so for the devices of all peers.
+    assert network.offload
+    assert loaded.warnings == ()
+    assert loaded.sources["network.local_ip"] == f"{loaded.path}:4"
+    assert load(config.redacted(loaded)).config == loaded.config
+
+
+def test_what_is_set_of_a_device_that_is_not_there_is_not_used_and_that_is_told(load):
+    text = (
+        "  local_ip: 10.9.0.1/24\n  mtu: 1400\n  offload: false\n  persist_tap: true\n  queues: 2\n"
+    )
+    loaded = load(f"{PINNED}network:\n{text}", {"network.tap_device": ""})
+    assert loaded.config.network.local_ip == ()
+    assert loaded.config.network.offload
+    assert loaded.config.network.mtu == 1400
+    (warning,) = loaded.warnings
+    assert "there is no TAP device" in warning
+    assert (
+        "remove network.local_ip, network.persist_tap, network.offload and network.queues"
+        in warning
+    )
+
+
+def test_without_a_device_no_peer_lies_inside_of_the_tunnel(load, problem):
+    flags = {"peer.address": "10.0.0.2:9001"}
+    assert "the network inside the tunnel" in problem("", flags).message
+    load("", {**flags, "network.tap_device": ""})
+
+
+def test_a_device_is_done_without_only_where_that_is_written(problem):
+    assert "must be text, got nothing" in problem("network:\n  tap_device:\n").message
+
+
+def test_a_device_that_comes_or_goes_waits_for_a_restart(load):
+    old, new = load(PINNED).config, load(f'{PINNED}network:\n  tap_device: ""\n').config
+    for one, other in ((old, new), (new, old)):
+        assert config.diff(one, other) == ((), ("network.tap_device", "network.local_ip"))
 
 
 # --- Report and reload ------------------------------------------------------------------------

@@ -55,6 +55,15 @@ def test_a_member_alone_in_its_network_is_warned_of_nothing(load):
     assert joined_config(loaded, "home", ADDRESSES, []).warnings == ()
 
 
+def test_a_member_without_a_device_has_its_addresses_by_certificate_alone(load):
+    loaded = load('network:\n  tap_device: ""\n')
+    found = joined(loaded)
+    assert found.config.network == loaded.config.network
+    assert found.config.network.local_ip == ()
+    assert found.sources["network.local_ip"] == f"{loaded.path}:2"
+    assert found.config.peers == (SERVER,)
+
+
 @pytest.mark.parametrize("address", ["10.0.0.1/24", str(ADDRESSES)])
 def test_an_address_that_says_nothing_else_may_stand_beside_a_network(load, address):
     loaded = load(f'network:\n  local_ip: "{address}"\n')
