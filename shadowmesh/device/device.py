@@ -10,6 +10,9 @@ hears of its loss. Does not know: why the device is wanted, sessions, the peer.
     open() --> tap.open_tap --> plane.attach_tap          kernel: `ip link delete tap0`
                                 plane.event_fd  <-------- the TAP threads give up
     renew() <-- the owner <-- on_lost <-- _watch
+
+With an empty `network.tap_device` there is none: open() does nothing, and the plane has no TAP
+threads and drops what comes. Whoever holds the device need not know.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class Device:
     """The device, open or not.
 
     Attributes:
-        tap: None while closed.
+        tap: None while closed, and always without a device.
         udp_super_frames: the kernel takes super-frames of datagrams.
         problem: why the last attempt to open it failed; None when it did not.
     """
@@ -102,10 +105,11 @@ class Device:
 
         It stays as it is, addresses and bridge included, until open() or close().
         """
-        fd = self._store.take(TAP)
+        network = self._network
+        # Of a run with a device nobody claims it, and so the store lets it go.
+        fd = None if network.headless else self._store.take(TAP)
         if fd is None:
             return
-        network = self._network
         why = misfit(
             fd,
             network.tap_device,
@@ -128,9 +132,9 @@ class Device:
         Raises:
             DeviceUnavailable: it cannot be done; nothing is left behind.
         """
-        if self.tap is not None:
-            return
         network = self._network
+        if self.tap is not None or network.headless:
+            return
         held, self._held = self._held, None
         try:
             tap = self._open_tap(

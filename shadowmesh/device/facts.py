@@ -97,6 +97,7 @@ class HostFacts:
         name: of the tunnel's device.
         device: None when there is no interface of this name.
         target: None when none was asked for.
+        name: empty where the daemon runs without a device.
         problem: why the kernel could not be asked; then the others are None.
         others: the addresses of the other interfaces, without loopback and link-local ones.
     """

@@ -275,6 +275,12 @@ def test_udp_segmentation_is_left_out_where_the_kernel_has_none():
     assert kernel.offload == tap.OFFLOAD_TCP
 
 
+def test_where_no_device_is_wanted_nothing_is_asked_of_the_kernel():
+    kernel = FakeKernel(failures={"open": errno.EACCES})
+    assert tap.check_permission("", kernel)
+    assert kernel.calls == []
+
+
 def test_offload_is_what_was_asked_for():
     kernel = FakeKernel()
     assert tap.check_permission("tap0", kernel)

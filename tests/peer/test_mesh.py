@@ -28,7 +28,7 @@ from shadowmesh.config.model import Secret
 from shadowmesh.device.tap import OFFLOAD_TCP, OFFLOAD_UDP
 from shadowmesh.peer.peer import COLLISION_WAIT_S
 from shadowmesh.wire.peer.states import State
-from tests.peer.machines import VNET_HEADER, Clock, Machine, wait_for
+from tests.peer.machines import VNET_HEADER, Clock, Machine, frame, wait_for
 
 PSK = bytes(range(32))
 NOBODY = HostPort("127.0.0.1", 1)
@@ -570,6 +570,20 @@ def test_the_kernel_hands_over_only_what_every_peer_takes(make):
     assert one.tap.offload == 0
     one.manager.disconnect("plain")
     assert one.tap.offload == OFFLOAD_TCP | OFFLOAD_UDP
+
+
+def test_a_peer_without_a_device_takes_from_nobody_what_the_others_take(make):
+    """It drops super-frames as well as others; the kernel goes on handing them to all."""
+    one, other = make("one"), make("other")
+    headless = make("headless", flags={"network.tap_device": "", "network.offload": "false"})
+    connect_all([one, other, headless])
+    for machine in (one, other):
+        assert machine.tap.offload == OFFLOAD_TCP | OFFLOAD_UDP
+    assert headless.taps == []
+    one.tap.kernel.send(VNET_HEADER + frame(b"to all"))
+    wait_for(lambda: headless.plane.counters()["rx_dropped"]["tap_gone"] == 1, "dropped by name")
+    assert headless.plane.counters()["frames_written"] == 0
+    assert headless.manager.tap is headless.manager.device_problem is None
 
 
 def test_when_each_peer_was_last_here_is_known_after_a_restart(trio, make):

@@ -45,7 +45,7 @@ def netcheck(settings: Settings, servers: tuple[str, ...]) -> int:
             err=True,
         )
     report = check(
-        wanted, config.nat.udp_port, config.nat.detection_timeout, config.network.tap_device
+        wanted, config.nat.udp_port, config.nat.detection_timeout, config.network.tap_device or None
     ).to_dict()
     if settings.json:
         print_json(report)
