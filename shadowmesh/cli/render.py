@@ -53,6 +53,10 @@ def _rows(
         yield "nat", _nat(part(snapshot, "nat"), now)
     if part(snapshot, "tap").get("device") is not None:
         yield "tap", _tap(part(snapshot, "tap"))
+    elif snapshot.get("state") == "connected":
+        # One that is missed is told with what to do, among the failed checks.
+        for check in _passed(snapshot, "tap"):
+            yield "tap", text(check.get("text")) + _realtime(part(snapshot, "tap"))
     if part(snapshot, "capture").get("since") is not None:
         yield "capture", _capture(part(snapshot, "capture"), now)
     yield from traffic_rows(snapshot, previous)
@@ -237,11 +241,14 @@ def _tap(tap: dict[str, Any]) -> str:
     address = ", ".join(map(text, addresses)) or "no address"
     line = f"{text(tap.get('device'))}, {address}, MTU {text(tap.get('mtu'))}"
     queues = len(tap.get("queues") or ())
-    line = f"{line}, {queues} queues" if queues > 1 else line
+    return (f"{line}, {queues} queues" if queues > 1 else line) + _realtime(tap)
+
+
+def _realtime(tap: dict[str, Any]) -> str:
     if tap.get("realtime"):
-        return f"{line}, real-time priority"
+        return ", real-time priority"
     problem = tap.get("realtime_problem")
-    return f"{line}, no real-time priority: {text(problem)}" if problem else line
+    return f", no real-time priority: {text(problem)}" if problem else ""
 
 
 def _capture(capture: dict[str, Any], now: float) -> str:
@@ -295,9 +302,17 @@ def _daemon(snapshot: Snapshot) -> str:
     return ", ".join(parts)
 
 
-def _health(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
+def _checks(snapshot: Snapshot) -> list[dict[str, Any]]:
     checks = snapshot.get("health")
-    checks = [c for c in checks if isinstance(c, dict)] if isinstance(checks, list) else []
+    return [c for c in checks if isinstance(c, dict)] if isinstance(checks, list) else []
+
+
+def _passed(snapshot: Snapshot, name: str) -> list[dict[str, Any]]:
+    return [c for c in _checks(snapshot) if c.get("name") == name and c.get("ok")]
+
+
+def _health(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
+    checks = _checks(snapshot)
     failed = [check for check in checks if not check.get("ok")]
     if not failed:
         yield "health", f"{click.style('ok', fg='green')}, {count(len(checks), 'check')} passed"

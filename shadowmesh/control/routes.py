@@ -134,7 +134,7 @@ _ERROR_TEXTS: Final[Mapping[type[ControlError], str]] = {
     PeerUnreachable: "the peer does not answer",
     PeerRefused: "the peer answers and does not want us",
     NotConfigured: "no key or no peer is configured",
-    DeviceUnavailable: "the TAP device cannot be made",
+    DeviceUnavailable: "the TAP device cannot be made, or there is to be none",
     ConnectTimeout: "no outcome in time",
     CaptureRunning: "a capture is running; one at a time",
     ConfigurationWrong: "the file is invalid, and the daemon goes on as before",
@@ -388,7 +388,7 @@ ROUTES: Final = (
                   "Only frames from and to this one of several peers; missing: of all.",
                   example="nas"),
         ),
-        errors=(CaptureRunning, FORBIDDEN_REMOTE, NoSuchPeer),
+        errors=(CaptureRunning, DeviceUnavailable, FORBIDDEN_REMOTE, NoSuchPeer),
     ),
     Route(
         "GET", "/metrics", "metrics", Right.LOOK, "Metrics in the Prometheus text format", "text/plain",

@@ -27,7 +27,7 @@ from shadowmesh import __version__
 from shadowmesh.base import log
 from shadowmesh.base.clock import boottime
 from shadowmesh.base.constants import CAPTURE_DAEMON_STOPS
-from shadowmesh.base.errors import CaptureRunning, NoSuchPeer
+from shadowmesh.base.errors import CaptureRunning, DeviceUnavailable, NoSuchPeer
 from shadowmesh.insight import pcapng
 from shadowmesh.insight.status import Capture
 
@@ -81,7 +81,7 @@ class Captures:
     def __init__(
         self,
         plane: Plane,
-        device: Callable[[], str],
+        device: Callable[[], str | None],
         recorder: Recorder,
         *,
         port_of: Callable[[str], Any] = _nobody,
@@ -89,7 +89,7 @@ class Captures:
         """Make captures possible.
 
         Args:
-            device: returns the name of the TAP device.
+            device: returns the name of the TAP device, None where there is never one.
             port_of: returns the place of a peer in the data plane, or raises NoSuchPeer.
         """
         self._port_of = port_of
@@ -120,14 +120,21 @@ class Captures:
             peer: name of the one whose frames are captured; None: those of all.
         Raises:
             CaptureRunning: there is one already.
+            DeviceUnavailable: there is no device between which and the tunnel frames could cross.
             NoSuchPeer: nobody has that name.
         """
         if self._running is not None:
             raise CaptureRunning(
                 "a capture is running already: `shadowmesh status` says since when; end it first"
             )
+        device = self._device()
+        if device is None:
+            raise DeviceUnavailable(
+                "network.tap_device is empty: this daemon runs without a device, and no frame crosses"
+                " it; capture on a machine that has one"
+            )
         port = None if peer is None else self._port_of(peer)
-        stream = Stream(self._plane, self._device(), sock, snap_bytes, count, duration_s, port)
+        stream = Stream(self._plane, device, sock, snap_bytes, count, duration_s, port)
         self._running = stream
         stream.on_close = lambda: self._ended(stream)
         facts = {"remote": who, "snaplen": snap_bytes, "count": count, "duration_s": duration_s}

@@ -14,6 +14,9 @@ is not known, or is all of them, it ends at the connection.
 A step fails when a frame would not get past it; a warning says that it would, but that something
 there is not well or not known. What only follows from an earlier cause is a warning, so that the
 first step that fails names the cause.
+
+Without a device, which `network.tap_device` may say, the chain fails at its first step, and what is
+said of the host's side alone is left out: the rest tells how the session is.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ _LOOP: Final = "tunnel_loop"
 _NO_RELAY: Final = "no peer passes frames on for another: one side has to have the address of the other and reach it"
 #: drops that say nothing about a tunnel that is up now
 _HARMLESS_DROPS: Final = ("not_connected", "link_lost")
+#: all that comes where there is no device
+_NO_DEVICE: Final = "tap_gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +146,18 @@ def explain(
         now: wall-clock seconds.
         place: looked up for the same target; None of a pair, whose frames have one way to go.
     """
-    steps = [_tap(snapshot, facts), _target(snapshot, facts, target, place)]
+    headless = not facts.name
+    if headless:
+        steps = [_headless()]
+    else:
+        steps = [_tap(snapshot, facts), _target(snapshot, facts, target, place)]
     if place is not None and place.peer is None:
         steps.append(_connections(snapshot))
     else:
         steps.append(_connection(snapshot, now, "" if place is None else f"{place.peer}: "))
         if _is_connected(snapshot):
-            steps += [_session(snapshot, now), _path(snapshot), _mtu(snapshot, facts)]
+            steps += [_session(snapshot, now), _path(snapshot)]
+            steps += [] if headless else [_mtu(snapshot, facts)]
     steps += [_queue(snapshot), _drops(snapshot, facts), *_daemon(snapshot)]
     named = None if target is None else _named(target)
     failed = [step for step in steps if step.verdict == "fail"]
@@ -182,6 +192,15 @@ def _check(snapshot: Snapshot, name: str) -> Check | None:
 
 
 # --- The device ---------------------------------------------------------------------------------
+
+
+def _headless() -> Step:
+    return Step(
+        "tap", "fail",
+        "network.tap_device is empty: this daemon runs without a device, and no frame of this host"
+        " goes to a peer",
+        "none is needed where it only serves others; else name a device and restart the daemon",
+    )  # fmt: skip
 
 
 def _tap(snapshot: Snapshot, facts: HostFacts) -> Step:
@@ -592,7 +611,8 @@ def _drops(snapshot: Snapshot, facts: HostFacts) -> Step:
             f"by the kernel, since {facts.name} was made:"
             f" {count(facts.device.tx_dropped, 'frame')}, as the queue of the device was full"
         )
-    bad = {name: number for name, number in lately.items() if name not in _HARMLESS_DROPS}
+    harmless = _HARMLESS_DROPS if facts.name else (*_HARMLESS_DROPS, _NO_DEVICE)
+    bad = {name: number for name, number in lately.items() if name not in harmless}
     if bad:
         worst = max(bad, key=lambda name: bad[name])
         reason = DROPPED.get(worst, Reason(worst))

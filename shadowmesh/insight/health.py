@@ -71,11 +71,13 @@ def tap(
     """Judge the TAP device.
 
     Args:
-        device: its name.
+        device: its name; empty: none is wanted.
         is_up: of the open device; None without one.
         needed: we are connected.
         problem: why it cannot be looked at or made; None when it can.
     """
+    if not device:
+        return Check("tap", True, text="none is wanted: network.tap_device is empty")
     if problem is not None:
         return Check("tap", False, "error", problem, "see the daemon's log", "tap_unavailable")
     if is_up is None:

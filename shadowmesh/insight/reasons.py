@@ -42,7 +42,9 @@ DROPPED: Final[Mapping[str, Reason]] = {
         " has EPERM; a missing route, if it has ENETUNREACH",
     ),
     "tap_down": Reason("they came from the peer and the device is down", "ip link set DEVICE up"),
-    "tap_gone": Reason("they came from the peer and the device was deleted"),
+    "tap_gone": Reason(
+        "they came from the peer and there is no device: it was deleted, or none is wanted here"
+    ),
     "tap_full": Reason(
         "the kernel took frames slower than they came", "the machine is short of processor time"
     ),

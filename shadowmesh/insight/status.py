@@ -44,7 +44,8 @@ class Queue:
 class Tap:
     """The TAP device: its name, MTU in bytes, queues, and addresses with prefix, none in a bridge.
 
-    `address` is the first of `addresses`, for who knows one only.
+    `address` is the first of `addresses`, for who knows one only. Without a device all is None or
+    empty but `realtime`.
 
     Attributes:
         realtime: its threads, and that of UDP, run before other programs; None: nobody wants it.

@@ -7,7 +7,7 @@ looks, where the numbers come from, gevent. A look costs some 10 us and no wakeu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,10 +71,13 @@ class Vitals:
         self,
         recorder: Recorder,
         *,
+        no_news: Collection[str] = (),
         wall: Callable[[], float] = wall_time,
         boot: Callable[[], float] = boottime,
     ) -> None:
+        """Args: no_news: reasons for which frames are dropped all the time, as they shall be."""
         self._recorder = recorder
+        self._no_news = frozenset(no_news)
         self._wall = wall
         self._boot = boot
         self._offset = wall() - boot()
@@ -145,7 +148,10 @@ class Vitals:
             self._step = ClockStep(by_s, now)
             self._recorder.record("state", "the wall clock was set", by_s=round(by_s, 1))
 
-    def _look_at_drops(self, dropped: Mapping[str, int], now: float) -> None:
+    def _look_at_drops(self, all_dropped: Mapping[str, int], now: float) -> None:
+        dropped = {
+            reason: count for reason, count in all_dropped.items() if reason not in self._no_news
+        }
         if now < self._told_at + DROPS_SPACING_S or dropped == self._told:
             return
         grown = {
@@ -153,7 +159,7 @@ class Vitals:
             for reason, count in dropped.items()
             if count > self._told.get(reason, 0)
         }
-        self._told = dict(dropped)
+        self._told = dropped
         if grown:
             self._told_at = now
             self._recorder.record("drops", "frames dropped", **grown)

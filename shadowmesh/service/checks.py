@@ -140,7 +140,9 @@ class Checks:
         device = self.device
         is_up, problem = None, None
         try:
-            if tap is not None:
+            if manager.config.network.headless:
+                pass
+            elif tap is not None:
                 is_up = tap.is_up()
             elif manager.device_problem is not None:
                 problem = manager.device_problem
@@ -160,7 +162,7 @@ class Checks:
 
     @property
     def device(self) -> str:
-        """The name of the TAP device, also while there is none."""
+        """The name of the TAP device, also while there is none; empty if there is to be none."""
         tap = self._manager.tap
         return self._manager.config.network.tap_device if tap is None else tap.name
 

@@ -379,9 +379,11 @@ class View:
         )
 
     def _tap(self, config: Config) -> Tap | None:
-        tap = self._manager.tap
+        tap, problem = self._manager.tap, self._manager.realtime_problem
+        priority = (problem is None, problem) if config.network.realtime else (None, None)
         if tap is None:
-            return None
+            # Without a device there are threads all the same: those of UDP and of the links.
+            return Tap(None, None, None, (), (), *priority) if config.network.headless else None
         addresses = tuple(map(str, config.network.local_ip))
         frames = self._manager.plane.counters()["queues"]
         return Tap(
@@ -390,8 +392,7 @@ class View:
             addresses[0] if addresses else None,
             tuple(Queue(written, read) for read, written in frames[: len(tap.fds)]),
             addresses,
-            self._manager.realtime_problem is None if config.network.realtime else None,
-            self._manager.realtime_problem if config.network.realtime else None,
+            *priority,
         )
 
     def _read_resources(self, age_s: float) -> Resources | None:

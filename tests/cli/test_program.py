@@ -622,6 +622,16 @@ def test_the_status_of_a_connection_is_told_in_full():
     ]
 
 
+def test_the_status_says_of_a_daemon_without_a_device_that_none_is_wanted():
+    check = status.Check("tap", ok=True, text="none is wanted")
+    headless = dataclasses.replace(CONNECTED, tap=status.Tap(realtime=True), health=(check,))
+    assert "tap       none is wanted, real-time priority" in plain(headless)
+    # A device that is missed is told among the failed checks, one that is not wanted yet nowhere.
+    gone = dataclasses.replace(CONNECTED, tap=None, health=(dataclasses.replace(check, ok=False),))
+    for other in (gone, dataclasses.replace(headless, state="disconnected")):
+        assert not [line for line in plain(other) if line.startswith("tap ")]
+
+
 @pytest.mark.parametrize(
     ("realtime", "problem", "said"),
     [

@@ -14,7 +14,7 @@ import gevent.socket
 import pytest
 
 from shadowmesh.base.constants import CAPTURE_DAEMON_STOPS
-from shadowmesh.base.errors import CaptureRunning
+from shadowmesh.base.errors import CaptureRunning, DeviceUnavailable
 from shadowmesh.control import server
 from shadowmesh.insight import capture
 from shadowmesh.insight.capture import Captures
@@ -99,6 +99,14 @@ def quick(monkeypatch):
 
 
 # --- What is told -----------------------------------------------------------------------------
+
+
+def test_where_there_is_no_device_there_is_nothing_to_capture(plane, recorder):
+    headless = Captures(plane, lambda: None, recorder)
+    with pytest.raises(DeviceUnavailable, match="without a device"):
+        headless.start(snap_bytes=96, count=None, duration_s=None, sock=None, who="127.0.0.1:1")
+    assert plane.captured == 0
+    assert headless.report() is None
 
 
 def test_a_capture_says_who_made_it_where_and_how_it_ended(start, plane):

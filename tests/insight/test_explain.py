@@ -55,6 +55,12 @@ ASKED_NOBODY = {"configured": True, "last_error": None, "retries": False}
 ERROR = dataclasses.replace(DOWN, state="error", last_error="cannot reach 198.51.100.2:9001")
 FACTS = HostFacts("tap0", TAP0)
 NO_TAP = HostFacts("tap0")
+NO_DEVICE = HostFacts("")
+HEADLESS = dataclasses.replace(
+    WELL,
+    tap=status.Tap(),
+    counters=status.Counters(0, 0, 0, 0, {"tap_gone": 3}, {"tap_gone": 3}),
+)
 
 
 def with_check(snapshot: status.Snapshot, check: Check) -> status.Snapshot:
@@ -140,6 +146,8 @@ TABLE = [
     (told(with_check(ERROR, failing("tap", "no /dev/net/tun", remedy="see the log")), NO_TAP),
      "tap", "fail", "no /dev/net/tun", "see the log"),
     (told(dataclasses.replace(WELL, tap=None), NO_TAP), "tap", "fail", "tap0 is gone", "connect"),
+    (told(HEADLESS, NO_DEVICE), "tap", "fail", "this daemon runs without a device", "name a device"),
+    (told(HEADLESS, NO_DEVICE), "drops", "ok", "3 frames since the start", ""),
     # --- a MAC
     (told(target=PEER_MAC, facts=at(mac=PEER_MAC)), "target", "ok", "the peer's own TAP", ""),
     (told(target=b"\xff" * 6, facts=at()), "target", "ok", "every host of the segment", ""),
@@ -251,6 +259,17 @@ def test_a_frame_passes_when_all_is_well():
     assert explanation.summary == "a frame is delivered over udp"
     assert [step.name for step in explanation.steps] == [
         "tap", "target", "connection", "session", "path", "mtu", "queue", "drops", "daemon",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [None, PEER_IP, PEER_MAC])
+def test_without_a_device_no_frame_goes_and_the_session_is_told_all_the_same(target):
+    explanation = told(HEADLESS, NO_DEVICE, target)
+    assert not explanation.delivered
+    assert explanation.summary.startswith("no frame is delivered: network.tap_device is empty")
+    assert [(step.name, step.verdict) for step in explanation.steps] == [
+        ("tap", "fail"), ("connection", "ok"), ("session", "ok"), ("path", "ok"), ("queue", "ok"),
+        ("drops", "ok"), ("daemon", "ok"),
     ]  # fmt: skip
 
 

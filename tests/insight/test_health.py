@@ -91,6 +91,7 @@ PASSING = [
     health.together(FEW_PATHS[:1]),
     health.tap("tap0", **TAP),
     health.tap("tap0", **TAP | {"is_up": None, "needed": False}),
+    health.tap("", **TAP | {"is_up": None}),
     health.peer(State.CONNECTED, None, **PEER),
     health.peer(State.DISCONNECTED, None, **PEER),
     health.peer(State.DISCONNECTED, None, **PEER, held=True),
@@ -191,6 +192,18 @@ def test_drops_are_told_at_once_and_then_added_up(looking):
         ("frames dropped", {"runt": 2}),
         ("frames dropped", {"runt": 10, "tap_full": 1}),
     ]
+
+
+def test_drops_that_there_shall_be_are_no_news(looking):
+    looking.vitals = Vitals(
+        looking.recorder, no_news=("tap_gone",), wall=looking.wall, boot=looking.boot
+    )
+    for count in range(60):
+        looking.look(tap_gone=count)
+    assert looking.events() == []
+    assert looking.vitals.lately({"tap_gone": 70}) == {"tap_gone": 70}
+    looking.look(tap_gone=71, runt=1)
+    assert looking.events() == [("frames dropped", {"runt": 1})]
 
 
 def test_sends_that_the_kernel_does_not_permit_are_those_of_the_last_minute(looking):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from types import SimpleNamespace
 
@@ -97,6 +98,23 @@ def test_without_any_peer_a_snapshot_can_be_taken_all_the_same():
     assert (told["state"], told["wanted"], told["held"]) == ("disconnected", False, False)
     assert told["peers"]["known"] == 0
     assert told["peer"] is None
+
+
+@pytest.mark.parametrize("problem", [None, "not permitted"])
+def test_without_a_device_a_snapshot_has_none_and_misses_none(three, problem):
+    manager = three.manager
+    manager.realtime_problem = problem
+    for realtime in (False, True):
+        network = dataclasses.replace(manager.config.network, tap_device="", realtime=realtime)
+        manager.config = dataclasses.replace(manager.config, network=network)
+        told = three.snapshot().to_dict()
+        assert told["tap"] == {
+            "device": None, "mtu": None, "address": None, "addresses": [], "queues": [],
+            "realtime": problem is None if realtime else None,
+            "realtime_problem": problem if realtime else None,
+        }  # fmt: skip
+        assert check_of(three, "tap").ok
+        assert "none is wanted" in check_of(three, "tap").text
 
 
 def test_the_derived_state_is_as_old_as_the_change_that_led_to_it(three):
