@@ -119,7 +119,8 @@ class Daemon:
 
     @property
     def tunnel_ip(self) -> str:
-        return str(self.settings["network.local_ip"]).partition("/")[0]
+        """Our address in the tunnel; empty for none."""
+        return str(self.settings.get("network.local_ip", "")).partition("/")[0]
 
     @property
     def pid(self) -> int:
@@ -343,7 +344,7 @@ def acquaint(daemons: Sequence[Daemon]) -> None:
             {
                 "name": other.host.label,
                 "public_key": other.public_key,
-                "tunnel_ips": [other.tunnel_ip],
+                "tunnel_ips": [ip for ip in (other.tunnel_ip,) if ip],
                 **({"address": other.host.peer_endpoint} if number > index else {}),
             }
             for number, other in enumerate(daemons)

@@ -470,8 +470,8 @@ class Daemon:
         device.adopt()
         known = KnownAddresses()
 
-        def tunnel_device() -> str:
-            return config.network.tap_device if device.tap is None else device.tap.name
+        def tunnel_device() -> str | None:
+            return config.network.tap_device or None if device.tap is None else device.tap.name
 
         underlay = Underlay(tunnel_device)
         undo.callback(underlay.close)
@@ -503,7 +503,7 @@ class Daemon:
         self._view = View(
             self._manager,
             self._hub_lag,
-            Vitals(self._recorder),
+            Vitals(self._recorder, no_news=("tap_gone",) if config.network.headless else ()),
             certificate,
             self._captures.report,
             self._peer_port,
