@@ -5,4 +5,4 @@ the log looks, what a write to a full disk comes to. Does not know: anything els
 """
 
 #: what the rest of the program may import; all else is private
-__all__ = ["clock", "constants", "errors", "log", "rate", "stdio", "units", "words"]
+__all__ = ["clock", "constants", "errors", "log", "rate", "services", "stdio", "units", "words"]

@@ -14,6 +14,7 @@ from typing import Final
 # --- Files and addresses (interface.md, "Configuration") --------------------------------------
 
 SYSTEM_CONFIG_FILE: Final = "/etc/shadowmesh/daemon.yaml"
+RELAY_CONFIG_FILE: Final = "/etc/shadowmesh-relay/relay.yaml"
 #: below the home directory
 USER_CONFIG_FILE: Final = ".shadowmesh/config.yaml"
 SYSTEM_STATE_DIR: Final = "/var/lib/shadowmesh"

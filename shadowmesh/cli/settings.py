@@ -18,6 +18,7 @@ from shadowmesh.base.constants import (
     USER_CONFIG_FILE,
 )
 from shadowmesh.base.errors import KeyFileError, NotPermitted, ShadowMeshError
+from shadowmesh.base.services import service_of
 from shadowmesh.cli.client import REQUEST_TIMEOUT_S, ApiClient, DaemonNotRunning
 from shadowmesh.cli.endpoint import parse
 
@@ -157,7 +158,7 @@ class Settings:
             places = [*(f"unix:{path}" for path in self._sockets()), url]
         return DaemonNotRunning(
             f"no daemon answers at {' or '.join(places)}; start it with"
-            " `systemctl start shadowmesh`"
+            f" `systemctl start {service_of(self.config)}`"
         )
 
 

@@ -37,6 +37,7 @@ from shadowmesh.base.errors import (
     Problem,
     ShadowMeshError,
 )
+from shadowmesh.base.services import service_of
 from shadowmesh.base.units import count, listed
 from shadowmesh.base.words import nearest
 from shadowmesh.config import (
@@ -583,7 +584,7 @@ class Daemon:
             _log.warning(
                 "some keys have changed and wait for a restart",
                 keys=listed(restart),
-                remedy="`systemctl restart shadowmesh`",
+                remedy=f"`systemctl restart {service_of(loaded.path)}`",
             )
         # What needs a restart stays what it is, and is named again by the next reload.
         self._file = in_force(self._file, file)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from shadowmesh.base.errors import KeyFileError, ShadowMeshError
+from shadowmesh.base.services import service_of
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings
@@ -153,6 +154,7 @@ def _sources(settings: Settings, load: Callable[[], LoadedConfig]) -> dict[str, 
         )  # fmt: skip
 
     daemon = Path(sys.executable).with_name("shadowmesh-daemon")
+    unit = f"{service_of(settings.config)}.service"
     return {
         "versions.txt": lambda: evidence.versions([str(daemon)]),
         "configuration.yaml": configuration,
@@ -168,8 +170,8 @@ def _sources(settings: Settings, load: Callable[[], LoadedConfig]) -> dict[str, 
         "metrics.txt": lambda: settings.client().metrics(),
         "log.txt": lambda: evidence.run(reader(settings, evidence.LOG_LINES)),
         "service.txt": lambda: evidence.commands(
-            ["systemctl", "status", "--no-pager", "--lines=0", "shadowmesh.service"],
-            ["systemctl", "show", "shadowmesh.service", f"--property={','.join(_UNIT_PROPERTIES)}"],
+            ["systemctl", "status", "--no-pager", "--lines=0", unit],
+            ["systemctl", "show", unit, f"--property={','.join(_UNIT_PROPERTIES)}"],
         ),
         "files.txt": files,
         "kernel.txt": evidence.kernel,

@@ -18,13 +18,12 @@ import click
 from shadowmesh.base.constants import MAX_EVENTS
 from shadowmesh.base.errors import NotPermitted, ShadowMeshError
 from shadowmesh.base.log import as_word
+from shadowmesh.base.services import service_of
 from shadowmesh.cli.client import ApiClient, DaemonNotRunning
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.process import OtherProcess, daemon_pid, log_file_of, unit_of
 from shadowmesh.cli.settings import Settings
-
-UNIT = "shadowmesh.service"
 
 #: where journald keeps the system's log, for good and until the next boot
 JOURNALS = (Path("/var/log/journal"), Path("/run/log/journal"))
@@ -71,17 +70,18 @@ def reader(settings: Settings, lines: int, *, follow: bool = False) -> list[str]
         NotPermitted: this user may not read it, or not know where it goes.
     """
     form = "json" if settings.json else "short-iso"
+    usual = f"{service_of(settings.config)}.service"
     try:
         pid = daemon_pid(settings)
     except (DaemonNotRunning, OtherProcess):
         # The log of one that has failed is what is wanted most.
         if _has_journal():
             # Without the right it shows what it may, and says whom to ask.
-            return _journal(UNIT, lines, form, follow=follow)
+            return _journal(usual, lines, form, follow=follow)
         raise
     except NotPermitted:
         if _has_journal() and _may_read_journal():
-            return _journal(UNIT, lines, form, follow=follow)
+            return _journal(usual, lines, form, follow=follow)
         raise
     unit = unit_of(pid)
     try:

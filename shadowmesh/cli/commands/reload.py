@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from shadowmesh.base.errors import NotPermitted, ShadowMeshError, one_line
+from shadowmesh.base.services import service_of
 from shadowmesh.base.units import listed
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
@@ -38,7 +39,8 @@ def reload(settings: Settings, pid: int | None) -> None:
         if settings.json:
             print_json(answer)
         else:
-            click.echo("\n".join(_sentences(_keys(answer["applied"]), _keys(answer["restart"]))))
+            applied, restart = _keys(answer["applied"]), _keys(answer["restart"])
+            click.echo("\n".join(_sentences(applied, restart, service_of(settings.config))))
         return
     # It is not looked at: the service's sandbox hides the process, not the right to signal it.
     _signal(pid)
@@ -65,11 +67,11 @@ def _keys(found: Any) -> list[str]:
     return [one_line(str(key)) for key in found] if isinstance(found, list) else []
 
 
-def _sentences(applied: Sequence[str], restart: Sequence[str]) -> list[str]:
+def _sentences(applied: Sequence[str], restart: Sequence[str], service: str) -> list[str]:
     lines = []
     if applied:
         lines.append(f"applied: {listed(applied)}")
     if restart:
         waits = "waits" if len(restart) == 1 else "wait"
-        lines.append(f"{listed(restart)} {waits} for a restart: `systemctl restart shadowmesh`")
+        lines.append(f"{listed(restart)} {waits} for a restart: `systemctl restart {service}`")
     return lines or ["nothing has changed"]

@@ -6,6 +6,7 @@ import click
 
 from shadowmesh import __version__
 from shadowmesh.base.errors import ShadowMeshError, one_line
+from shadowmesh.base.services import service_of
 from shadowmesh.cli.client import DaemonNotRunning
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
@@ -38,6 +39,6 @@ def version(settings: Settings) -> None:
         click.echo(
             f"{click.style('warning:', fg='yellow')} the daemon is {one_line(daemon)}, this"
             f" program {__version__}; restart the daemon after an update:"
-            " `systemctl restart shadowmesh`",
+            f" `systemctl restart {service_of(settings.config)}`",
             err=True,
         )
