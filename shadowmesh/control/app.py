@@ -174,8 +174,12 @@ class Control(Protocol):
         """Cancel one, by its 16 hexadecimal digits, or all; return how many were open."""
         ...
 
-    def join(self, token: str, name: str | None, accept: bool) -> Admission:
+    def join(
+        self, token: str, name: str | None, accept: bool, announce: Sequence[str]
+    ) -> Admission:
         """Find out what an invitation says; with accept take it, and begin anew after the answer.
+
+        Args: announce: where other members may dial this machine, host:port.
 
         The text of the invitation is a secret: no error repeats a part of it.
         """
@@ -398,8 +402,8 @@ class _Handlers:
         cancelled = self._control.cancel_invitation(id)
         return json_answer({"schema": SCHEMA, "cancelled": cancelled})
 
-    def join(self, token: str, name: str | None, accept: bool) -> Response:
-        return json_answer(self._control.join(token, name, accept).to_dict())
+    def join(self, token: str, name: str | None, accept: bool, announce: Sequence[str]) -> Response:
+        return json_answer(self._control.join(token, name, accept, announce).to_dict())
 
     def leave(self) -> Response:
         self._control.leave()

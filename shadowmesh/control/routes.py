@@ -32,6 +32,7 @@ from shadowmesh.base.errors import (
     PeerRefused,
     PeerUnreachable,
 )
+from shadowmesh.config.values import MAX_ANNOUNCED
 from shadowmesh.control.rights import Right
 from shadowmesh.control.schema import Schema, Value
 from shadowmesh.insight.pcapng import MAX_SNAP_BYTES
@@ -294,6 +295,9 @@ ROUTES: Final = (
             Value("name", _MEMBER, "Name that this machine would like; missing or null: that of the "
                   "invitation, or its host name.", example="laptop"),
             Value("accept", {"type": "boolean"}, "Take it; else nothing changes here.", default=False),
+            Value("announce", _texts(MAX_PEER_CHARS, MAX_ANNOUNCED),
+                  "Where other members may dial this machine, `host:port`; one that is to be a relay needs "
+                  "one.", default=(), example=["nas.example:9001"]),
         ),
         errors=(AlreadyInNetwork, PeerUnreachable, PeerRefused, ConnectTimeout, IssuerRefused),
     ),

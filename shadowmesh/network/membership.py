@@ -177,12 +177,14 @@ class Membership:
         judged: joining.Membership,
         reached: KnownRelay,
         local: datetime,
+        announce: tuple[HostPort, ...] = (),
     ) -> Membership:
         """Become a member: write all of an answer that was judged, our certificate last.
 
         Args:
             identity: the key of `Store.begin_joining`.
             reached: the relay that gave the answer.
+            announce: where others may dial this machine.
         Raises:
             BadList: no issuer vouches for the network secret. Nothing is written.
             KeyFileError: the disk; the join can be repeated.
@@ -202,6 +204,8 @@ class Membership:
         made._remember([*answer.members, *(one.certificate for one in answer.relays)], local)
         made._check_secret(secret)
         made._note_relays(answer.relays)
+        if announce:
+            made.announce(announce)
         made.save()
         return made
 

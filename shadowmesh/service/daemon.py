@@ -405,9 +405,11 @@ class Daemon:
         """Cancel one invitation, or all; return how many were open."""
         return self._network_operations().cancel(id)
 
-    def join(self, token: str, name: str | None, accept: bool) -> Admission:
+    def join(
+        self, token: str, name: str | None, accept: bool, announce: Sequence[str]
+    ) -> Admission:
         """Ask to be let into a network; accepted, the daemon begins anew in it."""
-        return self._network_operations().join(token, name, accept)
+        return self._network_operations().join(token, name, accept, announce)
 
     def leave(self) -> None:
         """Forget the network; the daemon begins anew without it."""

@@ -123,9 +123,13 @@ class Networks:
             self._begin_again()
             return Founded(report(membership, issuer=True), recovery_key)
 
-    def join(self, token: str, name: str | None, accept: bool) -> Admission:
+    def join(
+        self, token: str, name: str | None, accept: bool, announce: Sequence[str]
+    ) -> Admission:
         """Ask the relays of an invitation to be let in, and become a member if it is accepted.
 
+        Args:
+            announce: host:port by which other members may dial this machine.
         Raises:
             ControlError: it cannot be; a member of the same network is `AlreadyInNetwork`.
         """
@@ -133,6 +137,7 @@ class Networks:
             invitation = Token.parse(token)
         except BadToken as error:
             raise BadRequest(str(error)) from None
+        announced = tuple(map(_address, announce))
         with self._changing():
             self._check_free(invitation)
             identity = self._store.begin_joining(invitation.invitation_id)
@@ -148,7 +153,7 @@ class Networks:
                 own_networks=addresses.networks(self._tunnel_device),
             )
             if accept:
-                self._become(identity, answer, judged, reached)
+                self._become(identity, answer, judged, reached, announced)
             certificate = judged.certificate
             return Admission(
                 network=certificate.network_name,
@@ -162,14 +167,21 @@ class Networks:
             )
 
     def _become(
-        self, identity: Identity, answer: Joined, judged: joining.Membership, reached: KnownRelay
+        self,
+        identity: Identity,
+        answer: Joined,
+        judged: joining.Membership,
+        reached: KnownRelay,
+        announce: tuple[HostPort, ...],
     ) -> None:
         name, own = judged.certificate.network_name, judged.certificate
         try:
             joined(self._loaded, name, tunnel_addresses(own, judged.subnets), ())
         except ConfigError as error:
             raise ConfigurationWrong(str(error.problems[0])) from None
-        membership = Membership.take_in(self._store, identity, answer, judged, reached, utc_now())
+        membership = Membership.take_in(
+            self._store, identity, answer, judged, reached, utc_now(), announce
+        )
         _log.info(
             "this machine has joined",
             network=membership.facts.name,

@@ -274,8 +274,10 @@ class FakeControl:
         self._be_in_one()
         return sum(one.state == "open" and id_ in (None, one.id) for one in self.invited)
 
-    def join(self, token: str, name: str | None, accept: bool) -> network.Admission:
-        self._answer("join", token, str(name), str(accept))
+    def join(
+        self, token: str, name: str | None, accept: bool, announce: Sequence[str]
+    ) -> network.Admission:
+        self._answer("join", token, str(name), str(accept), *announce)
         self._be_in_none()
         own = name or HOME.own
         if accept:

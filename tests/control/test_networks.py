@@ -106,6 +106,13 @@ def test_an_invitation_is_taken_only_when_that_is_said(client, control, accept):
     validate(answer, "Admission")
 
 
+def test_a_machine_that_joins_may_say_where_it_is_dialled(client, control):
+    control.joined = None
+    body = {"token": INVITATION, "announce": ["nas.example:9001", "[2001:db8::1]:9001"]}
+    assert ask(client, "POST", "/join", json=body).status_code == 200
+    assert control.calls[0][-2:] == ("nas.example:9001", "[2001:db8::1]:9001")
+
+
 def test_leaving_answers_as_the_network_does_then(client, control):
     assert ask(client, "POST", "/leave").get_json() == {"schema": 1, "network": None}
     assert control.calls == [("leave",)]

@@ -11,7 +11,7 @@ from shadowmesh.netlab import Daemon, Net, wait_until
 from tests.lab.pair import assert_log_clean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 PATIENCE_S = 30.0
@@ -57,11 +57,19 @@ class Network:
         """Return the text of an invitation."""
         return str(self.ask(self[by], "POST", "/invitations", body)["token"])
 
-    def join(self, name: str, token: str | None = None, **settings: object) -> Daemon:
+    def join(
+        self,
+        name: str,
+        token: str | None = None,
+        *,
+        announce: Sequence[str] = (),
+        **settings: object,
+    ) -> Daemon:
         """Let a fresh machine join; wait until it has begun anew as a member."""
         token = token or self.invite(name=name)
         daemon = self.machine(name, **settings)
-        self.ask(daemon, "POST", "/join", {"token": token, "name": name, "accept": True})
+        body = {"token": token, "name": name, "accept": True, "announce": list(announce)}
+        self.ask(daemon, "POST", "/join", body)
         self.await_member(daemon)
         return daemon
 

@@ -35,3 +35,45 @@ def test_a_removed_member_is_out_at_once_and_stays_out(network):
     wait_until(
         lambda: network["laptop"].peers()["hub"]["state"] != "connected", 5, "the end at the laptop"
     )
+
+
+def test_members_that_announce_an_address_speak_directly(network):
+    network.found()
+    nas = network.join("nas", announce=["198.51.100.2:9001"])
+    assert nas.host.peer_endpoint == "198.51.100.2:9001"
+    network.join("laptop")
+    network.await_session("laptop", "nas")
+    assert network["laptop"].host.ping(network.address("nas"), count=3).complete
+    # Without the relay they go on, and one that begins anew comes back by what it remembers.
+    network["hub"].kill()
+    assert network["laptop"].host.ping(network.address("nas"), count=3).complete
+    network["laptop"].kill()
+    network["laptop"].start()
+    network.await_session("laptop", "nas")
+
+
+def test_a_second_relay_is_found_and_serves_when_the_first_is_away(network):
+    network.found()
+    network.join("second", network.invite(name="second", roles=["relay"]),
+                 announce=["198.51.100.2:9001"])  # fmt: skip
+    network.await_session("hub", "second")
+    network.join("laptop")
+    for relay in ("hub", "second"):
+        network.await_session("laptop", relay)
+    network["hub"].kill()
+    assert network["laptop"].host.ping(network.address("second"), count=3).complete
+    network["laptop"].kill()
+    network["laptop"].start()
+    network.await_session("laptop", "second")
+
+
+def test_what_a_removed_member_knows_opens_nothing(network):
+    network.found()
+    network.join("nas", announce=["198.51.100.2:9001"])
+    network.join("laptop")
+    network.await_session("laptop", "nas")
+    network.remove("laptop")
+    wait_until(lambda: "laptop" not in network["nas"].peers(), 5, "the end at another member")
+    for name in ("hub", "nas"):
+        network["laptop"].api("POST", "/connect", {"name": name}, timeout_s=40)
+        assert network["laptop"].peers()[name]["state"] != "connected"
