@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         InvitationReport,
         Invited,
         NetworkReport,
+        Relays,
     )
     from shadowmesh.insight.peers import OnePeer, Peers, Pong
     from shadowmesh.insight.status import Health, Reloaded, Snapshot
@@ -138,6 +139,10 @@ class Control(Protocol):
 
     def history(self) -> Report:
         """What the tunnel carried in the last hour."""
+        ...
+
+    def relays(self) -> Relays:
+        """The relays of the network, and which one is home."""
         ...
 
     def network(self) -> NetworkReport | None:
@@ -364,6 +369,9 @@ class _Handlers:
     def remove_peer(self, name: str) -> Response:
         removed = self._control.remove_peer(name)
         return json_answer({"schema": SCHEMA, "removed": list(removed)})
+
+    def relays(self) -> Response:
+        return json_answer(self._control.relays().to_dict())
 
     def network(self) -> Response:
         found = self._control.network()

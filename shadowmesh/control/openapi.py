@@ -21,7 +21,14 @@ from shadowmesh.insight.events import Event
 from shadowmesh.insight.explain import Step
 from shadowmesh.insight.form import SCHEMA
 from shadowmesh.insight.history import Stretch
-from shadowmesh.insight.network import Admission, Founded, InvitationReport, Invited, NetworkReport
+from shadowmesh.insight.network import (
+    Admission,
+    Founded,
+    InvitationReport,
+    Invited,
+    NetworkReport,
+    Relays,
+)
 from shadowmesh.insight.peers import PeerReport, PeerStatus, Pong
 from shadowmesh.insight.status import STATES, Check, Snapshot
 
@@ -37,7 +44,7 @@ Names in answers are only ever added while `schema` stays 1: ignore those you do
 """
 
 #: what is an answer by itself, with the number of its schema
-_WHOLE_ANSWERS: Final = (Snapshot, Founded, Invited, Admission)
+_WHOLE_ANSWERS: Final = (Snapshot, Founded, Invited, Admission, Relays)
 #: objects that are null where there is not one peer
 _OF_ONE_PEER: Final = {("Snapshot", name) for name in ("peer", "paths", "session", "link")}
 #: what a dataclass does not say about a field

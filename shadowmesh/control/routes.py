@@ -250,6 +250,11 @@ ROUTES: Final = (
         "`network` is null when it is in none.",
     ),
     Route(
+        "GET", "/relays", "relays", Right.LOOK, "The other relays of the network", "Relays",
+        "Which one is home, by which others find this machine, and why.",
+        errors=(NotInNetwork,),
+    ),
+    Route(
         "POST", "/invitations", "invite", Right.CHANGE, "Make an invitation to the network", "Invited",
         "Its text is a secret, and told this once.",
         body=(

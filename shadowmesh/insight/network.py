@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from shadowmesh.insight.form import SCHEMA, format_time
+from shadowmesh.insight.form import SCHEMA, format_time, rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,52 @@ class RelayReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "address": self.address}
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatus:
+    """A relay as it is seen from here.
+
+    Attributes:
+        address: host:port where it is dialled; None: it is not known.
+        session: whether there is one.
+        rtt_ms: the best round trip of the last minutes over its session, None before the first.
+        home: whether it is the one by which others find this machine.
+    """
+
+    name: str
+    address: str | None
+    session: bool
+    rtt_ms: float | None
+    home: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "address": self.address,
+            "session": self.session,
+            "rtt_ms": rounded(self.rtt_ms, 3),
+            "home": self.home,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Relays:
+    """The other relays of the network.
+
+    Attributes:
+        reason: why the one that is home is it, or why none is.
+    """
+
+    relays: tuple[RelayStatus, ...]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "relays": [relay.to_dict() for relay in self.relays],
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ the clock (`now` comes in), how anything travels.
     trust       which authorities         store       the files of a member
     members     who owns what             joining     what a joiner believes
     clock       which time counts         subnet      addresses of the tunnel
+    home        which relay is nearest
     backup      all of it in one file     meeting     what members tell each other
 
 Nothing here is imported by a daemon without a network. Source: mesh and mesh-rules.
@@ -21,6 +22,7 @@ Nothing here is imported by a daemon without a network. Source: mesh and mesh-ru
 #: what the rest of the program may import; all else is private
 __all__ = [
     "certificate",
+    "home",
     "joining",
     "ledger",
     "meeting",

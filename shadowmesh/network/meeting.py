@@ -151,6 +151,7 @@ class Meeting:
         self._boot_id = boot_id
         self._now = now
         self._relay = "relay" in membership.certificate.roles
+        self._home: bytes | None = None
         self._present: set[Acquaintance] = set()
         self._version = 0
         self._entries: dict[bytes, _Entry] = {}
@@ -180,8 +181,23 @@ class Meeting:
         self._present.add(found)
         found.say(self._hello())
         if found.relay:
-            found.say(Attach(kind="home", addresses=self._membership.facts.announce))
+            self._attach(found)
         return found
+
+    def live_at(self, home: bytes | None) -> None:
+        """This relay is our home from now on: tell it, and the one before."""
+        before, self._home = self._home, home
+        for one in tuple(self._present):
+            if one.relay and one.public_key in (before, home):
+                self._attach(one)
+
+    def _attach(self, relay: Acquaintance) -> None:
+        relay.say(
+            Attach(
+                kind="home" if relay.public_key == self._home else "reserve",
+                addresses=self._membership.facts.announce,
+            )
+        )
 
     def gone(self, who: Acquaintance) -> None:
         """A session has ended."""

@@ -11,7 +11,7 @@ D1, E1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -226,6 +226,12 @@ class Membership:
     def members(self) -> Iterable[Certificate]:
         """All members that are known, also this one."""
         return self._members
+
+    @property
+    def relays(self) -> Iterator[Certificate]:
+        """Return the other members that are relays."""
+        own = self.identity.public_key
+        return (one for one in self._members if "relay" in one.roles and one.public_key != own)
 
     def named(self, name: str) -> Certificate | None:
         """Return the member of that name."""

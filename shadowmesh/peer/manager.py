@@ -291,6 +291,16 @@ class ConnectionManager:
             )
         return tunnel.ping()
 
+    def round_trips(self) -> dict[bytes, float | None]:
+        """Return the round trip to each peer with a session, by its key, in seconds.
+
+        Over WSS, where UDP may be blocked: None before the first answer.
+        """
+        sessions = ((peer.entry.public_key, peer.current) for peer in self.peers)
+        return {
+            key: tunnel.rtt_s for key, tunnel in sessions if key is not None and tunnel is not None
+        }
+
     def beat(self) -> None:
         """Note who is here, free what a burst has left; now and then."""
         self.plane.give_memory_back()

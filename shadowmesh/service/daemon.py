@@ -91,6 +91,7 @@ if TYPE_CHECKING:
         InvitationReport,
         Invited,
         NetworkReport,
+        Relays,
     )
     from shadowmesh.insight.peers import OnePeer, Peers, Pong
     from shadowmesh.insight.status import Health, Snapshot
@@ -379,6 +380,10 @@ class Daemon:
         """Tell which network this machine is in."""
         return None if self._member is None else self._network_operations().network()
 
+    def relays(self) -> Relays:
+        """Tell of the relays of the network. Raises NotInNetwork."""
+        return self._network_operations().relays()
+
     def create_network(
         self, name: str, own_name: str | None, subnets: Sequence[str], address: str | None
     ) -> Founded:
@@ -526,7 +531,9 @@ class Daemon:
         self._manager.start()
         if member is not None:
             undo.callback(member.stop)
-            member.start(self._manager.ask_to_join, self._members_changed)
+            member.start(
+                self._manager.ask_to_join, self._manager.round_trips, self._members_changed
+            )
         self._start_http(undo, token, api)
 
     def _beat(self) -> None:

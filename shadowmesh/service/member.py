@@ -32,7 +32,9 @@ from shadowmesh.base.errors import (
     PeerRefused,
 )
 from shadowmesh.config import Addresses, joined
+from shadowmesh.insight.network import Relays, RelayStatus
 from shadowmesh.keys import sodium
+from shadowmesh.network.home import HomeChooser
 from shadowmesh.network.ledger import FILE as LEDGER
 from shadowmesh.network.meeting import Meeting
 from shadowmesh.network.membership import Membership
@@ -95,6 +97,8 @@ class Member:
         )
         self._on_members: Callable[[], None] = lambda: None
         self._ask: Ask
+        self._round_trips: Callable[[], dict[bytes, float | None]] = dict
+        self._homes = HomeChooser()
         self._renew_at = 0.0
         self._greenlet: gevent.Greenlet | None = None
 
@@ -117,14 +121,19 @@ class Member:
         """Return what is in force in this network. Raises ConfigError: something contradicts."""
         return as_member(loaded, self.membership)
 
-    def start(self, ask: Ask, on_members: Callable[[], None]) -> None:
+    def start(
+        self,
+        ask: Ask,
+        round_trips: Callable[[], dict[bytes, float | None]],
+        on_members: Callable[[], None],
+    ) -> None:
         """Begin to talk.
 
         Args:
-            ask: as `ConnectionManager.ask_to_join`.
+            ask, round_trips: as `ConnectionManager.ask_to_join` and `round_trips`.
             on_members: other members are known, or somebody is out.
         """
-        self._ask = ask
+        self._ask, self._round_trips = ask, round_trips
         facts = self.membership.facts
         _log.info(
             "this machine is a member",
@@ -207,11 +216,50 @@ class Member:
             gevent.sleep(next_tick(now, TICK_S) - now)
             ticks += 1
             try:
+                self._look_for_home()
                 self.meeting.tick()
                 if ticks % LOOK_TICKS == 0:
                     self._look()
             except Exception:  # noqa: BLE001 - the network must go on talking
                 _log.limited(60).exception("a turn of the network failed by a bug")
+
+    def _look_for_home(self) -> None:
+        sessions = self._round_trips()
+        relays = {
+            one.public_key: sessions[one.public_key]
+            for one in self.membership.relays
+            if one.public_key in sessions
+        }
+        if self._homes.look(relays, time.monotonic()):
+            choice = self._homes.choice
+            known = None if choice.home is None else self.membership.of_key(choice.home)
+            _log.info(
+                "another relay is home",
+                relay=None if known is None else known.name,
+                reason=choice.reason,
+            )
+            self.meeting.live_at(choice.home)
+
+    def relays(self) -> Relays:
+        """Tell of the relays of the network, and which one is home."""
+        sessions = self._round_trips()
+        addresses = {one.public_key: one.address for one in self.membership.facts.relays}
+        choice = self._homes.choice
+        found = []
+        for one in sorted(self.membership.relays, key=lambda one: one.name):
+            key = one.public_key
+            best_s = self._homes.best_s(key)
+            address = addresses.get(key)
+            found.append(
+                RelayStatus(
+                    name=one.name,
+                    address=None if address is None else str(address),
+                    session=key in sessions,
+                    rtt_ms=None if best_s is None else best_s * 1000,
+                    home=key == choice.home,
+                )
+            )
+        return Relays(tuple(found), choice.reason)
 
     def _look(self) -> None:
         """Sign what is due, on the machine with the ledger."""

@@ -46,6 +46,7 @@ from shadowmesh.insight.network import (
     ListReport,
     NetworkReport,
     RelayReport,
+    Relays,
 )
 from shadowmesh.keys import sodium
 from shadowmesh.network import joining, registrar, subnet
@@ -205,6 +206,10 @@ class Networks:
         if member is None:
             return None
         return report(member.membership, issuer=member.registrar is not None)
+
+    def relays(self) -> Relays:
+        """Tell of the relays of the network."""
+        return need(self._member).relays()
 
     def invite(
         self,

@@ -238,6 +238,14 @@ class FakeControl:
         self._answer("network")
         return self.joined
 
+    def relays(self) -> network.Relays:
+        self._answer("relays")
+        self._be_in_one()
+        return network.Relays(
+            (network.RelayStatus("server", "vpn.example.com:443", session=True, rtt_ms=8.1, home=True),),
+            "the only relay with a session",
+        )  # fmt: skip
+
     def create_network(
         self, name: str, own_name: str | None, subnets: Sequence[str], address: str | None
     ) -> network.Founded:
