@@ -519,7 +519,7 @@ def test_the_table_says_for_every_route_which_right_it_takes(control):
         Right.LOOK: {
             "GET /status", "GET /configuration", "GET /explain", "POST /ping", "GET /events",
             "GET /events/recent", "GET /metrics", "GET /history", "GET /openapi.json", "GET /peers",
-            "GET /peers/{name}", "GET /fdb", "GET /network", "GET /invitations",
+            "GET /peers/{name}", "GET /fdb", "GET /network", "GET /relays", "GET /invitations",
         },
         Right.CHANGE: {
             "POST /connect", "POST /disconnect", "POST /reload", "GET /capture", "POST /network",
