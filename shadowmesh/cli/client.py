@@ -7,12 +7,10 @@ come from, how answers are shown.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from shadowmesh.base.errors import (
@@ -34,19 +32,21 @@ from shadowmesh.base.errors import (
     ShadowMeshError,
 )
 from shadowmesh.cli.endpoint import Endpoint, parse
+from shadowmesh.cli.failures import (
+    REQUEST_TIMEOUT_S,
+    DaemonNotRunning,
+    ForeignAnswer,
+    NoAnswer,
+)
 from shadowmesh.cli.http10 import parse_answer, read_all, read_head
+from shadowmesh.cli.stream import Stream
 
-#: how long the daemon may take to answer what it knows
-REQUEST_TIMEOUT_S: Final = 10.0
 #: POST /connect waits for the outcome: name look-up, TCP, TLS, upgrade and handshake, each with a
 #: deadline of its own in the daemon; this one only ends what hangs in spite of them
 CONNECT_TIMEOUT_S: Final = 90.0
 
 #: how often a daemon that connects already is asked whether it is done
 CONNECTING_PAUSE_S: Final = 0.2
-
-#: taken at once of an answer that goes on
-STREAM_BYTES: Final = 256 * 1024
 
 _CONTROL_ERRORS: Final[dict[str, type[ControlError]]] = {
     kind.code: kind
@@ -56,22 +56,6 @@ _CONTROL_ERRORS: Final[dict[str, type[ControlError]]] = {
         ConfigurationWrong, NoSuchPeer,
     )
 }  # fmt: skip
-
-
-class DaemonNotRunning(ShadowMeshError):
-    """Nobody answers at the API's address, or it went away while it answered."""
-
-    exit_code: ClassVar[int] = 3
-
-
-class NoAnswer(ShadowMeshError):
-    """The daemon did not answer in time."""
-
-    exit_code: ClassVar[int] = 6
-
-
-class ForeignAnswer(ShadowMeshError):
-    """What answers is not a ShadowMesh daemon."""
 
 
 class ApiClient:
@@ -247,7 +231,7 @@ class ApiClient:
             head = read_head(connection, deadline)
             if head[9:12] == b"200":
                 opened, connection = connection, None
-                return Stream(opened, head.partition(b"\r\n\r\n")[2], self)
+                return Stream(opened, head.partition(b"\r\n\r\n")[2], self.url)
             answer = head + read_all(connection, deadline)
         except TimeoutError:
             raise NoAnswer(
@@ -386,49 +370,3 @@ class ApiClient:
 def _named(name: str | None) -> dict[str, Any]:
     """Return the part of a body that says which peer is meant; an older daemon knows only one."""
     return {} if name is None else {"name": name}
-
-
-class Stream:
-    """The body of an answer that goes on: iterate over its bytes, then close it.
-
-    Raises while it is read:
-        NoAnswer: nothing came for `REQUEST_TIMEOUT_S`.
-        DaemonNotRunning: the connection broke.
-    """
-
-    def __init__(self, connection: socket.socket, first: bytes, client: ApiClient) -> None:
-        """Args: first: bytes of the body that have come already."""
-        self._connection = connection
-        self._first = first
-        self._client = client
-        connection.settimeout(REQUEST_TIMEOUT_S)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[bytes]:
-        data, self._first = self._first, b""
-        try:
-            while data or (data := self._connection.recv(STREAM_BYTES)):
-                yield data
-                data = b""
-        except TimeoutError:
-            raise NoAnswer(
-                f"the daemon at {self._client.url} has said nothing for {REQUEST_TIMEOUT_S:g} s;"
-                " see its log"
-            ) from None
-        except OSError as error:
-            raise DaemonNotRunning(
-                f"the connection to the daemon at {self._client.url} broke: {error.strerror}"
-            ) from None
-
-    def finish(self) -> None:
-        """Tell the daemon that nothing more is wanted: it sends what it has and the end."""
-        with contextlib.suppress(OSError):  # it has ended already
-            self._connection.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        self._connection.close()

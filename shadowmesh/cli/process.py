@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadowmesh.base.errors import ShadowMeshError
-from shadowmesh.cli.client import DaemonNotRunning
+from shadowmesh.cli.failures import DaemonNotRunning
 
 if TYPE_CHECKING:
     from shadowmesh.cli.settings import Settings

@@ -19,8 +19,9 @@ from shadowmesh.base.constants import (
 )
 from shadowmesh.base.errors import KeyFileError, NotPermitted, ShadowMeshError
 from shadowmesh.base.services import service_of
-from shadowmesh.cli.client import REQUEST_TIMEOUT_S, ApiClient, DaemonNotRunning
+from shadowmesh.cli.client import ApiClient
 from shadowmesh.cli.endpoint import parse
+from shadowmesh.cli.failures import REQUEST_TIMEOUT_S, DaemonNotRunning
 
 if TYPE_CHECKING:
     from shadowmesh.config import Config, HostPort, LoadedConfig

@@ -19,11 +19,12 @@ import click
 from shadowmesh.base.constants import CAPTURE_DAEMON_STOPS
 from shadowmesh.base.errors import ShadowMeshError
 from shadowmesh.base.units import count as number_of
-from shadowmesh.cli.client import DaemonNotRunning, ForeignAnswer, Stream
+from shadowmesh.cli.failures import DaemonNotRunning, ForeignAnswer
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.parameters import Duration, PeerName
 from shadowmesh.cli.settings import Settings
+from shadowmesh.cli.stream import Stream
 from shadowmesh.insight.frame_words import describe
 from shadowmesh.insight.pcapng import (
     INBOUND,

@@ -11,7 +11,7 @@ import click
 
 from shadowmesh.base.constants import SYSTEM_CONFIG_FILE, USER_CONFIG_FILE
 from shadowmesh.base.errors import ConfigError, KeyFileError, Problem, ShadowMeshError
-from shadowmesh.cli.client import DaemonNotRunning
+from shadowmesh.cli.failures import DaemonNotRunning
 from shadowmesh.cli.group import Commands
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.settings import Settings

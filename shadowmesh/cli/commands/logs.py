@@ -19,7 +19,8 @@ from shadowmesh.base.constants import MAX_EVENTS
 from shadowmesh.base.errors import NotPermitted, ShadowMeshError
 from shadowmesh.base.log import as_word
 from shadowmesh.base.services import service_of
-from shadowmesh.cli.client import ApiClient, DaemonNotRunning
+from shadowmesh.cli.client import ApiClient
+from shadowmesh.cli.failures import DaemonNotRunning
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.process import OtherProcess, daemon_pid, log_file_of, unit_of

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from shadowmesh.base.errors import one_line
-from shadowmesh.cli.client import ApiClient, DaemonNotRunning, NoAnswer
+from shadowmesh.cli.client import ApiClient
+from shadowmesh.cli.failures import DaemonNotRunning, NoAnswer
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import parse_time, print_json
 from shadowmesh.cli.render import render

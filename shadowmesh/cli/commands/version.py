@@ -7,7 +7,7 @@ import click
 from shadowmesh import __version__
 from shadowmesh.base.errors import ShadowMeshError, one_line
 from shadowmesh.base.services import service_of
-from shadowmesh.cli.client import DaemonNotRunning
+from shadowmesh.cli.failures import DaemonNotRunning
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text
 from shadowmesh.cli.settings import Settings

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 import click
 
 from shadowmesh.base.errors import ShadowMeshError
-from shadowmesh.cli.client import DaemonNotRunning, NoAnswer
+from shadowmesh.cli.failures import DaemonNotRunning, NoAnswer
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
 from shadowmesh.cli.parameters import Duration, PeerName
