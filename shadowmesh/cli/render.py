@@ -324,3 +324,10 @@ def _health(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
         label = ""
         if check.get("remedy"):
             yield "", f"     do: {text(check['remedy'])}"
+
+
+def warnings(snapshot: Snapshot) -> list[str]:
+    """Return what is wrong with the device and the routes of this host, with what to do."""
+    checks = snapshot.get("health") or ()
+    failed = [c for c in checks if c.get("name") in ("tap", "underlay") and not c.get("ok")]
+    return [f"{text(check.get('text'))}; {text(check.get('remedy'))}" for check in failed]

@@ -33,7 +33,7 @@ def render_peers(peers: Sequence[Any], now: float) -> str:
     connected = sum(peer.get("state") == "connected" for peer in known)
     direct = sum(peer.get("path") == "udp" for peer in known)
     end = f"{connected} of {count(len(known), 'peer')} connected, {direct} over UDP"
-    return "\n".join([*_table(_COLUMNS, rows, colours), end])
+    return "\n".join([*table(_COLUMNS, rows, colours), end])
 
 
 def _plain(column: str, peer: Peer, now: float) -> str:
@@ -75,7 +75,7 @@ def _seen(peer: Peer, now: float) -> str:
     return "never" if moment is None else f"{duration(now - moment)} ago"
 
 
-def _table(
+def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], colours: Sequence[str | None] = ()
 ) -> Iterator[str]:
     """Give the lines of a table; colours are those of the cells under PATH."""
@@ -152,4 +152,4 @@ def render_table(entries: Sequence[Any]) -> str:
         for entry in entries
         if isinstance(entry, dict)
     ]
-    return "\n".join([*_table(_TABLE_COLUMNS, rows), count(len(rows), "address")])
+    return "\n".join([*table(_TABLE_COLUMNS, rows), count(len(rows), "address")])

@@ -11,8 +11,9 @@ from shadowmesh.base.errors import ShadowMeshError
 from shadowmesh.base.units import count
 from shadowmesh.cli.client import ApiClient
 from shadowmesh.cli.group import Command
-from shadowmesh.cli.output import print_json, text
+from shadowmesh.cli.output import print_json, text, warn
 from shadowmesh.cli.parameters import PeerName
+from shadowmesh.cli.render import warnings
 from shadowmesh.cli.settings import Settings
 
 #: what can be the name of a peer: a DNS label
@@ -52,7 +53,7 @@ def connect(settings: Settings, peer: str | None) -> None:
     else:
         click.echo(summary(snapshot) if name is None else summary_of(client.peer(name)["peer"]))
         for warning in warnings(snapshot):
-            click.echo(f"warning: {warning}", err=True)
+            warn(warning)
 
 
 def _name(client: ApiClient, word: str | None) -> str | None:
@@ -93,10 +94,3 @@ def _connected(snapshot: dict[str, Any], whom: object) -> str:
         f"{click.style('connected', fg='green')} to {text(whom)}"
         f" over {text(snapshot.get('path'))} ({text(snapshot.get('cipher'))}, {secrecy})"
     )
-
-
-def warnings(snapshot: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the device and the routes of this host, with what to do."""
-    checks = snapshot.get("health") or ()
-    failed = [c for c in checks if c.get("name") in ("tap", "underlay") and not c.get("ok")]
-    return [f"{text(check.get('text'))}; {text(check.get('remedy'))}" for check in failed]

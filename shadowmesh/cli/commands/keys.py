@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import click
 from shadowmesh.base.constants import IDENTITY_FILE, SEED_BYTES
 from shadowmesh.base.errors import KeyFileError, NotPermitted
 from shadowmesh.cli.group import Command
-from shadowmesh.cli.output import print_json
+from shadowmesh.cli.output import print_json, warn_when_others_can_read
 from shadowmesh.cli.settings import NoSuchFile, Settings
 
 #: more than any private key, so that a wrong file is never read whole
@@ -25,7 +24,7 @@ def genkey(settings: Settings) -> None:
     """Print a new private key (the base64 of an Ed25519 seed)."""
     from shadowmesh.keys.identity import generate_seed
 
-    _warn_when_others_can_read()
+    warn_when_others_can_read("the key")
     _print_key(settings, "private_key", generate_seed())
 
 
@@ -35,7 +34,7 @@ def genpsk(settings: Settings) -> None:
     """Print a new pre-shared key for encryption.key (64 hexadecimal digits)."""
     from shadowmesh.keys.psk import generate_psk
 
-    _warn_when_others_can_read()
+    warn_when_others_can_read("the key")
     _print_key(settings, "psk", generate_psk())
 
 
@@ -97,18 +96,3 @@ def _print_key(settings: Settings, name: str, key: str) -> None:
         print_json({"schema": 1, name: key})
     else:
         click.echo(key)
-
-
-def _warn_when_others_can_read() -> None:
-    """Say so when a secret goes to a file that others may read."""
-    try:
-        status = os.fstat(sys.stdout.fileno())
-    except (OSError, ValueError):
-        return  # not a file
-    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
-        mode = stat.S_IMODE(status.st_mode)
-        click.echo(
-            f"warning: the key goes to a file that others may open (mode {mode:04o}); set"
-            " `umask 077` before, or `chmod 600` it",
-            err=True,
-        )
