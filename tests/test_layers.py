@@ -118,9 +118,14 @@ MUST_NOT_KNOW = {
     "service.checks": {"gevent", "shadowmesh.control"},
     "service.peer_view": {"gevent", "shadowmesh.control"},
     "service.view": {"gevent", "shadowmesh.control"},
+    # of the protocol it reads the text of an invitation, so that a mistyped one is told at once
     "cli": {
-        "gevent", "flask", "shadowmesh.control", "shadowmesh.link", "shadowmesh.peer",
-        "shadowmesh.wire",
+        "gevent", "flask", "shadowmesh.control", "shadowmesh.link", "shadowmesh.network",
+        "shadowmesh.peer", "shadowmesh.wire.control", "shadowmesh.wire.handshake",
+        "shadowmesh.wire.liveness", "shadowmesh.wire.mesh.identifiers",
+        "shadowmesh.wire.mesh.messages", "shadowmesh.wire.nat", "shadowmesh.wire.path",
+        "shadowmesh.wire.peer", "shadowmesh.wire.session", "shadowmesh.wire.standstill",
+        "shadowmesh.wire.websocket",
     },
     "cli.benchmark": {"click", "shadowmesh.cli.commands", "shadowmesh.cli.program"},
     "cli.client": {"click", "shadowmesh._fastpath", "shadowmesh.config"},

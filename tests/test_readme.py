@@ -31,6 +31,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from shadowmesh import _fastpath
+from shadowmesh.cli.group import NameOrCommands
 from shadowmesh.cli.program import program
 from shadowmesh.config import flag_names
 from shadowmesh.config.model import Config
@@ -182,6 +183,8 @@ def command_at(words: list[str]) -> tuple[str, click.Command, list[str]]:
     """The command that words name, with its name and the words behind it."""
     name, command, rest = words[0], program.commands[words[0]], words[1:]
     while isinstance(command, click.Group) and rest:
+        if isinstance(command, NameOrCommands) and rest[0] not in command.commands:
+            break
         name, command, rest = f"{name} {rest[0]}", command.commands[rest[0]], rest[1:]
     return name, command, rest
 
@@ -434,8 +437,9 @@ NOT_TYPED = {
 #: words with which messages and settings begin
 NO_PROGRAMS = {"address", "set", "the"}
 #: commands of ours that are not typed one by one: the first measures for half a minute and has a test
-#: of its own, the second would end what the others ask about and belongs to the walk-through
-ELSEWHERE = ("bench", "disconnect")
+#: of its own, the second would end what the others ask about and belongs to the walk-through, and the
+#: machines of the walk are a pair and no network
+ELSEWHERE = ("bench", "disconnect", "network", "invite", "join", "leave", "peer")
 TYPED = ("ip", "shadowmesh", "ss", "systemctl")
 #: these go on until Ctrl-C
 ENDLESS = {

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from shadowmesh.base.errors import (
     AlreadyConnected,
     AlreadyConnecting,
+    AlreadyInNetwork,
     BadRequest,
     CaptureRunning,
     ConfigurationWrong,
@@ -23,9 +25,11 @@ from shadowmesh.base.errors import (
     ControlError,
     DaemonStopping,
     DeviceUnavailable,
+    IssuerRefused,
     NoSuchPeer,
     NotConfigured,
     NotConnected,
+    NotInNetwork,
     NotPermitted,
     PeerRefused,
     PeerUnreachable,
@@ -41,19 +45,26 @@ from shadowmesh.cli.failures import (
 from shadowmesh.cli.http10 import parse_answer, read_all, read_head
 from shadowmesh.cli.stream import Stream
 
-#: POST /connect waits for the outcome: name look-up, TCP, TLS, upgrade and handshake, each with a
-#: deadline of its own in the daemon; this one only ends what hangs in spite of them
+#: POST /connect and what is asked of a relay wait for the outcome: name look-up, TCP, TLS, upgrade
+#: and handshake, each with a deadline of its own in the daemon; this one only ends what hangs in
+#: spite of them
 CONNECT_TIMEOUT_S: Final = 90.0
 
 #: how often a daemon that connects already is asked whether it is done
 CONNECTING_PAUSE_S: Final = 0.2
+
+#: types of what must be in an answer; an object or a list where nothing else is said
+_KINDS: Final[dict[str, type | tuple[type, ...]]] = {
+    "state": str, "recovery_key": str, "token": str, "cancelled": int,
+    "network": (dict, type(None)),
+}  # fmt: skip
 
 _CONTROL_ERRORS: Final[dict[str, type[ControlError]]] = {
     kind.code: kind
     for kind in (
         AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
         PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
-        ConfigurationWrong, NoSuchPeer,
+        ConfigurationWrong, NoSuchPeer, NotInNetwork, AlreadyInNetwork, IssuerRefused,
     )
 }  # fmt: skip
 
@@ -158,6 +169,56 @@ class ApiClient:
             "entries"
         ]
         return entries
+
+    def network(self, timeout_s: float | None = None) -> dict[str, Any] | None:
+        """Return the network that the daemon is in, None when it is in none."""
+        answer = self._ask("GET", "/network", None, timeout_s or self._request_timeout_s, "network")
+        found: dict[str, Any] | None = answer["network"]
+        return found
+
+    def create_network(
+        self, name: str, own_name: str | None, subnets: Sequence[str], address: str | None
+    ) -> dict[str, Any]:
+        """Make a network; return the `network` and its `recovery_key`, a secret told once.
+
+        Args:
+            own_name: of this machine in it; None: its host name.
+            subnets: of the tunnel; empty: they are chosen.
+            address: ``host:port`` at which others reach this machine.
+        """
+        body = {"name": name, "own_name": own_name, "subnets": list(subnets), "address": address}
+        return self._ask("POST", "/network", body, self._connect_timeout_s, "recovery_key")
+
+    def invite(self, **wanted: Any) -> dict[str, Any]:
+        """Return an `invitation` and its text, the `token`, which is a secret told once.
+
+        Args:
+            wanted: `name`, `expires_s`, `uses`, `roles`, `tags`, `addresses`, as far as they matter.
+        """
+        return self._ask("POST", "/invitations", wanted, self._request_timeout_s, "token")
+
+    def invitations(self) -> dict[str, Any]:
+        """Return the `invitations` that were made."""
+        return self._ask("GET", "/invitations", None, self._request_timeout_s, "invitations")
+
+    def cancel_invitation(self, id_: str | None) -> dict[str, Any]:
+        """Cancel one invitation, or all; `cancelled` is how many were open."""
+        path = "/invitations" if id_ is None else f"/invitations/{quote(id_, safe='')}"
+        return self._ask("DELETE", path, None, self._request_timeout_s, "cancelled")
+
+    def join(self, token: str, name: str | None, *, accept: bool) -> dict[str, Any]:
+        """Return what an invitation says, and take it when that is wanted."""
+        body = {"token": token, "name": name, "accept": accept}
+        return self._ask("POST", "/join", body, self._connect_timeout_s, "doubts")
+
+    def leave(self) -> None:
+        """Leave the network."""
+        self._ask("POST", "/leave", {}, self._connect_timeout_s, "network")
+
+    def remove_peer(self, name: str) -> dict[str, Any]:
+        """Put a member out of the network; `removed` names those that are out."""
+        path = f"/peers/{quote(name, safe='')}"
+        return self._ask("DELETE", path, None, self._request_timeout_s, "removed")
 
     def configuration(self) -> dict[str, Any]:
         """Return what the daemon goes by: `pid`, `file`, `values`, and all of it as `text`."""
@@ -280,15 +341,17 @@ class ApiClient:
         """Return the object that a route answers with.
 
         Args:
-            member: must be in it; the state is text, the others are objects or lists.
+            member: must be in it, and of the type that it has in `_KINDS`.
             good: the HTTP statuses that are no refusal.
         """
         status, payload = self._exchange(method, path, body, timeout_s)
         answer = self._object(status, payload)
         if status not in good:
             raise self._refusal(status, answer)
-        kinds = str if member == "state" else (dict, list)
-        if not isinstance(answer.get("schema"), int) or not isinstance(answer.get(member), kinds):
+        kinds = _KINDS.get(member, (dict, list))
+        if not isinstance(answer.get("schema"), int) or not isinstance(
+            answer.get(member, ...), kinds
+        ):
             raise self._foreign(f"an answer without {member}")
         return answer
 

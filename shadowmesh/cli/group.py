@@ -33,6 +33,10 @@ class Command(click.Command):
         self.params.extend(shared_options(hidden=True))
 
 
+#: key in what contexts share: a word of a `NameOrCommands` was typed where its name could stand
+_WORD: Final = f"{__name__}.word"
+
+
 class Commands(click.Group):
     """The program, and a command that has commands of its own."""
 
@@ -95,3 +99,58 @@ class Commands(click.Group):
         ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+class NameOrCommands(Commands):
+    """A command that takes a name, in whose place the words of its own commands may stand.
+
+    So no name can be one of these words. Its function is called in either case, as that of any
+    group: with `ctx.invoked_subcommand`, and without the name, when a word was typed.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Find out which of both was typed, by the first word that belongs to no option."""
+        given = self.make_parser(ctx).parse_args(list(args))[0]
+        names = (given.get(str(one.name)) for one in self.params if _is_argument(one))
+        first = next((name for name in names if name in self.commands), None)
+        # Behind a -- it is meant as a name, and the name's type says what is wrong with it.
+        if not isinstance(first, str) or "--" in args[: args.index(first)]:
+            ctx.allow_interspersed_args = True
+            ctx.allow_extra_args = False
+            return click.Command.parse_args(self, ctx, args)
+        self.find(ctx, first)
+        rest = super().parse_args(ctx, args)
+        for one in self.params:
+            if one.expose_value and _is_typed(ctx, one):
+                raise click.UsageError(
+                    f"`{first}` is a command of `{ctx.command_path}`, takes no {one.opts[0]}, and"
+                    " cannot be a name",
+                    ctx,
+                )
+        return rest
+
+    def find(self, ctx: click.Context, name: str) -> click.Command:
+        """Return the command of this word, which stands in the place of the name from now on."""
+        found = super().find(ctx, name)
+        ctx.meta[_WORD] = True
+        return found
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters, without the name where a word stands in its place."""
+        params = super().get_params(ctx)
+        return [one for one in params if not (ctx.meta.get(_WORD) and _is_argument(one))]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run what was named behind, or the command itself."""
+        return click.Group.invoke(self, ctx)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return click.Command.collect_usage_pieces(self, ctx)
+
+
+def _is_argument(one: click.Parameter) -> bool:
+    return isinstance(one, click.Argument)
+
+
+def _is_typed(ctx: click.Context, one: click.Parameter) -> bool:
+    return ctx.get_parameter_source(str(one.name)) is click.core.ParameterSource.COMMANDLINE

@@ -22,9 +22,14 @@ from shadowmesh.cli.commands.disconnect import disconnect
 from shadowmesh.cli.commands.explain import explain
 from shadowmesh.cli.commands.fdb import fdb
 from shadowmesh.cli.commands.help import show_help
+from shadowmesh.cli.commands.invite import invite
+from shadowmesh.cli.commands.join import join
 from shadowmesh.cli.commands.keys import genkey, genpsk, pubkey
+from shadowmesh.cli.commands.leave import leave
 from shadowmesh.cli.commands.logs import logs
 from shadowmesh.cli.commands.netcheck import netcheck
+from shadowmesh.cli.commands.network import network
+from shadowmesh.cli.commands.peer import peer
 from shadowmesh.cli.commands.peers import peers
 from shadowmesh.cli.commands.ping import ping
 from shadowmesh.cli.commands.reload import reload
@@ -115,7 +120,7 @@ def program() -> None:
 
 
 for _command in (
-    connect, disconnect, status, peers, fdb, explain, dashboard, ping, wait, netcheck, capture, configuration,
+    network, invite, join, leave, peer, connect, disconnect, status, peers, fdb, explain, dashboard, ping, wait, netcheck, capture, configuration,
     reload, logs, bugreport, bench, genkey, pubkey, genpsk, version, completion,
     show_help,
 ):  # fmt: skip

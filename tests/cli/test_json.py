@@ -15,6 +15,7 @@ import pytest
 
 from shadowmesh.cli import benchmark, evidence
 from shadowmesh.cli.commands import bench
+from shadowmesh.cli.group import NameOrCommands
 from shadowmesh.cli.program import program
 from shadowmesh.insight.capture import Captures
 from shadowmesh.insight.events import FlightRecorder
@@ -32,13 +33,22 @@ from tests.cli.test_program import (  # noqa: F401
     served,
     token_file,
 )
-from tests.control.fake_control import CONNECTED, FDB, MESH, make_app, serving
+from tests.control.fake_control import CONNECTED, FDB, HOME, INVITATION, MESH, make_app, serving
 from tests.control.test_openapi import validate
 from tests.fakes import FakePlane
 
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
 #: described by the OpenAPI document
 SNAPSHOTS = ("status", "connect", "disconnect", "wait")
+#: so are these
+ANSWERS = (
+    "network create",
+    "network show",
+    "invite",
+    "invite list",
+    "invite cancel",
+    "peer remove",
+)
 #: runs another program instead of printing
 FOREIGN = ("logs",)
 #: members whose names are data
@@ -111,9 +121,10 @@ def test_every_command_is_documented():
         f"{name} {inner}".strip()
         for name, command in program.commands.items()
         for inner in getattr(command, "commands", {"": None})
-    }
-    assert set(documented()) | {*SNAPSHOTS, *FOREIGN, "explain"} == commands
-    for name in (*SNAPSHOTS, *FOREIGN, "explain"):
+    } | {name for name, command in program.commands.items() if isinstance(command, NameOrCommands)}
+    elsewhere = {*SNAPSHOTS, *ANSWERS, *FOREIGN, "explain"}
+    assert set(documented()) | elsewhere == commands
+    for name in elsewhere:
         assert f"`{name}`" in PAGE.partition("\n## ")[0]
 
 
@@ -162,6 +173,24 @@ def test_peers_and_fdb(run, control):
     judge("fdb", table)
     waited = json.loads(run("--json", "wait", "--peer", "nas", "--timeout", "1s").stdout)
     validate(waited, "PeerAnswer")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "schema"),
+    [(["network", "create", "home"], "Founded"), (["network", "show"], "NetworkAnswer"),
+     (["invite", "laptop"], "Invited"), (["invite", "list"], "Invitations"),
+     (["invite", "cancel", "--all"], "Cancelled"), (["peer", "remove", "nas", "--yes"], "Removed")],
+)  # fmt: skip
+def test_what_is_told_of_a_network_is_that_of_the_api(run, control, arguments, schema):
+    control.joined, control.mesh = None if "create" in arguments else HOME, MESH
+    validate(json.loads(run("--json", *arguments).stdout), schema)
+
+
+def test_join_and_leave(run, control):
+    control.mesh, control.doubts = MESH, ("one",)
+    asked = ("--json", "join", INVITATION, "--yes")
+    judge("join", *(json.loads(run(*asked).stdout) for _ in range(2)))
+    judge("leave", json.loads(run("--json", "leave", "--yes").stdout))
 
 
 def test_ping(run):

@@ -18,13 +18,17 @@ from tests.cli.test_program import (  # noqa: F401
     served,
     token_file,
 )
-from tests.control.fake_control import CONNECTED
+from tests.control.fake_control import CONNECTED, HOME, INVITATION, MESH
 
 #: what a command needs to print something; the others need nothing
 ARGUMENTS = {"completion": ["bash"], "ping": ["--count", "1"], "bench": ["--quick"],
-             "capture": ["-w", "-", "--duration", "1s"]}  # fmt: skip
+             "capture": ["-w", "-", "--duration", "1s"], "network create": ["home"],
+             "join": [INVITATION, "--yes"], "leave": ["--yes"], "peer remove": ["nas", "--yes"],
+             "invite cancel": ["--all"]}  # fmt: skip
+#: what a machine does that is in no network
+OUTSIDE = {"network create", "join"}
 #: loads another program, which has its own words, or needs a network
-NOT_WALKED = {"logs", "netcheck", "bugreport", "config init", "config", "reload"}
+NOT_WALKED = {"logs", "netcheck", "bugreport", "config init", "config", "reload", "network", "peer"}
 COMMANDS = [words for words in every_command() if " ".join(words) not in NOT_WALKED]
 CLI = [sys.executable, "-m", "shadowmesh.cli"]
 DAEMON = [sys.executable, "-m", "shadowmesh.service.daemon"]
@@ -41,9 +45,10 @@ def typed(command, redirection, **more):
 @pytest.fixture
 def asked(served, control, token_file):
     """Return the words of a command that asks the served daemon."""
-    control.snapshot = CONNECTED
+    control.snapshot, control.mesh = CONNECTED, MESH
 
     def ask(words):
+        control.joined = None if " ".join(words) in OUTSIDE else HOME
         rest = ARGUMENTS.get(" ".join(words), [])
         return [*CLI, "--api", f"http://{served}", "--token-file", str(token_file), *words, *rest]
 

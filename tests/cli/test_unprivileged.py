@@ -11,7 +11,7 @@ from shadowmesh.cli.program import program
 from shadowmesh.config import loader
 from shadowmesh.control.rights import Right, Rights
 from tests.cli.test_program import assert_failed, invoke
-from tests.control.fake_control import FakeControl, make_app, serving
+from tests.control.fake_control import INVITATION, FakeControl, make_app, serving
 
 
 class _NobodyIsAnybody(Rights):
@@ -26,6 +26,11 @@ NOBODY_S_RIGHTS = _NobodyIsAnybody(4000, {})
 #: what each command is given, what it exits with beside a daemon and without one, and a word of
 #: what it says. None: it needs no right, and does the same as for root.
 COMMANDS = {
+    "network": (["show"], 4, 3, "shadowmesh-view"),
+    "invite": ([], 4, 3, "shadowmesh-admin"),
+    "join": ([INVITATION, "--yes"], 4, 3, "shadowmesh-admin"),
+    "leave": (["--yes"], 4, 3, "shadowmesh-view"),
+    "peer": (["remove", "nas", "--yes"], 4, 3, "shadowmesh-admin"),
     "connect": ([], 4, 3, "shadowmesh-admin"),
     "disconnect": ([], 4, 3, "shadowmesh-admin"),
     "capture": (["-c", "1"], 4, 3, "shadowmesh-admin"),
