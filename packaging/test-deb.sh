@@ -51,10 +51,12 @@ control_groups() { # for the systemd inside to make its groups in: one in each h
 }
 
 boot() { # in the background; the first process inside is the only child of this one
-    local group
-    for group in $(control_groups); do mkdir "$group"; done
+    local group groups
+    groups=$(control_groups)
+    for group in $groups; do mkdir "$group"; done
     (
-        for group in $(control_groups); do echo "$BASHPID" >"$group/cgroup.procs"; done
+        # Nothing here forks: a child of this one would be taken for the first process inside.
+        for group in $groups; do echo "$BASHPID" >"$group/cgroup.procs"; done
         exec unshare --fork --pid --mount --uts --ipc --net --cgroup "$0" --inside
     ) >"$work/boot.log" 2>&1 &
 }
