@@ -56,9 +56,9 @@ def test_the_unit_does_better_than_promised(line):
     assert line in directives()
 
 
-def test_the_unit_leaves_the_daemon_one_capability_and_one_device():
-    assert "AmbientCapabilities=CAP_NET_ADMIN" in directives()
-    assert "CapabilityBoundingSet=CAP_NET_ADMIN" in directives()
+def test_the_unit_leaves_the_daemon_two_capabilities_and_one_device():
+    assert "AmbientCapabilities=CAP_NET_ADMIN CAP_NET_BIND_SERVICE" in directives()
+    assert "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE" in directives()
     assert "DeviceAllow=/dev/net/tun rw" in directives()
     assert not any(line.startswith("PrivateDevices") for line in directives())
 
@@ -108,13 +108,13 @@ def test_the_unit_scores_two_or_better():
 
 
 # What the unit takes away and can be taken away without systemd: memory that is writable and
-# executable (prctl PR_SET_MDWE, Linux 6.3), /proc beyond processes, all capabilities but one.
+# executable (prctl PR_SET_MDWE, Linux 6.3), /proc beyond processes, all capabilities but two.
 CONFINED = """
 import ctypes, errno, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.prctl(65, 1, 0, 0, 0) != 0:
     sys.exit(77 if ctypes.get_errno() == errno.EINVAL else f"prctl: {os.strerror(ctypes.get_errno())}")
-os.execvp("setpriv", ["setpriv", "--bounding-set", "-all,+net_admin", "--no-new-privs",
+os.execvp("setpriv", ["setpriv", "--bounding-set", "-all,+net_admin,+net_bind_service", "--no-new-privs",
                       sys.executable, "-c", sys.argv[1]])
 """
 WORK = """
