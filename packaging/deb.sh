@@ -49,7 +49,7 @@ CHANGELOG
 install -D -m 644 packaging/debian/lintian-overrides "$root/usr/share/lintian/overrides/shadowmesh"
 cp packaging/debian/{postinst,prerm,postrm} "$root/DEBIAN/"
 chmod 755 "$root"/DEBIAN/*
-echo /etc/shadowmesh/daemon.yaml >"$root/DEBIAN/conffiles"
+printf '%s\n' /etc/shadowmesh/daemon.yaml /etc/shadowmesh-relay/relay.yaml >"$root/DEBIAN/conffiles"
 (cd "$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
 cat >"$root/DEBIAN/control" <<CONTROL
 Package: shadowmesh

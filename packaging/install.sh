@@ -10,11 +10,13 @@
 #
 #   PREFIX/bin              shadowmesh, shadowmesh-daemon
 #   PREFIX/lib/shadowmesh   the package and all that it needs, for these two programs alone
-#   PREFIX/lib              systemd unit, sysusers.d, tmpfiles.d
+#   PREFIX/lib              systemd units, sysusers.d, tmpfiles.d
 #   PREFIX/share            manual pages, completions, the commented configuration
 #   /etc/shadowmesh         daemon.yaml, if there is none
+#   /etc/shadowmesh-relay   relay.yaml, if there is none
 #
-# Uninstalling leaves /etc/shadowmesh, /var/lib/shadowmesh and the user: they hold keys.
+# Uninstalling leaves these two, /var/lib/shadowmesh, /var/lib/shadowmesh-relay and the users: they
+# hold keys.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
@@ -25,7 +27,7 @@ case $PREFIX in /*) ;; *) echo "install: PREFIX=$PREFIX must be an absolute path
 
 bin=$PREFIX/bin
 site=$PREFIX/lib/shadowmesh
-unit=$PREFIX/lib/systemd/system/shadowmesh.service
+units=$PREFIX/lib/systemd/system
 sysusers=$PREFIX/lib/sysusers.d/shadowmesh.conf
 tmpfiles=$PREFIX/lib/tmpfiles.d/shadowmesh.conf
 man=$PREFIX/share/man
@@ -34,6 +36,7 @@ zsh_completion=$PREFIX/share/zsh/vendor-completions/_shadowmesh
 fish_completion=$PREFIX/share/fish/vendor_completions.d/shadowmesh.fish
 doc=$PREFIX/share/doc/shadowmesh
 config=/etc/shadowmesh/daemon.yaml
+relay_config=/etc/shadowmesh-relay/relay.yaml
 
 # Of what is installed the running system may need to hear; of a package being made it must not.
 live() { [ -z "$DESTDIR" ] && [ "$(id -u)" = 0 ]; }
@@ -69,7 +72,7 @@ PROGRAM
 }
 
 do_install() {
-    local wheel=$1 python3 new=$DESTDIR$site.new
+    local wheel=$1 python3 unit new=$DESTDIR$site.new
     python3=$(interpreter)
     rm -rf "$new"
     mkdir -p "$new"
@@ -95,7 +98,9 @@ do_install() {
     mv "$new" "$DESTDIR$site"
     program shadowmesh shadowmesh.cli
     program shadowmesh-daemon shadowmesh.service.start
-    sed "s|/usr/local/bin/|$bin/|" init/shadowmesh.service | put 644 "$unit"
+    for unit in shadowmesh.service shadowmesh-relay.service; do
+        sed "s|/usr/local/bin/|$bin/|" "init/$unit" | put 644 "$units/$unit"
+    done
     put 644 "$sysusers" <init/shadowmesh.sysusers
     put 644 "$tmpfiles" <init/shadowmesh.tmpfiles
     "$py" scripts/manpages.py build/man
@@ -106,6 +111,7 @@ do_install() {
     "$py" -m shadowmesh.cli completion zsh | put 644 "$zsh_completion"
     "$py" -m shadowmesh.cli completion fish | put 644 "$fish_completion"
     put 644 "$doc/daemon.yaml" <conf/daemon.yaml
+    put 644 "$doc/relay.yaml" <conf/relay.yaml
     put 644 "$doc/copyright" <LICENSE
     put 644 "$doc/CHANGELOG.md" <CHANGELOG.md
     if live; then prepare_system; fi
@@ -113,6 +119,7 @@ do_install() {
         put 640 "$config" <conf/daemon.yaml
         if live && getent group shadowmesh >/dev/null; then chgrp shadowmesh "$config"; fi
     fi
+    if [ ! -e "$DESTDIR$relay_config" ]; then put 644 "$relay_config" <conf/relay.yaml; fi
     if live; then say_what_is_next; fi
 }
 
@@ -136,7 +143,8 @@ say_what_is_next() { # as the README goes on, from its second step
 
 do_remove() {
     rm -rf "$DESTDIR$site" "$DESTDIR$doc"
-    rm -f "$DESTDIR$bin/shadowmesh" "$DESTDIR$bin/shadowmesh-daemon" "$DESTDIR$unit" \
+    rm -f "$DESTDIR$bin/shadowmesh" "$DESTDIR$bin/shadowmesh-daemon" \
+        "$DESTDIR$units/shadowmesh.service" "$DESTDIR$units/shadowmesh-relay.service" \
         "$DESTDIR$sysusers" "$DESTDIR$tmpfiles" "$DESTDIR$bash_completion" \
         "$DESTDIR$zsh_completion" "$DESTDIR$fish_completion" \
         "$DESTDIR$man"/man1/shadowmesh{,-*}.1.gz "$DESTDIR$man"/man8/shadowmesh-daemon.8.gz \
@@ -146,11 +154,14 @@ do_remove() {
 case "${1:-} $#" in
     "install 2") do_install "$2" ;;
     "uninstall 1")
-        if systemd_runs; then systemctl --quiet disable --now shadowmesh 2>/dev/null || true; fi
+        if systemd_runs; then
+            systemctl --quiet disable --now shadowmesh shadowmesh-relay 2>/dev/null || true
+        fi
         do_remove
         if systemd_runs; then systemctl daemon-reload; fi
         if live; then
-            echo "left: /etc/shadowmesh, /var/lib/shadowmesh, the user shadowmesh and its groups"
+            echo "left: /etc/shadowmesh, /var/lib/shadowmesh, the same of shadowmesh-relay, both users" \
+                "and the groups"
         fi
         ;;
     *) echo "usage: $0 install WHEEL|DIRECTORY | uninstall" >&2; exit 2 ;;

@@ -31,6 +31,7 @@ inside_root() { # runs in the new namespaces, as their first process
     done
     mknod -m 666 "$root/dev/net/tun" c 10 200
     mount -t devpts devpts "$root/dev/pts"
+    ln -s pts/ptmx "$root/dev/ptmx" # PrivateDevices= wants it
     mount -t sysfs -o ro sysfs "$root/sys"
     # The hybrid hierarchy also works where the machine's own is not the unified one.
     mount -t tmpfs tmpfs "$root/sys/fs/cgroup"
@@ -71,7 +72,7 @@ finish() {
         if [ $code != 0 ]; then
             echo "test-deb: failed; units that did, and the end of the journal:" >&2
             run systemctl list-units --failed --no-legend --plain >&2 || true
-            run journalctl --no-pager -u shadowmesh -n 30 -o cat >&2 || true
+            run journalctl --no-pager -u shadowmesh -u shadowmesh-relay -n 30 -o cat >&2 || true
         fi
         # The first process of a pid namespace: all others end with it.
         kill -KILL "$booted" 2>/dev/null || true
@@ -251,6 +252,27 @@ await 1 run sh -c 'shadowmesh status | grep -c "no real-time priority: not permi
 expect 0 policies
 run sh -c 'sed -i "s/^  realtime: .*/  realtime: false/" /etc/shadowmesh/daemon.yaml'
 
+step "the relay is off until it is wanted, and runs beside the other one with nothing of it"
+relay() { run shadowmesh --config /etc/shadowmesh-relay/relay.yaml "$@"; }
+expect inactive run systemctl is-active shadowmesh-relay
+expect disabled run systemctl is-enabled shadowmesh-relay
+expect "root:root 755" run stat -c '%U:%G %a' /etc/shadowmesh-relay
+expect "root:root 644" run stat -c '%U:%G %a' /etc/shadowmesh-relay/relay.yaml
+run sh -c 'printf "peers:\n  - name: laptop\n    public_key: %s\n" "$1" >>/etc/shadowmesh-relay/relay.yaml' sh "$other"
+run systemctl start shadowmesh-relay
+expect active run systemctl is-active shadowmesh-relay
+await active run systemctl is-active shadowmesh
+expect "api.token cert.pem identity.key key.pem" run sh -c 'echo $(ls /var/lib/shadowmesh-relay)'
+# CAP_NET_BIND_SERVICE is number 10.
+expect 0000000000000400 run sh -c 'awk "/^CapBnd/ { print \$2 }" \
+    /proc/$(systemctl show --property MainPID --value shadowmesh-relay)/status'
+expect "443 9190 9191" run sh -c 'echo $(ss -Hltn | awk "{ print \$4 }" | sed "s/.*://" \
+    | grep -x -e 443 -e 9190 -e 9191 | sort -n)'
+expect 1 run sh -c "shadowmesh --config /etc/shadowmesh-relay/relay.yaml --json status \
+    | grep -c 'none is wanted: network.tap_device is empty'"
+relay logs >/dev/null
+run systemctl reload shadowmesh-relay
+
 step "a daemon that hangs is restarted, and systemd holds its device meanwhile"
 index=$(run cat /sys/class/net/tap0/ifindex)
 drop_in WatchdogSec=3s RestartSec=1s
@@ -268,12 +290,16 @@ await active run systemctl is-active shadowmesh
 expect "$key" sh -c "$(declare -f run); booted=$booted; run shadowmesh --json status \
     | grep '\"public_key\"' | head -1"
 expect "root:shadowmesh 640" run stat -c '%U:%G %a' /etc/shadowmesh/daemon.yaml
+await active run systemctl is-active shadowmesh-relay
+expect disabled run systemctl is-enabled shadowmesh-relay
 
 step "remove: it stops, keys stay; purge: nothing stays"
 run dpkg --remove shadowmesh >/dev/null
 expect inactive run systemctl is-active shadowmesh
+expect inactive run systemctl is-active shadowmesh-relay
 expect 4 run sh -c 'ls /var/lib/shadowmesh | wc -l'
+run test -e /var/lib/shadowmesh-relay/identity.key
 run dpkg --purge shadowmesh >/dev/null 2>&1
-expect "" run sh -c 'find / -xdev -name "*shadowmesh*"; getent passwd shadowmesh; getent group | grep shadowmesh'
+expect "" run sh -c 'find / -xdev -name "*shadowmesh*"; getent passwd shadowmesh shadowmesh-relay; getent group | grep shadowmesh'
 expect "" run sh -c 'ls /sys/class/net | grep tap'
 echo "ok"

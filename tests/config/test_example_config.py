@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from shadowmesh import config
+from shadowmesh.config.loader import NOBODY
 from shadowmesh.config.report import render, value_of
 from shadowmesh.config.schema import KEYS, PEER_KEYS
 from shadowmesh.keys.identity import Identity, format_public_key
 
 EXAMPLE = Path(__file__).parents[2] / "conf" / "daemon.yaml"
+RELAY = EXAMPLE.with_name("relay.yaml")
 TEXT = EXAMPLE.read_text(encoding="utf-8")
 #: a key whose default is not a constant stands as `  #name: value`
 COMMENTED_KEY = re.compile(r"^  #(?=[a-z_]+:)", re.MULTILINE)
@@ -123,6 +125,28 @@ def test_the_two_machine_example_connects_one_to_the_other(tmp_path: Path):
     assert left.config.network.local_ip != right.config.network.local_ip
     ours, theirs = left.config.network.local_ip, right.config.network.local_ip
     assert [one.network for one in ours] == [one.network for one in theirs]
+
+
+def test_the_relay_of_the_package_has_no_device_no_secret_and_nothing_of_the_other_daemon():
+    relay = config.load(RELAY, {}, ENVIRONMENT, is_root=True)
+    ordinary = config.load(EXAMPLE, {}, ENVIRONMENT, is_root=True).config
+    assert relay.config.network.headless
+    assert not [
+        key.name for key in KEYS.values() if key.secret and relay.sources[key.name] != "default"
+    ]
+    assert relay.warnings == (NOBODY,)
+    assert RELAY.stat().st_mode & 0o444 == 0o444
+    one, other = (
+        [
+            *(getattr(each.daemon, name) for name in ("listen_address", "api_socket", "state_dir")),
+            each.websocket.listen_address, each.websocket.tls_cert, each.websocket.tls_key,
+            each.nat.udp_port, each.monitoring.prometheus_port,
+        ]
+        for each in (relay.config, ordinary)
+    )  # fmt: skip
+    assert not [value for value, theirs in zip(one, other, strict=True) if value == theirs]
+    ports = (relay.config.daemon.listen_address.port, relay.config.monitoring.prometheus_port)
+    assert ports == (9190, 9191)
 
 
 def with_keys(text: str) -> str:

@@ -1,4 +1,4 @@
-"""init/shadowmesh.service: what was promised is in it, systemd accepts it, and it stays hardened."""
+"""The units in init/: what was promised is in them, systemd accepts them, and they stay hardened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ import pytest
 from shadowmesh.base.constants import SYSTEM_API_SOCKET
 from shadowmesh.control.rights import GROUPS
 
-UNIT = Path(__file__).parents[2] / "init" / "shadowmesh.service"
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "init" / "shadowmesh.service"
+RELAY = UNIT.with_name("shadowmesh-relay.service")
+BOTH = pytest.mark.parametrize("unit", [UNIT, RELAY], ids=lambda unit: unit.stem)
+DEBIAN = ROOT / "packaging" / "debian"
 
 PROMISED = """
 Description=ShadowMesh Daemon - Post-Quantum P2P VPN
@@ -32,8 +36,8 @@ needs_systemd = pytest.mark.skipif(
 )
 
 
-def directives() -> list[str]:
-    lines = UNIT.read_text().splitlines()
+def directives(unit: Path = UNIT) -> list[str]:
+    lines = unit.read_text().splitlines()
     return [line for line in lines if line and not line.startswith(("#", "["))]
 
 
@@ -57,10 +61,69 @@ def test_the_unit_does_better_than_promised(line):
 
 
 def test_the_unit_leaves_the_daemon_two_capabilities_and_one_device():
-    assert "AmbientCapabilities=CAP_NET_ADMIN CAP_NET_BIND_SERVICE" in directives()
-    assert "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE" in directives()
+    for name in ("AmbientCapabilities", "CapabilityBoundingSet"):
+        assert f"{name}=CAP_NET_ADMIN CAP_NET_BIND_SERVICE" in directives()
     assert "DeviceAllow=/dev/net/tun rw" in directives()
     assert not any(line.startswith("PrivateDevices") for line in directives())
+
+
+def test_the_relay_has_the_ports_below_1024_and_neither_device_nor_anything_else():
+    found = [line for line in directives(RELAY) if "Capabilit" in line]
+    assert found == [
+        "AmbientCapabilities=CAP_NET_BIND_SERVICE", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE",
+    ]  # fmt: skip
+    assert "PrivateDevices=yes" in directives(RELAY)
+    assert not any(line.startswith("Device") for line in directives(RELAY))
+
+
+#: what a daemon without a device and with other files is to have in another way
+_OF_ITS_OWN = {
+    "Description", "ExecStart", "ExecReload", "FileDescriptorStoreMax", "User", "Group",
+    "AmbientCapabilities", "CapabilityBoundingSet", "StateDirectory", "RuntimeDirectory", "Environment",
+    "DevicePolicy", "DeviceAllow", "PrivateDevices",
+}  # fmt: skip
+
+
+def test_the_relay_is_hardened_as_the_other_unit_is():
+    ordinary, relay = (
+        [line for line in directives(unit) if line.partition("=")[0] not in _OF_ITS_OWN]
+        for unit in (UNIT, RELAY)
+    )
+    assert relay == ordinary
+
+
+def test_the_relay_shares_no_user_directory_or_file_with_the_other_service():
+    values = {
+        line.partition("=")[2]
+        for unit in (UNIT, RELAY)
+        for line in directives(unit)
+        if line.startswith(("User=", "Group=", "StateDirectory=", "RuntimeDirectory="))
+    }
+    assert values == {"shadowmesh", "shadowmesh-relay"}
+    assert "--config /etc/shadowmesh-relay/relay.yaml" in RELAY.read_text()
+    assert not re.search(r"/(etc|run|var/lib)/shadowmesh/", "\n".join(directives(RELAY)))
+
+
+def test_the_package_brings_the_relay_switched_off_and_purges_all_of_it():
+    installed, purged = (DEBIAN / "postinst").read_text(), (DEBIAN / "postrm").read_text()
+    assert "debian-installed shadowmesh-relay.service" in installed
+    started = [line for line in installed.splitlines() if "invoke" in line and "relay" in line]
+    assert ["[ -n " in line and "restart" in line for line in started] == [True]
+    assert "shadowmesh-relay.service" in (DEBIAN / "prerm").read_text()
+    for what in (
+        "/var/lib/shadowmesh-relay",
+        "/etc/shadowmesh-relay",
+        "userdel",
+        "shadowmesh-relay.service",
+    ):
+        assert what in purged.partition('"$1" = purge')[2]
+    assert "/etc/shadowmesh-relay/relay.yaml" in (ROOT / "packaging" / "deb.sh").read_text()
+    assert (
+        "d /etc/shadowmesh-relay 0755 root root -"
+        in (ROOT / "init" / "shadowmesh.tmpfiles").read_text()
+    )
+    users = (ROOT / "init" / "shadowmesh.sysusers").read_text()
+    assert 'u shadowmesh-relay - "ShadowMesh relay" /var/lib/shadowmesh-relay\n' in users
 
 
 def test_the_unit_lets_threads_have_the_least_real_time_priority_and_not_keep_a_core():
@@ -86,24 +149,26 @@ def test_the_groups_of_the_rights_are_made_empty_and_purged(group):
     made = (UNIT.parent / "shadowmesh.sysusers").read_text().splitlines()
     assert f"g {group} -" in made
     assert not any(line.startswith("m ") for line in made)  # nobody is put into one
-    purged = (UNIT.parents[1] / "packaging" / "debian" / "postrm").read_text()
+    purged = (DEBIAN / "postrm").read_text()
     assert f" {group}" in purged.partition('"$1" = purge')[2]
 
 
+@BOTH
 @needs_systemd
-def test_systemd_accepts_the_unit(tmp_path):
+def test_systemd_accepts_the_unit(unit, tmp_path):
     # verify wants the program to exist, and this machine need not have it installed.
-    text, count = re.subn(r"(?m)^(Exec\w+)=/\S+", r"\1=/bin/true", UNIT.read_text())
+    text, count = re.subn(r"(?m)^(Exec\w+)=/\S+", r"\1=/bin/true", unit.read_text())
     assert count == 3
-    copy = tmp_path / UNIT.name
+    copy = tmp_path / unit.name
     copy.write_text(text)
     done = analyze("verify", "--man=no", str(copy))
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@BOTH
 @needs_systemd
-def test_the_unit_scores_two_or_better():
-    done = analyze("security", "--offline=true", "--threshold=20", "--no-pager", str(UNIT))
+def test_the_unit_scores_two_or_better(unit):
+    done = analyze("security", "--offline=true", "--threshold=20", "--no-pager", str(unit))
     assert done.returncode == 0, [*done.stdout.splitlines()[-1:], done.stderr]
 
 
