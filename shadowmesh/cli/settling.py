@@ -107,13 +107,15 @@ def await_first_peer(client: ApiClient) -> int:
         NobodyYet: none has one in time; with what the daemon knows about it.
     """
     deadline = time.monotonic() + PEER_S
-    seen = "no peer is known yet"
+    seen, told = "no peer is known yet", False
     while (left_s := deadline - time.monotonic()) > 0:
         try:
             peers = [one for one in client.peers(left_s)["peers"] if isinstance(one, dict)]
         except ShadowMeshError as error:
-            seen = str(error).partition(";")[0]
+            # The last question has hardly any time left: what was told before says more.
+            seen = seen if told else str(error).partition(";")[0]
         else:
+            told = True
             number: int = sum(peer.get("state") == "connected" for peer in peers)
             if number:
                 return number
