@@ -33,6 +33,7 @@ from shadowmesh.device.tap import (
     knows_udp_super_frames,
     misfit,
     open_tap,
+    remove_addresses,
 )
 
 if TYPE_CHECKING:
@@ -177,6 +178,16 @@ class Device:
         if held is not None:
             os.close(held)
         self._store.forget(TAP)
+
+    def disown(self) -> None:
+        """Close the device; one that stays although we let go of it keeps no address of ours.
+
+        For a daemon that is somebody else from now on: another's addresses would lead to it.
+        """
+        self.close()
+        network = self._network
+        if network.persist_tap:
+            remove_addresses(network.tap_device, network.local_ip)
 
     def offload(self, wanted: bool, *, udp: bool) -> None:
         """Say what the kernel may hand us, now and after renew().

@@ -375,6 +375,20 @@ def _add_address(
     undo.callback(_quietly, netlink.delete_address, index, address)
 
 
+def remove_addresses(
+    name: str, addresses: Sequence[Interface], kernel: Kernel | None = None
+) -> None:
+    """Take addresses from a device that nobody needs any more; what is not there is no matter."""
+    kernel = kernel or Kernel()
+    with suppress(OSError, DeviceError):
+        index = kernel.index_of(name)
+        with kernel.netlink() as netlink:
+            present = netlink.addresses()
+            for address in addresses:
+                if (index, address) in present:
+                    netlink.delete_address(index, address)
+
+
 def _limit_segments(netlink: Netlink, before: Link, undo: ExitStack) -> None:
     """Have the kernel cut a super-frame itself that the peer would refuse.
 

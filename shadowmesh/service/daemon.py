@@ -234,6 +234,10 @@ class Daemon:
         self._stopping = Event()
         #: the daemon ends, or begins anew
         self._turn = Event()
+        #: all parts are started, and none is being ended
+        self._settled = False
+        #: a SIGHUP has come meanwhile
+        self._hung_up = False
         self._notifier = notifier
         self._store = store
         self._recorder = FlightRecorder()
@@ -281,8 +285,12 @@ class Daemon:
                 _leave_out_of_collections()
                 _log.info("daemon is ready", version=__version__, pid=os.getpid())
                 self._notifier.ready(self._view.summary())
+                self._settled = True
+                if self._hung_up:
+                    self._on_hangup()
                 self._turn.wait()
             finally:
+                self._settled = False
                 if self._stopping.is_set() or sys.exc_info()[0] is not None:
                     # Whoever ends us decides whether we come back, and empties the store if not.
                     self._store.leave()
@@ -328,8 +336,7 @@ class Daemon:
             ConfigurationWrong: it is invalid, and nothing has changed.
             DaemonStopping: too late for that.
         """
-        if self._stopping.is_set():
-            raise DaemonStopping("the daemon is stopping")
+        self._check_going_on()
         self._notifier.reloading()
         try:
             return self._load_and_apply()
@@ -426,8 +433,7 @@ class Daemon:
 
     def _network_operations(self) -> Networks:
         """Return who does what is about networks; it is loaded when first asked."""
-        if self._stopping.is_set() or self._turn.is_set():
-            raise DaemonStopping("the daemon is stopping, or begins anew; try again in a second")
+        self._check_going_on()
         if self._networks is None:
             networks = gevent.get_hub().threadpool.apply(_load_networks)
             self._networks = networks.Networks(
@@ -438,6 +444,11 @@ class Daemon:
                 self._begin_again,
             )
         return self._networks
+
+    def _check_going_on(self) -> None:
+        """Raises DaemonStopping: what was started is being ended."""
+        if self._turn.is_set():
+            raise DaemonStopping("the daemon is stopping, or begins anew; try again in a second")
 
     # --- start and stop -----------------------------------------------------------------------
 
@@ -476,6 +487,7 @@ class Daemon:
             udp_super_frames=udp_super_frames,
         )
         device.adopt()
+        undo.callback(self._let_go_of, device)
         known = KnownAddresses()
 
         def tunnel_device() -> str | None:
@@ -521,6 +533,9 @@ class Daemon:
         self._hub_lag.start()
         undo.callback(self._hub_lag.stop)
         undo.callback(traversal.stop)
+        if member is not None:
+            # Behind all sessions: who is being answered as a joiner needs the ledger.
+            undo.callback(member.stop)
         undo.callback(self._manager.stop)
         traversal.start()
         undo.callback(self._peer_port.stop)
@@ -530,11 +545,15 @@ class Daemon:
         undo.callback(api.close)
         self._manager.start()
         if member is not None:
-            undo.callback(member.stop)
             member.start(
                 self._manager.ask_to_join, self._manager.round_trips, self._members_changed
             )
         self._start_http(undo, token, api)
+
+    def _let_go_of(self, device: Device) -> None:
+        """Leave no address of ours on a device that outlives us, where we become somebody else."""
+        if self._turn.is_set() and not self._stopping.is_set():
+            device.disown()
 
     def _beat(self) -> None:
         if not self._stopping.is_set():
@@ -569,7 +588,10 @@ class Daemon:
 
     def _on_hangup(self) -> None:
         """SIGHUP: apply what can be applied; the log has what came of it."""
-        # While stopping, what is being closed would be opened again.
+        # What is being closed would be opened again, and what is not there yet cannot be reloaded.
+        self._hung_up = not self._settled or self._turn.is_set()
+        if self._hung_up:
+            return
         with contextlib.suppress(ConfigurationWrong, DaemonStopping):
             self.reload()
 
@@ -667,8 +689,10 @@ def _refuse_own_key(loaded: LoadedConfig, own: bytes) -> None:
 def _leave_out_of_collections() -> None:
     """Keep what is there by now out of every later collection, which all greenlets wait for.
 
-    Through the code that is loaded alone one takes some 30 ms.
+    Through the code that is loaded alone one takes some 30 ms. What was kept out before is looked at
+    again: where the daemon begins anew, its sockets and its data plane of before are among it.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
