@@ -18,7 +18,7 @@ Source: interface.md, "Configuration".
 
 from __future__ import annotations
 
-from shadowmesh.config.joined import joined
+from shadowmesh.config.joined import check_beside_network, joined
 from shadowmesh.config.loader import load, why_not_dialled
 from shadowmesh.config.model import (
     Addresses,
@@ -41,6 +41,7 @@ __all__ = [
     "NetworkSection",
     "PeerEntry",
     "as_json",
+    "check_beside_network",
     "diff",
     "flag_names",
     "in_force",

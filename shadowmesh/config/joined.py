@@ -80,6 +80,30 @@ def joined(
     )
 
 
+def check_beside_network(loaded: LoadedConfig) -> None:
+    """Refuse what cannot stand beside any network, on a machine that is in none yet.
+
+    Raises:
+        ConfigError: a setting that names peers.
+    """
+    message = "cannot stand beside a network, which names the peers; remove it, then reload"
+    problems = [Problem(source, None, name, message) for name, source in _of_peers(loaded)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _of_peers(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
+    """Give name and source of each setting that names peers."""
+    config = loaded.config
+    given = {
+        PEERS: config.listed,
+        "peer.address": config.peer.address is not None,
+        "peer.public_key": config.peer.public_key is not None,
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        yield name, loaded.sources[name]
+
+
 def _ports(loaded: LoadedConfig, port: int | None, source: str) -> tuple[Config, dict[str, str]]:
     """Return the configuration with the port of the network where nobody has said another."""
     config = loaded.config
@@ -100,14 +124,9 @@ def _problems(loaded: LoadedConfig, network: str, addresses: Addresses) -> Itera
     """Give what of the settings contradicts the network."""
     config, sources = loaded.config, loaded.sources
     way_out = "remove it, or `shadowmesh leave` the network"
-    given = {
-        PEERS: config.listed,
-        "peer.address": config.peer.address is not None,
-        "peer.public_key": config.peer.public_key is not None,
-    }
-    for name in (name for name, is_given in given.items() if is_given):
+    for name, source in _of_peers(loaded):
         message = f"cannot stand beside the network {network}, which names the peers; {way_out}"
-        yield Problem(sources[name], None, name, message)
+        yield Problem(source, None, name, message)
     local_ip = config.network.local_ip
     if not config.network.headless and local_ip not in (_SHIPPED, addresses):
         message = (

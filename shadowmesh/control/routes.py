@@ -243,7 +243,7 @@ ROUTES: Final = (
                   "Where others reach this machine; missing or null: nowhere.",
                   example="vpn.example.com:443"),
         ),
-        errors=(AlreadyInNetwork, IssuerRefused),
+        errors=(AlreadyInNetwork, AlreadyConnecting, IssuerRefused, ConfigurationWrong),
     ),
     Route(
         "GET", "/network", "network", Right.LOOK, "The network that this machine is in", "NetworkAnswer",
@@ -304,13 +304,14 @@ ROUTES: Final = (
                   "Where other members may dial this machine, `host:port`; one that is to be a relay needs "
                   "one.", default=(), example=["nas.example:9001"]),
         ),
-        errors=(AlreadyInNetwork, PeerUnreachable, PeerRefused, ConnectTimeout, IssuerRefused),
+        errors=(AlreadyInNetwork, AlreadyConnecting, PeerUnreachable, PeerRefused, ConnectTimeout,
+                IssuerRefused, ConfigurationWrong),
     ),
     Route(
         "POST", "/leave", "leave", Right.CHANGE, "Leave the network", "NetworkAnswer",
         "Its files are removed. The daemon then begins anew inside of its process: for some seconds nobody "
         "answers here.",
-        body=(), errors=(NotInNetwork,),
+        body=(), errors=(NotInNetwork, AlreadyConnecting, IssuerRefused),
     ),
     Route(
         "GET", "/fdb", "fdb", Right.LOOK, "Who is behind which peer", "Table",

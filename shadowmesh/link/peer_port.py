@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from shadowmesh.base import log
 from shadowmesh.device.fdstore import NO_STORE, PEER
-from shadowmesh.link.bind import misfit
+from shadowmesh.link.bind import listen, misfit
 from shadowmesh.link.known import KnownAddresses
 from shadowmesh.link.listener import Listener
 from shadowmesh.link.tls import load_renewed, server_context
@@ -60,6 +60,7 @@ class PeerPort:
             KeyFileError: the certificate cannot be served.
         """
         self.listener: Listener | None = None
+        self._address: HostPort | None = None
         self.certificate = certificate
         self._context = server_context(certificate)
         self._on_upgraded = on_upgraded
@@ -92,8 +93,19 @@ class PeerPort:
             held = self._of_the_last_run(address)
             listener.start(held)
             self._store.keep(PEER, listener.fd)
-            self.listener = listener
+            self.listener, self._address = listener, address
             _log.info("peer port is open", address=address, taken_over=held is not None)
+
+    def check(self, config: Config) -> None:
+        """Find out whether the port that a configuration wants is ours, or could be opened.
+
+        Raises:
+            ShadowMeshError: it could not.
+        """
+        address = config.websocket.listen_address
+        if address is None or (self.listener is not None and self._address == address):
+            return
+        listen(address).close()
 
     def renew_certificate(self) -> bool:
         """Serve what is in the certificate's files by now; False when it is the same.

@@ -313,6 +313,10 @@ class ConnectionManager:
             if self._beats % FORGET_MACS_BEATS == 0:
                 self.plane.age_macs()
 
+    def forget_disconnect(self) -> None:
+        """There will be other peers at the next start: whom an operator has disconnected is gone."""
+        self._down.end()
+
     def stop(self) -> None:
         """Undo everything, for good; returns when it is done, at most about 3 s later."""
         if self._mailbox.started:

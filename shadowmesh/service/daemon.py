@@ -302,6 +302,7 @@ class Daemon:
 
     def _begin_again(self) -> None:
         """This machine is somebody else from now on: end everything, and start it as that."""
+        self._manager.forget_disconnect()
         self._turn.set()
 
     def _end(self) -> None:
@@ -437,10 +438,11 @@ class Daemon:
         if self._networks is None:
             networks = gevent.get_hub().threadpool.apply(_load_networks)
             self._networks = networks.Networks(
-                self._file,
+                lambda: self._file,
                 self._member,
                 self._config.network.tap_device,
                 self._manager.ask_to_join,
+                self._peer_port.check,
                 self._begin_again,
             )
         return self._networks

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING
 
 from shadowmesh.base import log
@@ -35,8 +35,9 @@ from shadowmesh.base.errors import (
     KeyFileError,
     PeerRefused,
     PeerUnreachable,
+    ShadowMeshError,
 )
-from shadowmesh.config import joined, values
+from shadowmesh.config import Addresses, check_beside_network, joined, values
 from shadowmesh.device import addresses
 from shadowmesh.insight.network import (
     Admission,
@@ -53,7 +54,7 @@ from shadowmesh.network import joining, registrar, subnet
 from shadowmesh.network.ledger import Invitation, Terms
 from shadowmesh.network.membership import KnownRelay, Membership
 from shadowmesh.network.store import Store
-from shadowmesh.service.member import ASK_TIMEOUT_S, Ask, Member, as_member, need, tunnel_addresses
+from shadowmesh.service.member import ASK_TIMEOUT_S, Ask, Member, need, tunnel_addresses
 from shadowmesh.wire.mesh import identifiers
 from shadowmesh.wire.mesh.messages import Busy, Join, Joined, Refused
 from shadowmesh.wire.mesh.token import Token
@@ -61,7 +62,7 @@ from shadowmesh.wire.mesh.token import Token
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shadowmesh.config import HostPort, LoadedConfig
+    from shadowmesh.config import Config, HostPort, LoadedConfig
     from shadowmesh.keys.identity import Identity
     from shadowmesh.network.membership import Facts
     from shadowmesh.wire.handshake.agreement import HandshakeResult
@@ -73,25 +74,28 @@ class Networks:
     """The operations.
 
     Args:
-        loaded: the configuration without a network.
+        file: returns the configuration of now, without a network.
         tunnel_device: name of our TAP device.
         ask: as `ConnectionManager.ask_to_join`.
+        check_port: as `PeerPort.check`.
         begin_again: lets the daemon begin anew, soon.
     """
 
     def __init__(
         self,
-        loaded: LoadedConfig,
+        file: Callable[[], LoadedConfig],
         member: Member | None,
         tunnel_device: str,
         ask: Ask,
+        check_port: Callable[[Config], None],
         begin_again: Callable[[], None],
     ) -> None:
-        self._loaded = loaded
+        self._file = file
         self._member = member
-        self._store = Store(loaded.config.daemon.state_dir)
+        self._store = Store(file().config.daemon.state_dir)
         self._tunnel_device = tunnel_device
         self._ask = ask
+        self._check_port = check_port
         self._begin_again = begin_again
         #: somebody is making, joining or leaving a network
         self._busy = False
@@ -108,16 +112,15 @@ class Networks:
         """
         with self._changing():
             self._check_free()
+            check_beside_network(self._file())
             chosen = self._subnets(subnets)
             target = None if address is None else _address(address)
+            port = None if target is None else target.port
+            planned = joined(self._file(), name, _first_addresses(chosen), (), port)
+            self._check_listens(planned.config)
             membership, recovery_key = registrar.found(
                 self._store, name, own_name or host_label(), chosen, target, utc_now()
             )
-            try:
-                as_member(self._loaded, membership)
-            except ConfigError as error:
-                self._store.leave()
-                raise ConfigurationWrong(str(error.problems[0])) from None
             _log.info(
                 "made, with this machine as its relay", network=name, subnets=list(map(str, chosen))
             )
@@ -141,6 +144,9 @@ class Networks:
         announced = tuple(map(_address, announce))
         with self._changing():
             self._check_free(invitation)
+            # Before anybody is asked: an answer makes this machine a member in the eyes of others.
+            check_beside_network(self._file())
+            self._check_listens(self._file().config)
             identity = self._store.begin_joining(invitation.invitation_id)
             answer, reached = self._asked(invitation, identity, name or host_label())
             judged = joining.judge(
@@ -176,10 +182,7 @@ class Networks:
         announce: tuple[HostPort, ...],
     ) -> None:
         name, own = judged.certificate.network_name, judged.certificate
-        try:
-            joined(self._loaded, name, tunnel_addresses(own, judged.subnets), ())
-        except ConfigError as error:
-            raise ConfigurationWrong(str(error.problems[0])) from None
+        joined(self._file(), name, tunnel_addresses(own, judged.subnets), ())
         membership = Membership.take_in(
             self._store, identity, answer, judged, reached, utc_now(), announce
         )
@@ -259,6 +262,13 @@ class Networks:
         return [one.name for one in out]
 
     # --- inside -------------------------------------------------------------------------------
+
+    def _check_listens(self, config: Config) -> None:
+        """Raises ConfigurationWrong: the daemon would begin anew, and then could not listen."""
+        try:
+            self._check_port(config)
+        except ShadowMeshError as error:
+            raise ConfigurationWrong(str(error)) from None
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -341,6 +351,13 @@ class Networks:
                 case Busy(retry_after=seconds):
                     failure = PeerRefused(f"{where.address} is busy; try again in {seconds} s")
         raise failure
+
+
+def _first_addresses(subnets: Sequence[subnet.Network]) -> Addresses:
+    """Return those that whoever makes a network gets in it."""
+    return Addresses(
+        ip_interface(f"{subnet.next_address(one, ())}/{one.prefixlen}") for one in subnets
+    )
 
 
 def host_label() -> str:
@@ -433,3 +450,5 @@ def _told() -> Iterator[None]:
         raise PeerRefused(str(error)) from None
     except KeyFileError as error:
         raise IssuerRefused(str(error), "disk") from None
+    except ConfigError as error:
+        raise ConfigurationWrong(str(error.problems[0])) from None

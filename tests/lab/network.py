@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http
+import http.client
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,12 @@ class Network:
     def machine(self, name: str, **settings: object) -> Daemon:
         """A fresh host with a daemon that knows nobody."""
         host = self.net.host(f"h{len(self.daemons) + 1}")
-        given = {"nat.enabled": True, "daemon.log_level": "debug", **settings}
+        given = {
+            "nat.enabled": True,
+            "nat.stun_server": "",
+            "daemon.log_level": "debug",
+            **settings,
+        }
         daemon = Daemon(host, self.directory / name, given)
         del daemon.settings["network.local_ip"]
         daemon.start()
@@ -84,13 +90,30 @@ class Network:
     def await_member(self, daemon: Daemon) -> None:
         """Wait until a daemon has begun anew, as a member."""
 
-        def there() -> bool:
-            try:
-                return self.network(daemon) is not None
-            except (OSError, AssertionError):
-                return False
+        wait_until(lambda: self._is_member(daemon) is True, PATIENCE_S, "a member")
 
-        wait_until(there, PATIENCE_S, "a member")
+    def await_no_member(self, daemon: Daemon) -> None:
+        """Wait until a daemon has begun anew, in no network."""
+        wait_until(lambda: self._is_member(daemon) is False, PATIENCE_S, "none any more")
+
+    def _is_member(self, daemon: Daemon) -> bool | None:
+        """Whether it is one; None while nobody answers."""
+        try:
+            return self.network(daemon) is not None
+        except (OSError, AssertionError, http.client.HTTPException):
+            return None
+
+    def make(self, daemon: Daemon) -> None:
+        """Let a machine that is in no network make one, and be in it."""
+        address = daemon.host.peer_endpoint
+        body = {"name": NAME, "own_name": daemon.host.label, "address": address}
+        self.ask(daemon, "POST", "/network", body)
+        self.await_member(daemon)
+
+    def leave(self, daemon: Daemon) -> None:
+        """Let a machine leave its network; wait until it has begun anew."""
+        self.ask(daemon, "POST", "/leave")
+        self.await_no_member(daemon)
 
     def await_session(self, one: str, other: str) -> None:
         """Wait for a session of one member with another."""
