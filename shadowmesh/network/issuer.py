@@ -225,7 +225,9 @@ class Issuer:
         )
         if not sodium.equal(said, request.proof) or key is None:
             self._count_wrong(request.source, now)
-            raise IssuerRefused("the invitation is unknown, or the proof of it is wrong", "proof")
+            raise IssuerRefused(
+                "the invitation is unknown, or the proof of it is wrong; ask for a new one", "proof"
+            )
         self._wrong.pop(request.source, None)
         self.authority(now)
 

@@ -345,7 +345,8 @@ class Ledger:
         ).fetchone()
         return (
             f"this invitation was used on {_date(at):%Y-%m-%d %H:%M:%S} UTC by key"
-            f" {key[:8].hex()} from {source}; if that was not you, tell who sent it"
+            f" {key[:8].hex()} from {source}; ask for a new one, and if that was not you, tell who"
+            " sent it"
         )
 
     # --- members and certificates ---
