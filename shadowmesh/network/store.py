@@ -84,7 +84,8 @@ class Store:
         """Return the key to join with: a new one, or the one that a join with it began with.
 
         Key and invitation are on the disk when this returns, so that a join that is killed at any
-        later moment is repeated with the same key.
+        later moment is repeated with the same key. With a new key nothing else stays: what a network
+        that was left or made half-way has forgotten here would count in the next one.
 
         Raises:
             IssuerRefused: this machine is in a network already.
@@ -98,8 +99,9 @@ class Store:
         seed = self._read("member.key", 32, _AGAIN)
         if seed is None or self._read("joining", 8, _AGAIN) != invitation_id:
             seed = sodium.random_bytes(32)
+            self.leave()
+            self._make()
             # The mark comes last: a key without it was never shown to anybody.
-            self._remove("joining")
             self._write("member.key", seed)
             self._write("joining", invitation_id)
         return self._identity(seed)
