@@ -15,6 +15,7 @@ the clock (`now` comes in), how anything travels.
     clock       which time counts         subnet      addresses of the tunnel
     home        which relay is nearest
     backup      all of it in one file     meeting     what members tell each other
+    twins       one identity on two machines
 
 Nothing here is imported by a daemon without a network. Source: mesh and mesh-rules.
 """

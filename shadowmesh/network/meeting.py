@@ -27,11 +27,13 @@ from shadowmesh.base.rate import TokenBucket
 from shadowmesh.network.certificate import Certificate, parse
 from shadowmesh.network.membership import Membership
 from shadowmesh.network.store import Secret
+from shadowmesh.network.twins import TOLD_S, Twins
 from shadowmesh.wire.mesh.chunks import Gathering, cut
 from shadowmesh.wire.mesh.messages import (
     LARGE_MESSAGE_MAX_BYTES,
     MAX_LISTS,
     Attach,
+    Error,
     Hello,
     ListNumber,
     Lists,
@@ -48,6 +50,9 @@ MEMBERS_AT_ONCE: Final = 64
 #: bytes a second and at once that a member may say, and a relay: a list and a directory fit
 _SAYS: Final = (16e3, 512e3)
 _RELAY_SAYS: Final = (256e3, 1e6)
+#: what a relay says to a member whose identity another machine uses as well, and its name for people
+TWICE: Final = "identity_twice"
+TWICE_CODE: Final = "SM-IDENTITY-TWICE"
 
 
 @dataclass(slots=True)
@@ -67,11 +72,17 @@ class Acquaintance:
     Attributes:
         public_key: the key that the session has proved.
         relay: whether its certificate makes it one.
+        source: where it is, for people.
     """
 
     def __init__(
-        self, meeting: Meeting, certificate: Certificate, send: Callable[[bytes], bool]
+        self,
+        meeting: Meeting,
+        certificate: Certificate,
+        send: Callable[[bytes], bool],
+        source: str,
     ) -> None:
+        self.source = source
         self.public_key = certificate.public_key
         #: the newest that the other side is known to have of its own
         self.certificate = certificate
@@ -154,6 +165,9 @@ class Meeting:
         self._home: bytes | None = None
         self._present: set[Acquaintance] = set()
         self._version = 0
+        self._twins = Twins()
+        #: when a relay has said that our identity is used twice, and how
+        self._told_twice: tuple[float, str] | None = None
         self._entries: dict[bytes, _Entry] = {}
         self.look()
 
@@ -164,12 +178,27 @@ class Meeting:
 
     # --- sessions -----------------------------------------------------------------------------
 
-    def meet(self, shown: bytes, send: Callable[[bytes], bool]) -> Acquaintance | None:
+    @property
+    def problem(self) -> str | None:
+        """What an operator has to know, one sentence; None while all is well."""
+        now = self.seconds()
+        if self._told_twice is not None and now - self._told_twice[0] <= TOLD_S:
+            return self._told_twice[1]
+        for key in self._twins.found(now):
+            member = self._membership.of_key(key)
+            if member is not None:
+                return _twice(member.name, self._twins.sources(key, now))
+        return None
+
+    def meet(
+        self, shown: bytes, send: Callable[[bytes], bool], source: str = ""
+    ) -> Acquaintance | None:
         """A session with a member is established; None: it is none any more.
 
         Args:
             shown: its certificate, DER, which was judged.
             send: sends one record, False when there is no room now.
+            source: host:port of the other end.
         """
         certificate = parse(shown)
         current = self._membership.of_key(certificate.public_key)
@@ -177,7 +206,7 @@ class Meeting:
             return None
         # What it may do says the newest; what it has says the one that it shows.
         certificate = replace(certificate, roles=current.roles)
-        found = Acquaintance(self, certificate, send)
+        found = Acquaintance(self, certificate, send, source)
         self._present.add(found)
         found.say(self._hello())
         if found.relay:
@@ -206,8 +235,9 @@ class Meeting:
 
     def look(self) -> None:
         """Members or lists are others than before: bring the directory up to date."""
+        known = {one.public_key: one for one in self._membership.members}
+        self._twins.keep(set(known))
         if self._relay:
-            known = {one.public_key: one for one in self._membership.members}
             for key in self._entries.keys() - known.keys():
                 del self._entries[key]
             for key, certificate in known.items():
@@ -228,10 +258,11 @@ class Meeting:
     def heard(self, who: Acquaintance, message: Message) -> None:
         """Let a message count, if it does from whom it came (mesh-rules D3)."""
         match message:
-            case Hello(lists=lists):
+            case Hello(lists=lists) if who.lists is None:  # a second would bring all lists again
                 who.lists = {one.key_id: one.number for one in lists}
                 who.trust_epoch, who.secret_epoch = message.trust_epoch, message.secret_epoch
                 self._offer(who)
+                self._look_for_twin(who, message.boot_id)
             case Trust(trust_list=data):
                 self._take_trust(who, data)
             case Lists(lists=lists):
@@ -239,15 +270,32 @@ class Meeting:
             case Renewed() if who.relay:
                 self._take_renewed(who, message)
             case Attach(addresses=addresses) if self._relay:
-                who.told = 0 if who.told is None else who.told
-                who.addresses = addresses
-                self._mark(who.public_key)
-                if not who.busy:
+                new = who.told is None
+                if new or who.addresses != addresses:
+                    who.told = 0 if who.told is None else who.told
+                    who.addresses = addresses
+                    self._mark(who.public_key)
+                # Whoever says it again is told with all others.
+                if new and not who.busy:
                     self._tell(who)
             case Members(entries=entries) if who.relay:
                 self._take_members(entries)
+            case Error(reason=reason, detail=detail) if who.relay and reason == TWICE:
+                self._told_twice = self.seconds(), f"{TWICE_CODE}: {detail}"
             case _:
                 self.refused[type(message).__name__.lower()] += 1
+
+    def _look_for_twin(self, who: Acquaintance, boot_id: bytes) -> None:
+        """Tell a member, and ours, when its identity is used by another machine too."""
+        now = self.seconds()
+        if not self._twins.shown(who.public_key, boot_id, who.source, now):
+            return
+        member = self._membership.of_key(who.public_key)
+        text = _twice(
+            "?" if member is None else member.name, self._twins.sources(who.public_key, now)
+        )
+        if self._relay:
+            who.say(Error(reason=TWICE, detail=text.removeprefix(f"{TWICE_CODE}: ")[:200]))
 
     def _take_lists(self, who: Acquaintance, lists: tuple[bytes, ...]) -> None:
         for data in lists:
@@ -398,6 +446,14 @@ class Meeting:
 
     def _news(self, told: int) -> Iterator[_Entry]:
         return (one for one in self._entries.values() if one.version > told)
+
+
+def _twice(name: str, sources: tuple[str, ...]) -> str:
+    where = " and ".join(sources)
+    return (
+        f"{TWICE_CODE}: the identity of {name} is on two machines, {where}; remove it, and let one of"
+        " them join anew"
+    )
 
 
 def _as_told(entry: _Entry, told: int) -> Member:

@@ -77,7 +77,7 @@ class Met(Protocol):
 
 
 #: see Terms.meet
-Meet = Callable[[bytes, Callable[[bytes], bool]], Met | None]
+Meet = Callable[[bytes, Callable[[bytes], bool], str], Met | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,9 @@ class Terms:
             the peer has sent, because what it sends next may be heard then, and so must not wait.
         asking: this is no session: we ask to be let into a network.
         desk: whoever comes to us and wants to join is answered there; None: nobody is.
-        meet: between members: told the certificate that was judged and how to send its owner a
-            record about the network; returns what takes those of the other side, None when it is no member any more.
+        meet: between members: told the certificate that was judged, how to send its owner a record
+            about the network and where it is; returns what takes those of the other side, None when
+            it is no member any more.
     """
 
     policy: Policy

@@ -409,7 +409,7 @@ class Tunnel:
         try_to_send(self.session, Inner.CONTROL, control.encode_control(ABLE))
         self._make_paths(result)
         if self._terms.meet is not None:
-            self._met = self._terms.meet(self.peer_certificate, self.send_mesh)
+            self._met = self._terms.meet(self.peer_certificate, self.send_mesh, self.peer_name)
         if self.initiator:
             self.owner.post(lambda: self._met_by.established(self))
         self.wss.probes.send(now)

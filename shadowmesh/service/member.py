@@ -210,7 +210,7 @@ class Member:
 
     def _run(self) -> None:
         """Talk for ever; ends when killed by stop()."""
-        ticks = 0
+        ticks, told = 0, None
         while True:
             now = boottime()
             gevent.sleep(next_tick(now, TICK_S) - now)
@@ -218,6 +218,10 @@ class Member:
             try:
                 self._look_for_home()
                 self.meeting.tick()
+                problem = self.meeting.problem
+                if problem is not None and problem != told:
+                    _log.warning("something is wrong with a member", cause=problem)
+                told = problem
                 if ticks % LOOK_TICKS == 0:
                     self._look()
             except Exception:  # noqa: BLE001 - the network must go on talking

@@ -208,7 +208,11 @@ class Networks:
         member = self._member
         if member is None:
             return None
-        return report(member.membership, issuer=member.registrar is not None)
+        return report(
+            member.membership,
+            issuer=member.registrar is not None,
+            problem=member.meeting.problem,
+        )
 
     def relays(self) -> Relays:
         """Tell of the relays of the network."""
@@ -372,8 +376,8 @@ def fingerprint(data: bytes) -> str:
     return "-".join(text[at : at + 4] for at in range(0, len(text), 4))
 
 
-def report(membership: Membership, *, issuer: bool) -> NetworkReport:
-    """Return what operators are told of a network."""
+def report(membership: Membership, *, issuer: bool, problem: str | None = None) -> NetworkReport:
+    """Return what operators are told of a network. `problem`: among its members."""
     facts, own = membership.facts, membership.certificate
     return NetworkReport(
         name=facts.name,
@@ -394,7 +398,7 @@ def report(membership: Membership, *, issuer: bool) -> NetworkReport:
             ListReport(one.number, one.made_at.timestamp(), len(one.entries))
             for one in membership.revocations.lists
         ),
-        problem=membership.problem or membership.disk_problem,
+        problem=membership.problem or problem or membership.disk_problem,
     )
 
 

@@ -16,6 +16,7 @@ from shadowmesh.wire.mesh.chunks import cut
 from shadowmesh.wire.mesh.messages import (
     Attach,
     Gone,
+    Hello,
     Lists,
     Member,
     Members,
@@ -409,3 +410,44 @@ def test_a_guest_whose_time_is_over_is_out_everywhere_whatever_clocks_say(hub, t
     hub.disk.registrar.look(NOW + timedelta(hours=2))
     settle([link], [left, hub])
     assert left.knows() == ["hub", "left"]
+
+
+def test_an_identity_on_two_machines_is_named_at_the_relay_and_on_both(hub, talker):
+    left = talker("left", hub)
+    twin = Talker(left.disk, "twin")
+    for one in (left, twin) * 2:
+        link = Link(one, hub)
+        settle([link], [one, hub])
+        link.end()
+        if one is left:
+            assert hub.meeting.problem is None or one.meeting.problem
+    for one in (left, twin):
+        link = Link(one, hub)
+        settle([link], [one, hub])
+        link.end()
+        assert "SM-IDENTITY-TWICE: the identity of left is on two machines" in one.meeting.problem
+    assert "SM-IDENTITY-TWICE" in hub.meeting.problem
+    hub.disk.registrar.remove("left", NOW)
+    assert hub.meeting.problem is None
+
+
+def test_a_hello_that_is_repeated_brings_no_list_again(hub, talker):
+    left = talker("left", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    for _ in range(20):
+        link.met[hub].receive(cut(Hello(software="x", boot_id=bytes(16)))[0])
+    assert link.said[hub] == []
+    assert hub.meeting.refused == {"hello": 20}
+
+
+def test_an_attach_that_is_repeated_is_answered_with_all_others(hub, talker):
+    left = talker("left", hub)
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    for number in range(40):
+        told = Attach(kind="home", addresses=(f"a.example:{1 + number % 2}",))
+        link.met[hub].receive(cut(told)[0])
+    assert link.said[hub] == []
+    hub.meeting.tick()
+    assert len(link.said[hub]) == 1
