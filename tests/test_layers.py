@@ -72,6 +72,7 @@ MUST_NOT_KNOW = {
     "insight.health": {"gevent", "socket"},
     "insight.histogram": {"time", "gevent", "prometheus_client"},
     "insight.metrics": {"gevent", "shadowmesh.wire"},
+    "insight.network_health": {"gevent", "socket"},
     "insight.pcapng": {"time", "gevent", "socket", "shadowmesh"},
     "insight.peers": {"gevent", "shadowmesh.config"},
     "insight.status": {"gevent", "shadowmesh.config"},
@@ -116,6 +117,7 @@ MUST_NOT_KNOW = {
     "service.hub_lag": {"shadowmesh.peer", "shadowmesh.link"},
     "service.systemd": {"gevent", "shadowmesh.config", "shadowmesh.device"},
     "service.checks": {"gevent", "shadowmesh.control"},
+    "service.member_view": {"gevent", "shadowmesh.control"},
     "service.peer_view": {"gevent", "shadowmesh.control"},
     "service.view": {"gevent", "shadowmesh.control"},
     # of the protocol it reads the text of an invitation, so that a mistyped one is told at once

@@ -49,6 +49,8 @@ def _rows(
     else:
         one = [("peer", _peer(part(snapshot, "peer")))]
         yield from connection_rows(snapshot, now, one)
+    if part(snapshot, "network"):
+        yield from _network(part(snapshot, "network"), now)
     if part(snapshot, "nat").get("type") is not None:
         yield "nat", _nat(part(snapshot, "nat"), now)
     if part(snapshot, "tap").get("device") is not None:
@@ -222,6 +224,25 @@ def _link(snapshot: Snapshot, now: float) -> str:
     if since is not None:
         line += f" up for {duration(now - since)}"
     return f"{line}, {count(snapshot.get('reconnects') or 0, 'reconnect')}"
+
+
+def _network(network: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
+    """Say in two lines who we are in the network, and what holds it together."""
+    parts = [f"{text(network.get('name'))} as {text(network.get('own'))}"]
+    parts += [text(one) for name in ("addresses", "roles") for one in network.get(name) or ()]
+    parts.append(f"{count(network.get('members_known') or 0, 'member')} known")
+    yield "network", ", ".join(parts)
+    parts = []
+    for relay in network.get("relays") or ():
+        there = {True: "connected", False: "no session", None: "this machine"}
+        state = there.get(relay.get("session"), "-")
+        name = f"{text(relay['name'])} at " if relay.get("name") else ""
+        parts.append(f"relay {name}{text(relay.get('address'))} ({state})")
+    newest = max(network.get("lists") or (), key=lambda one: one["issued_at"], default=None)
+    if newest is not None:
+        parts.append(f"list {text(newest['number'])} made {_ago(newest['issued_at'], now)}")
+    parts.append(f"certificate until {text(network.get('expires_at'))[:10]}")
+    yield "", ", ".join(parts)
 
 
 def _nat(nat: dict[str, Any], now: float) -> str:

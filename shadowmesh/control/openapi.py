@@ -45,8 +45,8 @@ Names in answers are only ever added while `schema` stays 1: ignore those you do
 
 #: what is an answer by itself, with the number of its schema
 _WHOLE_ANSWERS: Final = (Snapshot, Founded, Invited, Admission, Relays)
-#: objects that are null where there is not one peer
-_OF_ONE_PEER: Final = {("Snapshot", name) for name in ("peer", "paths", "session", "link")}
+#: objects that are null where there is not one peer, or no network
+_OR_NULL: Final = {("Snapshot", name) for name in ("peer", "paths", "session", "link", "network")}
 #: what a dataclass does not say about a field
 _MORE: Final[Mapping[tuple[str, str], Json]] = {
     ("Snapshot", "state"): {"enum": list(STATES)},
@@ -411,7 +411,7 @@ def _add(schemas: Json, kind: type) -> None:
         properties["schema"] = {"type": "integer", "const": SCHEMA}
     for one in dataclasses.fields(kind):
         member = _member(schemas, one.name, hints[one.name])
-        if (kind.__name__, one.name) in _OF_ONE_PEER:
+        if (kind.__name__, one.name) in _OR_NULL:
             member = {"anyOf": [member, {"type": "null"}]}
         member |= _MORE.get((kind.__name__, one.name), {})
         if one.name in described:

@@ -16,6 +16,7 @@ __all__ = [
     "history",
     "metrics",
     "network",
+    "network_health",
     "pcapng",
     "peers",
     "resources",

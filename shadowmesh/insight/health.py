@@ -52,6 +52,7 @@ class Standing:
         awaited: of them without one that only they can begin.
         held: of them that an operator has disconnected.
         troubles: name and cause of each that is dialled and not reached.
+        network: they are the other members of a network, and whoever becomes one is among them.
     """
 
     known: int
@@ -59,6 +60,7 @@ class Standing:
     awaited: int = 0
     held: int = 0
     troubles: Sequence[tuple[str, str]] = ()
+    network: bool = False
 
 
 def tap(
@@ -153,6 +155,8 @@ def mesh(state: State, standing: Standing, *, port: int | None) -> Check:
         port: at which peers have to reach us.
     """
     known = count(standing.known, "peer")
+    if not standing.known and standing.network:
+        return Check("peer", True, text="no other member of the network is known yet")
     if not standing.known:
         return Check(
             "peer", False, "warning", "no peer is configured, nobody is accepted",

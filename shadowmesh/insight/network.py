@@ -6,6 +6,7 @@ of it is secret but the text of a new invitation and the recovery key, which are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +131,81 @@ class NetworkReport:
             "members": list(self.members),
             "relays": [relay.to_dict() for relay in self.relays],
             "lists": [one.to_dict() for one in self.lists],
+            "problem": self.problem,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatus:
+    """A relay as this machine has it now.
+
+    Attributes:
+        name: None: its certificate is not known yet.
+        session: whether there is one with it; None: it is this machine.
+    """
+
+    name: str | None
+    address: str
+    session: bool | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "address": self.address, "session": self.session}
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStatus:
+    """What a snapshot tells of the network; moments are unix time. `NetworkReport` has the names.
+
+    Attributes:
+        name, own: of the network, and of this machine in it.
+        addresses: of this machine in the tunnel.
+        issuer: whether this machine makes invitations and removes members.
+        members_known: how many, this machine too.
+        attached: sessions with members that get the directory from here.
+        directory_version: counts the changes of the directory since the start; None: this machine
+            is no relay, and keeps none.
+        expires_at: end of our certificate.
+        lists: the newest revocation list of each signer.
+        refused: what members have said and what did not count, by one word.
+        join_answers: what those were told who wanted to join, `joined` or the reason of a refusal.
+        problem: why our certificate counts no more, or what cannot be written; None: all is well.
+    """
+
+    name: str
+    own: str
+    addresses: tuple[str, ...]
+    roles: tuple[str, ...]
+    issuer: bool
+    members_known: int
+    attached: int
+    directory_version: int | None
+    relays: tuple[RelayStatus, ...]
+    expires_at: float
+    lists: tuple[ListReport, ...]
+    refused: Mapping[str, int]
+    join_answers: Mapping[str, int]
+    problem: str | None
+
+    @property
+    def newest_list(self) -> ListReport | None:
+        """The list that was made last: when one was, somebody still signs them."""
+        return max(self.lists, key=lambda one: one.issued_at, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "own": self.own,
+            "addresses": list(self.addresses),
+            "roles": list(self.roles),
+            "issuer": self.issuer,
+            "members_known": self.members_known,
+            "attached": self.attached,
+            "directory_version": self.directory_version,
+            "relays": [relay.to_dict() for relay in self.relays],
+            "expires_at": format_time(self.expires_at),
+            "lists": [one.to_dict() for one in self.lists],
+            "refused": dict(sorted(self.refused.items())),
+            "join_answers": dict(sorted(self.join_answers.items())),
             "problem": self.problem,
         }
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from shadowmesh.insight.form import SCHEMA, PathName, TlsPath, format_time, rounded
+from shadowmesh.insight.network import NetworkStatus
 from shadowmesh.insight.peers import Known, Link, Path, Peer, Session
 
 #: a daemon whose checks of these names pass is ready
@@ -379,6 +380,7 @@ class Snapshot:
         peer_port: who came to the peer port, and what became of them.
         queue_bytes: bytes that wait for the WebSocket link, sealed and not yet sealed.
         peers: how many peers there are, and how they are reached.
+        network: that this machine is a member of; None outside of one.
     """
 
     version: str
@@ -419,6 +421,7 @@ class Snapshot:
     resources: Resources | None = None
     health: Sequence[Check] = ()
     peers: Known = field(default_factory=Known)
+    network: NetworkStatus | None = None
 
     @property
     def one_peer(self) -> bool:
@@ -474,4 +477,5 @@ class Snapshot:
             "resources": (self.resources or Resources()).to_dict(),
             "health": [check.to_dict() for check in self.health],
             "peers": self.peers.to_dict(),
+            "network": None if self.network is None else self.network.to_dict(),
         }

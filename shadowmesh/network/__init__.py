@@ -29,6 +29,7 @@ __all__ = [
     "meeting",
     "membership",
     "registrar",
+    "revocation",
     "store",
     "subnet",
 ]

@@ -351,6 +351,16 @@ class Issuer:
         self._check_clock(now)
         self._ledger.remove(member.public_key, now)
 
+    @property
+    def issues(self) -> bool:
+        """Whether this machine has the authority's key, and so makes certificates."""
+        return isinstance(self._key, AuthorityKey)
+
+    @property
+    def revokes(self) -> bool:
+        """Whether it has that or a revoker's, and so puts members out."""
+        return self._key is not None
+
     # --- lists ---
 
     def make_list(self, now: datetime) -> RevocationList:

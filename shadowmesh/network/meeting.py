@@ -176,6 +176,11 @@ class Meeting:
         """How many sessions have asked for the directory."""
         return sum(one.told is not None for one in self._present)
 
+    @property
+    def version(self) -> int | None:
+        """Of the directory; None: this machine is no relay, and keeps none."""
+        return self._version if self._relay else None
+
     # --- sessions -----------------------------------------------------------------------------
 
     @property

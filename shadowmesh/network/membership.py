@@ -107,7 +107,7 @@ class Membership:
 
     Attributes:
         identity: our key in this network, which is the daemon's while it is a member.
-        problem: why our own certificate counts no more, one sentence; None while it does.
+        fault: why our own certificate counts no more; None while it does.
         disk_problem: why what others have told since cannot be written, and would be forgotten by a
             restart; None when it was.
         on_change: called when members or lists are others than before.
@@ -129,7 +129,7 @@ class Membership:
         self.trust_list = trust_list
         self.revocations = revocations
         self.facts = facts
-        self.problem: str | None = None
+        self.fault: BadCertificate | None = None
         self.disk_problem: str | None = None
         self.on_change: Callable[[], None] = _nobody
         self._secrets = secrets
@@ -142,7 +142,7 @@ class Membership:
         """Return what this machine remembers; None when it is in no network.
 
         Members whose certificates count no more are left out. Our own may have expired: then
-        `problem` says so, and it can still be renewed.
+        `fault` says so, and it can still be renewed.
 
         Raises:
             KeyFileError: a file is wrong, missing or not private.
@@ -161,7 +161,7 @@ class Membership:
         try:
             found.certificate = found._checked(shown, local)
         except BadCertificate as error:
-            found.problem = str(error)
+            found.fault = error
         found._remember(store.members(), local)
         newer = store.next_certificate()
         if newer is not None:
@@ -223,7 +223,12 @@ class Membership:
         return self._secrets[0]
 
     @property
-    def members(self) -> Iterable[Certificate]:
+    def problem(self) -> str | None:
+        """Why our own certificate counts no more, one sentence; None while it does."""
+        return None if self.fault is None else str(self.fault)
+
+    @property
+    def members(self) -> Members:
         """All members that are known, also this one."""
         return self._members
 
@@ -394,7 +399,7 @@ class Membership:
         if found.not_before <= newest.not_before:
             return False
         self._members.take(found)
-        if self.problem is None and found.issuer_key_id != self.certificate.issuer_key_id:
+        if self.fault is None and found.issuer_key_id != self.certificate.issuer_key_id:
             # Shown once the authority before is dropped: till then some know only that one.
             self._next = found
             self._write(lambda: self._store.save_next_certificate(found.der))
@@ -429,7 +434,7 @@ class Membership:
 
     def _be(self, found: Certificate) -> None:
         """Show this certificate from now on."""
-        self.certificate, self._next, self.problem = found, None, None
+        self.certificate, self._next, self.fault = found, None, None
         self._write(lambda: self._store.save_certificate(found.der))
 
     def sift(self, local: datetime) -> tuple[Certificate, ...]:
@@ -481,11 +486,11 @@ class Membership:
         self._checked(one, local)
 
     def _look_at_own(self, local: datetime) -> None:
-        self.problem = None
+        self.fault = None
         try:
             self._check(self.certificate, local)
         except BadCertificate as error:
-            self.problem = str(error)
+            self.fault = error
             if self._next is not None:
                 self._be(self._next)
 
@@ -500,7 +505,7 @@ class Membership:
 
     def _remember(self, ders: Iterable[bytes], local: datetime) -> None:
         """Take what counts of certificates that nobody has checked; what does not is forgotten."""
-        if self.problem is None:
+        if self.fault is None:
             self._members.take(self.certificate)
         for der in ders:
             try:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from shadowmesh.peer.peer import Peer
     from shadowmesh.peer.tunnel import Tunnel
     from shadowmesh.service.hub_lag import HubLag
+    from shadowmesh.service.member_view import MemberView
     from shadowmesh.service.peer_view import PeerView
 
 _NO_PATH: Final = health.path(None, None, udp_wanted=False, connected_s=0.0, loss=None)
@@ -58,6 +59,7 @@ class Checks:
         peer_port: PeerPort,
         metrics_problem: Callable[[], str | None],
         underlay: Underlay,
+        network: MemberView | None = None,
     ) -> None:
         """Args: as for `View`."""
         self.certificate = certificate
@@ -68,6 +70,7 @@ class Checks:
         self._port = peer_port
         self._metrics_problem = metrics_problem
         self._underlay = underlay
+        self._network = network
         self._facts: tuple[int, str, HostFacts] | None = None
         self._judged: tuple[object, ...] | None = None
         self._told: dict[str, str] = {}
@@ -99,6 +102,7 @@ class Checks:
                 ),
                 self._disk(),
                 health.metrics_port(self._metrics_problem()),
+                *(() if self._network is None else self._network.checks(date)),
             )
         )
 
@@ -220,6 +224,7 @@ class Checks:
             awaited=sum(is_awaited(peer) for peer in peers),
             held=sum(peer.held for peer in peers),
             troubles=troubles(peers),
+            network=self._network is not None,
         )
         listen = self._manager.config.websocket.listen_address
         port = None if listen is None else listen.port

@@ -531,6 +531,7 @@ class Daemon:
             self._peer_port,
             self._metrics_problem,
             underlay,
+            None if member is None else member.view,
         )
         self._hub_lag.start()
         undo.callback(self._hub_lag.stop)

@@ -41,6 +41,7 @@ from shadowmesh.network.membership import Membership
 from shadowmesh.network.registrar import Registrar
 from shadowmesh.network.store import Store
 from shadowmesh.service.desk import Desk
+from shadowmesh.service.member_view import MemberView
 from shadowmesh.wire.mesh.messages import Joined, Renew
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Member:
         membership: what this machine is.
         registrar, desk: on the machine with the ledger; None elsewhere.
         meeting: what members tell each other.
+        view: what operators see of it.
     """
 
     def __init__(self, state_dir: Path, membership: Membership) -> None:
@@ -95,6 +97,7 @@ class Member:
             now=utc_now,
             seconds=time.monotonic,
         )
+        self.view = MemberView(self)
         self._on_members: Callable[[], None] = lambda: None
         self._ask: Ask
         self._round_trips: Callable[[], dict[bytes, float | None]] = dict
@@ -139,7 +142,7 @@ class Member:
             "this machine is a member",
             network=facts.name,
             name=self.membership.certificate.name,
-            members=len(tuple(self.membership.members)),
+            members=len(self.membership.members),
         )
         if self.membership.problem is not None:
             _log.error(

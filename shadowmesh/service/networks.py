@@ -44,7 +44,6 @@ from shadowmesh.insight.network import (
     Founded,
     InvitationReport,
     Invited,
-    ListReport,
     NetworkReport,
     RelayReport,
     Relays,
@@ -55,6 +54,7 @@ from shadowmesh.network.ledger import Invitation, Terms
 from shadowmesh.network.membership import KnownRelay, Membership
 from shadowmesh.network.store import Store
 from shadowmesh.service.member import ASK_TIMEOUT_S, Ask, Member, need, tunnel_addresses
+from shadowmesh.service.member_view import list_reports
 from shadowmesh.wire.mesh import identifiers
 from shadowmesh.wire.mesh.messages import Busy, Join, Joined, Refused
 from shadowmesh.wire.mesh.token import Token
@@ -394,10 +394,7 @@ def report(membership: Membership, *, issuer: bool, problem: str | None = None) 
         issuer=issuer,
         members=tuple(sorted(one.name for one in membership.members)),
         relays=tuple(_relays(membership, facts)),
-        lists=tuple(
-            ListReport(one.number, one.made_at.timestamp(), len(one.entries))
-            for one in membership.revocations.lists
-        ),
+        lists=list_reports(membership),
         problem=membership.problem or problem or membership.disk_problem,
     )
 

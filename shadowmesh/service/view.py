@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from shadowmesh.peer.peer import Peer
     from shadowmesh.peer.tunnel import Tunnel
     from shadowmesh.service.hub_lag import HubLag
+    from shadowmesh.service.member_view import MemberView
 
 #: between two pauses; some 3 ms of work
 PEERS_AT_ONCE: Final = 50
@@ -79,6 +80,7 @@ class View:
         peer_port: where peers are accepted.
         metrics_problem: says why the metrics port is not open; None when it is, or not wanted.
         underlay: tells whether the way to the peer leads into the tunnel.
+        network: tells of the network that this machine is in.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class View:
         peer_port: PeerPort,
         metrics_problem: Callable[[], str | None],
         underlay: Underlay,
+        network: MemberView | None = None,
     ) -> None:
         self._manager = manager
+        self._network = network
         self._vitals = vitals
         self._capture = capture
         self._port = peer_port
@@ -108,6 +112,7 @@ class View:
             peer_port,
             metrics_problem,
             underlay,
+            network,
         )
         self._resources: Resources | None = None
         self._resources_at = 0.0
@@ -160,6 +165,7 @@ class View:
             resources=self._read_resources(resources_age_s),
             health=self._checks.health(peer).checks,
             peers=self._peers.known(),
+            network=None if self._network is None else self._network.status(manager.peers),
             **(self._of_all() if peer is None else self._of_one(peer)),
         )
 

@@ -23,7 +23,7 @@ from tests.cli.test_program import (  # noqa: F401
     served,
     token_file,
 )
-from tests.control.fake_control import CONNECTED, FDB, MANY, MESH, NOW
+from tests.control.fake_control import AT_HOME, CONNECTED, FDB, MANY, MESH, NOW
 
 
 @pytest.fixture
@@ -165,6 +165,19 @@ def test_the_status_of_many_is_short(run, mesh):
     ]
     many = dataclasses.replace(MANY, peers=dataclasses.replace(MANY.peers, known=50))
     assert len(render.render(many.to_dict(), NOW).splitlines()) == len(lines)
+
+
+def test_the_status_of_a_member_has_two_lines_of_its_network(run, mesh):
+    mesh.snapshot = dataclasses.replace(MANY, now=NOW, network=AT_HOME)
+    lines = run("status").stdout.splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith("network"))
+    assert lines[at : at + 2] == [
+        "network   home as laptop, 10.77.0.2, fd42::2, relay, 3 members known",
+        (
+            "          relay server at vpn.example.com:443 (connected), relay [::1]:443 (this"
+            " machine), list 3 made 1m 0s ago, certificate until 2045-12-28"
+        ),
+    ]
 
 
 def test_a_mesh_that_is_held_says_how_it_is_let_in_again():

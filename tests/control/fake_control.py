@@ -124,6 +124,16 @@ HOME = network.NetworkReport(
     (network.RelayReport("server", "vpn.example.com:443"), network.RelayReport(None, "[::1]:443")),
     (network.ListReport(3, NOW - 60, 2),), None,
 )  # fmt: skip
+#: what the snapshot tells of it
+AT_HOME = network.NetworkStatus(
+    "home", "laptop", ("10.77.0.2", "fd42::2"), ("relay",), True, 3, 1, 17,
+    (
+        network.RelayStatus("server", "vpn.example.com:443", True),
+        network.RelayStatus(None, "[::1]:443", None),
+    ),
+    NOW + 20 * 365 * 86400, (network.ListReport(3, NOW - 60, 2),), {"members": 4},
+    {"joined": 2, "proof": 5}, None,
+)  # fmt: skip
 OPEN = network.InvitationReport(
     "0123456789abcdef", "laptop", ("relay",), ("factory",), ("10.77.0.9",), 1, 0, NOW, NOW + 3600,
     "open",

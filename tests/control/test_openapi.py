@@ -15,6 +15,7 @@ from shadowmesh.base.errors import BadRequest
 from shadowmesh.control import openapi, routes, schema
 from shadowmesh.insight import events, status
 from tests.control.fake_control import (
+    AT_HOME,
     CONNECTED,
     DISCONNECTED,
     FDB,
@@ -45,6 +46,7 @@ FULL = dataclasses.replace(
         status.Path("udp", "192.0.2.1:9001", "host", True, True, 0.5, 0.0, 1400, "192.0.2.2:9"),
         status.Path("wss", "192.0.2.1:9001"),
     ),
+    network=AT_HOME,
 )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh.insight import health
+from shadowmesh.insight import health, network_health
 from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.vitals import ClockStep, Vitals
 from shadowmesh.wire.peer.states import Phase, State
@@ -14,6 +14,17 @@ CERT = Path("/etc/shadowmesh/cert.pem")
 TAP = {"is_up": True, "needed": True, "problem": None}
 PEER = {"configured": True, "last_error": None, "retries": False}
 PATH = {"udp_wanted": True, "connected_s": 60.0, "loss": None}
+
+DAY = 86400.0
+YEARS = 20 * 365 * DAY
+REMOVED = ("revoked", "laptop was removed from network home")
+REPLACED = ("superseded", "the certificate of laptop was replaced by a newer one")
+
+
+def own(left: float, lifetime: float = YEARS):
+    """The check of a certificate that ends so soon."""
+    return network_health.certificate(NOW + left - lifetime, NOW + left, NOW, None)
+
 
 STANDING = health.Standing(3, connected=1, awaited=1)
 AWAY = health.Standing(3, troubles=(("nas", "no route to host"), ("lab", "key differs")))
@@ -80,6 +91,32 @@ FAILING = [
     (health.disk(Path("/var/lib/x"), None), "disk_unreadable", "warning", "/var/lib/x", "file"),
     (health.metrics_port("port 9091 is taken"), "metrics_port_taken", "warning", "9091 is taken",
      "control API"),
+    (own(29 * DAY), "certificate_expires_in_30_days", "warning", "expires in 29d 0h", "by itself"),
+    (own(6 * DAY), "certificate_expires_in_7_days", "warning", "expires in 6d 0h", "by itself"),
+    (own(23 * 3600), "certificate_expires_in_1_day", "error", "expires in 23h 0m", "by itself"),
+    (own(-1), "certificate_expired", "error", "expired on 2027-01-15", "by itself"),
+    (network_health.certificate(NOW - DAY, NOW + YEARS, NOW, REMOVED), "certificate_removed",
+     "error", "was removed", "invitation, then `shadowmesh leave`"),
+    (network_health.certificate(NOW - DAY, NOW + YEARS, NOW, REPLACED), "certificate_superseded",
+     "error", "was replaced", "reaches a relay"),
+    (network_health.certificate(NOW - DAY, NOW + YEARS, NOW, ("unlisted", "no list is known")),
+     "certificate_refused", "error", "no list", "`shadowmesh join`"),
+    (network_health.lists(None, NOW, issuer=False), "list_missing", "error", "no member is let in",
+     "`shadowmesh join`"),
+    (network_health.lists(NOW - 8 * DAY, NOW, issuer=False), "list_old", "warning", "8d 0h old",
+     "the machine with the ledger"),
+    (network_health.lists(NOW - 8 * DAY, NOW, issuer=True), "list_old", "warning", "8d 0h old",
+     "the log of this machine"),
+    (network_health.saved("/var/lib/x/members: the disk is full"), "network_not_saved", "warning",
+     "a restart would forget", "make room"),
+    (network_health.authority(issues=False, revokes=True), "authority_away", "warning",
+     "nobody can join: ", "bring it back"),
+    (network_health.authority(issues=False, revokes=False), "authority_missing", "warning",
+     "or be removed", "authority export"),
+    (network_health.list_room(0.7, warn=0.7, full=0.9), "list_nearly_full", "warning", "70 % of",
+     "network compact"),
+    (network_health.list_room(0.9, warn=0.7, full=0.9), "list_full", "warning", "nobody can join",
+     "network compact"),
 ]  # fmt: skip
 
 PASSING = [
@@ -109,6 +146,13 @@ PASSING = [
     health.path("wss", "nat.enabled: false", **PATH | {"udp_wanted": False}),
     health.disk(Path("/var/lib/x"), 1 << 30),
     health.metrics_port(None),
+    health.mesh(State.DISCONNECTED, health.Standing(0, network=True), port=9001),
+    own(31 * DAY),
+    own(11 * DAY, 30 * DAY),
+    network_health.lists(NOW - 7 * DAY, NOW, issuer=True),
+    network_health.saved(None),
+    network_health.authority(issues=True, revokes=True),
+    network_health.list_room(0.69, warn=0.7, full=0.9),
 ]
 
 
@@ -131,12 +175,12 @@ def test_every_code_of_a_failure_is_its_own():
     codes = [(check.name, code) for check, code, *_ in FAILING]
     of_several = {
         ("peer", "cannot_connect"): 3, ("peer", "waiting_for_peer"): 3, ("path", "udp_unavailable"): 3,
-        ("peer", "not_configured"): 2, ("peer", "connecting"): 2,
+        ("peer", "not_configured"): 2, ("peer", "connecting"): 2, ("revocation_list", "list_old"): 2,
     }  # fmt: skip
     assert {code: codes.count(code) for code in set(codes) if codes.count(code) > 1} == of_several
     assert {name for name, _ in codes} == {
         "tap", "peer", "peers", "refused", "strangers", "hub_lag", "clock", "queue", "certificate", "path", "disk",
-        "metrics_port",
+        "metrics_port", "member_certificate", "revocation_list", "network_saved", "authority", "list_room",
     }  # fmt: skip
 
 

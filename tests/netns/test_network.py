@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from shadowmesh.netlab import wait_until
+from shadowmesh.netlab import API_PORT, wait_until
+from shadowmesh.netlab.daemon import program
+from tests.control.test_openapi import validate
 from tests.lab.network import running_network
 
 pytestmark = pytest.mark.netns
+
+
+def shown_by(daemon, *command):
+    """What a command prints that knows the daemon and not its file."""
+    token_file = str(daemon.state_dir / "api.token")
+    options = ("--api", f"http://127.0.0.1:{API_PORT}", "--token-file", token_file)
+    return daemon.host.run(program("shadowmesh"), *options, *command).stdout
 
 
 @pytest.fixture
@@ -24,6 +33,30 @@ def test_three_machines_become_one_ethernet_with_two_invitations(network):
     for one, other in (("laptop", "hub"), ("nas", "hub")):
         network.await_session(one, other)
         assert network[one].host.ping(network.address(other), count=3).complete
+
+
+def test_a_member_shows_its_network_and_what_it_made_of_the_configuration(network):
+    network.found()
+    alone = network["hub"].status()
+    validate(alone, "Snapshot")
+    assert [check["name"] for check in alone["health"] if not check["ok"]] == []
+    network.join("laptop")
+    network.await_session("laptop", "hub")
+    told = network["laptop"].status()
+    validate(told, "Snapshot")
+    assert told["network"]["members_known"] == 2
+    (relay,) = told["network"]["relays"]
+    endpoint = network["hub"].host.peer_endpoint
+    assert relay == {"name": "hub", "address": endpoint, "session": True}
+    wait_until(lambda: network["hub"].status()["network"]["attached"] == 1, 5, "it is attached")
+    assert {check["name"]: check["ok"] for check in told["health"]}["member_certificate"]
+    shown = network["laptop"].cli("status").stdout
+    assert f"network   home as laptop, {network.address('laptop')}" in shown
+    assert f"relay hub at {endpoint} (connected), list" in shown
+    in_force = shown_by(network["laptop"], "config", "show").splitlines()
+    own = next(line for line in in_force if "local_ip" in line)
+    assert network.address("laptop") in own
+    assert own.endswith("# joined home")
 
 
 def test_a_removed_member_is_out_at_once_and_stays_out(network):
