@@ -56,7 +56,7 @@ _LOOP: Final = "tunnel_loop"
 #: of a peer that is not reached
 _NO_RELAY: Final = "no peer passes frames on for another: one side has to have the address of the other and reach it"
 #: drops that say nothing about a tunnel that is up now
-_HARMLESS_DROPS: Final = ("not_connected", "link_lost")
+_HARMLESS_DROPS: Final = ("not_connected", "link_lost", "unjudged")
 #: all that comes where there is no device
 _NO_DEVICE: Final = "tap_gone"
 

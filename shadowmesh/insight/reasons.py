@@ -18,7 +18,7 @@ class Reason:
     remedy: str = ""
 
 
-#: frames; the names are those of the data plane
+#: frames and records; all names but the last are those of the data plane
 DROPPED: Final[Mapping[str, Reason]] = {
     "not_connected": Reason(
         "the host sent while there was no tunnel; a few are normal, the kernel talks by itself"
@@ -88,6 +88,9 @@ DROPPED: Final[Mapping[str, Reason]] = {
         "they were the tunnel's own datagrams, led into the tunnel by a route or a bridge here or on"
         " the other side",
         "lead the way to the peer around DEVICE: `ip route get` with the peer's address shows it",
+    ),
+    "unjudged": Reason(
+        "a member sent them before its certificate was looked at; a few at a start are normal"
     ),
 }
 

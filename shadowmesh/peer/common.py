@@ -45,6 +45,7 @@ class Common:
         device_kept: the TAP device stays open also when nobody holds it.
         stopping: nobody is taken in any more.
         handshakes: how handshakes ended, by one word.
+        dropped: records that were dropped beside those of the data plane, by reason.
         refused: the last peer that was not let in, cleared by came_in(); its time is boot time.
         mailbox: where everything that changes a state is carried out.
         known: is told behind which addresses peers are.
@@ -85,6 +86,7 @@ class Common:
         self.stopping = False
         self.device_kept = False
         self.handshakes: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
         self.refused: Refused | None = None
         self._client_context = client_context
         self._dial = dial
@@ -139,6 +141,7 @@ class Common:
                 older_secret=older_secret,
                 desk=self._desk if upgraded.server else None,
                 meet=None if asking is not None else self._meet,
+                dropped=self.dropped,
             ),
             owner,
             hellos=self._hellos,

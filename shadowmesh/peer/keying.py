@@ -106,6 +106,8 @@ class Keying:
         self._switching: int | None = None
         self._bound = False
         self._carrying_out = False
+        #: records that came before the peer was judged, as far as they are counted
+        self._unjudged = 0
 
     @property
     def keys_expire_at(self) -> float | None:
@@ -224,7 +226,15 @@ class Keying:
         except RemoteProtocolError:
             self._carry_out()
             raise
+        self._count_unjudged()
         self._carry_out()
+
+    def _count_unjudged(self) -> None:
+        if isinstance(self._machine, SessionMachine):
+            fresh = self._machine.dropped_unjudged - self._unjudged
+            if fresh:
+                self._unjudged += fresh
+                self._terms.dropped["unjudged"] += fresh
 
     def next_timeout(self) -> float | None:
         """When handle_timeout() is to be called, boot-time seconds."""

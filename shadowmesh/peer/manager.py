@@ -189,6 +189,11 @@ class ConnectionManager:
         return self._common.handshakes
 
     @property
+    def dropped(self) -> Counter[str]:
+        """Records that were dropped beside those of the data plane, by reason."""
+        return self._common.dropped
+
+    @property
     def refused(self) -> Refused | None:
         """The last peer that was not let in, cleared by success."""
         return self._common.refused

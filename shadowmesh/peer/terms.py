@@ -6,8 +6,9 @@ session. Does not know: handshakes, links, states.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from shadowmesh._fastpath import build_info
@@ -94,6 +95,8 @@ class Terms:
         meet: between members: told the certificate that was judged, how to send its owner a record
             about the network and where it is; returns what takes those of the other side, None when
             it is no member any more.
+        dropped: records that were dropped beside those of the data plane, by reason: of all sessions
+            of this daemon together.
     """
 
     policy: Policy
@@ -108,6 +111,7 @@ class Terms:
     asking: Asking | None = None
     desk: Desk | None = None
     meet: Meet | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         if self.policy.member and self.judge is None:
@@ -142,6 +146,7 @@ def terms_of(
     asking: Asking | None = None,
     desk: Desk | None = None,
     meet: Meet | None = None,
+    dropped: Counter[str] | None = None,
     older_secret: bool = False,
 ) -> Terms:
     """Return the terms for a session over a link with this TLS certificate, served or seen.
@@ -156,6 +161,7 @@ def terms_of(
         asking: we want to join a network.
         desk: of a network's relay, when somebody has come to us.
         meet: as in `Terms`.
+        dropped: as in `Terms`; None: of this session alone.
         older_secret: dial with the network's secret before the newest, if it is known.
     """
     pin = config.peer.public_key if dialled is None else dialled.public_key
@@ -188,6 +194,7 @@ def terms_of(
         asking=asking,
         desk=desk,
         meet=meet,
+        dropped=Counter() if dropped is None else dropped,
     )
     return (
         terms

@@ -43,7 +43,7 @@ from shadowmesh.service.peer_view import PeerView
 from shadowmesh.wire.peer.states import Phase, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import psutil
 
@@ -267,7 +267,7 @@ class View:
     def beat(self) -> None:
         """Take the look that some checks, events and the history need; once a second."""
         plane, peer = self._manager.plane.counters(), self._only_peer
-        dropped = peer_view.both(plane["tx_dropped"], plane["rx_dropped"])
+        dropped = self._dropped(plane)
         self._vitals.look(dropped, connections(self._port), self._manager.plane.udp_errors())
         totals = Totals(plane["bytes_written"], plane["bytes_read"], sum(dropped.values()))
         if peer is None:
@@ -415,9 +415,13 @@ class View:
                 )
         return self._resources
 
+    def _dropped(self, plane: Mapping[str, Any]) -> dict[str, int]:
+        """Return what was dropped by reason. Args: plane: counters of the data plane."""
+        return {**peer_view.both(plane["tx_dropped"], plane["rx_dropped"]), **self._manager.dropped}
+
     def _counters(self) -> Counters:
         plane = self._manager.plane.counters()
-        dropped = peer_view.both(plane["tx_dropped"], plane["rx_dropped"])
+        dropped = self._dropped(plane)
         return Counters(
             frames_in=plane["frames_written"],
             frames_out=plane["frames_sent"],

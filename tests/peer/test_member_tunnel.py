@@ -112,6 +112,20 @@ def test_messages_of_the_network_reach_who_listens_to_them(join):
     assert not dialling.tunnel.send_mesh(b"too late")
 
 
+def test_records_that_came_before_the_judgement_are_counted_once(join):
+    dialling, listening = join()
+    for side in (dialling, listening):
+        side.established()
+    heard = []
+    listening.tunnel._met = SimpleNamespace(receive=heard.append, left=lambda: None)
+    listening.tunnel._keying._machine.dropped_unjudged = 2
+    for number in (1, 2):
+        assert dialling.tunnel.send_mesh(b"x")
+        wait_for(lambda number=number: len(heard) == number, "a message")
+    assert listening.tunnel._terms.dropped == {"unjudged": 2}
+    assert dialling.tunnel._terms.dropped == {}
+
+
 def test_a_pair_ends_with_who_speaks_of_a_network(up):  # noqa: F811
     dialling, listening = up()
     dialling.tunnel.send_mesh(b"hello")

@@ -136,6 +136,7 @@ class FakeManager:
         self.plane = FakePlane()
         self.identity = SimpleNamespace(public_key=key_of("self"))
         self.handshakes = {"ok": 1}
+        self.dropped = {}
         self.tap = self.device_problem = self.refused = self.traversal = None
         self.realtime_problem = None
 

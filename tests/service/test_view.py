@@ -93,6 +93,15 @@ def test_of_several_what_is_of_one_is_null_and_the_rest_is_summed_up(three):
     assert told["queue_bytes"] == 7
 
 
+def test_what_sessions_drop_themselves_is_told_with_what_the_data_plane_drops(three):
+    three.manager.dropped = {"unjudged": 3}
+    dropped = three.snapshot().counters.dropped
+    assert (dropped["unjudged"], dropped["queue_full"]) == (3, 0)
+    three.beat()
+    three.manager.dropped = {"unjudged": 5}
+    assert three.snapshot().counters.dropped_lately == {"unjudged": 2}
+
+
 def test_without_any_peer_a_snapshot_can_be_taken_all_the_same():
     told = make_view().snapshot().to_dict()
     assert (told["state"], told["wanted"], told["held"]) == ("disconnected", False, False)
