@@ -13,19 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import (
     CollectorRegistry,
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
+from shadowmesh.insight.families import counter, gauge, histogram, info, labelled
 from shadowmesh.insight.form import PATHS
+from shadowmesh.insight.network_metrics import network_families
 from shadowmesh.insight.status import STATES, Check, Queue, Snapshot, Tap
 from shadowmesh.insight.table import Size
 
@@ -89,15 +90,17 @@ class SnapshotCollector(Collector):
         yield from _mesh_families(snapshot.peers, sources.table())
         if snapshot.peers.known <= MAX_LABELLED_PEERS:
             yield from _peer_families(sources.peers())
+        if snapshot.network is not None:
+            yield from network_families(snapshot.network, snapshot.now)
         yield from _resource_families(snapshot)
-        yield _histogram(
+        yield histogram(
             "probe_round_trip_seconds",
             "Round trips of answered probes, by the path that was probed.",
             "path",
             sources.round_trips,
         )
         if sources.hub_lag is not None:
-            yield _histogram(
+            yield histogram(
                 "hub_lag_seconds", "How late the event loop ran a timer.", "", {"": sources.hub_lag}
             )
         yield from _feed_families(sources)
@@ -115,71 +118,27 @@ def render(registry: CollectorRegistry) -> bytes:
     return generate_latest(registry)
 
 
-def _gauge(name: str, text: str, value: float | None) -> Iterator[Metric]:
-    """A gauge without labels; nothing when the value is not known."""
-    if value is not None:
-        yield GaugeMetricFamily(f"shadowmesh_{name}", text, value=float(value))
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(f"shadowmesh_{name}", text, value=value)
-
-
-def _labelled(
-    kind: type[GaugeMetricFamily | CounterMetricFamily],
-    name: str,
-    text: str,
-    label: str,
-    values: Iterable[tuple[str, float]],
-) -> Metric:
-    family: Any = kind(f"shadowmesh_{name}", text, labels=[label])
-    for value_of_label, value in values:
-        family.add_metric([value_of_label], value)
-    return family  # type: ignore[no-any-return]
-
-
-def _histogram(
-    name: str, text: str, label: str, histograms: Mapping[str, Histogram]
-) -> HistogramMetricFamily:
-    """Histograms by one label; label empty: a single one without."""
-    family = HistogramMetricFamily(f"shadowmesh_{name}", text, labels=[label] if label else [])
-    for value, histogram in histograms.items():
-        family.add_metric([value] if label else [], list(histogram.buckets()), histogram.sum)
-    return family
-
-
-def _info(name: str, text: str, labels: Mapping[str, str | None]) -> Iterator[Metric]:
-    """A gauge that is always 1 and says something in its labels; nothing while that is unknown."""
-    known = {label: value for label, value in labels.items() if value is not None}
-    if known:
-        family = GaugeMetricFamily(f"shadowmesh_{name}_info", text, labels=list(known))
-        family.add_metric(list(known.values()), 1)
-        yield family
-
-
 def _state_families(snapshot: Snapshot) -> Iterator[Metric]:
-    yield from _info("build", "Version of the daemon; always 1.", {"version": snapshot.version})
-    yield _labelled(
+    yield from info("build", "Version of the daemon; always 1.", {"version": snapshot.version})
+    yield labelled(
         GaugeMetricFamily,
         "state",
         "1 for the state that the connection is in.",
         "state",
         [(state, float(state == snapshot.state)) for state in STATES],
     )
-    yield from _gauge(
+    yield from gauge(
         "wanted",
         "1 when there is a tunnel or shall be one, 0 when nobody wants one.",
         snapshot.wanted,
     )
-    yield from _gauge(
+    yield from gauge(
         "peer_last_seen_timestamp_seconds",
         "When the last session with the peer ended; missing while connected.",
         None if snapshot.peer is None else snapshot.peer.last_seen_at,
     )
-    yield from _gauge(
-        "state_since_timestamp_seconds", "When the state was entered.", snapshot.since
-    )
-    yield _labelled(
+    yield from gauge("state_since_timestamp_seconds", "When the state was entered.", snapshot.since)
+    yield labelled(
         GaugeMetricFamily,
         "health",
         "1 when the health check passes, 0 when it fails.",
@@ -188,7 +147,7 @@ def _state_families(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield _problems(snapshot.health)
     certificate = snapshot.certificate
-    yield from _gauge(
+    yield from gauge(
         "certificate_expiry_timestamp_seconds",
         "When the TLS certificate of the peer port expires.",
         None if certificate is None else certificate.not_after,
@@ -209,40 +168,40 @@ def _problems(health: Sequence[Check]) -> Metric:
 
 
 def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
-    yield from _gauge(
+    yield from gauge(
         "post_quantum",
         "1 when the session's keys come from a post-quantum handshake.",
         snapshot.post_quantum,
     )
-    yield from _info(
+    yield from info(
         "session",
         "Cipher and TLS of the session; always 1.",
         {"cipher": snapshot.cipher, "tls_path": snapshot.tls_path},
     )
-    yield from _gauge(
+    yield from gauge(
         "link_up",
         "1 while the WebSocket link is up; 0 while the session goes on over UDP alone.",
         None if snapshot.path is None else snapshot.link is not None,
     )
     session = snapshot.session
     if session is not None:
-        yield from _gauge(
+        yield from gauge(
             "session_established_timestamp_seconds",
             "When the session was established.",
             session.established_at,
         )
-        yield from _gauge(
+        yield from gauge(
             "session_last_rekey_timestamp_seconds",
             "When the session's keys were last renewed.",
             session.last_rekey_at,
         )
-        yield from _gauge("session_rekeys", "Rekeys of the session.", session.rekeys)
-    yield _counter(
+        yield from gauge("session_rekeys", "Rekeys of the session.", session.rekeys)
+    yield counter(
         "reconnects",
         "Sessions re-established after a loss that neither side announced.",
         snapshot.reconnects,
     )
-    yield _labelled(
+    yield labelled(
         CounterMetricFamily,
         "handshakes",
         "Handshakes by result.",
@@ -251,14 +210,14 @@ def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
     )
     port = snapshot.peer_port
     if port is not None:
-        yield _labelled(
+        yield labelled(
             CounterMetricFamily,
             "peer_port_connections",
             "Connections to the peer port, by what became of them before they authenticated.",
             "outcome",
             sorted(port.connections.items()),
         )
-        yield _labelled(
+        yield labelled(
             GaugeMetricFamily,
             "peer_port_unauthenticated",
             "Connections to the peer port that have proved nothing yet, by stage.",
@@ -268,20 +227,20 @@ def _session_families(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _path_families(snapshot: Snapshot) -> Iterator[Metric]:
-    yield _labelled(
+    yield labelled(
         GaugeMetricFamily,
         "path",
         "1 for the path that carries data.",
         "path",
         [(path, float(path == snapshot.path)) for path in PATHS],
     )
-    yield _counter("path_switches", "Moves between WSS and UDP.", snapshot.path_switches)
-    yield from _gauge(
+    yield counter("path_switches", "Moves between WSS and UDP.", snapshot.path_switches)
+    yield from gauge(
         "round_trip_seconds",
         "Smoothed round trip to the peer, on the path that carries data.",
         None if snapshot.rtt_ms is None else snapshot.rtt_ms / 1000,
     )
-    yield _labelled(
+    yield labelled(
         GaugeMetricFamily,
         "path_loss_ratio",
         "Share of the last probes that were not answered, on the path that carries data.",
@@ -292,18 +251,18 @@ def _path_families(snapshot: Snapshot) -> Iterator[Metric]:
             if path.active and path.loss is not None
         ],
     )
-    yield from _gauge("path_mtu_bytes", "MTU of the path that carries data.", snapshot.mtu)
-    yield from _gauge(
+    yield from gauge("path_mtu_bytes", "MTU of the path that carries data.", snapshot.mtu)
+    yield from gauge(
         "paths_proven",
         "Addresses of the peer that have answered a probe.",
         sum(path.proven for path in snapshot.paths),
     )
     tap = snapshot.tap or Tap()
-    yield from _gauge("tap_mtu_bytes", "MTU of the TAP device.", tap.mtu)
+    yield from gauge("tap_mtu_bytes", "MTU of the TAP device.", tap.mtu)
     if tap.queues:
         yield _queue_frames(tap.queues)
     if snapshot.nat is not None:
-        yield from _info("nat", "The NAT in front of us; always 1.", {"type": snapshot.nat.type})
+        yield from info("nat", "The NAT in front of us; always 1.", {"type": snapshot.nat.type})
 
 
 def _queue_frames(queues: Sequence[Queue]) -> Metric:
@@ -320,55 +279,53 @@ def _queue_frames(queues: Sequence[Queue]) -> Metric:
 
 def _traffic_families(snapshot: Snapshot) -> Iterator[Metric]:
     counters = snapshot.counters
-    yield _labelled(
+    yield labelled(
         CounterMetricFamily,
         "frames",
         "Ethernet frames; in is from the peer to the TAP.",
         "direction",
         [("in", counters.frames_in), ("out", counters.frames_out)],
     )
-    yield _labelled(
+    yield labelled(
         CounterMetricFamily,
         "bytes",
         "Bytes of Ethernet frames; in is from the peer to the TAP.",
         "direction",
         [("in", counters.bytes_in), ("out", counters.bytes_out)],
     )
-    yield _labelled(
+    yield labelled(
         CounterMetricFamily,
         "frames_dropped",
         "Frames and records dropped, by reason.",
         "reason",
         sorted(counters.dropped.items()),
     )
-    yield _labelled(
+    yield labelled(
         CounterMetricFamily,
         "udp_refused",
         "UDP datagrams that were no record of the session, by reason.",
         "reason",
         sorted(counters.udp_refused.items()),
     )
-    yield _labelled(
+    yield labelled(
         CounterMetricFamily,
         "udp_errors",
         "What the UDP socket refused, by errno.",
         "errno",
         sorted(counters.udp_errors.items()),
     )
-    yield _labelled(
+    yield labelled(
         CounterMetricFamily,
         "loops_refused",
         "What was not sent or dialled because it would have gone into the tunnel itself, by kind.",
         "kind",
         sorted(counters.loops_refused.items()),
     )
-    yield from _gauge(
-        "queue_bytes", "Bytes that wait for the WebSocket link.", snapshot.queue_bytes
-    )
+    yield from gauge("queue_bytes", "Bytes that wait for the WebSocket link.", snapshot.queue_bytes)
 
 
 def _mesh_families(known: Known, table: Size) -> Iterator[Metric]:
-    yield _labelled(
+    yield labelled(
         GaugeMetricFamily,
         "peers",
         "Peers: all that are known, with a session, and by what carries their frames.",
@@ -380,9 +337,9 @@ def _mesh_families(known: Known, table: Size) -> Iterator[Metric]:
             ("relayed", known.relayed),
         ],
     )
-    yield from _gauge("fdb_entries", "Addresses in the table of the switch.", table.entries)
-    yield _counter("fdb_moves", "Moves of an address from one side to another.", table.moves)
-    yield _counter(
+    yield from gauge("fdb_entries", "Addresses in the table of the switch.", table.entries)
+    yield counter("fdb_moves", "Moves of an address from one side to another.", table.moves)
+    yield counter(
         "fdb_unlearned", "Frames whose source address found no place in the table.", table.unlearned
     )
 
@@ -391,35 +348,35 @@ def _peer_families(peers: Sequence[PeerStatus]) -> Iterator[Metric]:
     """What is told of each of several peers, under its name."""
     if not peers:
         return
-    yield _labelled(
+    yield labelled(
         GaugeMetricFamily,
         "peer_connected",
         "1 while there is a session with the peer.",
         "peer",
         [(peer.name, float(peer.path is not None)) for peer in peers],
     )
-    yield _labelled(
+    yield labelled(
         GaugeMetricFamily,
         "peer_direct",
         "1 while the peer's frames go over UDP.",
         "peer",
         [(peer.name, float(peer.path == "udp")) for peer in peers],
     )
-    yield _labelled(
+    yield labelled(
         GaugeMetricFamily,
         "peer_round_trip_seconds",
         "Smoothed round trip to the peer, on the path that carries its frames.",
         "peer",
         [(peer.name, peer.rtt_ms / 1000) for peer in peers if peer.rtt_ms is not None],
     )
-    yield _labelled(
+    yield labelled(
         CounterMetricFamily,
         "peer_reconnects",
         "Sessions with the peer re-established after a loss that neither side announced.",
         "peer",
         [(peer.name, peer.reconnects) for peer in peers],
     )
-    yield _labelled(
+    yield labelled(
         GaugeMetricFamily,
         "peer_queue_bytes",
         "Bytes that wait for the peer's link.",
@@ -452,14 +409,14 @@ def _resource_families(snapshot: Snapshot) -> Iterator[Metric]:
     resources = snapshot.resources
     if resources is None:
         return
-    yield _counter("process_cpu_seconds", "Processor time used.", resources.cpu_seconds)
-    yield from _gauge("process_resident_memory_bytes", "Resident memory.", resources.rss_bytes)
-    yield from _gauge("process_threads", "Threads of the process.", resources.threads)
-    yield from _gauge("process_open_fds", "Open file descriptors.", resources.open_fds)
+    yield counter("process_cpu_seconds", "Processor time used.", resources.cpu_seconds)
+    yield from gauge("process_resident_memory_bytes", "Resident memory.", resources.rss_bytes)
+    yield from gauge("process_threads", "Threads of the process.", resources.threads)
+    yield from gauge("process_open_fds", "Open file descriptors.", resources.open_fds)
 
 
 def _feed_families(sources: Sources) -> Iterator[Metric]:
-    yield _labelled(
+    yield labelled(
         CounterMetricFamily,
         "events",
         "Events in the flight recorder, by kind.",
@@ -467,8 +424,8 @@ def _feed_families(sources: Sources) -> Iterator[Metric]:
         sorted(sources.events.items()),
     )
     listening, ended = sources.listeners()
-    yield from _gauge("listeners", "Who listens to GET /events now.", listening)
-    yield _labelled(
+    yield from gauge("listeners", "Who listens to GET /events now.", listening)
+    yield labelled(
         CounterMetricFamily,
         "listeners_ended",
         "Listeners of GET /events that have ended, by how.",

@@ -14,7 +14,7 @@ from shadowmesh.insight import metrics, status
 from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.insight.histogram import LAG_BUCKETS_S, Histogram
 from shadowmesh.insight.table import Size
-from tests.control.fake_control import CONNECTED, DISCONNECTED, MANY, MESH, NOW
+from tests.control.fake_control import AT_HOME, CONNECTED, DISCONNECTED, MANY, MESH, NOW
 
 LISTEN = HostPort("127.0.0.1", 9091)
 
@@ -86,6 +86,33 @@ def full(snapshot=CONNECTED):
 )
 def test_a_number_of_the_snapshot_is_told(sample, value):
     assert scrape(CONNECTED)[sample] == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("sample", "value"),
+    [
+        (("shadowmesh_members",), 3),
+        (("shadowmesh_members_attached",), 1),
+        (("shadowmesh_directory_version",), 17),
+        (("shadowmesh_certificate_expiry_seconds",), 20 * 365 * 86400),
+        (("shadowmesh_revocation_list_number",), 3),
+        (("shadowmesh_revocation_list_age_seconds",), 60),
+        (("shadowmesh_network_messages_refused_total", ("reason", "members")), 4),
+        (("shadowmesh_join_answers_total", ("answer", "joined")), 2),
+        (("shadowmesh_join_answers_total", ("answer", "proof")), 5),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_a_number_of_the_network_is_told_in_one_and_missing_outside(sample, value):
+    member = dataclasses.replace(CONNECTED, now=NOW, network=AT_HOME)
+    assert scrape(member)[sample] == pytest.approx(value)
+    assert sample not in scrape(CONNECTED)
+
+
+def test_a_member_that_is_no_relay_has_no_version_of_the_directory():
+    here = dataclasses.replace(AT_HOME, directory_version=None)
+    samples = scrape(dataclasses.replace(CONNECTED, now=NOW, network=here))
+    assert ("shadowmesh_directory_version",) not in samples
 
 
 def test_every_count_by_kind_of_the_snapshot_is_told():

@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from shadowmesh.insight import metrics, status
-from tests.control.fake_control import CONNECTED
+from tests.control.fake_control import AT_HOME, CONNECTED, NOW
 from tests.insight.test_metrics import full
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -23,6 +23,11 @@ DASHBOARD = json.loads((CONF / "grafana-dashboard.json").read_text())
 
 EVERYTHING = dataclasses.replace(
     CONNECTED,
+    now=NOW,
+    network=AT_HOME,
+    health=(
+        status.Check("member_certificate", False, "error", "gone", "join", "certificate_removed"),
+    ),
     certificate=status.Certificate(1.0, "00"),
     paths=(status.Path("udp", "192.0.2.1:9001", "host", True, True, 0.5, 0.1, 1400),),
     counters=dataclasses.replace(
