@@ -25,7 +25,7 @@ class RelayReport:
 
 
 @dataclass(frozen=True, slots=True)
-class RelayStatus:
+class MeasuredRelay:
     """A relay as it is seen from here.
 
     Attributes:
@@ -59,7 +59,7 @@ class Relays:
         reason: why the one that is home is it, or why none is.
     """
 
-    relays: tuple[RelayStatus, ...]
+    relays: tuple[MeasuredRelay, ...]
     reason: str
 
     def to_dict(self) -> dict[str, Any]:

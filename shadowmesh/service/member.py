@@ -32,7 +32,7 @@ from shadowmesh.base.errors import (
     PeerRefused,
 )
 from shadowmesh.config import Addresses, joined
-from shadowmesh.insight.network import Relays, RelayStatus
+from shadowmesh.insight.network import MeasuredRelay, Relays
 from shadowmesh.keys import sodium
 from shadowmesh.network.home import HomeChooser
 from shadowmesh.network.ledger import FILE as LEDGER
@@ -223,7 +223,11 @@ class Member:
                 self.meeting.tick()
                 problem = self.meeting.problem
                 if problem is not None and problem != told:
-                    _log.warning("something is wrong with a member", cause=problem)
+                    _log.warning(
+                        "something is wrong with a member",
+                        cause=problem,
+                        remedy="do what it says; nothing else of the network suffers",
+                    )
                 told = problem
                 if ticks % LOOK_TICKS == 0:
                     self._look()
@@ -258,7 +262,7 @@ class Member:
             best_s = self._homes.best_s(key)
             address = addresses.get(key)
             found.append(
-                RelayStatus(
+                MeasuredRelay(
                     name=one.name,
                     address=None if address is None else str(address),
                     session=key in sessions,

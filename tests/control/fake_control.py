@@ -252,7 +252,7 @@ class FakeControl:
         self._answer("relays")
         self._be_in_one()
         return network.Relays(
-            (network.RelayStatus("server", "vpn.example.com:443", session=True, rtt_ms=8.1, home=True),),
+            (network.MeasuredRelay("server", "vpn.example.com:443", session=True, rtt_ms=8.1, home=True),),
             "the only relay with a session",
         )  # fmt: skip
 
