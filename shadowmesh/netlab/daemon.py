@@ -119,8 +119,21 @@ class Daemon:
 
     @property
     def tunnel_ip(self) -> str:
-        """Our address in the tunnel; empty for none."""
-        return str(self.settings.get("network.local_ip", "")).partition("/")[0]
+        """Our address in the tunnel; empty for none. In a network the daemon knows it."""
+        given = self.settings.get("network.local_ip")
+        if given is not None:
+            return str(given).partition("/")[0]
+        network = self.network()
+        addresses = () if network is None else network["addresses"]
+        return next((str(one) for one in addresses if ":" not in one), "")
+
+    def network(self) -> dict[str, Any] | None:
+        """What the daemon says of the network that it is in; None in none."""
+        code, answer = self.api("GET", "/network")
+        if code != http.HTTPStatus.OK:
+            raise NetlabError(f"daemon on {self.host.label}: GET /network gave {code}: {answer}")
+        found: dict[str, Any] | None = answer["network"]
+        return found
 
     @property
     def pid(self) -> int:

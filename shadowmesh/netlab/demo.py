@@ -1,4 +1,4 @@
-"""`make demo`: three hosts on this machine, a real daemon on each, and one Ethernet between them.
+"""`make demo`: three hosts on this machine, a real daemon on each, that become one network.
 
 Owns: the story that is told, and nothing that outlives it: everything happens in network and
 mount namespaces of its own and in one temporary directory. Does not know the inside of the daemon;
@@ -31,7 +31,6 @@ from shadowmesh.netlab import (
     Net,
     NetlabError,
     Ping,
-    acquaint,
     bound_to_us,
     wait_until,
 )
@@ -43,11 +42,15 @@ if TYPE_CHECKING:
 
     from shadowmesh.netlab import Host
 
-LABELS: Final = ("left", "right", "third")
+RELAY, LEFT, RIGHT = LABELS = ("relay", "left", "right")
+NETWORK: Final = "home"
 PINGS: Final = 20
 TRANSFER_S: Final = 2.0
 SESSIONS_WAIT_S: Final = 15.0
 UDP_WAIT_S: Final = 5.0
+REMOVAL_WAIT_S: Final = 5.0
+#: an invitation is longer than a line
+SHOWN_WORD: Final = 40
 ETH_P_ALL: Final = 0x0003
 INSIDE: Final = "--inside"  # we are in namespaces of our own already
 
@@ -117,34 +120,41 @@ def _demo(net: Net, directory: Path, *, udp: bool, keep: Path | None) -> int:
 def _daemons(net: Net, directory: Path, *, udp: bool) -> list[Daemon]:
     daemons = []
     for label in LABELS:
-        settings = {"daemon.log_level": "info", "nat.enabled": udp}
+        host = net.host(label)
+        settings: dict[str, object] = {"daemon.log_level": "info", "nat.enabled": udp}
         # All hosts are on one switch and need no STUN server; none can be reached from here.
         settings["nat.stun_server"] = ""
-        daemons.append(Daemon(net.host(label), directory / label, settings, wrapper=bound_to_us()))
-    acquaint(daemons)
+        if label == RIGHT:
+            settings["mesh.announce"] = host.peer_endpoint
+        daemon = Daemon(host, directory / label, settings, wrapper=bound_to_us())
+        # The network gives its members their addresses.
+        del daemon.settings["network.local_ip"]
+        daemons.append(daemon)
     return daemons
 
 
 def _story(net: Net, daemons: Sequence[Daemon], *, udp: bool) -> None:
-    print("Three hosts out of network namespaces, joined by a switch:\n")
-    for daemon in daemons:
-        print(
-            f"  {daemon.host.label:6}  cable {daemon.host.ipv4:12}  tunnel {daemon.tunnel_ip:8}  "
-            f"key {daemon.public_key}"
-        )
-    began = time.monotonic()
+    print("Three hosts out of network namespaces, joined by a switch, on each a fresh daemon:\n")
     for daemon in daemons:
         daemon.spawn()
+        print(f"  {daemon.host.label:6}  cable {daemon.host.ipv4}")
     for daemon in daemons:
         daemon.await_healthy()
+    relay, left, right = daemons
+    began = time.monotonic()
+    _show_command(
+        relay, "network", "create", NETWORK, "--address", relay.host.peer_endpoint, "--as", RELAY
+    )
+    for daemon in (left, right):
+        token = _show_command(relay, "invite", daemon.host.label)
+        _show_command(daemon, "join", token, "--yes")
     _await_sessions(daemons)
     print(
-        "\nOn each runs a daemon that lists the others under `peers:` and has a session to both"
-        f" ({time.monotonic() - began:.1f} s)."
+        f"\nFrom nothing to one Ethernet: {time.monotonic() - began:.1f} s. Of left and right, which"
+        " announces\nits address, the frames go from one to the other and not by the relay."
     )
     if udp:
         _await_udp(daemons)
-    left, right, third = daemons
     with _sniffer(net, left.host) as seen:
         canary = secrets.token_hex(24).encode()
         for one, other in itertools.combinations(daemons, 2):
@@ -152,29 +162,48 @@ def _story(net: Net, daemons: Sequence[Daemon], *, udp: bool) -> None:
     _show_wire(left, seen, canary)
     speed, size = transfer(left.host, right.host, right.tunnel_ip, TRANSFER_S)
     print(
-        f"TCP from {left.host.label} to {right.host.label} through the tunnel: {size / 1e6:.0f} MB in"
+        f"TCP from {LEFT} to {RIGHT} through the tunnel: {size / 1e6:.0f} MB in"
         f" {TRANSFER_S:.0f} s, {speed / 1e9:.2f} Gbit/s (all share this machine's"
         f" {os.cpu_count()} cores)."
     )
     _show_command(left, "peers")
-    _show_command(left, "peers", right.host.label)
-    _show_command(left, "disconnect")
-    print()
-    _ping(right, third, canary)
+    _show_command(left, "peers", RIGHT)
+    _remove(relay, right, left)
+    _ping(relay, left, canary)
     for daemon in daemons:
         code, _ = daemon.terminate()
         if code != 0:
             raise DemoFailed(f"daemon on {daemon.host.label}: exit {code} after SIGTERM")
 
 
-def _show_command(daemon: Daemon, *words: str) -> None:
-    """Run a CLI command and print it as it would look in a terminal."""
+def _remove(relay: Daemon, member: Daemon, other: Daemon) -> None:
+    """Put a member out, and show that another one has heard of it."""
+    name = member.host.label
+    address = member.tunnel_ip
+    _show_command(relay, "peer", "remove", name, "--yes")
+    began = time.monotonic()
+    wait_until(lambda: name not in other.peers(), REMOVAL_WAIT_S, f"the end at {other.host.label}")
+    print(
+        f"\n{other.host.label} knows {name} no more after {time.monotonic() - began:.1f} s, and a ping to"
+        f" {address} from there has {_answers(other, address)} answers.\n"
+    )
+
+
+def _answers(daemon: Daemon, address: str) -> int:
+    return daemon.host.ping(address, count=2, timeout_s=0.3).received
+
+
+def _show_command(daemon: Daemon, *words: str) -> str:
+    """Run a CLI command and print it as it would look in a terminal; return what it has said."""
     done = daemon.cli(*words)
-    command = " ".join(words)
+    command = " ".join(
+        word if len(word) < SHOWN_WORD else f"{word[:SHOWN_WORD]}..." for word in words
+    )
     print(f"\n{daemon.host.label}$ shadowmesh {command}")
     print("".join(f"  {line}\n" for line in (done.stdout + done.stderr).splitlines()), end="")
     if done.returncode != 0:
         raise DemoFailed(f"`shadowmesh {command}` on {daemon.host.label}: exit {done.returncode}")
+    return done.stdout.strip()
 
 
 def _await_sessions(daemons: Sequence[Daemon]) -> None:
