@@ -243,7 +243,11 @@ class Membership:
         return self._members.owner("name", name)
 
     def peers(self) -> tuple[PeerEntry, ...]:
-        """Return all other members as peers: who has an address is dialled, others come."""
+        """Return all other members as peers: who has an address is dialled, others come.
+
+        Once this machine was removed nobody is dialled: whoever hears of it refuses us.
+        """
+        out = self.fault is not None and self.fault.kind == "revoked"
         known = (*self.facts.announced, *self.facts.relays)
         addresses = {one.public_key: one.address for one in known}
         return tuple(
@@ -251,7 +255,7 @@ class Membership:
                 name=one.name,
                 public_key=one.public_key,
                 address=addresses.get(one.public_key),
-                auto_connect=one.public_key in addresses,
+                auto_connect=not out and one.public_key in addresses,
                 tunnel_ips=one.addresses,
                 allowed_macs="any" if "bridge" in one.roles else "own",
             )

@@ -82,6 +82,9 @@ STOP_TIMEOUT_S: Final = 3.0
 
 _CHANGED: Final = "the configuration of the peer has changed"
 
+_NOT_LISTED: Final = "it is not among the peers any more"
+_OUT: Final = "it was removed from the network, or its certificate counts no more"
+
 _log = log.get("connection")
 
 
@@ -555,7 +558,7 @@ class ConnectionManager:
         staying = set(kept.values())
         for peer in self.peers:
             if peer not in staying:
-                peer.end(CloseReason.POLICY, "it is not among the peers any more")
+                peer.end(CloseReason.POLICY, _OUT if after.in_network else _NOT_LISTED)
                 peer.close()
         if self._seen is not None:
             self._seen.keep({entry.public_key for entry in after.peers if entry.public_key})

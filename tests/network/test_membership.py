@@ -137,6 +137,8 @@ def test_a_removed_member_is_out_wherever_the_list_has_come(hub, machine):
         again.judge(shown.public_key, shown.der, NOW)
     take(right, data)
     assert "removed" in right.membership.problem
+    # It does not knock at doors that are closed for good.
+    assert not any(peer.auto_connect for peer in right.membership.peers())
 
 
 def test_the_issuer_is_not_removed_and_nobody_is_nobody(hub):
