@@ -29,7 +29,9 @@ from shadowmesh.base.rate import TokenBucket
 from shadowmesh.insight.form import PATHS, PathName, format_time
 from shadowmesh.insight.histogram import RTT_BUCKETS_S, Histogram
 
-Kind = Literal["state", "path", "nat", "rekey", "drops", "session", "device", "config", "capture"]
+Kind = Literal[
+    "state", "path", "nat", "rekey", "drops", "session", "device", "config", "capture", "network"
+]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 #: of one message about one peer, per second and at once: a peer that fails ten times a second must

@@ -31,9 +31,15 @@ class Change(Enum):
 
 
 class Members:
-    """Members by public key; no two of them share a node id, MAC, address or name."""
+    """Members by public key; no two of them share a node id, MAC, address or name.
+
+    Attributes:
+        on_clash: told of two that claim one thing (SM-IDENTITY-CLASH): who keeps it, who does not,
+            what it is.
+    """
 
     def __init__(self, most: int = MAX_MEMBERS) -> None:
+        self.on_clash: Callable[[Certificate, Certificate, str], None] = _nobody
         self._most = most
         self._by_key: dict[bytes, Certificate] = {}
         self._owners: dict[tuple[str, object], bytes] = {}
@@ -53,22 +59,24 @@ class Members:
                 return Change.KNOWN
             if _later(offered) <= _later(known):
                 return Change.OLDER
-        losers = set()
+        losers: dict[bytes, str] = {}
         for claim in _claims(offered):
             owner = self._owners.get(claim, offered.public_key)
             if owner == offered.public_key:
                 continue
             other = self._by_key[owner]
             if _earlier(other) < _earlier(offered):
+                self.on_clash(other, offered, claim[0])
                 raise BadCertificate(
                     f"{offered.name} and {other.name} have certificates with the same {claim[0]};"
                     f" {other.name} had it first and keeps it: issue one of them another",
                     "clash",
                 )
-            losers.add(owner)
+            losers.setdefault(owner, claim[0])
         if known is None and len(self._by_key) - len(losers) >= self._most:
             raise BadCertificate(f"more than {self._most} members are known", "full")
-        for loser in losers:
+        for loser, what in losers.items():
+            self.on_clash(offered, self._by_key[loser], what)
             self.drop(loser)
         self.drop(offered.public_key)
         self._by_key[offered.public_key] = offered
@@ -133,3 +141,7 @@ def _later(certificate: Certificate) -> tuple[object, ...]:
 def _earlier(certificate: Certificate) -> tuple[object, ...]:
     """Order of two keys that claim one thing."""
     return certificate.not_before, certificate.public_key
+
+
+def _nobody(_keeps: Certificate, _loses: Certificate, _what: str) -> None:
+    """Whom a clash would be told."""

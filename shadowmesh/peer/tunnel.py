@@ -389,6 +389,13 @@ class Tunnel:
             if self.initiator:
                 self._keying.accept(boottime())
             return True
+        # No field `name`: the rate of a message is kept by that, and anybody may write one there.
+        self._recorder.record(
+            "network",
+            "a member was refused by its certificate",
+            peer=self.peer_name,
+            cause=unfit.detail,
+        )
         if self.initiator:
             self._finish(Ended(unfit.detail, "refused"))
             self._keying.close(CloseReason.POLICY, boottime())

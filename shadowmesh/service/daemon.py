@@ -444,6 +444,7 @@ class Daemon:
                 self._manager.ask_to_join,
                 self._peer_port.check,
                 self._begin_again,
+                self._recorder,
             )
         return self._networks
 
@@ -549,7 +550,10 @@ class Daemon:
         self._manager.start()
         if member is not None:
             member.start(
-                self._manager.ask_to_join, self._manager.round_trips, self._members_changed
+                self._manager.ask_to_join,
+                self._manager.round_trips,
+                self._members_changed,
+                self._recorder,
             )
         self._start_http(undo, token, api)
 

@@ -42,6 +42,7 @@ from shadowmesh.network.registrar import Registrar
 from shadowmesh.network.store import Store
 from shadowmesh.service.desk import Desk
 from shadowmesh.service.member_view import MemberView
+from shadowmesh.service.news import News
 from shadowmesh.wire.mesh.messages import Joined, Renew
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shadowmesh.config import Config, HostPort, LoadedConfig, PeerEntry
+    from shadowmesh.insight.events import Recorder
     from shadowmesh.keys.identity import Identity
     from shadowmesh.network.certificate import Certificate
     from shadowmesh.network.subnet import Network
@@ -102,6 +104,7 @@ class Member:
         self._ask: Ask
         self._round_trips: Callable[[], dict[bytes, float | None]] = dict
         self._homes = HomeChooser()
+        self._news: News
         self._renew_at = 0.0
         self._greenlet: gevent.Greenlet | None = None
 
@@ -129,12 +132,14 @@ class Member:
         ask: Ask,
         round_trips: Callable[[], dict[bytes, float | None]],
         on_members: Callable[[], None],
+        recorder: Recorder,
     ) -> None:
         """Begin to talk.
 
         Args:
             ask, round_trips: as `ConnectionManager.ask_to_join` and `round_trips`.
             on_members: other members are known, or somebody is out.
+            recorder: told what happens.
         """
         self._ask, self._round_trips = ask, round_trips
         facts = self.membership.facts
@@ -151,6 +156,7 @@ class Member:
                 remedy="ask who runs the network; `shadowmesh leave`, then join anew",
             )
         self._on_members = on_members
+        self._news = News(self.membership, recorder)
         self.membership.on_change = self._changed
         self._greenlet = gevent.spawn(self._run)
 
@@ -208,6 +214,7 @@ class Member:
         return self.registrar
 
     def _changed(self) -> None:
+        self._news.look()
         self.meeting.look()
         self._on_members()
 

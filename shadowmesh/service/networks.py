@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shadowmesh.config import Config, HostPort, LoadedConfig
+    from shadowmesh.insight.events import Recorder
     from shadowmesh.keys.identity import Identity
     from shadowmesh.network.membership import Facts
     from shadowmesh.wire.handshake.agreement import HandshakeResult
@@ -79,6 +80,7 @@ class Networks:
         ask: as `ConnectionManager.ask_to_join`.
         check_port: as `PeerPort.check`.
         begin_again: lets the daemon begin anew, soon.
+        recorder: told when this machine comes into a network, and out of it.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Networks:
         ask: Ask,
         check_port: Callable[[Config], None],
         begin_again: Callable[[], None],
+        recorder: Recorder,
     ) -> None:
         self._file = file
         self._member = member
@@ -97,6 +100,7 @@ class Networks:
         self._ask = ask
         self._check_port = check_port
         self._begin_again = begin_again
+        self._recorder = recorder
         #: somebody is making, joining or leaving a network
         self._busy = False
 
@@ -124,6 +128,8 @@ class Networks:
             _log.info(
                 "made, with this machine as its relay", network=name, subnets=list(map(str, chosen))
             )
+            own = membership.certificate.name
+            self._recorder.record("network", "made a network", network=name, name=own)
             self._begin_again()
             return Founded(report(membership, issuer=True), recovery_key)
 
@@ -191,6 +197,7 @@ class Networks:
             network=membership.facts.name,
             name=membership.certificate.name,
         )
+        self._recorder.record("network", "joined a network", network=name, name=own.name)
         self._begin_again()
 
     def leave(self) -> None:
@@ -199,6 +206,7 @@ class Networks:
             facts = need(self._member).membership.facts
             self._store.leave()
             _log.info("this machine has left", network=facts.name)
+            self._recorder.record("network", "left the network", network=facts.name)
             self._begin_again()
 
     # --- within one ---------------------------------------------------------------------------

@@ -122,7 +122,10 @@ def test_a_listener_may_leave_while_it_is_told(recorder):
 
 
 def test_the_kinds_are_those_of_the_interface():
-    known = ("state", "path", "nat", "rekey", "drops", "session", "device", "config", "capture")
+    known = (
+        "state", "path", "nat", "rekey", "drops", "session", "device", "config", "capture",
+        "network",
+    )  # fmt: skip
     assert known == KINDS
 
 

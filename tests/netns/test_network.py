@@ -19,6 +19,30 @@ def shown_by(daemon, *command):
     return daemon.host.run(program("shadowmesh"), *options, *command).stdout
 
 
+def happened(daemon):
+    """Message and name of what the flight recorder has of the network, refusals apart."""
+    _, told = daemon.api("GET", "/events/recent")
+    return [
+        (one["message"], one["fields"].get("name"))
+        for one in told["events"]
+        if one["kind"] == "network" and "refused" not in one["message"]
+    ]
+
+
+def refusals(daemon):
+    _, told = daemon.api("GET", "/events/recent")
+    return sum("refused by its certificate" in one["message"] for one in told["events"])
+
+
+def outside(daemon):
+    """It has begun anew without a network."""
+    try:
+        code, status = daemon.api("GET", "/status")
+    except OSError:
+        return False
+    return code == 200 and status["network"] is None
+
+
 @pytest.fixture
 def network(directory, request):
     with running_network(directory / request.node.name) as network:
@@ -63,11 +87,23 @@ def test_a_removed_member_is_out_at_once_and_stays_out(network):
     network.found()
     network.join("laptop")
     network.await_session("hub", "laptop")
+    assert happened(network["laptop"])[0] == ("joined a network", "laptop")
     assert network.remove("laptop")["removed"] == ["laptop"]
     wait_until(lambda: "laptop" not in network["hub"].peers(), 5, "the end at the hub")
     wait_until(
         lambda: network["laptop"].peers()["hub"]["state"] != "connected", 5, "the end at the laptop"
     )
+    assert happened(network["hub"]) == [
+        ("made a network", "hub"), ("a member has joined", "laptop"),
+        ("a revocation list was taken", None), ("a member was removed", "laptop"),
+    ]  # fmt: skip
+    wait_until(
+        lambda: refusals(network["hub"]) >= 1,
+        20,
+        "the hub tells that it was refused by its certificate",
+    )
+    checks = {check["name"]: check for check in network["laptop"].status()["health"]}
+    assert checks["member_certificate"]["code"] == "certificate_removed"
 
 
 def test_members_that_announce_an_address_speak_directly(network):
@@ -110,3 +146,13 @@ def test_what_a_removed_member_knows_opens_nothing(network):
     for name in ("hub", "nas"):
         network["laptop"].api("POST", "/connect", {"name": name}, timeout_s=40)
         assert network["laptop"].peers()[name]["state"] != "connected"
+
+
+def test_who_has_left_shows_no_network_any_more(network):
+    network.found()
+    laptop = network.join("laptop")
+    network.await_session("laptop", "hub")
+    network.ask(laptop, "POST", "/leave")
+    wait_until(lambda: outside(laptop), 20, "it has begun anew")
+    assert laptop.cli("status").stdout.count("network") == 0
+    assert happened(laptop)[-1][0] == "left the network"

@@ -79,6 +79,9 @@ def test_who_comes_with_a_certificate_that_is_not_taken_is_rejected(join):
     assert ended.detail == "its certificate expired yesterday"
     assert "authenticated" not in dialling.heard + listening.heard
     assert listening.tunnel.peer_certificate == b""
+    events = [one for one in listening.recorder.recent() if one.kind == "network"]
+    assert [one.message for one in events] == ["a member was refused by its certificate"]
+    assert events[0].fields["cause"] == "its certificate expired yesterday"
 
 
 def test_a_dialler_leaves_whose_certificate_it_does_not_take(join):

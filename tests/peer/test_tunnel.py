@@ -26,6 +26,7 @@ from shadowmesh.base.constants import (
 )
 from shadowmesh.base.errors import LocalProtocolError
 from shadowmesh.device.tap import OFFLOAD_TCP
+from shadowmesh.insight.events import FlightRecorder
 from shadowmesh.keys.identity import Identity
 from shadowmesh.link import tls
 from shadowmesh.link.link import Upgraded
@@ -98,6 +99,7 @@ class Side:
         self.sock = sock
         self.released = 0
         self.heard = []
+        self.recorder = FlightRecorder()
         self.plane = DataPlane()
         self.tap = FakeTap("tap0", mtu=1500, offload=OFFLOAD_TCP)
         self.plane.attach_tap(self.tap.fds, 1500)
@@ -117,6 +119,7 @@ class Side:
             upgraded,
             terms(secrets.token_bytes(32), **options),
             Heard(self),
+            recorder=self.recorder,
         )
         self.port = Port(self.plane)
         self.tunnel.session.belongs_to(self.port)
