@@ -7,9 +7,13 @@ import pytest
 from shadowmesh.netlab import API_PORT, wait_until
 from shadowmesh.netlab.daemon import program
 from tests.control.test_openapi import validate
+from tests.lab.browser import browser, find_chromium
 from tests.lab.network import running_network
+from tests.netns.test_dashboard import PICTURES, SCREENS
 
 pytestmark = pytest.mark.netns
+
+NETWORK = "document.querySelector('#network').innerText"
 
 
 def shown_by(daemon, *command):
@@ -156,3 +160,30 @@ def test_who_has_left_shows_no_network_any_more(network):
     wait_until(lambda: outside(laptop), 20, "it has begun anew")
     assert laptop.cli("status").stdout.count("network") == 0
     assert happened(laptop)[-1][0] == "left the network"
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="needs chromium (Debian: chromium)")
+def test_the_dashboard_names_the_network_and_has_a_table_of_its_members(network, tmp_path):
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    network.found()
+    hub = network["hub"]
+    rows = "[...document.querySelectorAll('#peers tr')].map((row) => row.innerText)"
+    with browser(tmp_path / "profile", ["ip", "netns", "exec", hub.host.namespace]) as chromium:
+        page = chromium.page()
+        page.show_as(1280, 900)
+        page.open(hub.cli("dashboard").stdout.strip())
+        page.wait_for("document.querySelectorAll('#peers tr').length === 1")
+        assert page.text("#h-mesh") == "Members of home"
+        assert "this machine" in page.run(rows)[0]
+        network.join("laptop")
+        network.await_session("hub", "laptop")
+        page.wait_for("document.querySelectorAll('#peers tr').length === 2")
+        assert page.run(rows)[1].startswith("laptop")
+        facts = page.text("#network")
+        assert f"hub at {hub.host.peer_endpoint}: this machine" in facts
+        page.wait_for(f"{NETWORK}.includes('2 known, 1 attached here')")
+        for name, (width, height, scheme, phone) in SCREENS.items():
+            page.show_as(width, height, scheme=scheme, phone=phone)
+            assert page.run("document.documentElement.scrollWidth <= window.innerWidth"), name
+            page.screenshot(PICTURES / f"network-{name}.png")
+        assert page.problems == []
