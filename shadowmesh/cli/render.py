@@ -234,10 +234,10 @@ def _network(network: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
     yield "network", ", ".join(parts)
     parts = []
     for relay in network.get("relays") or ():
-        there = {True: "connected", False: "no session", None: "this machine"}
-        state = there.get(relay.get("session"), "-")
-        name = f"{text(relay['name'])} at " if relay.get("name") else ""
-        parts.append(f"relay {name}{text(relay.get('address'))} ({state})")
+        state = "connected" if relay.get("session") else "no session"
+        home = "home " if relay.get("home") else ""
+        at = f" at {text(relay['address'])}" if relay.get("address") else ""
+        parts.append(f"{home}relay {text(relay.get('name'))}{at} ({state})")
     newest = max(network.get("lists") or (), key=lambda one: one["issued_at"], default=None)
     if newest is not None:
         parts.append(f"list {text(newest['number'])} made {_ago(newest['issued_at'], now)}")

@@ -136,23 +136,6 @@ class NetworkReport:
 
 
 @dataclass(frozen=True, slots=True)
-class RelayStatus:
-    """A relay as this machine has it now.
-
-    Attributes:
-        name: None: its certificate is not known yet.
-        session: whether there is one with it; None: it is this machine.
-    """
-
-    name: str | None
-    address: str
-    session: bool | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "address": self.address, "session": self.session}
-
-
-@dataclass(frozen=True, slots=True)
 class NetworkStatus:
     """What a snapshot tells of the network; moments are unix time. `NetworkReport` has the names.
 
@@ -164,6 +147,8 @@ class NetworkStatus:
         attached: sessions with members that get the directory from here.
         directory_version: counts the changes of the directory since the start; None: this machine
             is no relay, and keeps none.
+        relays: the others of the network, and in `home_reason` why the one that is home is it, or
+            why none is.
         expires_at: end of our certificate.
         lists: the newest revocation list of each signer.
         refused: what members have said and what did not count, by one word.
@@ -180,6 +165,7 @@ class NetworkStatus:
     attached: int
     directory_version: int | None
     relays: tuple[RelayStatus, ...]
+    home_reason: str
     expires_at: float
     lists: tuple[ListReport, ...]
     refused: Mapping[str, int]
@@ -202,6 +188,7 @@ class NetworkStatus:
             "attached": self.attached,
             "directory_version": self.directory_version,
             "relays": [relay.to_dict() for relay in self.relays],
+            "home_reason": self.home_reason,
             "expires_at": format_time(self.expires_at),
             "lists": [one.to_dict() for one in self.lists],
             "refused": dict(sorted(self.refused.items())),

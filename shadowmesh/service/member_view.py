@@ -9,15 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shadowmesh.insight import network_health
-from shadowmesh.insight.network import ListReport, NetworkStatus, RelayStatus
+from shadowmesh.insight.network import ListReport, NetworkStatus
 from shadowmesh.network.revocation import FULL_SHARE, WARN_SHARE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from shadowmesh.insight.status import Check
     from shadowmesh.network.membership import Membership
-    from shadowmesh.peer.peer import Peer
     from shadowmesh.service.member import Member
 
 
@@ -27,11 +24,11 @@ class MemberView:
     def __init__(self, member: Member) -> None:
         self._member = member
 
-    def status(self, peers: Iterable[Peer]) -> NetworkStatus:
-        """Return what a snapshot tells. Args: peers: of this daemon, with their sessions."""
+    def status(self) -> NetworkStatus:
+        """Return what a snapshot tells."""
         member, membership = self._member, self._member.membership
         own = membership.certificate
-        connected = {one.entry.public_key for one in peers if one.current is not None}
+        around = member.relays()
         return NetworkStatus(
             name=membership.facts.name,
             own=own.name,
@@ -41,7 +38,8 @@ class MemberView:
             members_known=len(membership.members),
             attached=member.meeting.attached,
             directory_version=member.meeting.version,
-            relays=tuple(self._relays(connected)),
+            relays=around.relays,
+            home_reason=around.reason,
             expires_at=own.not_after.timestamp(),
             lists=list_reports(membership),
             refused=dict(member.meeting.refused),
@@ -73,17 +71,6 @@ class MemberView:
                 network_health.list_room(issuer.share_of_list(), warn=WARN_SHARE, full=FULL_SHARE),
             ]
         return tuple(found)
-
-    def _relays(self, connected: set[bytes | None]) -> Iterator[RelayStatus]:
-        membership = self._member.membership
-        for one in membership.facts.relays:
-            known = membership.of_key(one.public_key)
-            own = one.public_key == membership.identity.public_key
-            yield RelayStatus(
-                None if known is None else known.name,
-                str(one.address),
-                None if own else one.public_key in connected,
-            )
 
 
 def list_reports(membership: Membership) -> tuple[ListReport, ...]:

@@ -165,7 +165,7 @@ class View:
             resources=self._read_resources(resources_age_s),
             health=self._checks.health(peer).checks,
             peers=self._peers.known(),
-            network=None if self._network is None else self._network.status(manager.peers),
+            network=None if self._network is None else self._network.status(),
             **(self._of_all() if peer is None else self._of_one(peer)),
         )
 

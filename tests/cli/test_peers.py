@@ -174,8 +174,8 @@ def test_the_status_of_a_member_has_two_lines_of_its_network(run, mesh):
     assert lines[at : at + 2] == [
         "network   home as laptop, 10.77.0.2, fd42::2, relay, 3 members known",
         (
-            "          relay server at vpn.example.com:443 (connected), relay [::1]:443 (this"
-            " machine), list 3 made 1m 0s ago, certificate until 2045-12-28"
+            "          relay nas (no session), home relay server at vpn.example.com:443 (connected),"
+            " list 3 made 1m 0s ago, certificate until 2045-12-28"
         ),
     ]
 

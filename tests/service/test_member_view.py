@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
+from shadowmesh.insight.network import Relays, RelayStatus
 from shadowmesh.network.meeting import Meeting
 from shadowmesh.service.member_view import MemberView
 from tests.network.disks import DAY, NOW, Disk, invite
-from tests.service.mesh import FakePeer
 
 DATE = NOW.timestamp()
+AROUND = Relays(
+    (RelayStatus("hub", "relay.example.org:443", True, 1.5, True),), "it is the only one"
+)
 
 
 class Shown:
@@ -29,6 +30,7 @@ class Shown:
             now=lambda: NOW,
             seconds=lambda: 0.0,
         )
+        self.relays = lambda: AROUND
         self.view = MemberView(self)
 
     def check(self, name, days=0):
@@ -49,31 +51,21 @@ def laptop(tmp_path, hub):
     return Shown(disk)
 
 
-def peer(shown, *, here):
-    """The other machine among the peers of a daemon."""
-    found = FakePeer("other")
-    key = shown.membership.identity.public_key
-    found.entry = SimpleNamespace(public_key=key)
-    return found.is_here() if here else found
-
-
-def test_a_member_says_who_it_is_and_whether_its_relay_is_there(hub, laptop):
-    for here in (False, True):
-        told = laptop.view.status([peer(hub, here=here)]).to_dict()
-        assert told["relays"] == [
-            {"name": "hub", "address": "relay.example.org:443", "session": here}
-        ]
+def test_a_member_says_who_it_is_and_what_relays_there_are(laptop):
+    told = laptop.view.status().to_dict()
+    assert told["relays"] == [AROUND.relays[0].to_dict()]
+    assert told["home_reason"] == AROUND.reason
     assert (told["name"], told["own"], told["addresses"]) == ("home", "laptop", ["10.77.0.2"])
     assert (told["issuer"], told["members_known"], told["directory_version"]) == (False, 2, None)
     assert told["lists"][0]["issued_at"] == "2026-12-01T00:00:00.000Z"
     assert told["problem"] is None
 
 
-def test_the_relay_of_a_network_is_not_its_own_relay(hub):
-    told = hub.view.status(()).to_dict()
-    assert told["relays"][0]["session"] is None
+def test_a_relay_says_how_much_it_keeps_for_others(hub):
+    told = hub.view.status().to_dict()
     assert (told["issuer"], told["members_known"], told["roles"]) == (True, 1, ["issuer", "relay"])
     assert told["directory_version"] > 0
+    assert told["attached"] == 0
 
 
 def test_of_the_newest_list_the_age_is_told(hub, laptop):
@@ -81,7 +73,7 @@ def test_of_the_newest_list_the_age_is_told(hub, laptop):
     laptop.membership.take_list(
         laptop.membership.read_list(hub.membership.revocations.lists[0].data), NOW
     )
-    newest = laptop.view.status(()).newest_list
+    newest = laptop.view.status().newest_list
     assert newest.issued_at == (NOW + 3 * DAY).timestamp()
     assert laptop.check("revocation_list", days=10).ok
     assert laptop.check("revocation_list", days=11).code == "list_old"
@@ -99,7 +91,7 @@ def test_a_removed_member_sees_that_it_was(hub, laptop):
     laptop.membership.take_list(laptop.membership.read_list(data), NOW)
     check = laptop.check("member_certificate")
     assert (check.code, check.severity) == ("certificate_removed", "error")
-    assert laptop.view.status(()).problem == check.text
+    assert laptop.view.status().problem == check.text
 
 
 def test_a_disk_that_is_full_is_told(hub, laptop, monkeypatch):
