@@ -246,10 +246,11 @@ class Issuer:
                 "this invitation has no name in it: join with one, a DNS label in lower case",
                 "name",
             )
-        given = self._ledger.given()
+        given, before = self._ledger.given(), self._ledger.ever_given()
         chosen = {one.version: one for one in terms.addresses}
         addresses = tuple(
-            chosen.get(one.version) or subnet.next_address(one, given) for one in self._subnets
+            chosen.get(one.version) or subnet.next_address(one, given, before)
+            for one in self._subnets
         )
         profile = Profile(name, self._name, terms.roles, terms.tags, addresses)
         end = key.authority.not_after

@@ -417,12 +417,15 @@ class Ledger:
         self._db.execute("DELETE FROM addresses WHERE public_key = ?", (made.public_key,))
         for address in made.addresses:
             taken = self._db.execute(
-                "SELECT name FROM addresses JOIN members USING (public_key) WHERE address = ?",
+                "SELECT name FROM addresses JOIN members USING (public_key)"
+                " WHERE address = ? AND removed_at IS NULL",
                 (str(address),),
             ).fetchone()
             if taken is not None:
                 raise IssuerRefused(f"{taken[0]} has the address {address}", "address_taken")
-            self._db.execute("INSERT INTO addresses VALUES (?, ?)", (str(address), made.public_key))
+            self._db.execute(
+                "INSERT OR REPLACE INTO addresses VALUES (?, ?)", (str(address), made.public_key)
+            )
         self._db.execute(
             "INSERT INTO certificates (issuer, serial, public_key, not_before, not_after, der)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -434,6 +437,13 @@ class Ledger:
 
     def given(self) -> list[Address]:
         """Return all addresses that members have."""
+        rows = self._db.execute(
+            "SELECT address FROM addresses JOIN members USING (public_key) WHERE removed_at IS NULL"
+        )
+        return [ip_address(text) for (text,) in rows]
+
+    def ever_given(self) -> list[Address]:
+        """Return these, and those of members that were removed, until somebody else has them."""
         return [ip_address(text) for (text,) in self._db.execute("SELECT address FROM addresses")]
 
     def current(self, public_key: bytes) -> bytes:
@@ -483,7 +493,10 @@ class Ledger:
             return bool(done or guests)
 
     def remove(self, public_key: bytes, now: datetime) -> None:
-        """Put a key out for good: every certificate of it is revoked, name and addresses go."""
+        """Put a key out for good: every certificate of it is revoked, its name is free again.
+
+        Its addresses are, too, and the last that go to somebody else.
+        """
         with self.change(now):
             self._remove(public_key, _seconds(now))
 
@@ -495,7 +508,6 @@ class Ledger:
             "UPDATE certificates SET reason = ? WHERE public_key = ?",
             (Reason.REMOVED.value, public_key),
         )
-        self._db.execute("DELETE FROM addresses WHERE public_key = ?", (public_key,))
 
     def revoked(self, issuer_key_id: bytes, ended_before: datetime) -> dict[int, Reason]:
         """Return what a list has to name: all revoked that did not end before a date."""

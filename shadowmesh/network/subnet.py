@@ -58,20 +58,29 @@ def local_prefix(random: bytes) -> IPv6Network:
     return IPv6Network((b"\xfd" + random[:5] + bytes(10), 64))
 
 
-def next_address(subnet: Network, given: Collection[Address]) -> Address:
+def next_address(
+    subnet: Network, given: Collection[Address], before: Collection[Address] = ()
+) -> Address:
     """Return an address of the subnet that nobody has.
 
-    The one behind the highest that was given, so that an address does not go to somebody else
-    while others still have it in their tables; from the start again when the end is reached.
+    The one behind the highest that was ever given, so that an address does not go to somebody else
+    while others still have it in their tables: until they have given up its old owner, which takes
+    a kernel some 8 s, they would not reach the new one. From the start again when the end is
+    reached, and at last what others had.
 
+    Args:
+        given: what members have.
+        before: what others had, and may have to be given again.
     Raises:
         IssuerRefused: all are given.
     """
     first, last = _hosts(subnet)
     inside = {int(one) for one in given if one in subnet}
-    start = min(max(inside, default=first - 1) + 1, last + 1)
+    ever = inside | {int(one) for one in before if one in subnet}
+    start = min(max(ever, default=first - 1) + 1, last + 1)
+    behind = range(start, min(start + 1, last + 1))
     # At most one more step than there are given addresses: a /64 is never walked.
-    for number in (*range(start, min(start + 1, last + 1)), *_gaps(first, last, inside)):
+    for number in (*behind, *_gaps(first, last, ever), *_gaps(first, last, inside)):
         return _address(subnet, number)
     raise IssuerRefused(f"every address of {subnet} is given; remove a member first", "full")
 

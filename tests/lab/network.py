@@ -34,20 +34,33 @@ class Network:
     def __getitem__(self, name: str) -> Daemon:
         return self.daemons[name]
 
+    def machines(self, *names: str, **settings: object) -> list[Daemon]:
+        """Fresh hosts, each with a daemon that knows nobody; they start side by side."""
+        made = []
+        for name in names:
+            host = self.net.host(f"h{len(self.net.hosts) + 1}")
+            given = {"nat.enabled": True, "nat.stun_server": "", "daemon.log_level": "debug"}
+            daemon = Daemon(host, self.directory / name, {**given, **settings})
+            del daemon.settings["network.local_ip"]
+            daemon.spawn()
+            self.daemons[name] = daemon
+            made.append(daemon)
+        for daemon in made:
+            daemon.await_healthy(PATIENCE_S)
+        return made
+
     def machine(self, name: str, **settings: object) -> Daemon:
         """A fresh host with a daemon that knows nobody."""
-        host = self.net.host(f"h{len(self.daemons) + 1}")
-        given = {
-            "nat.enabled": True,
-            "nat.stun_server": "",
-            "daemon.log_level": "debug",
-            **settings,
-        }
-        daemon = Daemon(host, self.directory / name, given)
-        del daemon.settings["network.local_ip"]
-        daemon.start()
-        self.daemons[name] = daemon
-        return daemon
+        return self.machines(name, **settings)[0]
+
+    def end(self, *names: str, by: str = "hub") -> None:
+        """Machines are not needed any more, nor are they members."""
+        for name in names:
+            daemon = self.daemons.pop(name)
+            daemon.kill()
+            assert_log_clean(daemon)
+            if name in self[by].peers():
+                self.remove(name, by)
 
     def found(self, name: str = "hub", **body: Any) -> dict[str, Any]:
         """Let a fresh machine make the network; return what it says."""

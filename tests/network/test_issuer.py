@@ -114,6 +114,18 @@ def test_a_joiner_gets_name_addresses_roles_and_tags_of_its_invitation(net):
     net.known.check(made)
 
 
+def test_the_address_of_who_was_removed_goes_to_nobody_else_by_itself(net):
+    first = net.join(net.invite())
+    net.issuer.remove(net.ledger.named("laptop"), NOW)
+    second = net.join(net.invite(), number=2)
+    assert first.addresses[0] == ip_address("10.77.0.2")
+    assert second.addresses == (ip_address("10.77.0.3"), ip_address("fd01::3"))
+    # An operator may want it again.
+    third = net.join(net.invite(addresses=(first.addresses[0],)), number=3, name="third")
+    assert third.addresses == (ip_address("10.77.0.2"), ip_address("fd01::4"))
+    assert net.refusal(net.invite(addresses=(first.addresses[0],)), 4, "x") == "address_taken"
+
+
 def test_the_secret_of_an_invitation_is_nowhere_on_the_disk(net):
     invitation = net.invite()
     assert invitation.secret not in net.ledger.image()

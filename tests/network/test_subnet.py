@@ -51,6 +51,17 @@ def test_a_hole_is_not_filled_while_there_is_room_above():
     assert subnets.next_address(HOME, {ip_address("10.77.0.7")}) == ip_address("10.77.0.8")
 
 
+def test_what_others_had_is_given_last():
+    small = ip_network("192.168.0.0/29")  # .1 to .6
+    given_, before = {ip_address("192.168.0.1")}, {ip_address(f"192.168.0.{n}") for n in (2, 3, 4)}
+    order = []
+    for _ in range(5):
+        address = subnets.next_address(small, given_, before)
+        order.append(int(address) & 7)
+        given_.add(address)
+    assert order == [5, 6, 2, 3, 4]
+
+
 def test_a_64_is_not_walked():
     prefix = ip_network("fd00::/64")
     assert subnets.next_address(prefix, {ip_address("fd00::ffff:ffff:ffff:ffff")}) == ip_address(
