@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from shadowmesh.device import addresses
 from shadowmesh.link.dial import dial
 from shadowmesh.peer.hellos import Hellos
+from shadowmesh.peer.joining import DirectDesk
 from shadowmesh.peer.terms import terms_of
 from shadowmesh.peer.tunnel import Tunnel
 
@@ -139,7 +140,7 @@ class Common:
                 membership=None if asking is not None else self._membership,
                 asking=asking,
                 older_secret=older_secret,
-                desk=self._desk if upgraded.server else None,
+                desk=self._desk_for(upgraded),
                 meet=None if asking is not None else self._meet,
                 dropped=self.dropped,
             ),
@@ -151,6 +152,12 @@ class Common:
         )
         tunnel.start()
         return tunnel
+
+    def _desk_for(self, upgraded: Upgraded) -> Desk | None:
+        if self._desk is None or not upgraded.server:
+            return None
+        direct = self.config.websocket.require_direct_tls
+        return DirectDesk(self._desk) if direct else self._desk
 
     def _interface_mtu(self, address: Address) -> int | None:
         host = addresses.look(None) if self.traversal is None else self.traversal.host()

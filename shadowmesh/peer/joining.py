@@ -35,9 +35,31 @@ if TYPE_CHECKING:
     from shadowmesh.keys.identity import Identity
     from shadowmesh.peer.common import Common
     from shadowmesh.peer.endings import Ended
+    from shadowmesh.peer.terms import Desk
     from shadowmesh.peer.tunnel import Tunnel
     from shadowmesh.wire.handshake.agreement import HandshakeResult
     from shadowmesh.wire.mesh.joining import Answer, Question
+
+
+class DirectDesk:
+    """A desk of a relay that takes nobody through a proxy that ends TLS: not as a joiner either."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    @property
+    def open(self) -> bool:
+        return self._desk.open
+
+    def answer(self, question: Question, result: HandshakeResult, source: str) -> Answer:
+        if result.tls_matches:
+            return self._desk.answer(question, result, source)
+        # Not at the top: a pair needs neither this nor the library behind it.
+        from shadowmesh.wire.mesh.messages import Refused
+
+        return Refused(
+            reason="tls", detail=f"at the relay {WHY_INTERCEPTED}; dial the relay itself"
+        )
 
 
 def ask(

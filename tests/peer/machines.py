@@ -173,6 +173,8 @@ class Machine:
         self.desk = None
         #: told of a relay that refuses this member
         self.on_out_of_date = None
+        #: takes what members say about it
+        self.meet = None
         self.listener = None
         self.manager = None
 
@@ -239,7 +241,7 @@ class Machine:
             options["dial"] = self._dial
         self.manager = ConnectionManager(
             self.config, self.identity, self.plane, self.device, tls.client_context(),
-            known=self.known, membership=self.membership, desk=self.desk,
+            known=self.known, membership=self.membership, desk=self.desk, meet=self.meet,
             on_out_of_date=self.on_out_of_date, **options,
         )  # fmt: skip
         if self._listen:
