@@ -16,7 +16,8 @@ from shadowmesh.base import log
 from shadowmesh.base.constants import MAX_API_BODY_BYTES
 from shadowmesh.base.errors import MORE_DESCRIPTORS, OUT_OF_DESCRIPTORS, BadRequest, ControlError
 from shadowmesh.control.guard import SECURITY_HEADERS, error_body
-from shadowmesh.control.routes import RATE_LIMITED, ROUTES, Refusal, Route
+from shadowmesh.control.route import Refusal, Route
+from shadowmesh.control.routes import RATE_LIMITED, ROUTES
 from shadowmesh.control.schema import from_query
 
 _log = log.get("api")

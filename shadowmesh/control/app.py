@@ -32,6 +32,7 @@ from shadowmesh.control.answers import (
     too_many,
 )
 from shadowmesh.control.callers import of_address
+from shadowmesh.control.custody import Custody, CustodyHandlers
 from shadowmesh.control.guard import (
     CALLER,
     CONNECTION,
@@ -40,6 +41,7 @@ from shadowmesh.control.guard import (
     Guard,
 )
 from shadowmesh.control.rights import refusal
+from shadowmesh.control.route import Route
 from shadowmesh.control.routes import (
     FORBIDDEN_REMOTE,
     METRICS_OFF,
@@ -47,7 +49,6 @@ from shadowmesh.control.routes import (
     ROUTES,
     TOO_MANY_LISTENERS,
     UPGRADE_REQUIRED,
-    Route,
     right_for,
 )
 from shadowmesh.control.schema import check_members
@@ -198,6 +199,10 @@ class Control(Protocol):
         """Put a member out of the network; return the names of those that are out."""
         ...
 
+    def custody(self) -> Custody:
+        """Who keeps the keys of the network, and what its operator has in files."""
+        ...
+
 
 class Feed(Protocol):
     """Who serves the WebSockets of GET /events."""
@@ -300,7 +305,7 @@ def _view(route: Route, handler: Callable[..., Response]) -> Callable[..., Respo
     return view
 
 
-class _Handlers:
+class _Handlers(CustodyHandlers):
     """One method for each route, of the route's name."""
 
     def __init__(

@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from shadowmesh import __version__
-from shadowmesh.control.routes import ROUTES, Refusal, Route, refusals
+from shadowmesh.control.route import Refusal, Route
+from shadowmesh.control.routes import ROUTES, refusals
 from shadowmesh.control.schema import Value
+from shadowmesh.insight.custody import ANSWERS as OF_CUSTODY
 from shadowmesh.insight.events import Event
 from shadowmesh.insight.explain import Step
 from shadowmesh.insight.form import SCHEMA
@@ -44,7 +46,7 @@ Names in answers are only ever added while `schema` stays 1: ignore those you do
 """
 
 #: what is an answer by itself, with the number of its schema
-_WHOLE_ANSWERS: Final = (Snapshot, Founded, Invited, Admission, Relays)
+_WHOLE_ANSWERS: Final = (Snapshot, Founded, Invited, Admission, Relays, *OF_CUSTODY)
 #: objects that are null where there is not one peer, or no network
 _OR_NULL: Final = {("Snapshot", name) for name in ("peer", "paths", "session", "link", "network")}
 #: what a dataclass does not say about a field

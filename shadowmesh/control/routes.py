@@ -9,8 +9,7 @@ route does.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Final
 
 from shadowmesh.base.constants import MAX_EVENTS
@@ -33,7 +32,9 @@ from shadowmesh.base.errors import (
     PeerUnreachable,
 )
 from shadowmesh.config.values import MAX_ANNOUNCED
+from shadowmesh.control.custody_routes import CUSTODY_ROUTES
 from shadowmesh.control.rights import Right
+from shadowmesh.control.route import Refusal, Route
 from shadowmesh.control.schema import Schema, Value
 from shadowmesh.insight.pcapng import MAX_SNAP_BYTES
 
@@ -62,44 +63,6 @@ MAX_EXPIRES_S: Final = 365 * 24 * 3600
 MAX_CAPTURE_MS: Final = 24 * 3600 * 1000
 #: integers that JSON's readers agree about
 MAX_SAFE_INTEGER: Final = 2**53 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An error that does not come from a `ControlError`."""
-
-    http_status: int
-    code: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One route.
-
-    Attributes:
-        path: a name in braces stands for what varies.
-        name: of the function that serves it.
-        answer: name of the schema of a 200 answer in the document, or a media type.
-        right: what a request must show. It is given for every route: none may have one by
-            forgetting it.
-        within: what varies in the path.
-        body: members of the JSON object in the body; None: the route takes no body.
-        also: further answers of the same schema as the 200 answer, by HTTP status.
-    """
-
-    method: str
-    path: str
-    name: str
-    right: Right
-    summary: str
-    answer: str
-    description: str = ""
-    within: Sequence[Value] = ()
-    body: Sequence[Value] | None = None
-    query: Sequence[Value] = ()
-    errors: Sequence[type[ControlError] | Refusal] = ()
-    also: Mapping[int, str] = field(default_factory=dict)
 
 
 BAD_REQUEST: Final = Refusal(400, "bad_request", "a parameter is unknown or wrong")
@@ -406,6 +369,7 @@ ROUTES: Final = (
         errors=(METRICS_OFF,),
     ),
     Route("GET", "/openapi.json", "openapi", Right.LOOK, "This document", "object"),
+    *CUSTODY_ROUTES,
 )  # fmt: skip
 
 #: of each method and path

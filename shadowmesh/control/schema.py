@@ -8,6 +8,7 @@ may be a secret.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,26 @@ def _invitation_id(text: str) -> str:
     return text
 
 
+def _digest(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError("must be 64 hexadecimal digits in lower case")
+    return text
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise ValueError("must be base64, with its padding and without line breaks") from None
+
+
 #: format: the function that raises ValueError for a text that is not of it
 FORMATS: Final[Mapping[str, Callable[[str], object]]] = {
     "host:port": peer,
     "mac-or-ip": parse_target,
     "invitation-id": _invitation_id,
+    "sha-256": _digest,
+    "byte": _base64,
 }
 
 _TYPES: Final = {"string": str, "integer": int, "boolean": bool, "array": list}

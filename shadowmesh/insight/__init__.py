@@ -7,6 +7,7 @@ Owns: the words in which an operator reads about the tunnel. Does not know: the 
 #: what the rest of the program may import; all else is private
 __all__ = [
     "capture",
+    "custody",
     "events",
     "explain",
     "form",

@@ -22,6 +22,7 @@ Nothing here is imported by a daemon without a network. Source: mesh and mesh-ru
 
 #: what the rest of the program may import; all else is private
 __all__ = [
+    "backup",
     "certificate",
     "home",
     "joining",
@@ -32,4 +33,5 @@ __all__ = [
     "revocation",
     "store",
     "subnet",
+    "trust",
 ]

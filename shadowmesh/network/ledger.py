@@ -435,6 +435,23 @@ class Ledger:
             ),
         )  # fmt: skip
 
+    def adopt(self, shown: Certificate, now: datetime) -> None:
+        """Note a member whose certificate was issued elsewhere. Raises as `add_member`."""
+        with self.change(now):
+            self.add_member(shown, now)
+
+    def note_removed(self, serials: Iterable[tuple[bytes, int]], now: datetime) -> None:
+        """Put out whose certificates somebody has revoked as removed."""
+        members = {
+            (issuer, int(serial, 16)): public_key
+            for issuer, serial, public_key in self._db.execute(
+                "SELECT issuer, serial, public_key FROM certificates JOIN members USING (public_key)"
+                " WHERE removed_at IS NULL"
+            )
+        }
+        for public_key in {members[one] for one in serials if one in members}:
+            self.remove(public_key, now)
+
     def given(self) -> list[Address]:
         """Return all addresses that members have."""
         rows = self._db.execute(

@@ -9,7 +9,8 @@ As `membership`: one thread, short waits for the disk, times of the local clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -96,6 +97,36 @@ def found(
     membership.learn(made.certificate, local)
     membership.save()
     return membership, trust.recovery_text(made.recovery_seed)
+
+
+def restore(store: Store, files: Mapping[str, bytes], local: datetime) -> tuple[Membership, int]:
+    """Be the machine that a backup was made of; return also how many invitations are void now.
+
+    Our certificate comes last: a restore that was killed is repeated. Lists, and what was decided
+    after the backup, come from the other members (`Registrar.look`). Source: mesh-rules C2.
+
+    Raises:
+        IssuerRefused: this machine is in a network, or the backup is of no member.
+        KeyFileError: the disk, or a file in the backup is wrong. This machine is in no network then.
+    """
+    own = files.get("member.crt")
+    if own is None or "member.key" not in files:
+        raise IssuerRefused("this backup is of no member of a network", "backup")
+    store.restore({name: data for name, data in files.items() if name != "member.crt"})
+    try:
+        book = Ledger(store.path / ledger.FILE)
+        try:
+            cancelled = book.cancel(None, local)
+            store.save_members(book.current(one.public_key) for one in book.members())
+        finally:
+            book.close()
+        store.save_certificate(own)
+        membership = Membership.load(store, local)
+        assert membership is not None
+    except KeyFileError:
+        store.leave()
+        raise
+    return membership, cancelled
 
 
 class Registrar:
@@ -202,17 +233,37 @@ class Registrar:
         made = self.issuer.make_list(local)
         return made.data, self._membership.sift(local)
 
+    def backup_files(self, recovery_seed: bytes | None) -> dict[str, bytes]:
+        """Return what belongs into a backup, as `Store.backup_files`."""
+        return self._store.backup_files(self._ledger, recovery_seed)
+
     def look(self, local: datetime) -> None:
         """Sign the list that is due, each day and for guests whose time is over; call it each minute.
 
         Raises:
             IssuerRefused: the clock is wrong, or the key is elsewhere and cannot sign lists.
         """
+        self._learn_what_was_decided(local)
         newest = self._membership.revocations.newest
         due = self._ledger.settle(local)
         if due or newest is None or local - newest >= _LIST_AGE:
             self.issuer.make_list(local)
             self._membership.sift(local)
+
+    def _learn_what_was_decided(self, local: datetime) -> None:
+        """Bring the ledger up to date, when it came from a backup: who came and who went since.
+
+        Others show that: with certificates and lists of this network's authorities.
+        """
+        known = self._membership.revocations.remembered
+        removed = [serial for serial, why in known.items() if why is revocation.Reason.REMOVED]
+        self._ledger.note_removed(removed, local)
+        for one in self._membership.members:
+            if self._ledger.member(one.public_key) is None:
+                # Another may have got its name meanwhile: then it stays one that the ledger does
+                # not know, and the operator sees both.
+                with suppress(IssuerRefused):
+                    self._ledger.adopt(one, local)
 
     def rotate_secret(self, local: datetime) -> int:
         """Give the network another secret, beside which the one before counts; return its epoch.

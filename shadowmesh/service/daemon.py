@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from shadowmesh.insight.peers import OnePeer, Peers, Pong
     from shadowmesh.insight.status import Health, Snapshot
     from shadowmesh.insight.table import Entry
+    from shadowmesh.service.custody import Custody
     from shadowmesh.service.http import HttpPorts
     from shadowmesh.service.member import Member
     from shadowmesh.service.networks import Networks
@@ -231,6 +232,7 @@ class Daemon:
         self._file = loaded
         self._member: Member | None = None
         self._networks: Networks | None = None
+        self._custody: Custody | None = None
         self._stopping = Event()
         #: the daemon ends, or begins anew
         self._turn = Event()
@@ -431,6 +433,13 @@ class Daemon:
     def remove_peer(self, name: str) -> Sequence[str]:
         """Put a member out of the network."""
         return self._network_operations().remove(name)
+
+    def custody(self) -> Custody:
+        """Return who keeps the keys of the network, and what its operator has in files."""
+        networks = self._network_operations()
+        if self._custody is None or self._custody.networks is not networks:
+            self._custody = gevent.get_hub().threadpool.apply(_load_custody).Custody(networks)
+        return self._custody
 
     def _network_operations(self) -> Networks:
         """Return who does what is about networks; it is loaded when first asked."""
@@ -723,6 +732,13 @@ def _load_networks() -> ModuleType:
     from shadowmesh.service import networks
 
     return networks
+
+
+def _load_custody() -> ModuleType:
+    """As `_load_networks`."""
+    from shadowmesh.service import custody
+
+    return custody
 
 
 def _load_http() -> ModuleType:

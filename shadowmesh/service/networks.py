@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING
@@ -71,6 +72,25 @@ if TYPE_CHECKING:
 _log = log.get("network")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the operations work with, for those that stand elsewhere (`custody`).
+
+    Attributes:
+        changing: a context in which nobody else changes who this machine is, and every failure comes
+            out as one of the API.
+        own_networks: (interface, network) of this machine.
+    """
+
+    loaded: LoadedConfig
+    member: Member | None
+    store: Store
+    ask: Ask
+    changing: Callable[[], AbstractContextManager[None]]
+    own_networks: Callable[[], list[tuple[str, subnet.Network]]]
+    begin_again: Callable[[], None]
+
+
 class Networks:
     """The operations.
 
@@ -103,6 +123,19 @@ class Networks:
         self._recorder = recorder
         #: somebody is making, joining or leaving a network
         self._busy = False
+
+    @property
+    def place(self) -> Place:
+        """What these operations work with."""
+        return Place(
+            self._loaded,
+            self._member,
+            self._store,
+            self._ask,
+            self._changing,
+            lambda: addresses.networks(self._tunnel_device),
+            self._begin_again,
+        )
 
     # --- into a network, and out --------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from shadowmesh.control.rights import Rights
 from shadowmesh.device import facts
 from shadowmesh.insight import capture, events, explain, history, network, peers, status, table
 from shadowmesh.wire.mesh import token
+from tests.control.fake_custody import FakeCustody
 from tests.fakes import FakePlane
 
 TOKEN = "tokentokentokentokentokentokentokentoken123"
@@ -176,6 +177,9 @@ class FakeControl:
         self.joined: network.NetworkReport | None = None
         self.invited: tuple[network.InvitationReport, ...] = (OPEN, USED)
         self.doubts: tuple[str, ...] = ()
+        #: and will be in, once it was restored
+        self.restored = HOME
+        self.kept = FakeCustody(self)
         self.calls: list[tuple[str, ...]] = []
         #: called before each answer
         self.before: Callable[[], None] = lambda: None
@@ -315,6 +319,9 @@ class FakeControl:
         self._be_in_one()
         self._named(name)
         return [name]
+
+    def custody(self) -> FakeCustody:
+        return self.kept
 
     def _be_in_one(self) -> None:
         if self.joined is None:

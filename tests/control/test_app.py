@@ -524,7 +524,8 @@ def test_the_table_says_for_every_route_which_right_it_takes(control):
         Right.CHANGE: {
             "POST /connect", "POST /disconnect", "POST /reload", "GET /capture", "POST /network",
             "POST /invitations", "DELETE /invitations", "DELETE /invitations/{id}", "POST /join",
-            "POST /leave", "DELETE /peers/{name}",
+            "POST /leave", "DELETE /peers/{name}", "POST /files", "POST /network/backup",
+            "POST /network/restore",
         },
     }  # fmt: skip
 
