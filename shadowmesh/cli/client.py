@@ -42,7 +42,7 @@ from shadowmesh.cli.failures import (
     ForeignAnswer,
     NoAnswer,
 )
-from shadowmesh.cli.http10 import parse_answer, read_all, read_head
+from shadowmesh.cli.http10 import MAX_ANSWER_BYTES, parse_answer, read_all, read_head
 from shadowmesh.cli.stream import Stream
 
 #: POST /connect and what is asked of a relay wait for the outcome: name look-up, TCP, TLS, upgrade
@@ -55,7 +55,8 @@ CONNECTING_PAUSE_S: Final = 0.2
 
 #: types of what must be in an answer; an object or a list where nothing else is said
 _KINDS: Final[dict[str, type | tuple[type, ...]]] = {
-    "state": str, "recovery_key": str, "token": str, "cancelled": int,
+    "state": str, "recovery_key": str, "token": str, "cancelled": int, "bytes": int, "key": str,
+    "request": str, "bundle": str, "renewed": bool,
     "network": (dict, type(None)),
 }  # fmt: skip
 
@@ -220,6 +221,17 @@ class ApiClient:
         path = f"/peers/{quote(name, safe='')}"
         return self._ask("DELETE", path, None, self._request_timeout_s, "removed")
 
+    def post(
+        self, path: str, body: dict[str, Any], member: str, room: int = MAX_ANSWER_BYTES
+    ) -> dict[str, Any]:
+        """Ask for a change that may take a while, and return the answer.
+
+        Args:
+            member: must be in it, and of the type that it has in `_KINDS`.
+            room: bytes that it may have.
+        """
+        return self._ask("POST", path, body, self._connect_timeout_s, member, room=room)
+
     def configuration(self) -> dict[str, Any]:
         """Return what the daemon goes by: `pid`, `file`, `values`, and all of it as `text`."""
         return self._ask("GET", "/configuration", None, self._request_timeout_s, "values")
@@ -337,14 +349,16 @@ class ApiClient:
         timeout_s: float,
         member: str = "state",
         good: tuple[int, ...] = (200,),
+        room: int = MAX_ANSWER_BYTES,
     ) -> dict[str, Any]:
         """Return the object that a route answers with.
 
         Args:
             member: must be in it, and of the type that it has in `_KINDS`.
             good: the HTTP statuses that are no refusal.
+            room: bytes that the answer may have.
         """
-        status, payload = self._exchange(method, path, body, timeout_s)
+        status, payload = self._exchange(method, path, body, timeout_s, room)
         answer = self._object(status, payload)
         if status not in good:
             raise self._refusal(status, answer)
@@ -389,7 +403,12 @@ class ApiClient:
         )
 
     def _exchange(
-        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        timeout_s: float,
+        room: int = MAX_ANSWER_BYTES,
     ) -> tuple[int, bytes]:
         """Return status and body of one request."""
         request = self._request(method, path, body)
@@ -398,7 +417,7 @@ class ApiClient:
             secret = self._token is not None
             with self._where.connect(timeout_s, secret=secret) as connection:
                 connection.sendall(request)
-                answer = read_all(connection, deadline)
+                answer = read_all(connection, deadline, room)
         except TimeoutError:
             raise NoAnswer(
                 f"the daemon at {self.url} did not answer {method} {path} within {timeout_s:g} s;"

@@ -93,14 +93,13 @@ def read_head(connection: socket.socket, deadline: float) -> bytes:
     return head
 
 
-def read_all(connection: socket.socket, deadline: float) -> bytes:
+def read_all(connection: socket.socket, deadline: float, room: int = MAX_ANSWER_BYTES) -> bytes:
     """Return all bytes up to the end of the connection, which must come before the deadline.
 
     Raises:
-        TimeoutError: it did not. An answer above `MAX_ANSWER_BYTES` is cut.
+        TimeoutError: it did not. An answer above `room` bytes is cut.
     """
     parts: list[bytes] = []
-    room = MAX_ANSWER_BYTES
     while room > 0:
         left_s = deadline - time.monotonic()
         if left_s <= 0:

@@ -29,6 +29,7 @@ from shadowmesh.cli.commands.leave import leave
 from shadowmesh.cli.commands.logs import logs
 from shadowmesh.cli.commands.netcheck import netcheck
 from shadowmesh.cli.commands.network import network
+from shadowmesh.cli.commands.network_backup import backup, restore
 from shadowmesh.cli.commands.peer import peer
 from shadowmesh.cli.commands.peers import peers
 from shadowmesh.cli.commands.ping import ping
@@ -125,6 +126,8 @@ for _command in (
     show_help,
 ):  # fmt: skip
     program.add_command(_command)
+for _command in (backup, restore):
+    network.add_command(_command)
 
 
 def main() -> NoReturn:

@@ -44,6 +44,7 @@ SNAPSHOTS = ("status", "connect", "disconnect", "wait")
 ANSWERS = (
     "network create",
     "network show",
+    "network restore",
     "invite",
     "invite list",
     "invite cancel",
@@ -184,6 +185,17 @@ def test_peers_and_fdb(run, control):
 def test_what_is_told_of_a_network_is_that_of_the_api(run, control, arguments, schema):
     control.joined, control.mesh = None if "create" in arguments else HOME, MESH
     validate(json.loads(run("--json", *arguments).stdout), schema)
+
+
+def test_what_lies_in_files(run, control, tmp_path):
+    file, secret = tmp_path / "backup", tmp_path / "secret"
+    secret.write_text("correct horse battery")
+    control.joined, control.kept.lacking = HOME, ("the recovery key",)
+    asked = ("--passphrase-file", secret)
+    judge("network backup", json.loads(run("--json", "network", "backup", file, *asked).stdout))
+    control.joined = None
+    restored = run("--json", "network", "restore", file, *asked, "--yes")
+    validate(json.loads(restored.stdout), "Restored")
 
 
 def test_join_and_leave(run, control):

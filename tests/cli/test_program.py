@@ -538,7 +538,8 @@ def test_every_command_takes_the_options_of_the_program(words):
     settings = Settings(color=None)
     given = ["--api", "http://h:1", "--token-file", "t", "--config", "c", "--json", "--color",
              "never"]  # fmt: skip
-    rest = {"completion": ["bash"], "network create": ["home"], "peer remove": ["nas"]}
+    rest = {"completion": ["bash"], "network create": ["home"], "peer remove": ["nas"],
+            "network backup": ["f"], "network restore": ["f"]}  # fmt: skip
     given += rest.get(" ".join(words), [])
     with command.make_context(words[-1], given, obj=settings):
         pass

@@ -24,6 +24,7 @@ __all__ = [
     "logs",
     "netcheck",
     "network",
+    "network_backup",
     "peer",
     "peers",
     "ping",
