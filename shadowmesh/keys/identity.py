@@ -59,6 +59,10 @@ class Identity:
         """Return the 64-byte signature of message."""
         return sodium.sign(self._seed, message)
 
+    def unseal(self, sealed: bytes) -> bytes:
+        """Return what was sealed for us by `sodium.seal`. Raises ValueError: it was not."""
+        return sodium.unseal(self._seed, sealed)
+
     def __repr__(self) -> str:
         return f"Identity(public_key={format_public_key(self._public_key)!r})"
 

@@ -112,6 +112,30 @@ def verify(public: bytes, message: bytes, signature: bytes) -> bool:
     return True
 
 
+def seal(public: bytes, message: bytes) -> bytes:
+    """Return message, 48 bytes longer, so that only the owner of an Ed25519 public key can read it.
+
+    It says nothing about who wrote it. Source: libsodium, "Sealed boxes", "Ed25519 to Curve25519".
+    """
+    _need_bytes(public, "public key", IDENTITY_BYTES)
+    _need_bytes(message, "message")
+    return bytes(pysodium.crypto_box_seal(message, pysodium.crypto_sign_pk_to_box_pk(public)))
+
+
+def unseal(seed: bytes, sealed: bytes) -> bytes:
+    """Return what `seal` was given for the public key of this seed.
+
+    Raises:
+        ValueError: it is for another key, or not all of it is there.
+    """
+    _need_bytes(seed, "seed", SEED_BYTES)
+    _need_bytes(sealed, "sealed message")
+    public, secret = pysodium.crypto_sign_seed_keypair(seed)
+    box_public = pysodium.crypto_sign_pk_to_box_pk(public)
+    box_secret = pysodium.crypto_sign_sk_to_box_sk(secret)
+    return bytes(pysodium.crypto_box_seal_open(sealed, box_public, box_secret))
+
+
 def is_valid_public_key(public: bytes) -> bool:
     """Tell whether public is the canonical encoding of a point of the prime-order group.
 

@@ -16,19 +16,26 @@ the clock (`now` comes in), how anything travels.
     home        which relay is nearest
     backup      all of it in one file     meeting     what members tell each other
     twins       one identity on two machines
+    bundle      what a new member is told adoption    a network under another CA
+    pem         how such things stand in files
+    founding    a new network             offline      what leaves the issuer and comes back
 
 Nothing here is imported by a daemon without a network. Source: mesh and mesh-rules.
 """
 
 #: what the rest of the program may import; all else is private
 __all__ = [
+    "adoption",
     "backup",
+    "bundle",
     "certificate",
     "home",
     "joining",
     "ledger",
     "meeting",
     "membership",
+    "offline",
+    "pem",
     "registrar",
     "revocation",
     "store",

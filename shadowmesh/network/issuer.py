@@ -1,6 +1,6 @@
 """The issuer: what the machine with the ledger decides.
 
-Owns: new networks, invitations, who gets which certificate, what is revoked, when a new list is
+Owns: invitations, who gets which certificate, what is revoked, when a new list is
 due. Does not know: the wire, the token's text, files; `now` and randomness of keys aside, what it
 returns follows from ledger and arguments. Source: mesh sections 2, 3 and 5, mesh-rules B, C, D1.
 """
@@ -17,8 +17,8 @@ from shadowmesh.keys import sodium
 from shadowmesh.keys.identity import Identity
 from shadowmesh.network import certificate as certificates
 from shadowmesh.network import revocation, subnet, trust
-from shadowmesh.network.authority import AuthorityKey, RevokerKey, make_authority
-from shadowmesh.network.certificate import Authority, Certificate, Profile
+from shadowmesh.network.authority import AuthorityKey, RevokerKey
+from shadowmesh.network.certificate import Address, Authority, Certificate, Profile
 from shadowmesh.network.clock import check_issuer_clock
 from shadowmesh.network.ledger import Ledger, Member, Terms
 from shadowmesh.network.revocation import Reason, RevocationList, Revocations
@@ -35,25 +35,6 @@ MOST_USES: Final = 1024
 _FREE_TRIES: Final = 3
 _LONGEST_WAIT_S: Final = 300
 _MOST_SOURCES: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Founding:
-    """A new network: what has to be written before anything of it is used.
-
-    Attributes:
-        recovery_seed: shown once, kept nowhere but in the backup.
-        certificate: of the machine that made the network: relay and issuer.
-    """
-
-    authority: AuthorityKey
-    trust_list: trust.TrustList
-    certificate: Certificate
-    first_list: RevocationList
-    subnets: tuple[Network, ...]
-    recovery_seed: bytes = field(repr=False)
-    secret: bytes = field(repr=False)
-    secret_signature: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,52 +67,6 @@ class Request:
     name: str
     proof: bytes = field(repr=False)
     source: str = ""
-
-
-def found_network(
-    name: str,
-    identity: Identity,
-    member_name: str,
-    subnets: tuple[Network, ...],
-    ledger: Ledger,
-    now: datetime,
-    algorithm: str = "ed25519",
-) -> Founding:
-    """Make a network, with this machine as its relay and issuer.
-
-    Args:
-        subnets: at most one of IPv4 and one of IPv6; this machine gets the first address of each.
-        ledger: a new one.
-    Raises:
-        BadCertificate, IssuerRefused: a name or a subnet that cannot be.
-    """
-    for one in subnets:
-        problem = subnet.why_unusable(one)
-        if problem is not None:
-            raise IssuerRefused(problem, "subnet")
-    now = now.replace(microsecond=0)
-    authority = make_authority(name, now, algorithm)
-    network_id = authority.authority.key_id
-    recovery_seed = sodium.random_bytes(32)
-    addresses = tuple(subnet.next_address(one, ()) for one in subnets)
-    profile = Profile(member_name, name, roles=("issuer", "relay"), addresses=addresses)
-    end = authority.authority.not_after
-    own = authority.issue(profile, identity.public_key, now, end)
-    with ledger.change(now):
-        ledger.add_member(own, now)
-    number = ledger.next_number(network_id, -1, now)
-    secret = sodium.random_bytes(identifiers.NETWORK_SECRET_BYTES)
-    known = (authority.authority,)
-    return Founding(
-        authority=authority,
-        trust_list=trust.make(Identity.from_seed(recovery_seed), network_id, 1, known, authority),
-        certificate=own,
-        first_list=revocation.read(revocation.make(authority, number, now, {}), known),
-        subnets=subnets,
-        recovery_seed=recovery_seed,
-        secret=secret,
-        secret_signature=trust.vouch_for_secret(identity.sign, network_id, 1, secret),
-    )
 
 
 class Issuer:
@@ -173,6 +108,16 @@ class Issuer:
         Raises:
             IssuerRefused: this machine cannot issue, or the terms cannot be. Source: mesh-rules B4.
         """
+        self.check_terms(terms, now, expires_in, uses)
+        secret = sodium.random_bytes(identifiers.INVITATION_SECRET_BYTES)
+        id_ = sodium.random_bytes(identifiers.INVITATION_ID_BYTES)
+        end = now + expires_in
+        self._ledger.add_invitation(id_, identifiers.invitation_key(secret), terms, uses, now, end)
+        fingerprint = self.authority(now).authority.fingerprint
+        return NewInvitation(id_, self._network_id, fingerprint, end, secret)
+
+    def check_terms(self, terms: Terms, now: datetime, expires_in: timedelta, uses: int) -> None:
+        """Refuse an invitation that nobody should have. Raises as `invite`."""
         self.authority(now)
         relay = "relay" in terms.roles
         if "issuer" in terms.roles or "revoker" in terms.roles:
@@ -197,12 +142,6 @@ class Issuer:
                 raise IssuerRefused(f"{word} is no role or tag", "terms")
         for address in terms.addresses:
             subnet.check_host(self._subnets, address)
-        secret = sodium.random_bytes(identifiers.INVITATION_SECRET_BYTES)
-        id_ = sodium.random_bytes(identifiers.INVITATION_ID_BYTES)
-        end = now + expires_in
-        self._ledger.add_invitation(id_, identifiers.invitation_key(secret), terms, uses, now, end)
-        fingerprint = self.authority(now).authority.fingerprint
-        return NewInvitation(id_, self._network_id, fingerprint, end, secret)
 
     def redeem(self, request: Request, now: datetime) -> Certificate:
         """Return the certificate of a joiner that proves an invitation.
@@ -276,6 +215,43 @@ class Issuer:
 
     # --- members ---
 
+    def sign(
+        self,
+        public_key: bytes,
+        name: str,
+        now: datetime,
+        *,
+        roles: Collection[str] | None,
+        tags: Collection[str] | None,
+        addresses: tuple[Address, ...],
+        lifetime: timedelta | None,
+    ) -> Certificate:
+        """Give a key a certificate without an invitation, or a member another one.
+
+        Args:
+            roles, tags, addresses, lifetime: None or empty: those that the member has; of a new one
+                no roles and no tags, chosen addresses, the time of the authority.
+        Raises:
+            IssuerRefused: this machine cannot issue, the key was removed, or the terms cannot be.
+        Source: mesh-rules B5.
+        """
+        self.authority(now)
+        member = self._ledger.member(public_key)
+        if roles is not None and {"issuer", "revoker"} & set(roles):
+            raise IssuerRefused("the roles issuer and revoker are nobody's to give", "role")
+        for address in addresses:
+            subnet.check_host(self._subnets, address)
+        if len({one.version for one in addresses}) != len(addresses):
+            raise IssuerRefused("a member has one address of IPv4 and one of IPv6", "terms")
+        if member is not None and member.removed_at is None:
+            return self.reissue(
+                member, now, name=name, tags=tags, roles=roles, addresses=addresses,
+                lifetime=lifetime,
+            )  # fmt: skip
+        lifetime_s = None if lifetime is None else int(lifetime.total_seconds())
+        terms = Terms(name, tuple(roles or ()), tuple(tags or ()), addresses, lifetime_s)
+        return self._ledger.admit(public_key, now, lambda: self._make(terms, name, public_key, now))
+
     def renew(self, der: bytes, id_i: bytes, now: datetime) -> Certificate:
         """Return the current certificate of a member that shows an old one. Source: mesh-rules C5.
 
@@ -292,11 +268,15 @@ class Issuer:
         if member is None or member.removed_at is not None:
             raise IssuerRefused("this key was removed from the network", "removed")
         current = certificates.parse(self._ledger.current(id_i))
-        if now <= current.not_after:
+        if now <= current.not_after and member not in self.due(now):
             return self._read(current.der)
         if member.guest:
             raise IssuerRefused(f"the time of the guest {member.name} is over", "guest")
         return self.reissue(member, now)
+
+    def due(self, now: datetime) -> list[Member]:
+        """Return the members whose certificate is to be renewed: at two thirds of its time."""
+        return self._ledger.due(now, self.authority(now).authority.not_after)
 
     def reissue(
         self,
@@ -306,9 +286,11 @@ class Issuer:
         name: str | None = None,
         tags: Collection[str] | None = None,
         roles: Collection[str] | None = None,
+        addresses: tuple[Address, ...] = (),
+        lifetime: timedelta | None = None,
         at_once: bool = False,
     ) -> Certificate:
-        """Give a member a certificate with another name, tags or roles; the rest stays.
+        """Give a member a certificate with another name, tags, roles or so; the rest stays.
 
         The old one is superseded after 7 days or when the member is known to have the new one
         (`confirm`); at once if asked, or if a role is taken away. Source: mesh-rules C5.
@@ -321,14 +303,14 @@ class Issuer:
             self._name,
             old.roles if roles is None else roles,
             old.tags if tags is None else tags,
-            old.addresses,
+            _replaced(old.addresses, addresses),
         )
         lost = old.roles - set(profile.roles)
         with self._ledger.change(now):
             begin = self._ledger.next_not_before(member.public_key, now)
-            lifetime = old.not_after - old.not_before
+            end = begin + (lifetime or old.not_after - old.not_before)
             try:
-                made = key.issue(profile, member.public_key, begin, begin + lifetime)
+                made = key.issue(profile, member.public_key, begin, end)
             except BadCertificate as error:
                 raise IssuerRefused(str(error), "terms") from None
             self._ledger.add_certificate(made)
@@ -473,3 +455,9 @@ class Issuer:
 
     def _authority_of(self, key: AuthorityKey | RevokerKey) -> Authority:
         return key.authority if isinstance(key, AuthorityKey) else key.issued_by
+
+
+def _replaced(old: tuple[Address, ...], new: tuple[Address, ...]) -> tuple[Address, ...]:
+    """Return addresses, each replaced by the new one of its kind, if there is one."""
+    chosen = {one.version: one for one in (*old, *new)}
+    return tuple(chosen[version] for version in sorted(chosen))

@@ -57,6 +57,7 @@ def judge(
     public_key: bytes,
     local: datetime,
     own_networks: Iterable[tuple[str, Network]],
+    alone: bool = False,
 ) -> Membership:
     """Return what this machine becomes, once all of the answer that can be verified is.
 
@@ -65,10 +66,11 @@ def judge(
         public_key: ours.
         local: this machine's clock.
         own_networks: (interface, network) of this machine.
+        alone: as for `trust.first`; then its recovery key is a doubt.
     Raises:
         BadCertificate, BadList: the answer is not what the invitation promised.
     """
-    trusted = trust.first(answer.trust_list, network_id, fingerprint)
+    trusted = trust.first(answer.trust_list, network_id, fingerprint, alone=alone)
     known = Revocations()
     for data in answer.revocation_lists:
         known.take(revocation.read(data, trusted.authorities))
@@ -96,6 +98,11 @@ def judge(
         for why in (subnet.why_unusable(one), subnet.overlapping(one, own))
         if why is not None
     ]
+    if trusted.vouched_by is None:
+        doubts.append(
+            "the authority is a CA that does not vouch for the recovery key"
+            f" {trusted.recovery_key.hex()[:32]}, which can replace it: compare that as well"
+        )
     return Membership(certificate, trusted, known, subnets, tuple(doubts))
 
 

@@ -435,6 +435,40 @@ class Ledger:
             ),
         )  # fmt: skip
 
+    def admit(
+        self, public_key: bytes, now: datetime, make: Callable[[], Certificate]
+    ) -> Certificate:
+        """Give a key that is no member its first certificate, in one transaction.
+
+        Raises:
+            IssuerRefused: "removed", or as `add_member`.
+        """
+        with self.change(now):
+            member = self.member(public_key)
+            if member is not None:
+                raise IssuerRefused(
+                    f"this key was removed from the network as {member.name}; make a new one",
+                    "removed",
+                )
+            made = make()
+            self.add_member(made, now)
+            return made
+
+    def due(self, now: datetime, end: datetime) -> list[Member]:
+        """Return the members, no guests, two thirds of whose newest certificate's time are over.
+
+        Args: end: none can get a later one than this.
+        """
+        rows = self._db.execute(
+            "SELECT public_key, max(not_before) AS begin, not_after FROM certificates"
+            " JOIN members USING (public_key) WHERE removed_at IS NULL AND NOT guest"
+            " GROUP BY public_key"
+            " HAVING not_after < ?2 AND 3 * (?1 - begin) >= 2 * (not_after - begin)",
+            (_seconds(now), _seconds(end)),
+        )
+        keys = {public_key for public_key, _, _ in rows}
+        return [one for one in self.members() if one.public_key in keys] if keys else []
+
     def adopt(self, shown: Certificate, now: datetime) -> None:
         """Note a member whose certificate was issued elsewhere. Raises as `add_member`."""
         with self.change(now):

@@ -175,7 +175,7 @@ class Membership:
         identity: Identity,
         answer: Joined,
         judged: joining.Membership,
-        reached: KnownRelay,
+        reached: KnownRelay | None,
         local: datetime,
         announce: tuple[HostPort, ...] = (),
     ) -> Membership:
@@ -183,7 +183,7 @@ class Membership:
 
         Args:
             identity: the key of `Store.begin_joining`.
-            reached: the relay that gave the answer.
+            reached: the relay that gave the answer; None: it came in a file.
             announce: where others may dial this machine.
         Raises:
             BadList: no issuer vouches for the network secret. Nothing is written.
@@ -191,7 +191,8 @@ class Membership:
         """
         network_id = judged.trust_list.network_id
         secret = Secret(answer.secret_epoch, answer.network_secret, answer.secret_signature)
-        facts = Facts(judged.certificate.network_name, network_id, judged.subnets, (reached,))
+        relays = () if reached is None else (reached,)
+        facts = Facts(judged.certificate.network_name, network_id, judged.subnets, relays)
         made = cls(
             store,
             identity,

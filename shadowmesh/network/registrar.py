@@ -9,7 +9,7 @@ As `membership`: one thread, short waits for the disk, times of the local clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
@@ -18,22 +18,22 @@ from shadowmesh.base.errors import BadCertificate, IssuerRefused, KeyFileError
 from shadowmesh.config import HostPort
 from shadowmesh.keys import sodium
 from shadowmesh.keys.identity import Identity
-from shadowmesh.network import ledger, revocation, trust
+from shadowmesh.network import bundle, ledger, revocation, trust
+from shadowmesh.network import certificate as certificates
 from shadowmesh.network.authority import AuthorityKey, make_authority
-from shadowmesh.network.certificate import Authority, Certificate
-from shadowmesh.network.issuer import Issuer, Request, found_network
-from shadowmesh.network.ledger import Ledger, Terms
+from shadowmesh.network.certificate import Address, Authority, Certificate
+from shadowmesh.network.founding import found_network
+from shadowmesh.network.issuer import Issuer, Request
+from shadowmesh.network.ledger import Ledger, Member, Terms
 from shadowmesh.network.membership import Facts, KnownRelay, Membership
 from shadowmesh.network.store import MAX_SECRETS, Secret, Store
 from shadowmesh.network.subnet import Network
 from shadowmesh.network.trust import TrustList
 from shadowmesh.wire.handshake.agreement import HandshakeResult
-from shadowmesh.wire.mesh.messages import Join, Joined, Refused, RelayInfo, Renew
+from shadowmesh.wire.mesh.messages import Join, Joined, Refused, Renew
 from shadowmesh.wire.mesh.token import MAX_RELAYS, Relay, Token
 
 _FIRST_EPOCH: Final = 1
-#: of certificates in one answer; whoever is left out comes with the directory
-_MEMBERS_BYTES: Final = 64 << 10
 #: what a joiner is told of a refusal that is about us: what is wrong here is not its business
 _OURS: Final = {
     "clock": "the issuer's clock is wrong; tell who runs the network",
@@ -97,36 +97,6 @@ def found(
     membership.learn(made.certificate, local)
     membership.save()
     return membership, trust.recovery_text(made.recovery_seed)
-
-
-def restore(store: Store, files: Mapping[str, bytes], local: datetime) -> tuple[Membership, int]:
-    """Be the machine that a backup was made of; return also how many invitations are void now.
-
-    Our certificate comes last: a restore that was killed is repeated. Lists, and what was decided
-    after the backup, come from the other members (`Registrar.look`). Source: mesh-rules C2.
-
-    Raises:
-        IssuerRefused: this machine is in a network, or the backup is of no member.
-        KeyFileError: the disk, or a file in the backup is wrong. This machine is in no network then.
-    """
-    own = files.get("member.crt")
-    if own is None or "member.key" not in files:
-        raise IssuerRefused("this backup is of no member of a network", "backup")
-    store.restore({name: data for name, data in files.items() if name != "member.crt"})
-    try:
-        book = Ledger(store.path / ledger.FILE)
-        try:
-            cancelled = book.cancel(None, local)
-            store.save_members(book.current(one.public_key) for one in book.members())
-        finally:
-            book.close()
-        store.save_certificate(own)
-        membership = Membership.load(store, local)
-        assert membership is not None
-    except KeyFileError:
-        store.leave()
-        raise
-    return membership, cancelled
 
 
 class Registrar:
@@ -197,13 +167,7 @@ class Registrar:
         Raises:
             IssuerRefused: as `Issuer.invite`, or no relay has an address.
         """
-        relays = self._membership.facts.relays[:MAX_RELAYS]
-        if not relays:
-            raise IssuerRefused(
-                "no relay of this network has an address that others could join by; set"
-                " mesh.announce to this machine's",
-                "no_relay",
-            )
+        relays = self._relays()
         made = self.issuer.invite(terms, local, expires_in, uses)
         return Token(
             relays=tuple(Relay(str(one.address), one.public_key) for one in relays),
@@ -214,6 +178,22 @@ class Registrar:
             expires_at=int(made.expires_at.timestamp()),
         )
 
+    def _relays(self) -> tuple[KnownRelay, ...]:
+        relays = self._membership.facts.relays[:MAX_RELAYS]
+        if not relays:
+            raise IssuerRefused(
+                "no relay of this network has an address that others could join by; set"
+                " mesh.announce to this machine's",
+                "no_relay",
+            )
+        return relays
+
+    def _named(self, name: str) -> Member:
+        member = self._ledger.named(name)
+        if member is None:
+            raise IssuerRefused(f"the network has no member {name}", "unknown")
+        return member
+
     def remove(self, name: str, local: datetime) -> tuple[bytes, tuple[Certificate, ...]]:
         """Put a member out.
 
@@ -222,9 +202,7 @@ class Registrar:
         Raises:
             IssuerRefused: there is no such member, or it cannot be.
         """
-        member = self._ledger.named(name)
-        if member is None:
-            raise IssuerRefused(f"the network has no member {name}", "unknown")
+        member = self._named(name)
         if member.public_key == self._membership.identity.public_key:
             raise IssuerRefused(
                 "this machine issues the certificates of the network, and stays a member", "self"
@@ -232,6 +210,80 @@ class Registrar:
         self.issuer.remove(member, local)
         made = self.issuer.make_list(local)
         return made.data, self._membership.sift(local)
+
+    def reissue(
+        self,
+        name: str,
+        local: datetime,
+        *,
+        new_name: str | None = None,
+        add_tags: Collection[str] = (),
+        drop_tags: Collection[str] = (),
+        at_once: bool = False,
+    ) -> Certificate:
+        """Give a member another name or other tags, and return its new certificate.
+
+        The member gets it from the directory. The old one counts until it has it, at most for a
+        week; not any more when that is asked for.
+
+        Raises:
+            IssuerRefused: there is no such member, or it cannot be.
+        """
+        member = self._named(name)
+        tags = None
+        if add_tags or drop_tags:
+            old = certificates.parse(self._ledger.current(member.public_key))
+            tags = (old.tags | set(add_tags)) - set(drop_tags)
+        made = self.issuer.reissue(member, local, name=new_name, tags=tags, at_once=at_once)
+        self._has_now(made, local)
+        if at_once:
+            self.issuer.make_list(local)
+            self._membership.sift(local)
+        return made
+
+    def rekey(
+        self, name: str, local: datetime, expires_in: timedelta
+    ) -> tuple[tuple[Certificate, ...], Token]:
+        """Put the key of a member out, and invite its machine with a new one (mesh-rules D2).
+
+        Returns:
+            Who is out, and an invitation that gives name, roles, tags and addresses back.
+        Raises:
+            IssuerRefused: there is no such member, or it cannot be. Then nobody is out.
+        """
+        old = certificates.parse(self._ledger.current(self._named(name).public_key))
+        terms = Terms(name, tuple(sorted(old.roles)), tuple(sorted(old.tags)), old.addresses)
+        # Whatever would be wrong with the invitation is wrong before anybody is out.
+        self._relays()
+        self.issuer.check_terms(terms, local, expires_in, 1)
+        _, out = self.remove(name, local)
+        return out, self.invite(terms, local, expires_in)
+
+    def sign(
+        self,
+        public_key: bytes,
+        name: str,
+        local: datetime,
+        *,
+        roles: Collection[str] | None = None,
+        tags: Collection[str] | None = None,
+        addresses: tuple[Address, ...] = (),
+        lifetime: timedelta | None = None,
+    ) -> Certificate:
+        """Give a key a certificate without an invitation, as `Issuer.sign`."""
+        self._learn_what_was_decided(local)
+        made = self.issuer.sign(
+            public_key, name, local, roles=roles, tags=tags, addresses=addresses, lifetime=lifetime
+        )
+        self._has_now(made, local)
+        return made
+
+    def renew_own(self, local: datetime) -> Certificate:
+        """Return the certificate of today of this machine, a new one if it is time for one."""
+        own = self._membership.certificate
+        made = self.issuer.renew(own.der, own.public_key, local)
+        self._membership.renew(made.der, local)
+        return made
 
     def backup_files(self, recovery_seed: bytes | None) -> dict[str, bytes]:
         """Return what belongs into a backup, as `Store.backup_files`."""
@@ -244,6 +296,7 @@ class Registrar:
             IssuerRefused: the clock is wrong, or the key is elsewhere and cannot sign lists.
         """
         self._learn_what_was_decided(local)
+        self._renew_what_is_due(local)
         newest = self._membership.revocations.newest
         due = self._ledger.settle(local)
         if due or newest is None or local - newest >= _LIST_AGE:
@@ -264,6 +317,15 @@ class Registrar:
                 # not know, and the operator sees both.
                 with suppress(IssuerRefused):
                     self._ledger.adopt(one, local)
+
+    def _renew_what_is_due(self, local: datetime) -> None:
+        """Renew certificates at two thirds of their time, those of guests apart."""
+        try:
+            for member in self.issuer.due(local):
+                self._has_now(self.issuer.reissue(member, local), local)
+        except IssuerRefused:
+            # The authority is elsewhere; `cert show` on that member warns.
+            return
 
     def rotate_secret(self, local: datetime) -> int:
         """Give the network another secret, beside which the one before counts; return its epoch.
@@ -357,7 +419,7 @@ class Registrar:
         except KeyFileError:
             # Which of our files is wrong is told to the operator, by whoever asks for the health.
             return Refused(reason="disk", retry_after=_WAIT_S, detail="the issuer cannot write")
-        return self._joined(certificate)
+        return bundle.answer(self._membership, certificate)
 
     def _redeem(
         self, question: Join, result: HandshakeResult, source: str, local: datetime
@@ -374,34 +436,3 @@ class Registrar:
             ),
             local,
         )
-
-    def _joined(self, certificate: Certificate) -> Joined:
-        membership = self._membership
-        secret = membership.newest_secret
-        return Joined(
-            certificate=certificate.der,
-            authorities=tuple(one.der for one in membership.trust_list.authorities),
-            trust_list=membership.trust_list.data,
-            revocation_lists=tuple(one.data for one in membership.revocations.lists),
-            network_secret=secret.value,
-            secret_epoch=secret.epoch,
-            secret_signature=secret.signature,
-            relays=tuple(self._relays()),
-            members=tuple(self._some_members()),
-            subnets=tuple(map(str, membership.facts.subnets)),
-        )
-
-    def _relays(self) -> Iterator[RelayInfo]:
-        addresses = {one.public_key: str(one.address) for one in self._membership.facts.relays}
-        for one in self._membership.members:
-            if one.public_key in addresses:
-                yield RelayInfo(certificate=one.der, addresses=(addresses[one.public_key],))
-
-    def _some_members(self) -> Iterator[bytes]:
-        """Issuers first: without one the secret is nobody's."""
-        left = _MEMBERS_BYTES
-        for one in sorted(self._membership.members, key=lambda one: "issuer" not in one.roles):
-            left -= len(one.der)
-            if left < 0:
-                return
-            yield one.der

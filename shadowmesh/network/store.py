@@ -6,7 +6,7 @@ lists are verified by whoever loads them, as if they had come from the wire.
 
 ==================  ===============================================================
 member.key          seed of the identity in this network, 32 bytes
-joining             invitation id, 8 bytes: written before the first message is sent
+joining             invitation id, 8 bytes, zeros for a request: written before anything is sent
 member.crt          our certificate, DER
 next.crt            another of a newer authority, shown once the one before is dropped
 trust.list          the trust list as it travels
@@ -52,6 +52,9 @@ MAX_MEMBERS: Final = 1024
 _MAX_JSON_BYTES: Final = 256 << 10
 _AGAIN: Final = "restore it from a backup, or `shadowmesh leave` and join again"
 _BACKUP: Final = "restore it with `shadowmesh network restore FILE`"
+
+#: stands in `joining` for the invitation that there is none of
+_BY_REQUEST: Final = bytes(8)
 
 #: SHA-256 of the issuer, length of the serial, why
 _REVOKED: Final = struct.Struct("!32sBB")
@@ -105,6 +108,15 @@ class Store:
             self._write("member.key", seed)
             self._write("joining", invitation_id)
         return self._identity(seed)
+
+    def request(self, name: str) -> bytes:
+        """Return a certificate request (DER) for our key: the one of today, or a new one.
+
+        It is made once, so that a request is repeated with the same key until an invitation is taken.
+        """
+        if not self.joined:
+            self.begin_joining(_BY_REQUEST)
+        return certificates.request(self._need("member.key", 32, _AGAIN), name)
 
     def identity(self) -> Identity:
         """Return our key in this network."""

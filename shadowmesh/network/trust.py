@@ -128,12 +128,13 @@ def read(data: bytes) -> TrustList:
     return TrustList(data, network_id, epoch, tuple(authorities), recovery_key, vouched_by)
 
 
-def first(data: bytes, network_id: bytes, fingerprint: bytes) -> TrustList:
+def first(data: bytes, network_id: bytes, fingerprint: bytes, *, alone: bool = False) -> TrustList:
     """Return the list that a machine joins with.
 
     Args:
         network_id: the first 16 bytes, of the invitation.
         fingerprint: of the authority that the invitation names, 16 bytes.
+        alone: it may be the only one of the list, and none vouches for it: a CA that is not ours.
     Raises:
         BadList: as `read`; "foreign" when it is of another network or that authority does not vouch
             for it.
@@ -141,6 +142,12 @@ def first(data: bytes, network_id: bytes, fingerprint: bytes) -> TrustList:
     found = read(data)
     if found.network_id[: len(network_id)] != network_id:
         raise BadList("the answer is of another network than the invitation", "foreign")
+    if (
+        alone
+        and found.vouched_by is None
+        and [fingerprint] == [one.fingerprint for one in found.authorities]
+    ):
+        return found
     if found.vouched_by is None or found.vouched_by.fingerprint != fingerprint:
         raise BadList(
             "the authority that the invitation names does not vouch for the answer; ask for a new"

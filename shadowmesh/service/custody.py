@@ -26,7 +26,7 @@ from shadowmesh.base.errors import (
     IssuerRefused,
 )
 from shadowmesh.insight.custody import Backup, Received, Restored, as_text
-from shadowmesh.network import backup, registrar, trust
+from shadowmesh.network import backup, offline, trust
 from shadowmesh.service.member import as_member, need
 from shadowmesh.service.networks import report
 
@@ -121,7 +121,7 @@ class Custody:
         data = self._taken(digest)
         with place.changing():
             files = _elsewhere(partial(backup.open_backup, data, passphrase))
-            membership, cancelled = registrar.restore(place.store, files, utc_now())
+            membership, cancelled = offline.restore(place.store, files, utc_now())
             try:
                 as_member(place.loaded, membership)
             except ConfigError as error:

@@ -19,8 +19,9 @@ from shadowmesh.base.errors import BadCertificate, IssuerRefused, KeyFileError
 from shadowmesh.keys import sodium
 from shadowmesh.keys.identity import Identity
 from shadowmesh.network import certificate as certificates
+from shadowmesh.network import founding, trust
 from shadowmesh.network import issuer as issuers
-from shadowmesh.network import trust
+from shadowmesh.network.authority import make_authority
 from shadowmesh.network.issuer import Issuer, Request
 from shadowmesh.network.ledger import FILE, Ledger, Terms
 from shadowmesh.network.revocation import Reason, Revocations, Taken
@@ -43,7 +44,7 @@ class Net:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self.ledger = Ledger.create(self.path)
-        self.new = issuers.found_network("home", SERVER, "server", SUBNETS, self.ledger, NOW)
+        self.new = founding.found_network("home", SERVER, "server", SUBNETS, self.ledger, NOW)
         self.id = self.new.authority.authority.key_id
         self.known = Revocations()
         self.known.take(self.new.first_list)
@@ -98,7 +99,7 @@ def test_a_new_network_has_a_relay_that_issues_and_an_empty_list(net):
 
 def test_a_network_that_would_take_other_traffic_is_not_made(tmp_path):
     with pytest.raises(IssuerRefused, match="private"):
-        issuers.found_network(
+        founding.found_network(
             "home", SERVER, "server", (ip_network("8.8.8.0/24"),), Ledger.create(tmp_path / FILE), NOW
         )  # fmt: skip
 
@@ -356,7 +357,7 @@ def test_who_has_an_old_certificate_gets_the_current_one_and_nobody_else(net):
     with pytest.raises(BadCertificate) as refused:
         net.issuer.renew(old.der, key(2), NOW)
     assert refused.value.kind == "other_key"
-    other = issuers.make_authority("home", NOW)
+    other = make_authority("home", NOW)
     foreign = other.issue(certificates.Profile("laptop", "home"), key(1), NOW, NOW + DAY)
     with pytest.raises(BadCertificate) as refused:
         net.issuer.renew(foreign.der, key(1), NOW)
@@ -373,6 +374,54 @@ def test_a_guest_is_out_at_its_date(net):
     assert net.issuer.make_list(NOW + 40 * DAY).entries == {}
     with pytest.raises(BadCertificate):
         net.known.check(guest)
+
+
+def signed(net, number, name="nas", now=NOW, **wanted):
+    rest = {"roles": None, "tags": None, "addresses": (), "lifetime": None, **wanted}
+    return net.issuer.sign(key(number), name, now, **rest)
+
+
+def test_a_key_gets_a_certificate_by_hand_and_another_one_keeps_what_is_not_said(net):
+    first = signed(net, 5, roles=("relay",), tags=("x",), addresses=(ip_address("10.77.0.9"),))
+    assert (first.name, first.roles, first.tags) == ("nas", {"relay"}, {"x"})
+    assert ip_address("10.77.0.9") in first.addresses
+    again = signed(net, 5, "box", lifetime=30 * DAY)
+    assert (again.name, again.roles, again.tags) == ("box", {"relay"}, {"x"})
+    assert (again.addresses, again.not_after) == (first.addresses, again.not_before + 30 * DAY)
+    moved = signed(net, 5, "box", addresses=(ip_address("10.77.0.10"),), tags=())
+    assert (ip_address("10.77.0.10") in moved.addresses, moved.tags) == (True, frozenset())
+    assert len(moved.addresses) == len(first.addresses)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [({"roles": ("issuer",)}, "role"), ({"roles": ("revoker",)}, "role"), ({"name": "server"}, "name_taken"),
+     ({"addresses": (ip_address("192.0.2.1"),)}, "address"), ({"roles": ("a b",)}, "terms"),
+     ({"addresses": (ip_address("10.77.0.8"), ip_address("10.77.0.9"))}, "terms"), ({"name": "A"}, "name")],
+)  # fmt: skip
+def test_by_hand_nobody_gets_what_nobody_may_have(net, wanted, reason):
+    with pytest.raises(IssuerRefused) as refused:
+        signed(net, 5, **wanted)
+    assert refused.value.reason == reason
+    assert net.ledger.member(key(5)) is None
+
+
+def test_by_hand_a_removed_key_does_not_come_back(net):
+    signed(net, 5)
+    net.issuer.remove(net.ledger.named("nas"), NOW)
+    with pytest.raises(IssuerRefused) as refused:
+        signed(net, 5)
+    assert refused.value.reason == "removed"
+
+
+def test_a_certificate_is_renewed_at_two_thirds_of_its_time(net):
+    old = signed(net, 5, lifetime=30 * DAY)
+    assert net.issuer.due(NOW + 19 * DAY) == []
+    assert net.issuer.renew(old.der, key(5), NOW + 19 * DAY) == old
+    assert [one.name for one in net.issuer.due(NOW + 20 * DAY)] == ["nas"]
+    new = net.issuer.renew(old.der, key(5), NOW + 20 * DAY)
+    assert new.not_after == NOW + 50 * DAY
+    assert net.issuer.due(NOW + 20 * DAY) == []
 
 
 # --- lists ------------------------------------------------------------------------------------
@@ -438,7 +487,7 @@ def test_a_full_list_stops_issuing_and_never_revoking(net, monkeypatch):
 
 def test_compact_gives_all_a_certificate_of_a_new_authority(net):
     old = net.join(net.invite())
-    authority = issuers.make_authority("home", NOW)
+    authority = make_authority("home", NOW)
     made = {one.name: one for one in net.issuer.compact(authority, NOW)}
     assert set(made) == {"laptop", "server"}
     assert made["laptop"].addresses == old.addresses

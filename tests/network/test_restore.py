@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shadowmesh.base.errors import IssuerRefused
-from shadowmesh.network import registrar, trust
+from shadowmesh.network import offline, trust
 from shadowmesh.network.membership import Membership
 from shadowmesh.network.registrar import Registrar
 from tests.network.disks import DAY, NOW, Disk, invite
@@ -19,7 +19,7 @@ def hub(tmp_path):
 def restored(tmp_path, files, name="again"):
     """The machine that a backup was made of, on another disk."""
     disk = Disk(tmp_path / name)
-    disk.membership, disk.cancelled = registrar.restore(disk.store, files, NOW)
+    disk.membership, disk.cancelled = offline.restore(disk.store, files, NOW)
     disk.registrar = Registrar(disk.store, disk.membership)
     return disk
 
@@ -74,9 +74,9 @@ def test_a_restore_that_was_killed_is_repeated(tmp_path, hub, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(type(disk.store), "save_certificate", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            registrar.restore(disk.store, files, NOW)
+            offline.restore(disk.store, files, NOW)
     assert Membership.load(disk.store, NOW) is None
-    assert registrar.restore(disk.store, files, NOW)[0].certificate.name == "hub"
+    assert offline.restore(disk.store, files, NOW)[0].certificate.name == "hub"
 
 
 @pytest.mark.parametrize("missing", ["member.crt", "member.key", "secrets", "network.json"])
@@ -85,7 +85,7 @@ def test_a_backup_that_makes_no_member_leaves_nothing(tmp_path, hub, missing):
     del files[missing]
     disk = Disk(tmp_path / "again")
     with pytest.raises(Exception, match=r"no member|no such file") as refused:
-        registrar.restore(disk.store, files, NOW)
+        offline.restore(disk.store, files, NOW)
     assert type(refused.value).__name__ in ("IssuerRefused", "KeyFileError")
     assert not disk.store.joined
 
