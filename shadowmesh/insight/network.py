@@ -164,7 +164,7 @@ class NetworkStatus:
     members_known: int
     attached: int
     directory_version: int | None
-    relays: tuple[RelayStatus, ...]
+    relays: tuple[MeasuredRelay, ...]
     home_reason: str
     expires_at: float
     lists: tuple[ListReport, ...]

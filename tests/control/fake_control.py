@@ -129,8 +129,8 @@ HOME = network.NetworkReport(
 AT_HOME = network.NetworkStatus(
     "home", "laptop", ("10.77.0.2", "fd42::2"), ("relay",), True, 3, 1, 17,
     (
-        network.RelayStatus("nas", None, False, None, False),
-        network.RelayStatus("server", "vpn.example.com:443", True, 12.3456, True),
+        network.MeasuredRelay("nas", None, False, None, False),
+        network.MeasuredRelay("server", "vpn.example.com:443", True, 12.3456, True),
     ),
     "it is the only one with a session", NOW + 20 * 365 * 86400, (network.ListReport(3, NOW - 60, 2),), {"members": 4},
     {"joined": 2, "proof": 5}, None,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from shadowmesh.insight.network import Relays, RelayStatus
+from shadowmesh.insight.network import MeasuredRelay, Relays
 from shadowmesh.network.meeting import Meeting
 from shadowmesh.service.member_view import MemberView
 from tests.network.disks import DAY, NOW, Disk, invite
 
 DATE = NOW.timestamp()
 AROUND = Relays(
-    (RelayStatus("hub", "relay.example.org:443", True, 1.5, True),), "it is the only one"
+    (MeasuredRelay("hub", "relay.example.org:443", True, 1.5, True),), "it is the only one"
 )
 
 
