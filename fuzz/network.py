@@ -5,21 +5,28 @@ The library that reads certificates is not instrumented: of those the fuzzer see
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from ipaddress import ip_address
+from pathlib import Path
 
 from shadowmesh.base.errors import BadCertificate, BadList, BadToken, RemoteProtocolError
 from shadowmesh.keys import sodium
 from shadowmesh.keys.identity import Identity
 from shadowmesh.network import certificate as certificates
-from shadowmesh.network import revocation, trust
+from shadowmesh.network import registrar, revocation, trust
 from shadowmesh.network.authority import AuthorityKey, make_authority
 from shadowmesh.network.certificate import Profile, Usage
+from shadowmesh.network.meeting import Meeting
+from shadowmesh.network.membership import Membership
 from shadowmesh.network.revocation import Reason
+from shadowmesh.network.store import Store
 from shadowmesh.wire.mesh import chunks, messages
 from shadowmesh.wire.mesh import token as tokens
 from shadowmesh.wire.mesh.token import Relay, Token
@@ -77,6 +84,36 @@ def try_mesh(data: bytes) -> None:
                 repr(message)
 
 
+def try_meeting(data: bytes) -> None:
+    """What a relay says to a member, each record behind two bytes of length.
+
+    Whatever it is, it makes no member of anybody, and leads to no more than is kept for a session.
+    """
+    meeting = Meeting(
+        _membership(), software="x", boot_id=bytes(16), now=lambda: NOW, seconds=lambda: 0.0
+    )
+    heard = meeting.meet(_membership().certificate.der, lambda _body: False)
+    assert heard is not None
+    while len(data) > 2:
+        end = 2 + int.from_bytes(data[:2])
+        record, data = data[2:end], data[end:]
+        with suppress(RemoteProtocolError):
+            heard.receive(record)
+        meeting.tick()
+    assert [one.name for one in _membership().members] == ["hub"]
+    assert len(heard._queue) < 1000  # noqa: SLF001
+    heard.left()
+
+
+@cache
+def _membership() -> Membership:
+    """A network of one, whose files nobody needs again."""
+    folder = Path(tempfile.mkdtemp(prefix="shadowmesh-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made, _ = registrar.found(Store(folder), "home", "hub", (), None, NOW)
+    return made
+
+
 def mesh_seeds() -> Iterable[bytes]:
     certificate = bytes(1500)
     some: tuple[messages.Message, ...] = (
@@ -87,6 +124,25 @@ def mesh_seeds() -> Iterable[bytes]:
         messages.Attach(kind="home", addresses=("a.example:443",), wants=("relay",)),
         messages.Renewed(certificate=certificate, network_secret=bytes(32), secret_epoch=2),
         messages.Lists(lists=(bytes(5000),)),
+    )
+    for message in some:
+        yield b"".join(len(one).to_bytes(2) + one for one in chunks.cut(message))
+
+
+def meeting_seeds() -> Iterable[bytes]:
+    own = _membership().certificate
+    node = own.node_id
+    version = messages.Version(relay=KEY, boot_id=bytes(16), number=1)
+    members = (
+        messages.Member(node_id=node, certificate=own.der, online=True, addresses=("a.example:1",)),
+    )
+    some: tuple[messages.Message, ...] = (
+        messages.Hello(software="x", boot_id=bytes(range(16))),
+        messages.Members(version=version, entries=members),
+        messages.Trust(trust_list=_membership().trust_list.data),
+        messages.Lists(lists=tuple(one.data for one in _membership().revocations.lists)),
+        messages.Attach(kind="home", addresses=("a.example:443",)),
+        messages.Renewed(certificate=own.der),
     )
     for message in some:
         yield b"".join(len(one).to_bytes(2) + one for one in chunks.cut(message))

@@ -275,6 +275,7 @@ TARGETS: dict[str, Target] = {
     "datagram": Target(try_datagram, datagram_seeds),
     "handshake": Target(try_handshake, handshake_seeds),
     "lists": Target(network.try_lists, network.lists_seeds),
+    "meeting": Target(network.try_meeting, network.meeting_seeds),
     "mesh": Target(network.try_mesh, network.mesh_seeds),
     "offload": Target(try_offload, offload_seeds),
     "packed": Target(try_packed, packed_seeds),
