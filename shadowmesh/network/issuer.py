@@ -29,6 +29,8 @@ from shadowmesh.wire.mesh import identifiers
 SUPERSEDE_AFTER: Final = timedelta(days=7)
 #: an invitation for a relay is used once, within an hour
 RELAY_INVITATION: Final = timedelta(hours=1)
+#: a list is signed so often although nothing has changed, so that its age says something
+LIST_EVERY: Final = timedelta(days=1)
 LONGEST_INVITATION: Final = timedelta(days=90)
 MOST_USES: Final = 1024
 #: wrong proofs of one source before it has to wait, the first wait, and the longest
@@ -371,6 +373,28 @@ class Issuer:
         made = revocation.read(data, [self._authority_of(key)])
         self._revocations.take(made)
         return made
+
+    def list_is_due(self, now: datetime) -> bool:
+        """Tell whether a new list has to go out: something is not on it, or it is a day old.
+
+        What is not on it may be what became due, or a removal behind which the power went.
+
+        Raises:
+            IssuerRefused: "clock": nobody knows what is due by it.
+        """
+        if self._key is None:
+            return False
+        self._check_clock(now)
+        self._ledger.settle(now)
+        authority = self._list_authority(self._key)
+        known = self._revocations.of(authority)
+        wanted = self._ledger.revoked(authority, now - revocation.KEPT_AFTER_END)
+        lacks = any(
+            serial not in known or (why is Reason.REMOVED and known[serial] is not why)
+            for serial, why in wanted.items()
+        )
+        newest = self._revocations.newest
+        return lacks or newest is None or now - newest >= LIST_EVERY
 
     def share_of_list(self) -> float:
         """Return how full the newest list is, 0 to 1: warn from 0.7, no new members from 0.9."""

@@ -178,7 +178,7 @@ class Ledger:
             try:
                 yield
                 if now is not None:
-                    self._note("last_date", max(_seconds(now), self._meta("last_date") or 0))
+                    self._note_date(now)
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
@@ -210,6 +210,9 @@ class Ledger:
 
     def _note(self, name: str, value: int) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def _note_date(self, now: datetime) -> None:
+        self._note("last_date", max(_seconds(now), self._meta("last_date") or 0))
 
     def next_number(self, signer: bytes, seen: int, now: datetime) -> int:
         """Return the number of the next list of a signer, and note it as used.
@@ -529,7 +532,7 @@ class Ledger:
             Whether something was revoked, so that a new list has to go out.
         """
         moment = _seconds(now)
-        with self.change(now):
+        with self.change():
             done = self._db.execute(
                 "UPDATE certificates SET reason = ? WHERE reason IS NULL AND supersede_at <= ?",
                 (Reason.SUPERSEDED.value, moment),
@@ -541,6 +544,8 @@ class Ledger:
             ).fetchall()
             for (public_key,) in guests:
                 self._remove(public_key, moment)
+            if done or guests:
+                self._note_date(now)
             return bool(done or guests)
 
     def remove(self, public_key: bytes, now: datetime) -> None:

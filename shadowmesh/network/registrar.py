@@ -40,8 +40,6 @@ _OURS: Final = {
     "no_authority": "this relay cannot issue; tell who runs the network",
 }
 _WAIT_S: Final = 30
-#: an issuer signs a list so often although nothing has changed (mesh-rules C2)
-_LIST_AGE: Final = timedelta(days=1)
 
 
 def found(
@@ -297,9 +295,7 @@ class Registrar:
         """
         self._learn_what_was_decided(local)
         self._renew_what_is_due(local)
-        newest = self._membership.revocations.newest
-        due = self._ledger.settle(local)
-        if due or newest is None or local - newest >= _LIST_AGE:
+        if self.issuer.list_is_due(local):
             self.issuer.make_list(local)
             self._membership.sift(local)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shadowmesh.base import log
 from shadowmesh.base.clock import utc_now
+from shadowmesh.base.errors import BadList, IssuerRefused, KeyFileError
 from shadowmesh.wire.mesh.messages import Joined
 
 if TYPE_CHECKING:
@@ -44,7 +45,15 @@ class Desk:
         return self._open
 
     def look(self) -> None:
-        """Ask the ledger whether any invitation is open: after a change, and now and then."""
+        """Ask the ledger what is due: after a change, and now and then."""
+        try:
+            self._registrar.look(utc_now())
+        except (IssuerRefused, KeyFileError, BadList) as error:
+            _log.limited(3600).warning(
+                "no revocation list is signed",
+                cause=error,
+                remedy="what was removed lately may still be a member of the others until it is",
+            )
         self._open = self._registrar.gate_open(utc_now())
 
     def answer(self, question: Question, result: HandshakeResult, source: str) -> Answer:

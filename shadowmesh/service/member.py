@@ -236,8 +236,8 @@ class Member:
                         remedy="do what it says; nothing else of the network suffers",
                     )
                 told = problem
-                if ticks % LOOK_TICKS == 0:
-                    self._look()
+                if ticks % LOOK_TICKS == 0 and self.desk is not None:
+                    self.desk.look()
             except Exception:  # noqa: BLE001 - the network must go on talking
                 _log.limited(60).exception("a turn of the network failed by a bug")
 
@@ -278,20 +278,6 @@ class Member:
                 )
             )
         return Relays(tuple(found), choice.reason)
-
-    def _look(self) -> None:
-        """Sign what is due, on the machine with the ledger."""
-        if self.registrar is None or self.desk is None:
-            return
-        self.desk.look()
-        try:
-            self.registrar.look(utc_now())
-        except (IssuerRefused, BadList) as error:
-            _log.limited(3600).warning(
-                "nothing can be signed for the network now",
-                cause=error,
-                remedy="mend what it says; removals do not reach anybody until then",
-            )
 
 
 def as_member(loaded: LoadedConfig, membership: Membership) -> LoadedConfig:

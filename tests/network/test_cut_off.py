@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from shadowmesh.base.errors import BadCertificate
 from shadowmesh.network.ledger import FILE
 from shadowmesh.network.membership import Membership
+from shadowmesh.network.registrar import Registrar
 from shadowmesh.network.store import Store
-from tests.network.disks import NOW, Disk, invite
+from tests.network.disks import DAY, NOW, Disk, invite
 
 
 class PowerCut(BaseException):
@@ -118,3 +120,29 @@ def test_what_was_half_made_or_half_left_does_not_make_a_joiner_an_issuer(hub, t
         left = {one.name for one in back.store.path.iterdir()}
         assert not left & {FILE, "authority.key", "authority.crt"}
         number += 1
+
+
+@pytest.mark.parametrize("behind", ["the ledger", "the number of the list"])
+def test_a_removal_behind_which_the_power_went_is_told_to_all_at_the_next_start(
+    hub, tmp_path, behind
+):
+    laptop = Disk(tmp_path / "laptop")
+    laptop.join(hub, invite(hub), "laptop")
+    shown = laptop.membership.certificate
+    issuer = hub.registrar.issuer
+    issuer.remove(issuer._ledger.named("laptop"), NOW)
+    if behind != "the ledger":
+        issuer._ledger.next_number(shown.issuer_key_id, 0, NOW)
+    hub.registrar.close()
+    loaded = Membership.load(hub.store, NOW)
+    assert loaded.named("laptop") is not None
+    hub.registrar = Registrar(hub.store, loaded)
+    hub.registrar.look(NOW)
+    assert loaded.named("laptop") is None
+    with pytest.raises(BadCertificate, match="removed"):
+        loaded.judge(shown.public_key, shown.der, NOW)
+    number = loaded.revocations.lists[0].number
+    hub.registrar.look(NOW)
+    assert loaded.revocations.lists[0].number == number, "once is enough"
+    hub.registrar.look(NOW + DAY)
+    assert loaded.revocations.lists[0].number == number + 1, "and one a day"
