@@ -27,6 +27,7 @@ def checking_time(
     newest_list: datetime | None = None,
     own_not_before: datetime | None = None,
     authority_not_after: datetime | None = None,
+    own_not_after: datetime | None = None,
     build_date: datetime = BUILD_DATE,
 ) -> datetime:
     """Return the time that certificates are judged by.
@@ -34,6 +35,9 @@ def checking_time(
     The latest of the local clock, the build date and the beginning of our own certificate; the date
     of the newest revocation list only when the local clock is certainly wrong. None of them but the
     local clock reaches into the last 30 days of the authority.
+
+    Never later than the end of our own certificate: by a clock that says so we are no member, and
+    whoever has another clock tells us. So a clock that is far ahead makes us forget nobody.
     """
     known = [build_date]
     if own_not_before is not None:
@@ -43,7 +47,8 @@ def checking_time(
     floor = max(known)
     if authority_not_after is not None:
         floor = min(floor, authority_not_after - _BEFORE_THE_END)
-    return max(local, floor)
+    found = max(local, floor)
+    return found if own_not_after is None else min(found, own_not_after)
 
 
 def check_issuer_clock(now: datetime, last: datetime | None, *, trusted: bool = False) -> None:

@@ -160,6 +160,7 @@ class Membership:
         found = cls(store, identity, shown, trusted, known, store.secrets(), facts)
         try:
             found.certificate = found._checked(shown, local)
+            found._check_end(local)
         except BadCertificate as error:
             found.fault = error
         found._remember(store.members(), local)
@@ -435,7 +436,7 @@ class Membership:
             found = self._checked(certificates.parse(der), local)
             if found.public_key == self.identity.public_key:
                 self._next = found
-                self._look_at_own(local)
+                self.look_at_own(local)
 
     def _be(self, found: Certificate) -> None:
         """Show this certificate from now on."""
@@ -449,7 +450,7 @@ class Membership:
         """
         out = self._members.sift(lambda one: self._check(one, local))
         self._save_what_others_told()
-        self._look_at_own(local)
+        self.look_at_own(local)
         self.on_change()
         return tuple(one for one, _ in out)
 
@@ -490,14 +491,20 @@ class Membership:
     def _check(self, one: Certificate, local: datetime) -> None:
         self._checked(one, local)
 
-    def _look_at_own(self, local: datetime) -> None:
+    def look_at_own(self, local: datetime) -> None:
+        """Find out whether our own certificate counts: after a change, and as time goes by."""
         self.fault = None
         try:
             self._check(self.certificate, local)
+            self._check_end(local)
         except BadCertificate as error:
             self.fault = error
             if self._next is not None:
                 self._be(self._next)
+
+    def _check_end(self, local: datetime) -> None:
+        """Raises BadCertificate: by the local clock, which may be wrong, ours has expired."""
+        certificates.verify(self.certificate, self.trust_list.authorities, local)
 
     def _now(self, shown: Certificate, local: datetime) -> datetime:
         signer = certificates.signer(shown.der, self.trust_list.authorities)
@@ -506,11 +513,12 @@ class Membership:
             newest_list=self.revocations.newest,
             own_not_before=self.certificate.not_before,
             authority_not_after=signer.not_after,
+            own_not_after=self.certificate.not_after,
         )
 
     def _remember(self, ders: Iterable[bytes], local: datetime) -> None:
         """Take what counts of certificates that nobody has checked; what does not is forgotten."""
-        if self.fault is None:
+        if self.certificate.issuer_key_id:  # it was checked, whatever its end
             self._members.take(self.certificate)
         for der in ders:
             try:

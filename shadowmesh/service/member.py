@@ -71,6 +71,10 @@ Ask = Callable[
     ["HostPort", "Identity", bytes, Callable[["HandshakeResult"], "Question"], float], "Answer"
 ]
 
+_SEE_PROBLEM: Final = (
+    "the cause says what to do; `shadowmesh network show` has it as long as it lasts"
+)
+
 _log = log.get("network")
 
 
@@ -231,13 +235,13 @@ class Member:
                 problem = self.meeting.problem
                 if problem is not None and problem != told:
                     _log.warning(
-                        "something is wrong with a member",
-                        cause=problem,
-                        remedy="do what it says; nothing else of the network suffers",
+                        "something is wrong with a member", cause=problem, remedy=_SEE_PROBLEM
                     )
                 told = problem
-                if ticks % LOOK_TICKS == 0 and self.desk is not None:
-                    self.desk.look()
+                if ticks % LOOK_TICKS == 0:
+                    self.membership.look_at_own(utc_now())
+                    if self.desk is not None:
+                        self.desk.look()
             except Exception:  # noqa: BLE001 - the network must go on talking
                 _log.limited(60).exception("a turn of the network failed by a bug")
 

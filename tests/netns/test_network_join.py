@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import sqlite3
+import sys
 import time
 from dataclasses import replace
 from threading import Barrier, Thread
@@ -298,3 +299,39 @@ def _at_port(daemon):
             lab.API_PORT = saved
 
     return api
+
+
+#: the daemon, by a clock that is so many seconds off
+BY_ANOTHER_CLOCK = """
+import sys
+from shadowmesh.base import clock
+real, off = clock.wall_time, float(sys.argv.pop(1))
+clock.wall_time = lambda: real() + off
+from shadowmesh.service.daemon import main
+main()
+"""
+YEAR_S = 365.25 * 86400
+
+
+@pytest.mark.parametrize("years", [-20, -56, 20, 50])
+def test_a_machine_whose_clock_is_wrong_joins_and_has_a_session(network, years):
+    name = f"{'old' if years < 0 else 'new'}{abs(years)}"
+    machine = Daemon(
+        network.net.host(name), network.directory / name,
+        {"nat.enabled": True, "nat.stun_server": ""},
+    )  # fmt: skip
+    del machine.settings["network.local_ip"]
+    own = machine.command()[1:]
+    seconds = str(years * YEAR_S)
+    machine.command = lambda: [sys.executable, "-c", BY_ANOTHER_CLOCK, seconds, *own]
+    machine.start()
+    network.daemons[name] = machine
+    code, said = ask(machine, network.invite(), name)
+    assert code == http.HTTPStatus.OK, said
+    network.await_member(machine)
+    network.await_session(name, "hub")
+    assert machine.host.ping(network.address("hub"), count=3).complete
+    machine.terminate()
+    machine.start()
+    network.await_session(name, "hub")
+    network.end(name)

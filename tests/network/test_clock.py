@@ -42,6 +42,12 @@ def test_our_own_certificate_has_begun():
     assert checking_time(BUILD_DATE + DAY, own_not_before=begun) == begun
 
 
+def test_a_clock_behind_the_end_of_our_own_certificate_is_not_believed():
+    end = BUILD_DATE + 30 * DAY
+    assert checking_time(BUILD_DATE + 9000 * DAY, own_not_after=end) == end
+    assert checking_time(BUILD_DATE + DAY, own_not_after=end) == BUILD_DATE + DAY
+
+
 @given(moments, moments, moments, moments)
 def test_the_time_is_never_before_the_local_clock_and_lists_never_end_an_authority(
     local, newest, begun, end

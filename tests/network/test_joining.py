@@ -106,7 +106,13 @@ def test_a_subnet_that_this_machine_has_is_doubted_and_both_are_named():
     assert "eth0" in doubt
 
 
-def test_an_expired_certificate_joins_nothing():
+@pytest.mark.parametrize("years", [-100, -20, 20, 100])
+def test_a_joiner_whose_clock_is_wrong_joins(years):
+    assert judge(local=NOW + timedelta(days=365 * years)).certificate == MADE
+
+
+def test_a_certificate_that_has_expired_by_the_clock_of_the_issuer_joins_nothing():
+    late = revocation.make(HOME, 1, END + timedelta(days=1), {})
     with pytest.raises(BadCertificate) as refused:
-        judge(local=END + timedelta(days=1))
+        judge(revocation_lists=(late,))
     assert refused.value.kind == "expired"

@@ -12,9 +12,12 @@ import pytest
 from shadowmesh.base.errors import BadCertificate, BadList, IssuerRefused, KeyFileError
 from shadowmesh.config import HostPort
 from shadowmesh.keys import sodium
+from shadowmesh.network.certificate import Profile
 from shadowmesh.network.membership import KnownRelay, Membership
 from shadowmesh.wire.mesh.messages import Refused, RelayInfo, Renew
 from tests.network.disks import DAY, HUB, NOW, Disk, invite, reached
+
+PROFILE = Profile("guest", "home", addresses=(ip_address("10.77.0.99"),))
 
 
 @pytest.fixture
@@ -218,6 +221,36 @@ def test_a_certificate_that_ended_is_told_and_not_the_end_of_the_daemon(hub):
     late = hub.membership.certificate.not_after + DAY
     found = Membership.load(hub.store, late)
     assert "expired" in found.problem
+
+
+@pytest.mark.parametrize("years", [-50, 21, 50])
+def test_a_wrong_clock_makes_a_member_forget_nobody(hub, machine, years):
+    token, wrong = invite(hub, uses=2), NOW + years * 365 * DAY
+    left, right = machine(), machine()
+    right.join(hub, token, "right")
+    left.join(hub, token, "left")
+    found = Membership.load(left.store, wrong)
+    assert {one.name for one in found.members} == {"hub", "left", "right"}
+    shown = right.membership.certificate
+    assert found.judge(shown.public_key, shown.der, wrong).name == "right"
+    data, _ = hub.registrar.remove("right", NOW)
+    found.take_list(found.read_list(data), wrong)
+    assert {one.name for one in found.members} == {"hub", "left"}
+    assert {one.name for one in Membership.load(left.store, NOW).members} == {"hub", "left"}
+    # It is told, and over when the clock is set.
+    assert (found.problem is not None) == (years > 20)
+    found.look_at_own(NOW)
+    assert found.problem is None
+
+
+def test_a_guest_is_out_by_the_clocks_of_all_who_are_not(hub, machine):
+    guest = hub.registrar.issuer._authority(NOW).issue(
+        replace(PROFILE, name="guest"), sodium.public_key(bytes(range(32))), NOW, NOW + DAY
+    )
+    assert hub.membership.judge(guest.public_key, guest.der, NOW).name == "guest"
+    with pytest.raises(BadCertificate) as refused:
+        hub.membership.judge(guest.public_key, guest.der, NOW + 2 * DAY)
+    assert refused.value.kind == "expired"
 
 
 @pytest.mark.parametrize("name", ["network.json", "member.crt", "trust.list"])
