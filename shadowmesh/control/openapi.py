@@ -266,6 +266,17 @@ def _envelopes() -> Json:
                 },
             }
         ),
+        "CertificateAnswer": _object(
+            {
+                "schema": number,
+                "certificate": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/CertificateReport"},
+                        {"type": "null"},
+                    ]
+                },
+            }
+        ),
         "Invitations": _object(
             {
                 "schema": number,

@@ -1,7 +1,7 @@
 """The keys of a network and what its operator has in files, as the API asks for them.
 
-Owns: backup and restore, the file that was sent for one of them. Does not know: HTTP, the form of
-those files (`network`), who may ask. Loaded by the first who asks for one of them.
+Owns: backup and restore, the way of the authority's key out and back. Does not know: HTTP, the form
+of those files (`network`), who may ask. Loaded by the first who asks for one of them.
 
 Passphrases come in and go no further: not into a log, an error or a file. What is derived from them
 takes a third of a second, and is done in another thread meanwhile.
@@ -9,10 +9,9 @@ takes a third of a second, and is done in another thread meanwhile.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import gevent
 
@@ -25,64 +24,23 @@ from shadowmesh.base.errors import (
     ConfigurationWrong,
     IssuerRefused,
 )
-from shadowmesh.insight.custody import Backup, Received, Restored, as_text
+from shadowmesh.insight.custody import Backup, ExportedKey, Restored, as_text
 from shadowmesh.network import backup, offline, trust
+from shadowmesh.service.certificates import Certificates
 from shadowmesh.service.member import as_member, need
-from shadowmesh.service.networks import report
+from shadowmesh.service.networks import fingerprint, report
+from shadowmesh.service.received import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
-    from shadowmesh.service.networks import Networks
-
-#: of a file that is sent
-MAX_FILE_BYTES: Final = 32 << 20
-#: it is forgotten when so long no piece of it has come
-FILE_AGE_S: Final = 60.0
+    from shadowmesh.insight.network import NetworkReport
 
 Result = TypeVar("Result")
 
 _log = log.get("network")
 
 
-class Custody:
-    """The operations of one life of the daemon.
-
-    Attributes:
-        networks: whose operations are done one after the other with these.
-    """
-
-    def __init__(self, networks: Networks) -> None:
-        self.networks = networks
-        self._place = networks.place
-        self._file = bytearray()
-        self._forgetting: gevent.Greenlet | None = None
-
-    # --- a file that is larger than a request may be --------------------------------------------
-
-    def receive(self, offset: int, data: bytes) -> Received:
-        """Take a piece of a file; offset 0 begins another one.
-
-        Raises:
-            BadRequest: the piece before it is missing, or the file is too large.
-        """
-        if offset == 0:
-            self._file.clear()
-        if offset != len(self._file):
-            raise BadRequest(f"this piece begins at {offset}, and {len(self._file)} bytes are here")
-        if offset + len(data) > MAX_FILE_BYTES:
-            raise BadRequest(f"a file has at most {MAX_FILE_BYTES >> 20} MiB")
-        self._file += data
-        if self._forgetting is not None:
-            self._forgetting.kill(block=False)
-        self._forgetting = gevent.spawn_later(FILE_AGE_S, self._file.clear)
-        return Received(len(self._file))
-
-    def _taken(self, digest: str) -> bytes:
-        """Return the file with that SHA-256, and forget it."""
-        data = bytes(self._file)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise BadRequest("the file that is meant was not sent, or not all of it; send it again")
-        self._file.clear()
-        return data
+class Custody(Certificates):
+    """The operations of one life of the daemon, those on certificates among them."""
 
     # --- backup ---------------------------------------------------------------------------------
 
@@ -118,7 +76,7 @@ class Custody:
                 f"this machine is in the network {place.member.membership.facts.name};"
                 " `shadowmesh leave` comes first"
             )
-        data = self._taken(digest)
+        data = self._received.taken(digest)
         with place.changing():
             files = _elsewhere(partial(backup.open_backup, data, passphrase))
             membership, cancelled = offline.restore(place.store, files, utc_now())
@@ -131,6 +89,44 @@ class Custody:
             _log.info("a network was restored from its backup", network=name, cancelled=cancelled)
             place.begin_again()
             return Restored(report(membership, issuer=True), cancelled)
+
+    # --- the authority's key ----------------------------------------------------------------------
+
+    def export_authority(self, passphrase: str) -> ExportedKey:
+        """Return the authority's key under a passphrase. Raises IssuerRefused."""
+        with self._place.changing():
+            key = need(self._place.member).issuing().issuer.authority(utc_now())
+            # PKCS#8 by the library: some milliseconds.
+            told = offline.exported(key, passphrase)
+        _log.info("the key of the authority was exported")
+        return ExportedKey(fingerprint(key.authority.fingerprint), told)
+
+    def release_authority(self, kept: str, passphrase: str) -> NetworkReport:
+        """Remove the authority's key from this machine.
+
+        Raises:
+            IssuerRefused: what is kept elsewhere does not open, or is another key.
+        """
+        place, now = self._place, utc_now()
+        with place.changing():
+            member = need(place.member)
+            key, name = member.issuing().issuer.authority(now), member.membership.facts.name
+            offline.release(place.store, key, name, kept.encode(), passphrase, now)
+            _log.info("the key of the authority was removed from this machine", network=name)
+            place.begin_again()
+            return report(member.membership, issuer=True)
+
+    def import_authority(self, kept: str, passphrase: str) -> NetworkReport:
+        """Bring the authority's key back. Raises IssuerRefused: it does not open, or is another."""
+        place = self._place
+        with place.changing():
+            member = need(place.member)
+            member.issuing()
+            authority = member.membership.trust_list.authorities[0]
+            offline.bring_back(place.store, authority, kept.encode(), passphrase)
+            _log.info("the key of the authority is on this machine again")
+            place.begin_again()
+            return report(member.membership, issuer=True)
 
 
 def _elsewhere(work: Callable[[], Result]) -> Result:

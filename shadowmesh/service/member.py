@@ -209,6 +209,12 @@ class Member:
         Raises:
             IssuerRefused: that is another machine.
         """
+        if self.registrar is None and "issuer" in self.membership.certificate.roles:
+            raise IssuerRefused(
+                "the certificates of this network are made by a CA that is not ours: let it sign or"
+                " revoke, then `shadowmesh cert bundle` or `shadowmesh cert crl`",
+                "not_issuer",
+            )
         if self.registrar is None:
             issuers = sorted(one.name for one in self.membership.members if "issuer" in one.roles)
             where = f"; run it on {', '.join(issuers)}" if issuers else ""

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from shadowmesh.insight.events import Recorder
     from shadowmesh.keys.identity import Identity
     from shadowmesh.network.membership import Facts
+    from shadowmesh.network.registrar import Registrar
     from shadowmesh.wire.handshake.agreement import HandshakeResult
 
 _log = log.get("network")
@@ -280,8 +281,7 @@ class Networks:
             token = issuing.invite(terms, utc_now(), timedelta(seconds=expires_s), uses)
             if member.desk is not None:
                 member.desk.look()
-            made = next(one for one in issuing.invitations() if one.id == token.invitation_id)
-        return Invited(_invitation(made), token.text())
+            return invited(issuing, token)
 
     def invitations(self) -> Sequence[InvitationReport]:
         """Tell of all invitations, the newest first."""
@@ -444,6 +444,12 @@ def _relays(membership: Membership, facts: Facts) -> Iterator[RelayReport]:
     for one in facts.relays:
         known = membership.of_key(one.public_key)
         yield RelayReport(None if known is None else known.name, str(one.address))
+
+
+def invited(issuing: Registrar, token: Token) -> Invited:
+    """Return what operators are told of a new invitation."""
+    made = next(one for one in issuing.invitations() if one.id == token.invitation_id)
+    return Invited(_invitation(made), token.text())
 
 
 def _invitation(one: Invitation) -> InvitationReport:

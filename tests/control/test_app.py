@@ -519,13 +519,17 @@ def test_the_table_says_for_every_route_which_right_it_takes(control):
         Right.LOOK: {
             "GET /status", "GET /configuration", "GET /explain", "POST /ping", "GET /events",
             "GET /events/recent", "GET /metrics", "GET /history", "GET /openapi.json", "GET /peers",
-            "GET /peers/{name}", "GET /fdb", "GET /network", "GET /relays", "GET /invitations",
+            "GET /peers/{name}", "GET /fdb", "GET /network", "GET /relays", "GET /invitations", "GET /certificate",
         },
         Right.CHANGE: {
             "POST /connect", "POST /disconnect", "POST /reload", "GET /capture", "POST /network",
             "POST /invitations", "DELETE /invitations", "DELETE /invitations/{id}", "POST /join",
             "POST /leave", "DELETE /peers/{name}", "POST /files", "POST /network/backup",
-            "POST /network/restore",
+            "POST /network/restore", "POST /network/adopt", "POST /network/lists",
+            "POST /network/authority/export", "POST /network/authority/release",
+            "POST /network/authority/import", "POST /certificate/request", "POST /certificates",
+            "POST /certificates/bundle", "POST /certificate", "POST /certificate/renew",
+            "POST /peers/{name}/reissue", "POST /peers/{name}/rekey",
         },
     }  # fmt: skip
 
