@@ -57,7 +57,7 @@ CONNECTING_PAUSE_S: Final = 0.2
 _KINDS: Final[dict[str, type | tuple[type, ...]]] = {
     "state": str, "recovery_key": str, "token": str, "cancelled": int, "bytes": int, "key": str,
     "request": str, "bundle": str, "renewed": bool,
-    "network": (dict, type(None)),
+    "network": (dict, type(None)), "certificate": (dict, type(None)),
 }  # fmt: skip
 
 _CONTROL_ERRORS: Final[dict[str, type[ControlError]]] = {
@@ -220,6 +220,10 @@ class ApiClient:
         """Put a member out of the network; `removed` names those that are out."""
         path = f"/peers/{quote(name, safe='')}"
         return self._ask("DELETE", path, None, self._request_timeout_s, "removed")
+
+    def get(self, path: str, member: str) -> dict[str, Any]:
+        """Return what the daemon knows of something, an answer with this member."""
+        return self._ask("GET", path, None, self._request_timeout_s, member)
 
     def post(
         self, path: str, body: dict[str, Any], member: str, room: int = MAX_ANSWER_BYTES

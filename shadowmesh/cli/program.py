@@ -11,9 +11,11 @@ import click
 from shadowmesh import __version__
 from shadowmesh.base import stdio
 from shadowmesh.base.errors import ControlError, ShadowMeshError, one_line
+from shadowmesh.cli.commands.authority import authority
 from shadowmesh.cli.commands.bench import bench
 from shadowmesh.cli.commands.bugreport import bugreport
 from shadowmesh.cli.commands.capture import capture
+from shadowmesh.cli.commands.cert import cert
 from shadowmesh.cli.commands.completion import completion
 from shadowmesh.cli.commands.configuration import configuration
 from shadowmesh.cli.commands.connect import connect
@@ -29,8 +31,10 @@ from shadowmesh.cli.commands.leave import leave
 from shadowmesh.cli.commands.logs import logs
 from shadowmesh.cli.commands.netcheck import netcheck
 from shadowmesh.cli.commands.network import network
+from shadowmesh.cli.commands.network_adopt import adopt
 from shadowmesh.cli.commands.network_backup import backup, restore
 from shadowmesh.cli.commands.peer import peer
+from shadowmesh.cli.commands.peer_change import rekey, rename, tag
 from shadowmesh.cli.commands.peers import peers
 from shadowmesh.cli.commands.ping import ping
 from shadowmesh.cli.commands.reload import reload
@@ -121,13 +125,15 @@ def program() -> None:
 
 
 for _command in (
-    network, invite, join, leave, peer, connect, disconnect, status, peers, fdb, explain, dashboard, ping, wait, netcheck, capture, configuration,
+    network, invite, join, leave, peer, cert, connect, disconnect, status, peers, fdb, explain, dashboard, ping, wait, netcheck, capture, configuration,
     reload, logs, bugreport, bench, genkey, pubkey, genpsk, version, completion,
     show_help,
 ):  # fmt: skip
     program.add_command(_command)
-for _command in (backup, restore):
+for _command in (backup, restore, adopt, authority):
     network.add_command(_command)
+for _command in (rename, tag, rekey):
+    peer.add_command(_command)
 
 
 def main() -> NoReturn:

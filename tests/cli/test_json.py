@@ -45,6 +45,18 @@ ANSWERS = (
     "network create",
     "network show",
     "network restore",
+    "network adopt",
+    "network authority import",
+    "cert request",
+    "cert sign",
+    "cert bundle",
+    "cert install",
+    "cert show",
+    "cert renew",
+    "cert crl",
+    "peer rename",
+    "peer tag",
+    "peer rekey",
     "invite",
     "invite list",
     "invite cancel",
@@ -117,12 +129,19 @@ def judge(command: str, *answers: dict) -> None:
 # --- The page -----------------------------------------------------------------------------------
 
 
+def runnable(group=program, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of each command that is no group."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from runnable(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
 def test_every_command_is_documented():
-    commands = {
-        f"{name} {inner}".strip()
-        for name, command in program.commands.items()
-        for inner in getattr(command, "commands", {"": None})
-    } | {name for name, command in program.commands.items() if isinstance(command, NameOrCommands)}
+    commands = {" ".join(words) for words in runnable()} | {
+        name for name, command in program.commands.items() if isinstance(command, NameOrCommands)
+    }
     elsewhere = {*SNAPSHOTS, *ANSWERS, *FOREIGN, "explain"}
     assert set(documented()) | elsewhere == commands
     for name in elsewhere:
@@ -196,6 +215,27 @@ def test_what_lies_in_files(run, control, tmp_path):
     control.joined = None
     restored = run("--json", "network", "restore", file, *asked, "--yes")
     validate(json.loads(restored.stdout), "Restored")
+    key = tmp_path / "key"
+    exported = run("--json", "network", "authority", "export", key, *asked, "--yes")
+    judge("network authority export", json.loads(exported.stdout))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "schema"),
+    [("network adopt FILE --certificate FILE --crl FILE --subnet 10.0.0.0/8", "Founded"),
+     ("network authority import FILE --passphrase-file FILE", "NetworkAnswer"),
+     ("cert request", "CertificateRequest"), ("cert sign FILE --name nas", "Signed"),
+     ("cert bundle FILE", "Signed"), ("cert install FILE --authority ab --yes", "Installation"),
+     ("cert show", "CertificateAnswer"), ("cert renew", "Renewal"), ("cert crl FILE", "Removed"),
+     ("peer rename nas box", "Renewal"), ("peer tag nas --add x", "Renewal"),
+     ("peer rekey nas --yes", "Invited")],
+)  # fmt: skip
+def test_what_is_told_of_certificates_is_that_of_the_api(run, control, tmp_path, arguments, schema):
+    control.joined = None if arguments.split()[1] in ("adopt", "install", "request") else HOME
+    file = tmp_path / "file"
+    file.write_bytes(b"what is given\n")
+    words = [file if word == "FILE" else word for word in arguments.split()]
+    validate(json.loads(run("--json", *words).stdout), schema)
 
 
 def test_join_and_leave(run, control):

@@ -539,7 +539,11 @@ def test_every_command_takes_the_options_of_the_program(words):
     given = ["--api", "http://h:1", "--token-file", "t", "--config", "c", "--json", "--color",
              "never"]  # fmt: skip
     rest = {"completion": ["bash"], "network create": ["home"], "peer remove": ["nas"],
-            "network backup": ["f"], "network restore": ["f"]}  # fmt: skip
+            "network backup": ["f"], "network restore": ["f"], "network authority export": ["f"],
+            "network authority import": ["f"], "cert sign": ["f", "--name", "n"], "cert bundle": ["f"],
+            "cert install": ["f"], "cert crl": ["f"], "peer rename": ["n", "m"], "peer tag": ["n"],
+            "peer rekey": ["n"],
+            "network adopt": ["f", "--certificate", "f", "--crl", "f", "--subnet", "p"]}  # fmt: skip
     given += rest.get(" ".join(words), [])
     with command.make_context(words[-1], given, obj=settings):
         pass

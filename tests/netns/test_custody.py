@@ -10,6 +10,7 @@ import pytest
 
 from shadowmesh.netlab import wait_until
 from tests.lab.network import running_network
+from tests.network.openssl import Openssl
 
 pytestmark = pytest.mark.netns
 
@@ -81,3 +82,155 @@ def test_a_network_outlives_the_machine_that_made_it(network, passphrase, tmp_pa
     network.ask(joiner, "POST", "/join", body)
     network.await_member(joiner)
     network.await_session("tv", "hub")
+
+
+# --- the authority's key ------------------------------------------------------------------------
+
+
+def test_the_key_of_the_authority_leaves_and_comes_back(network, passphrase, tmp_path):
+    network.found()
+    hub = network["hub"]
+    network.join("laptop")
+    network.await_session("hub", "laptop")
+    file = tmp_path / "authority.pem"
+    told = run(hub, "network", "authority", "export", file, *passphrase, "--yes")
+    assert (told["file"], stat.S_IMODE(file.stat().st_mode)) == (str(file), 0o600)
+    assert not (hub.state_dir / "network" / "authority.key").exists()
+    refused = run(hub, "invite", "nas", code=1)["error"]
+    assert refused["code"] == "issuer_refused"
+    assert "this machine cannot issue" in refused["message"]
+    assert run(hub, "peer", "rename", "laptop", "desk", code=1)["error"]["code"] == "issuer_refused"
+    network.await_session("hub", "laptop")
+    assert run(hub, "peer", "remove", "laptop", "--yes")["removed"] == ["laptop"]
+    wait_until(
+        lambda: network["laptop"].peers()["hub"]["state"] != "connected", 5, "the end at the laptop"
+    )
+    wrong = run(hub, "network", "authority", "import", file, "--passphrase-file", "-", code=1,
+                text="some other passphrase")  # fmt: skip
+    assert "passphrase" in wrong["error"]["message"]
+    run(hub, "network", "authority", "import", file, *passphrase)
+    network.join("nas")
+    network.await_session("nas", "hub")
+
+
+# --- certificates by hand -----------------------------------------------------------------------
+
+
+def show(daemon, code=0):
+    return run(daemon, "cert", "show", code=code)["certificate"]
+
+
+def test_a_machine_becomes_a_member_by_files_alone(network, tmp_path):
+    network.found()
+    hub = network["hub"]
+    authority = network.network(hub)["authorities"][0]
+    laptop = network.machine("laptop")
+    csr, bundle = tmp_path / "laptop.csr", tmp_path / "laptop.bundle"
+    run(laptop, "cert", "show", code=1)
+    run(laptop, "cert", "request", "-o", csr)
+    assert b"BEGIN CERTIFICATE REQUEST" in csr.read_bytes()
+    signed = run(hub, "cert", "sign", csr, "--name", "laptop", "--tag", "x", "--ip", "10.250.0.9",
+                 "-o", bundle, code=1)  # fmt: skip
+    assert "not in the network" in signed["error"]["message"]
+    signed = run(hub, "cert", "sign", csr, "--name", "laptop", "--tag", "x", "-o", bundle)
+    assert signed["certificate"]["tags"] == ["x"]
+    stranger = network.machine("stranger")
+    run(stranger, "cert", "request")
+    asked = ("cert", "install", bundle, "--authority", authority, "--yes")
+    assert "another machine" in run(stranger, *asked, code=1)["error"]["message"]
+    wrong = ("cert", "install", bundle, "--authority", "0000" * 8, "--yes")
+    assert "vouch" in run(laptop, *wrong, code=1)["error"]["message"]
+    assert run(laptop, "cert", "install", bundle, "--yes", code=2)["error"]["code"] == "usage"
+    assert run(laptop, *asked)["taken"] is True
+    network.await_session("laptop", "hub")
+    assert laptop.host.ping(network.address("hub"), count=3).complete
+    assert show(laptop)["serial"] == signed["certificate"]["serial"]
+    assert show(hub)["name"] == "hub"
+    # Another one for the same key: it is taken by the member, without beginning anew.
+    pid = laptop.status()["since"]
+    for time, code in (("20d", 8), ("6d", 9), ("1h", 10)):
+        run(hub, "cert", "sign", csr, "--name", "laptop", "--expires", time, "-o", bundle, "--yes")
+        assert run(laptop, "cert", "install", bundle, "--yes")["member"] is True
+        assert show(laptop, code)["tags"] == ["x"]
+    assert laptop.status()["since"] == pid
+
+
+def test_a_certificate_is_renewed_by_asking_a_relay(network, tmp_path):
+    network.found()
+    hub = network["hub"]
+    network.join("laptop")
+    laptop = network["laptop"]
+    network.await_session("laptop", "hub")
+    assert run(hub, "cert", "renew")["renewed"] is False
+    # A relay hears who asks while an invitation is open.
+    network.invite(name="nas")
+    assert run(laptop, "cert", "renew")["renewed"] is False
+    before = show(laptop)
+    laptop.pause()
+    run(hub, "peer", "tag", "laptop", "--add", "factory")
+    laptop.resume()
+    wait_until(lambda: show(laptop)["tags"] == ["factory"], 20, "the certificate of today")
+    assert show(laptop)["serial"] != before["serial"]
+
+
+def test_members_get_names_tags_and_keys(network):
+    network.found()
+    hub = network["hub"]
+    network.join("laptop")
+    laptop = network["laptop"]
+    network.await_session("hub", "laptop")
+    before = show(laptop)
+    made = run(hub, "peer", "rename", "laptop", "desk")["certificate"]
+    assert made["name"] == "desk"
+    wait_until(lambda: show(laptop)["serial"] == made["serial"], 10, "the new certificate")
+    assert run(hub, "peer", "tag", "desk", "--add", "b", "--now")["certificate"]["tags"] == ["b"]
+    wait_until(lambda: show(laptop)["tags"] == ["b"], 20, "the new tag")
+    wait_until(lambda: hub.peers()["desk"]["state"] == "connected", 30, "a session")
+    assert show(laptop)["addresses"] == before["addresses"]
+    token = run(hub, "peer", "rekey", "desk", "--yes")["token"]
+    assert "desk" not in hub.peers()
+    run(laptop, "leave", "--yes")
+    joined = run(laptop, "join", "-", "--yes", text=token)
+    assert (joined["name"], joined["addresses"]) == ("desk", before["addresses"])
+    assert show(laptop)["public_key"] != before["public_key"]
+    wait_until(lambda: hub.peers()["desk"]["state"] == "connected", 30, "a session")
+
+
+# --- another CA ---------------------------------------------------------------------------------
+
+
+def test_a_network_under_the_ca_of_the_openssl_program(network, tmp_path):
+    ca = Openssl(tmp_path / "ca")
+    files = {name: tmp_path / name for name in ("ca.pem", "crl", "hub.crt", "laptop.crt", "bundle")}
+    hub = network.machine("hub")
+    laptop = network.machine("laptop")
+
+    def issued(daemon, name, subject, address, serial):
+        csr = tmp_path / f"{name}.csr"
+        run(daemon, "cert", "request", "-o", csr)
+        made = ca.certificate(csr.read_bytes(), f"/CN={name}/O=home{subject}", address, serial)
+        files[f"{name}.crt"].write_bytes(made)
+        return made
+
+    files["ca.pem"].write_bytes(ca.read("ca.pem"))
+    files["crl"].write_bytes(ca.list())
+    issued(hub, "hub", "/OU=role:issuer/OU=role:relay", "10.77.0.1", 1)
+    founded = run(
+        hub, "network", "adopt", files["ca.pem"], "--certificate", files["hub.crt"], "--crl",
+        files["crl"], "--subnet", "10.77.0.0/24", "--address", hub.host.peer_endpoint,
+    )  # fmt: skip
+    network.await_member(hub)
+    assert founded["network"]["name"] == "home"
+    authority = founded["network"]["authorities"][0]
+    refused = run(hub, "invite", "laptop", code=1)["error"]["message"]
+    assert "made by a CA" in refused
+    crt = issued(laptop, "laptop", "/OU=tag:x", "10.77.0.2", 2)
+    run(hub, "cert", "bundle", files["laptop.crt"], "-o", files["bundle"])
+    run(laptop, "cert", "install", files["bundle"], "--authority", authority, "--yes")
+    network.await_session("laptop", "hub")
+    assert laptop.host.ping("10.77.0.1", count=3).complete
+    assert show(laptop)["tags"] == ["x"]
+    files["crl"].write_bytes(ca.list(crt))
+    assert run(hub, "cert", "crl", files["crl"])["removed"] == ["laptop"]
+    wait_until(lambda: "laptop" not in hub.peers(), 5, "the end at the hub")
+    assert show(laptop, 10)["problem"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 
@@ -17,6 +16,7 @@ from shadowmesh.network.membership import Membership
 from shadowmesh.network.registrar import Registrar
 from shadowmesh.wire.mesh.messages import Renew, encode
 from tests.network.disks import DAY, HUB, NOW, SUBNETS, Disk, invite
+from tests.network.openssl import Openssl
 
 PASSPHRASE = "correct horse battery"
 
@@ -242,66 +242,19 @@ def test_the_key_of_another_authority_is_not_taken(tmp_path, hub):
 # --- another CA ---------------------------------------------------------------------------------
 
 
-class Openssl:
-    """A CA as an administrator has it, below a directory."""
-
-    def __init__(self, path):
-        self.path = path
-        path.mkdir()
-        self.run(
-            "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", "ca.key"
-        )
-        self.run(
-            "req", "-x509", "-new", "-key", "ca.key", "-out", "ca.pem", "-days", "3650", "-subj",
-            "/O=home/CN=our CA", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
-        )  # fmt: skip
-        (path / "index").touch()
-        (path / "number").write_text("01\n")
-        (path / "ca.conf").write_text(
-            "[ca]\ndefault_ca=d\n[d]\ndatabase=index\ncrlnumber=number\ndefault_md=sha256\n"
-            "certificate=ca.pem\nprivate_key=ca.key\ndefault_crl_days=3650\ncrl_extensions=e\n"
-            "[e]\nauthorityKeyIdentifier=keyid\n"
-        )
-
-    def run(self, *arguments):
-        subprocess.run(
-            ["openssl", *arguments], cwd=self.path, capture_output=True, check=True, timeout=60
-        )
-
-    def read(self, name):
-        return (self.path / name).read_bytes()
-
-    def certificate(self, request: bytes, subject: str, address: str, serial: int) -> bytes:
-        """PEM for the key of a request."""
-        (self.path / "csr").write_text(pem.armor(pem.REQUESTS[0], request))
-        (self.path / "rules").write_text(
-            "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n"
-            f"extendedKeyUsage={certificate.USAGE.dotted_string}\nsubjectAltName=IP:{address}\n"
-        )
-        self.run("req", "-in", "csr", "-noout", "-pubkey", "-out", "pub")
-        self.run(
-            "x509", "-new", "-force_pubkey", "pub", "-subj", subject, "-CA", "ca.pem", "-CAkey",
-            "ca.key", "-set_serial", str(serial), "-days", "365", "-extfile", "rules", "-out", "crt",
-        )  # fmt: skip
-        return self.read("crt")
-
-    def list(self, *revoked: bytes) -> bytes:
-        for one in revoked:
-            (self.path / "out").write_bytes(one)
-            self.run("ca", "-config", "ca.conf", "-revoke", "out")
-        self.run("ca", "-config", "ca.conf", "-gencrl", "-out", "crl")
-        return self.read("crl")
-
-
 @pytest.fixture
 def ca(tmp_path):
     return Openssl(tmp_path / "ca")
 
 
+def csr(der):
+    return pem.armor(pem.REQUESTS[0], der).encode()
+
+
 def adopted(
     disk, ca, subject="/CN=server/O=home/OU=role:issuer/OU=role:relay", address="10.77.0.1"
 ):
-    crt = ca.certificate(disk.store.request("server"), subject, address, 7)
+    crt = ca.certificate(csr(disk.store.request("server")), subject, address, 7)
     disk.membership, disk.recovery = adoption.adopt(
         disk.store,
         pem.content(ca.read("ca.pem"), pem.CERTIFICATE),
@@ -320,7 +273,7 @@ def test_a_network_lives_under_the_ca_of_the_openssl_program(tmp_path, ca):
     assert Membership.load(server.store, datetime.now(UTC)).problem is None
     laptop = Disk(tmp_path / "laptop")
     request = laptop.store.request("laptop")
-    crt = ca.certificate(request, "/CN=laptop/O=home/OU=tag:x", "10.77.0.2", 8)
+    crt = ca.certificate(csr(request), "/CN=laptop/O=home/OU=tag:x", "10.77.0.2", 8)
     shown = certificate.parse(pem.content(crt, pem.CERTIFICATE))
     now = datetime.now(UTC)
     found = server.membership.learn(shown, now)
@@ -358,7 +311,9 @@ def test_the_first_machine_has_what_a_network_needs(tmp_path, ca, subject, addre
 def test_a_certificate_for_another_key_and_a_public_subnet_are_refused(tmp_path, ca):
     disk = Disk(tmp_path / "server")
     other = Disk(tmp_path / "other")
-    crt = ca.certificate(other.store.request("x"), "/CN=x/O=home/OU=role:issuer", "10.77.0.1", 3)
+    crt = ca.certificate(
+        csr(other.store.request("x")), "/CN=x/O=home/OU=role:issuer", "10.77.0.1", 3
+    )
     disk.store.request("server")
     given = (pem.content(ca.read("ca.pem"), pem.CERTIFICATE), pem.content(crt, pem.CERTIFICATE),
              pem.content(ca.list(), pem.LIST))  # fmt: skip

@@ -6,9 +6,11 @@ several need is in the folder above.
 
 #: what `program` puts together
 __all__ = [
+    "authority",
     "bench",
     "bugreport",
     "capture",
+    "cert",
     "completion",
     "configuration",
     "connect",
@@ -24,8 +26,10 @@ __all__ = [
     "logs",
     "netcheck",
     "network",
+    "network_adopt",
     "network_backup",
     "peer",
+    "peer_change",
     "peers",
     "ping",
     "reload",
