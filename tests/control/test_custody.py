@@ -11,7 +11,7 @@ from shadowmesh.base import errors
 from shadowmesh.control.custody_routes import CUSTODY_ROUTES, MAX_PIECE_BYTES
 from shadowmesh.control.rights import Right
 from tests.control.fake_control import HOME, FakeControl, make_app
-from tests.control.fake_custody import SEALED
+from tests.control.fake_custody import KEY, SEALED
 from tests.control.test_app import ask, assert_refused
 from tests.control.test_openapi import validate
 
@@ -59,9 +59,66 @@ def test_a_network_is_restored_from_a_file_that_was_sent_in_pieces(client, contr
     validate(answer, "Restored")
 
 
+TEXT = base64.b64encode(b"what is given").decode()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "call", "schema"),
+    [
+        ("POST", "/network/authority/export", {"passphrase": PASSPHRASE},
+         ("export_authority", PASSPHRASE), "ExportedKey"),
+        ("POST", "/network/authority/release", {"key": KEY, "passphrase": PASSPHRASE},
+         ("release_authority", KEY, PASSPHRASE), "NetworkAnswer"),
+        ("POST", "/network/authority/import", {"key": KEY, "passphrase": PASSPHRASE},
+         ("import_authority", KEY, PASSPHRASE), "NetworkAnswer"),
+        ("POST", "/certificate/request", {}, ("request", "None"), "CertificateRequest"),
+        ("POST", "/certificates", {"request": TEXT, "name": "nas"},
+         ("sign", "what is given", "nas", "None", "None", "[]", "None"), "Signed"),
+        ("POST", "/certificates", {"request": TEXT, "name": "nas", "roles": [], "tags": ["a"],
+                                   "addresses": ["10.77.0.9"], "expires_s": 86400},
+         ("sign", "what is given", "nas", "[]", "['a']", "['10.77.0.9']", "86400"), "Signed"),
+        ("POST", "/certificates/bundle", {"certificate": TEXT}, ("bundle", "what is given"), "Signed"),
+        ("POST", "/certificate", {"file": DIGEST}, ("install", "None", "False"), "Installation"),
+        ("POST", "/certificate", {"file": DIGEST, "authority": "ab", "accept": True},
+         ("install", "ab", "True"), "Installation"),
+        ("GET", "/certificate", None, ("certificate",), "CertificateAnswer"),
+        ("POST", "/certificate/renew", {}, ("renew",), "Renewal"),
+        ("POST", "/peers/nas/reissue", {"new_name": "box", "at_once": True},
+         ("reissue", "nas", "box", "-", "True"), "Renewal"),
+        ("POST", "/peers/nas/reissue", {"add_tags": ["a"], "drop_tags": ["b"]},
+         ("reissue", "nas", "None", "a", "-", "b", "False"), "Renewal"),
+        ("POST", "/peers/nas/rekey", {}, ("rekey", "nas"), "Invited"),
+        ("POST", "/network/lists", {"file": DIGEST}, ("take_list", DIGEST), "Removed"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_and_answered(client, control, method, path, body, call, schema):
+    extra = {} if body is None else {"json": body}
+    answer = ask(client, method, path, **extra)
+    assert answer.status_code == 200, answer.get_json()
+    assert control.calls[0] == call
+    validate(answer.get_json(), schema)
+
+
+def test_a_network_is_adopted_with_three_files(client, control):
+    control.joined = None
+    body = {"authority": TEXT, "certificate": TEXT, "revoked": TEXT, "subnets": ["10.77.0.0/24"]}
+    answer = ask(client, "POST", "/network/adopt", json=body).get_json()
+    given = "what is given"
+    assert control.calls[0] == ("adopt", given, given, given, "10.77.0.0/24", "None")
+    validate(answer, "Founded")
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
+        ("/certificates", {"request": TEXT}),
+        ("/certificates", {"request": "?", "name": "nas"}),
+        ("/certificates", {"request": TEXT, "name": "nas", "expires_s": 1}),
+        ("/certificates", {"request": TEXT, "name": "nas", "roles": ["r"] * 33}),
+        ("/certificate", {"accept": True}),
+        ("/network/authority/release", {"key": "k" * 8193, "passphrase": PASSPHRASE}),
+        ("/network/adopt", {"authority": TEXT, "certificate": TEXT, "revoked": TEXT}),
+        ("/peers/nas/reissue", {"name": "box"}),
         ("/files", {"offset": 0}),
         ("/files", {"offset": -1, "data": ""}),
         ("/files", {"offset": 0, "data": "no base64"}),
