@@ -244,7 +244,7 @@ def test_a_wrong_clock_makes_a_member_forget_nobody(hub, machine, years):
 
 
 def test_a_guest_is_out_by_the_clocks_of_all_who_are_not(hub, machine):
-    guest = hub.registrar.issuer._authority(NOW).issue(
+    guest = hub.registrar.issuer.authority(NOW).issue(
         replace(PROFILE, name="guest"), sodium.public_key(bytes(range(32))), NOW, NOW + DAY
     )
     assert hub.membership.judge(guest.public_key, guest.der, NOW).name == "guest"
