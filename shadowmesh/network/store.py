@@ -25,6 +25,7 @@ Source: mesh sections 2, 3 and 6, mesh-rules B3, C2.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -77,6 +78,8 @@ class Store:
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / DIRECTORY
+        #: SHA-256 of what this object has written into files that are written again and again
+        self._written: dict[str, bytes] = {}
 
     @property
     def joined(self) -> bool:
@@ -189,7 +192,7 @@ class Store:
         for (issuer, serial), why in known.remembered.items():
             number = serial.to_bytes((serial.bit_length() + 7) // 8, "big")
             rows.append(_REVOKED.pack(issuer, len(number), _REASONS.index(why)) + number)
-        self._write("revoked", b"".join(rows))
+        self._write_news("revoked", b"".join(rows))
         self._write_pieces("revocation.lists", (one.data for one in known.lists))
 
     def _remembered(self) -> dict[Serial, Reason]:
@@ -242,7 +245,7 @@ class Store:
     def save_facts(self, facts: Mapping[str, Any]) -> None:
         """Keep name, network id, subnets, relays and last addresses. Nothing secret."""
         self._make()
-        self._write("network.json", json.dumps(facts, indent=1).encode())
+        self._write_news("network.json", json.dumps(facts, indent=1).encode())
 
     # --- what an issuer has beside that ---
 
@@ -350,6 +353,13 @@ class Store:
     def _write(self, name: str, data: bytes) -> None:
         write_private_file(self.path / name, data, replace=True)
 
+    def _write_news(self, name: str, data: bytes) -> None:
+        """Write a file unless it is as we have written it: a sync may take a slow disk 50 ms."""
+        digest = hashlib.sha256(data).digest()
+        if self._written.get(name) != digest or not (self.path / name).exists():
+            self._write(name, data)
+            self._written[name] = digest
+
     def _remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
@@ -389,4 +399,4 @@ class Store:
         return found
 
     def _write_pieces(self, name: str, pieces: Iterable[bytes]) -> None:
-        self._write(name, b"".join(_LENGTH.pack(len(one)) + one for one in pieces))
+        self._write_news(name, b"".join(_LENGTH.pack(len(one)) + one for one in pieces))

@@ -11,7 +11,7 @@ proves an invitation, what an answer is worth (`network`), the messages (`wire.m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import gevent
 from gevent.event import AsyncResult
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from shadowmesh.peer.tunnel import Tunnel
     from shadowmesh.wire.handshake.agreement import HandshakeResult
     from shadowmesh.wire.mesh.joining import Answer, Question
+
+
+_NO_ANSWER: Final = "{} did not answer in {:g} s; try again, which uses up nothing, or see its log"
 
 
 class DirectDesk:
@@ -79,7 +82,7 @@ def ask(
         ControlError: the relay is not there, does not prove its key, or does not answer in time.
     """
     answered: AsyncResult = AsyncResult()
-    with gevent.Timeout(timeout_s, ConnectTimeout(f"{address} did not answer in {timeout_s:g} s")):
+    with gevent.Timeout(timeout_s, ConnectTimeout(_NO_ANSWER.format(address, timeout_s))):
         upgraded = common.dial(address, Route())
         owner = _Joiner(common, address, answered, question)
         asking = Asking(identity, relay_key, owner.question, answered.set)

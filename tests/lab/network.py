@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http
 import http.client
@@ -30,6 +31,8 @@ class Network:
     net: Net
     directory: Path
     daemons: dict[str, Daemon] = field(default_factory=dict)
+    #: what no log may have: texts of invitations, recovery keys
+    secrets: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Daemon:
         return self.daemons[name]
@@ -59,6 +62,7 @@ class Network:
             daemon = self.daemons.pop(name)
             daemon.kill()
             assert_log_clean(daemon)
+            self.assert_no_secret(daemon)
             if name in self[by].peers():
                 self.remove(name, by)
 
@@ -70,11 +74,14 @@ class Network:
             {"name": NAME, "own_name": name, "address": daemon.host.peer_endpoint, **body},
         )  # fmt: skip
         self.await_member(daemon)
+        self.secrets.append(said["recovery_key"])
         return said
 
     def invite(self, by: str = "hub", **body: Any) -> str:
         """Return the text of an invitation."""
-        return str(self.ask(self[by], "POST", "/invitations", body)["token"])
+        token = str(self.ask(self[by], "POST", "/invitations", body)["token"])
+        self.secrets.append(token)
+        return token
 
     def join(
         self,
@@ -91,6 +98,22 @@ class Network:
         self.ask(daemon, "POST", "/join", body)
         self.await_member(daemon)
         return daemon
+
+    def assert_no_secret(self, daemon: Daemon) -> None:
+        """Nothing that lets somebody into the network, or makes one, is in a log."""
+        log = daemon.log()
+        found = list(self.secrets)
+        directory = daemon.state_dir / "network"
+        for name in ("member.key", "secrets"):
+            if (directory / name).exists():
+                data = (directory / name).read_bytes()
+                for at in (0, 4):  # the secret is behind its epoch
+                    found += [
+                        data[at : at + 32].hex(),
+                        base64.b64encode(data[at : at + 32]).decode(),
+                    ]
+        for secret in found:
+            assert secret not in log, f"{daemon.host.label}: a secret is in the log"
 
     def remove(self, name: str, by: str = "hub") -> Any:
         return self.ask(self[by], "DELETE", f"/peers/{name}")
@@ -160,6 +183,7 @@ def running_network(directory: Path) -> Iterator[Network]:
             yield network
             for daemon in network.daemons.values():
                 assert_log_clean(daemon)
+                network.assert_no_secret(daemon)
         finally:
             for daemon in network.daemons.values():
                 daemon.kill()

@@ -162,3 +162,21 @@ def test_a_file_that_others_can_read_is_refused(store, name):
 def test_a_missing_file_is_named_with_what_to_do(tmp_path, name):
     with pytest.raises(KeyFileError, match="no such file"):
         READ[name](Store(tmp_path))
+
+
+def test_what_has_not_changed_is_not_written_again(store, monkeypatch):
+    written = []
+    write = Store._write
+    monkeypatch.setattr(
+        Store, "_write", lambda self, name, data: (written.append(name), write(self, name, data))
+    )
+    for _ in range(3):
+        store.save_members([b"x"])
+        store.save_facts({"name": "home", "port": 1})
+        store.save_revocations(Revocations())
+    assert written == ["members", "network.json", "revoked", "revocation.lists"]
+    store.save_members([b"y"])
+    (store.path / "members").unlink()
+    store.save_members([b"y"])
+    assert written[4:] == ["members", "members"]
+    assert store.members() == [b"y"]
