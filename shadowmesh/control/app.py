@@ -32,7 +32,7 @@ from shadowmesh.control.answers import (
     too_many,
 )
 from shadowmesh.control.callers import of_address
-from shadowmesh.control.custody import Custody, CustodyHandlers
+from shadowmesh.control.custody import Custodian, CustodyHandlers
 from shadowmesh.control.guard import (
     CALLER,
     CONNECTION,
@@ -41,6 +41,7 @@ from shadowmesh.control.guard import (
     Guard,
 )
 from shadowmesh.control.rights import refusal
+from shadowmesh.control.rotation import RotationHandlers, Rotator
 from shadowmesh.control.route import Route
 from shadowmesh.control.routes import (
     FORBIDDEN_REMOTE,
@@ -87,7 +88,7 @@ ENTRIES_OF_A_PEER: Final = 12
 CAPTURE_TYPE: Final = "application/x-pcapng"
 
 
-class Control(Protocol):
+class Control(Custodian, Rotator, Protocol):
     """What the API asks of the daemon. Failures are `ControlError`s."""
 
     def connect(self, peer: str | None, name: str | None) -> Snapshot:
@@ -199,10 +200,6 @@ class Control(Protocol):
         """Put a member out of the network; return the names of those that are out."""
         ...
 
-    def custody(self) -> Custody:
-        """Who keeps the keys of the network, and what its operator has in files."""
-        ...
-
 
 class Feed(Protocol):
     """Who serves the WebSockets of GET /events."""
@@ -305,7 +302,7 @@ def _view(route: Route, handler: Callable[..., Response]) -> Callable[..., Respo
     return view
 
 
-class _Handlers(CustodyHandlers):
+class _Handlers(CustodyHandlers, RotationHandlers):
     """One method for each route, of the route's name."""
 
     def __init__(

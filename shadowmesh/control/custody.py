@@ -105,7 +105,9 @@ class Custody(Protocol):
 class Custodian(Protocol):
     """Who has one."""
 
-    def custody(self) -> Custody: ...
+    def custody(self) -> Custody:
+        """Who keeps the keys of the network, and what its operator has in files."""
+        ...
 
 
 class CustodyHandlers:

@@ -32,6 +32,7 @@ from shadowmesh.insight.network import (
     Relays,
 )
 from shadowmesh.insight.peers import PeerReport, PeerStatus, Pong
+from shadowmesh.insight.rotation import ANSWERS as OF_ROTATION
 from shadowmesh.insight.status import STATES, Check, Snapshot
 
 Json = dict[str, Any]
@@ -46,7 +47,7 @@ Names in answers are only ever added while `schema` stays 1: ignore those you do
 """
 
 #: what is an answer by itself, with the number of its schema
-_WHOLE_ANSWERS: Final = (Snapshot, Founded, Invited, Admission, Relays, *OF_CUSTODY)
+_WHOLE_ANSWERS: Final = (Snapshot, Founded, Invited, Admission, Relays, *OF_CUSTODY, *OF_ROTATION)
 #: objects that are null where there is not one peer, or no network
 _OR_NULL: Final = {("Snapshot", name) for name in ("peer", "paths", "session", "link", "network")}
 #: what a dataclass does not say about a field

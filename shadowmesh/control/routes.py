@@ -34,6 +34,7 @@ from shadowmesh.base.errors import (
 from shadowmesh.config.values import MAX_ANNOUNCED
 from shadowmesh.control.custody_routes import CUSTODY_ROUTES
 from shadowmesh.control.rights import Right
+from shadowmesh.control.rotation_routes import ROTATION_ROUTES
 from shadowmesh.control.route import Refusal, Route
 from shadowmesh.control.schema import Schema, Value
 from shadowmesh.insight.pcapng import MAX_SNAP_BYTES
@@ -370,6 +371,7 @@ ROUTES: Final = (
     ),
     Route("GET", "/openapi.json", "openapi", Right.LOOK, "This document", "object"),
     *CUSTODY_ROUTES,
+    *ROTATION_ROUTES,
 )  # fmt: skip
 
 #: of each method and path

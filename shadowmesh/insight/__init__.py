@@ -21,6 +21,7 @@ __all__ = [
     "pcapng",
     "peers",
     "resources",
+    "rotation",
     "status",
     "surroundings",
     "table",

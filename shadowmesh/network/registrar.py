@@ -358,8 +358,12 @@ class Registrar:
         first = revocation.make(authority, number, local, {})
         self._membership.take_list(self._membership.read_list(first), local)
         issued = self.issuer.compact(authority, local)
+        own = self._membership.identity.public_key
+        # All others at once: else members would be written as often as there are any.
+        self._membership.learn_all((one.der for one in issued if one.public_key != own), local)
         for one in issued:
-            self._has_now(one, local)
+            if one.public_key == own:
+                self._has_now(one, local)
         return len(issued)
 
     def drop_authorities(self, recovery_seed: bytes, local: datetime) -> tuple[str, ...]:

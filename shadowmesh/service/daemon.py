@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from shadowmesh.service.http import HttpPorts
     from shadowmesh.service.member import Member
     from shadowmesh.service.networks import Networks
+    from shadowmesh.service.rotation import Rotation
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -441,6 +442,13 @@ class Daemon:
             self._custody = gevent.get_hub().threadpool.apply(_load_custody).Custody(networks)
         return self._custody
 
+    def rotation(self) -> Rotation:
+        """Return who replaces the secret and the authorities of the network."""
+        self._check_going_on()
+        loaded = gevent.get_hub().threadpool.apply(_load_rotation)
+        found: Rotation = loaded.Rotation(self._member)
+        return found
+
     def _network_operations(self) -> Networks:
         """Return who does what is about networks; it is loaded when first asked."""
         self._check_going_on()
@@ -739,6 +747,13 @@ def _load_custody() -> ModuleType:
     from shadowmesh.service import custody
 
     return custody
+
+
+def _load_rotation() -> ModuleType:
+    """As `_load_networks`."""
+    from shadowmesh.service import rotation
+
+    return rotation
 
 
 def _load_http() -> ModuleType:

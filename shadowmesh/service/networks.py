@@ -276,7 +276,7 @@ class Networks:
         except ValueError as error:
             raise BadRequest(f"addresses: {error}") from None
         terms = Terms(name, tuple(roles), tuple(tags), given)
-        with _told():
+        with told():
             issuing = member.issuing()
             token = issuing.invite(terms, utc_now(), timedelta(seconds=expires_s), uses)
             if member.desk is not None:
@@ -285,13 +285,13 @@ class Networks:
 
     def invitations(self) -> Sequence[InvitationReport]:
         """Tell of all invitations, the newest first."""
-        with _told():
+        with told():
             return [_invitation(one) for one in need(self._member).issuing().invitations()]
 
     def cancel(self, id_: str | None) -> int:
         """Cancel an invitation, or all; return how many were open."""
         member = need(self._member)
-        with _told():
+        with told():
             count = member.issuing().cancel(None if id_ is None else _id(id_), utc_now())
             if member.desk is not None:
                 member.desk.look()
@@ -301,7 +301,7 @@ class Networks:
 
     def remove(self, name: str) -> Sequence[str]:
         """Put a member out; return the names of all that are out with it."""
-        with _told():
+        with told():
             _, out = need(self._member).issuing().remove(name, utc_now())
         _log.info("a member was removed", name=name)
         return [one.name for one in out]
@@ -322,7 +322,7 @@ class Networks:
             raise AlreadyConnecting("somebody else is making, joining or leaving a network")
         self._busy = True
         try:
-            with _told():
+            with told():
                 yield
         finally:
             self._busy = False
@@ -490,7 +490,7 @@ def _address(text: str) -> HostPort:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Let what files and answers are worth come out as what the API tells."""
     try:
         yield

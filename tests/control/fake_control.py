@@ -22,6 +22,7 @@ from shadowmesh.device import facts
 from shadowmesh.insight import capture, events, explain, history, network, peers, status, table
 from shadowmesh.wire.mesh import token
 from tests.control.fake_custody import FakeCustody
+from tests.control.fake_rotation import FakeRotation
 from tests.fakes import FakePlane
 
 TOKEN = "tokentokentokentokentokentokentokentoken123"
@@ -180,6 +181,7 @@ class FakeControl:
         #: and will be in, once it was restored
         self.restored = HOME
         self.kept = FakeCustody(self)
+        self.rotating = FakeRotation(self)
         self.calls: list[tuple[str, ...]] = []
         #: called before each answer
         self.before: Callable[[], None] = lambda: None
@@ -322,6 +324,9 @@ class FakeControl:
 
     def custody(self) -> FakeCustody:
         return self.kept
+
+    def rotation(self) -> FakeRotation:
+        return self.rotating
 
     def _be_in_one(self) -> None:
         if self.joined is None:

@@ -530,6 +530,8 @@ def test_the_table_says_for_every_route_which_right_it_takes(control):
             "POST /network/authority/import", "POST /certificate/request", "POST /certificates",
             "POST /certificates/bundle", "POST /certificate", "POST /certificate/renew",
             "POST /peers/{name}/reissue", "POST /peers/{name}/rekey",
+            "POST /network/secret",
+            "POST /network/authority/replace", "POST /network/authority/drop",
         },
     }  # fmt: skip
 
