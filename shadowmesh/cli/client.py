@@ -212,6 +212,10 @@ class ApiClient:
         body = {"token": token, "name": name, "accept": accept}
         return self._ask("POST", "/join", body, self._connect_timeout_s, "doubts")
 
+    def relays(self) -> dict[str, Any]:
+        """Return the other `relays` of the network, and the `reason` why one is home."""
+        return self._ask("GET", "/relays", None, self._request_timeout_s, "relays")
+
     def leave(self) -> None:
         """Leave the network."""
         self._ask("POST", "/leave", {}, self._connect_timeout_s, "network")

@@ -37,6 +37,7 @@ from shadowmesh.cli.commands.peer import peer
 from shadowmesh.cli.commands.peer_change import rekey, rename, tag
 from shadowmesh.cli.commands.peers import peers
 from shadowmesh.cli.commands.ping import ping
+from shadowmesh.cli.commands.relays import relays
 from shadowmesh.cli.commands.reload import reload
 from shadowmesh.cli.commands.status import status
 from shadowmesh.cli.commands.version import version
@@ -125,7 +126,7 @@ def program() -> None:
 
 
 for _command in (
-    network, invite, join, leave, peer, cert, connect, disconnect, status, peers, fdb, explain, dashboard, ping, wait, netcheck, capture, configuration,
+    network, invite, join, leave, peer, cert, relays, connect, disconnect, status, peers, fdb, explain, dashboard, ping, wait, netcheck, capture, configuration,
     reload, logs, bugreport, bench, genkey, pubkey, genpsk, version, completion,
     show_help,
 ):  # fmt: skip

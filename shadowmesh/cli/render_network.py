@@ -13,7 +13,7 @@ import click
 from shadowmesh.base.units import count
 from shadowmesh.cli.output import text, texts
 from shadowmesh.cli.render import lines_of
-from shadowmesh.cli.render_peers import table
+from shadowmesh.cli.render_peers import rtt, table
 
 #: as the API answers them
 Network = dict[str, Any]
@@ -22,6 +22,7 @@ Offer = dict[str, Any]
 #: of the names of members so many are shown
 SHOWN_NAMES: Final = 30
 
+_RELAY_COLUMNS: Final = ("NAME", "ADDRESS", "SESSION", "RTT", "HOME")
 _COLUMNS: Final = ("ID", "NAME", "STATE", "USED", "EXPIRES", "ROLES", "TAGS", "ADDRESSES")
 
 
@@ -67,6 +68,28 @@ def render_invitations(invitations: Sequence[Any]) -> str:
     ]
     number = sum(one.get("state") == "open" for one in known)
     return "\n".join([*table(_COLUMNS, rows), f"{count(len(known), 'invitation')}, {number} open"])
+
+
+def render_relays(relays: Sequence[Any], reason: object) -> str:
+    """Return a line for each relay, and one that says which is home and why."""
+    known = [one for one in relays if isinstance(one, dict)]
+    home = next((one for one in known if one.get("home")), None)
+    end = (
+        f"home is {text(home.get('name'))}: {text(reason)}" if home else f"no home: {text(reason)}"
+    )
+    if not known:
+        return f"no other relay is known\n{end}"
+    rows = [
+        [
+            text(one.get("name")),
+            text(one.get("address")),
+            "yes" if one.get("session") else "no",
+            rtt(one),
+            "home" if one is home else "-",
+        ]
+        for one in known
+    ]
+    return "\n".join([*table(_RELAY_COLUMNS, rows), end])
 
 
 def _rows(network: Network) -> Iterator[tuple[str, str]]:

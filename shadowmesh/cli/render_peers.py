@@ -47,14 +47,19 @@ def _plain(column: str, peer: Peer, now: float) -> str:
         case "PATH":
             return _path(peer)
         case "RTT":
-            rtt_ms = peer.get("rtt_ms")
-            return f"{rtt_ms:.2f} ms" if isinstance(rtt_ms, int | float) else "-"
+            return rtt(peer)
         case "IN" | "OUT":
             return size(counters.get(f"bytes_{column.lower()}") or 0)
         case "CIPHER":
             return text(peer.get("cipher"))
         case _:
             return _seen(peer, now)
+
+
+def rtt(measured: dict[str, Any]) -> str:
+    """Return the round trip to somebody, such as a peer."""
+    rtt_ms = measured.get("rtt_ms")
+    return f"{rtt_ms:.2f} ms" if isinstance(rtt_ms, int | float) else "-"
 
 
 def _path(peer: Peer) -> str:

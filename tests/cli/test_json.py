@@ -57,6 +57,7 @@ ANSWERS = (
     "peer rename",
     "peer tag",
     "peer rekey",
+    "relays",
     "invite",
     "invite list",
     "invite cancel",
@@ -236,6 +237,11 @@ def test_what_is_told_of_certificates_is_that_of_the_api(run, control, tmp_path,
     file.write_bytes(b"what is given\n")
     words = [file if word == "FILE" else word for word in arguments.split()]
     validate(json.loads(run("--json", *words).stdout), schema)
+
+
+def test_relays(run, control):
+    control.joined = HOME
+    validate(json.loads(run("--json", "relays").stdout), "Relays")
 
 
 def test_join_and_leave(run, control):

@@ -32,6 +32,7 @@ __all__ = [
     "peer_change",
     "peers",
     "ping",
+    "relays",
     "reload",
     "status",
     "version",

@@ -1,0 +1,80 @@
+"""The commands about a network that goes on: its relays, its secret, its authority, and its end."""
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from shadowmesh.base import errors
+from shadowmesh.insight import network
+from tests.cli.test_network import (  # noqa: F401
+    asked,
+    assert_failed_after_progress,
+    briefly,
+    home,
+    terminal,
+)
+from tests.cli.test_program import assert_failed, control, run, served, token_file  # noqa: F401
+from tests.control.fake_control import HOME
+from tests.control.fake_rotation import AUTHORITY
+
+KEY = "smr1-one-two-three"
+NEXT = (
+    "next: once `shadowmesh peers` has shown everybody connected,"
+    " `shadowmesh network authority drop` ends the one before"
+)
+WITH_KEY = (["network", "authority", "replace"], ["network", "compact"],
+            ["network", "authority", "drop"])  # fmt: skip
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    """A recovery key as somebody keeps it."""
+    path = tmp_path / "recovery"
+    path.touch(0o600)
+    path.write_text(f"{KEY}\nof the network at home\n")
+    return path
+
+
+@pytest.fixture
+def two(home):
+    """A network with two authorities."""
+    home.rotating.trusted = 2
+    return home
+
+
+# --- relays ----------------------------------------------------------------------------------------
+
+
+def test_relays_are_a_table_and_why_one_of_them_is_home(run, home, monkeypatch):
+    far = network.MeasuredRelay("far", None, session=False, rtt_ms=None, home=False)
+    near = network.MeasuredRelay("near", "vpn.example.com:443", session=True, rtt_ms=8.1, home=True)
+    told = network.Relays((far, near), "the nearest")
+    monkeypatch.setattr(home, "relays", lambda: told)
+    assert run("relays").stdout.splitlines() == [
+        "NAME  ADDRESS              SESSION      RTT  HOME",
+        "far   -                    no             -  -",
+        "near  vpn.example.com:443  yes      8.10 ms  home",
+        "home is near: the nearest",
+    ]
+
+
+def test_without_another_relay_none_is_home(run, home, monkeypatch):
+    why = "there is no session with any relay"
+    monkeypatch.setattr(home, "relays", lambda: network.Relays((), why))
+    assert run("relays").stdout == f"no other relay is known\nno home: {why}\n"
+
+
+def test_a_relay_cannot_move_the_cursor(run, home, monkeypatch):
+    evil = network.MeasuredRelay("\x1b[2J", "\x1b[2J", session=True, rtt_ms=1, home=True)
+    monkeypatch.setattr(home, "relays", lambda: network.Relays((evil,), "\x1b[2J"))
+    assert "\x1b" not in run("relays").stdout
+
+
+def test_without_a_network_there_are_no_relays(run):
+    assert_failed(run("relays"), 1, "no network")
+
+
