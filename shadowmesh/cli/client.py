@@ -207,9 +207,15 @@ class ApiClient:
         path = "/invitations" if id_ is None else f"/invitations/{quote(id_, safe='')}"
         return self._ask("DELETE", path, None, self._request_timeout_s, "cancelled")
 
-    def join(self, token: str, name: str | None, *, accept: bool) -> dict[str, Any]:
-        """Return what an invitation says, and take it when that is wanted."""
-        body = {"token": token, "name": name, "accept": accept}
+    def join(
+        self, token: str, name: str | None, announce: Sequence[str] = (), *, accept: bool
+    ) -> dict[str, Any]:
+        """Return what an invitation says, and take it when that is wanted.
+
+        Args:
+            announce: where other members may dial this machine, ``host:port``.
+        """
+        body = {"token": token, "name": name, "announce": list(announce), "accept": accept}
         return self._ask("POST", "/join", body, self._connect_timeout_s, "doubts")
 
     def relays(self) -> dict[str, Any]:

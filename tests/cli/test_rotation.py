@@ -78,3 +78,21 @@ def test_without_a_network_there_are_no_relays(run):
     assert_failed(run("relays"), 1, "no network")
 
 
+# --- join ------------------------------------------------------------------------------------------
+
+
+def test_who_joins_may_say_where_it_is_dialled(run, control):
+    from tests.cli.test_network import INVITATION
+
+    words = ["--announce", "nas.example", "--announce", "[2001:db8::1]:443"]
+    assert run("join", INVITATION, "--yes", *words).exit_code == 0
+    for call in asked(control, "join"):
+        assert call[-2:] == ("nas.example:9001", "[2001:db8::1]:443")
+
+
+@pytest.mark.parametrize("place", ["", "nas:x", "nas:0", "a b"])
+def test_a_place_where_nobody_can_be_dialled_is_asked_of_nobody(run, control, place):
+    from tests.cli.test_network import INVITATION
+
+    assert_failed(run("join", INVITATION, "--yes", "--announce", place), 2, "--announce")
+    assert control.calls == []

@@ -16,7 +16,7 @@ from shadowmesh.cli.client import ApiClient
 from shadowmesh.cli.failures import DaemonNotRunning, NoAnswer
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json, text, texts, warn
-from shadowmesh.cli.parameters import MemberName
+from shadowmesh.cli.parameters import HostAndPort, MemberName
 from shadowmesh.cli.render import warnings
 from shadowmesh.cli.render_network import render_offer
 from shadowmesh.cli.settings import NoSuchFile, Settings
@@ -41,10 +41,19 @@ _READ_LIMIT: Final = 8192
     "--as", "name", type=MemberName(), metavar="NAME",
     help="Name that this machine would like.  [default: of the invitation, or its host name]",
 )  # fmt: skip
+@click.option(
+    "--announce", type=HostAndPort(), multiple=True, metavar="HOST:PORT",
+    help="Where other members may dial this machine; repeatable, and a relay needs one.",
+)  # fmt: skip
 @click.option("--yes", is_flag=True, help="Join without asking.")
 @click.pass_obj
 def join(
-    settings: Settings, words: tuple[str, ...], file: Path | None, name: str | None, yes: bool
+    settings: Settings,
+    words: tuple[str, ...],
+    file: Path | None,
+    name: str | None,
+    announce: tuple[str, ...],
+    yes: bool,
 ) -> None:
     """Join a network with an invitation, the line that `shadowmesh invite` has printed.
 
@@ -62,7 +71,7 @@ def join(
     progress = Progress(shown=not settings.json)
     try:
         with progress.step("reaching the relay"):
-            offer = client.join(token.text(), name, accept=False)
+            offer = client.join(token.text(), name, announce, accept=False)
     except AlreadyInNetwork as error:
         _tell_again(settings, _network_of(client, token, error))
         return
@@ -70,7 +79,7 @@ def join(
     if not yes:
         ask("join?", otherwise="not joined; the invitation stays good for this machine")
     with progress.step("certificate"):
-        _take(client, token, name)
+        _take(client, token, name, announce)
     with progress.step("device"):
         await_network(client, offer.get("network"))
     number = _count_peers(client, progress)
@@ -123,9 +132,9 @@ def _show(settings: Settings, offer: dict[str, Any], *, asks: bool) -> None:
         warn(doubt)
 
 
-def _take(client: ApiClient, token: Token, name: str | None) -> None:
+def _take(client: ApiClient, token: Token, name: str | None, announce: tuple[str, ...]) -> None:
     try:
-        client.join(token.text(), name, accept=True)
+        client.join(token.text(), name, announce, accept=True)
     except AlreadyInNetwork as error:
         # Somebody else has taken it meanwhile; or another one.
         _network_of(client, token, error)
