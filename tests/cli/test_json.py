@@ -249,6 +249,8 @@ def test_join_and_leave(run, control):
     asked = ("--json", "join", INVITATION, "--yes")
     judge("join", *(json.loads(run(*asked).stdout) for _ in range(2)))
     judge("leave", json.loads(run("--json", "leave", "--yes").stdout))
+    control.joined = HOME
+    judge("network delete", json.loads(run("--json", "network", "delete", "--yes").stdout))
 
 
 def test_ping(run):

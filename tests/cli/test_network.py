@@ -56,6 +56,10 @@ def home(control):
     return control
 
 
+#: as who has not made it is told of it
+MEMBER = dataclasses.replace(HOME, issuer=False)
+
+
 @pytest.fixture
 def terminal(monkeypatch):
     """Somebody sits at standard input, and answers what `input` has."""
@@ -666,6 +670,7 @@ def test_on_a_terminal_a_step_is_told_while_it_goes_on(monkeypatch, capsys, fail
 
 
 def test_leaving_asks_and_says_when_it_is_done(run, home, terminal):
+    home.joined = MEMBER
     result = run("leave", input="y\n")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("left home, ")
@@ -673,8 +678,9 @@ def test_leaving_asks_and_says_when_it_is_done(run, home, terminal):
 
 
 def test_who_does_not_say_yes_stays(run, home, terminal):
+    home.joined = MEMBER
     assert_failed_after_progress(run("leave", input="n\n"), 1, "still in home")
-    assert home.joined is HOME
+    assert home.joined is MEMBER
 
 
 def test_leaving_needs_a_network_and_a_yes(run, home):

@@ -24,7 +24,7 @@ from tests.control.fake_control import CONNECTED, HOME, INVITATION, MESH
 ARGUMENTS = {"completion": ["bash"], "ping": ["--count", "1"], "bench": ["--quick"],
              "capture": ["-w", "-", "--duration", "1s"], "network create": ["home"],
              "join": [INVITATION, "--yes"], "leave": ["--yes"], "peer remove": ["nas", "--yes"],
-             "invite cancel": ["--all"]}  # fmt: skip
+             "invite cancel": ["--all"], "network delete": ["--yes"]}  # fmt: skip
 #: what a machine does that is in no network
 OUTSIDE = {"network create", "join"}
 #: loads another program, which has its own words, or needs a network

@@ -78,6 +78,41 @@ def test_without_a_network_there_are_no_relays(run):
     assert_failed(run("relays"), 1, "no network")
 
 
+# --- the end ---------------------------------------------------------------------------------------
+
+
+def test_deleting_a_network_is_asked_for_after_what_it_means(run, home, terminal):
+    result = run("network", "delete", input="y\n")
+    assert result.exit_code == 0, result.output
+    assert "warning: nobody can be invited to home or removed from it any more" in result.stderr
+    assert "2 other members can talk until they leave" in result.stderr
+    assert "delete home? [y/N]" in result.stderr
+    assert result.stdout.startswith("left home, ")
+    assert home.joined is None
+
+
+def test_who_does_not_say_yes_keeps_the_network(run, home, terminal):
+    assert_failed_after_progress(run("network", "delete", input="\n"), 1, "still in home")
+    assert home.joined is HOME
+
+
+def test_a_network_is_deleted_where_it_was_made(run, home):
+    assert_failed(run("network", "delete"), 2, "--yes")
+    home.joined = dataclasses.replace(HOME, issuer=False)
+    assert_failed(run("network", "delete", "--yes"), 1, "another machine", "`shadowmesh leave`")
+    home.joined = None
+    assert_failed(run("network", "delete", "--yes"), 1, "nothing to delete")
+    assert asked(home, "leave") == []
+
+
+def test_the_machine_that_made_the_network_leaves_it_with_a_yes_only(run, home, terminal):
+    result = run("leave", input="y\n")
+    assert_failed(result, 1, "nobody can be invited", "`shadowmesh network delete`", "--yes")
+    assert asked(home, "leave") == []
+    assert json.loads(run("--json", "leave").stdout)["error"]["code"] == "issuer_needed"
+    assert run("leave", "--yes").exit_code == 0
+
+
 # --- join ------------------------------------------------------------------------------------------
 
 

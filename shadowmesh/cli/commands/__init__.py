@@ -28,6 +28,7 @@ __all__ = [
     "network",
     "network_adopt",
     "network_backup",
+    "network_delete",
     "peer",
     "peer_change",
     "peers",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import click
 
-from shadowmesh.base.errors import NotInNetwork
+from shadowmesh.base.errors import ShadowMeshError
 from shadowmesh.cli.asking import ask, need_answer
 from shadowmesh.cli.group import Command
-from shadowmesh.cli.output import print_json, text
+from shadowmesh.cli.leaving import leave_network, need_network
+from shadowmesh.cli.output import text
 from shadowmesh.cli.settings import Settings
-from shadowmesh.cli.settling import Progress, await_network
+
+
+class IssuerNeeded(ShadowMeshError):
+    """The machine that a network cannot do without would leave it."""
 
 
 @click.command(cls=Command)
@@ -18,26 +22,22 @@ from shadowmesh.cli.settling import Progress, await_network
 def leave(settings: Settings, yes: bool) -> None:
     """Leave the network: this machine gives up its certificate and its addresses in the tunnel.
 
-    The way back is a new invitation. Exit code 1 when it is in none, 6 when the daemon does not come
-    back in time.
+    The way back is a new invitation. From the machine that made the network there is no way back, so
+    it leaves with --yes only. Exit code 1 when it is in none, 6 when the daemon does not come back in
+    time.
     """
     need_answer(yes=yes, what="leaving a network")
     client = settings.client()
-    network = client.network()
-    if network is None:
-        raise NotInNetwork("this machine is in no network; there is nothing to leave")
+    network = need_network(client, "to leave")
     name = text(network.get("name"))
     if not yes:
+        if network.get("issuer"):
+            raise IssuerNeeded(
+                f"{name} was made on this machine, and without it nobody can be invited to it or"
+                " removed from it any more; use `shadowmesh network delete`, or say --yes"
+            )
         ask(
             f"leave {name}, and need a new invitation to come back?",
             otherwise=f"still in {name}; nothing was changed",
         )
-    progress = Progress(shown=not settings.json)
-    with progress.step("leaving"):
-        client.leave()
-    with progress.step("beginning anew"):
-        await_network(client, None)
-    if settings.json:
-        print_json({"schema": 1, "left": network.get("name")})
-    else:
-        click.echo(f"left {name}, {progress.spent_s:.1f} s")
+    leave_network(settings, client, network)
