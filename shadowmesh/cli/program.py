@@ -34,6 +34,7 @@ from shadowmesh.cli.commands.network import network
 from shadowmesh.cli.commands.network_adopt import adopt
 from shadowmesh.cli.commands.network_backup import backup, restore
 from shadowmesh.cli.commands.network_delete import delete
+from shadowmesh.cli.commands.network_secret import secret
 from shadowmesh.cli.commands.peer import peer
 from shadowmesh.cli.commands.peer_change import rekey, rename, tag
 from shadowmesh.cli.commands.peers import peers
@@ -132,7 +133,7 @@ for _command in (
     show_help,
 ):  # fmt: skip
     program.add_command(_command)
-for _command in (backup, delete, restore, adopt, authority):
+for _command in (backup, delete, restore, secret, adopt, authority):
     network.add_command(_command)
 for _command in (rename, tag, rekey):
     peer.add_command(_command)

@@ -57,6 +57,7 @@ ANSWERS = (
     "peer rename",
     "peer tag",
     "peer rekey",
+    "network secret rotate",
     "relays",
     "invite",
     "invite list",
@@ -239,9 +240,11 @@ def test_what_is_told_of_certificates_is_that_of_the_api(run, control, tmp_path,
     validate(json.loads(run("--json", *words).stdout), schema)
 
 
-def test_relays(run, control):
+def test_relays_and_secret(run, control):
     control.joined = HOME
     validate(json.loads(run("--json", "relays").stdout), "Relays")
+    rotated = run("--json", "network", "secret", "rotate", "--yes")
+    validate(json.loads(rotated.stdout), "Rotated")
 
 
 def test_join_and_leave(run, control):

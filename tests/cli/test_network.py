@@ -56,6 +56,10 @@ def home(control):
     return control
 
 
+REMINDER = (
+    "it still knows the secret of the network, which opens nothing alone; `shadowmesh network secret"
+    " rotate` replaces it"
+)
 #: as who has not made it is told of it
 MEMBER = dataclasses.replace(HOME, issuer=False)
 
@@ -698,7 +702,10 @@ def test_a_daemon_that_leaves_may_be_away_and_say_the_old_for_a_while(run, home,
 
 def test_a_member_is_put_out_after_a_question(run, home, terminal):
     result = run("peer", "remove", "nas", input="y\n")
-    assert result.stdout == "nas is out of the network\n"
+    assert result.stdout.splitlines() == [
+        "nas is out of the network",
+        REMINDER,
+    ]
     assert home.calls == [("remove_peer", "nas")]
 
 
@@ -719,7 +726,9 @@ def test_putting_out_needs_a_yes_and_a_member(run, home):
 )
 def test_all_that_are_out_are_named(run, home, monkeypatch, removed, said):
     monkeypatch.setattr(home, "remove_peer", lambda _name: removed)
-    assert run("peer", "remove", "nas", "--yes").stdout == f"{said}\n"
+    told = run("peer", "remove", "nas", "--yes").stdout.splitlines()
+    assert told[0] == said
+    assert ["secret rotate" in line for line in told[1:]] == [True] * bool(removed)
 
 
 # --- what answers is not a daemon of ours --------------------------------------------------------

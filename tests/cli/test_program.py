@@ -499,7 +499,7 @@ def test_an_unknown_option_suggests_the_nearest_also_of_those_that_all_commands_
     assert_failed(invoke("status", "--jsn"), 2, "--json", "? See `shadowmesh status --help`")
 
 
-@pytest.mark.parametrize("group", [[], ["config"], ["network"], ["peer"]])
+@pytest.mark.parametrize("group", [[], ["config"], ["network"], ["network", "secret"], ["peer"]])
 def test_a_group_alone_prints_its_help_as_an_error(group):
     result = invoke(*group)
     assert (result.exit_code, result.stdout) == (2, "")

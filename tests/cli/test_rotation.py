@@ -78,6 +78,33 @@ def test_without_a_network_there_are_no_relays(run):
     assert_failed(run("relays"), 1, "no network")
 
 
+# --- secret ----------------------------------------------------------------------------------------
+
+
+def test_another_secret_is_asked_for_and_told_by_its_number(run, home, terminal):
+    result = run("network", "secret", "rotate", input="y\n")
+    assert result.stdout.splitlines() == [
+        "the network has secret 2; 1 counts beside it until the next one",
+        "a member that is away for two rotations asks for it by itself when it is back",
+    ]
+    assert "give the network another secret? [y/N]" in result.stderr
+
+
+def test_who_does_not_say_yes_keeps_the_secret(run, home, terminal):
+    result = run("network", "secret", "rotate", input="n\n")
+    assert_failed_after_progress(result, 1, "the secret is the one of before")
+    assert home.calls == []
+
+
+def test_without_a_terminal_another_secret_needs_a_yes(run, home):
+    assert_failed(run("network", "secret", "rotate"), 2, "--yes")
+    assert run("network", "secret", "rotate", "--yes").exit_code == 0
+
+
+def test_a_removal_names_what_makes_the_secret_worthless(run, home):
+    assert "`shadowmesh network secret rotate`" in run("peer", "remove", "nas", "--yes").stdout
+
+
 # --- the end ---------------------------------------------------------------------------------------
 
 

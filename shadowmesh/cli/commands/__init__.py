@@ -29,6 +29,7 @@ __all__ = [
     "network_adopt",
     "network_backup",
     "network_delete",
+    "network_secret",
     "peer",
     "peer_change",
     "peers",

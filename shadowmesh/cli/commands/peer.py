@@ -40,3 +40,9 @@ def remove(settings: Settings, name: str, yes: bool) -> None:
     out = texts(answer["removed"])
     verb = "is" if len(out) == 1 else "are"
     click.echo(f"{listed(out)} {verb} out of the network" if out else "nobody was put out")
+    if out:
+        who = "it still knows" if len(out) == 1 else "they still know"
+        click.echo(
+            f"{who} the secret of the network, which opens nothing alone;"
+            " `shadowmesh network secret rotate` replaces it"
+        )
