@@ -56,7 +56,7 @@ CONNECTING_PAUSE_S: Final = 0.2
 #: types of what must be in an answer; an object or a list where nothing else is said
 _KINDS: Final[dict[str, type | tuple[type, ...]]] = {
     "state": str, "recovery_key": str, "token": str, "cancelled": int, "bytes": int, "key": str,
-    "request": str, "bundle": str, "renewed": bool, "epoch": int,
+    "request": str, "bundle": str, "renewed": bool, "epoch": int, "issued": int,
     "network": (dict, type(None)), "certificate": (dict, type(None)),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from shadowmesh import __version__
 from shadowmesh.base import stdio
 from shadowmesh.base.errors import ControlError, ShadowMeshError, one_line
 from shadowmesh.cli.commands.authority import authority
+from shadowmesh.cli.commands.authority_replace import compact
 from shadowmesh.cli.commands.bench import bench
 from shadowmesh.cli.commands.bugreport import bugreport
 from shadowmesh.cli.commands.capture import capture
@@ -133,7 +134,7 @@ for _command in (
     show_help,
 ):  # fmt: skip
     program.add_command(_command)
-for _command in (backup, delete, restore, secret, adopt, authority):
+for _command in (backup, compact, delete, restore, secret, adopt, authority):
     network.add_command(_command)
 for _command in (rename, tag, rekey):
     peer.add_command(_command)

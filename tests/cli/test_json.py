@@ -58,6 +58,9 @@ ANSWERS = (
     "peer tag",
     "peer rekey",
     "network secret rotate",
+    "network authority replace",
+    "network authority drop",
+    "network compact",
     "relays",
     "invite",
     "invite list",
@@ -240,11 +243,16 @@ def test_what_is_told_of_certificates_is_that_of_the_api(run, control, tmp_path,
     validate(json.loads(run("--json", *words).stdout), schema)
 
 
-def test_relays_and_secret(run, control):
-    control.joined = HOME
-    validate(json.loads(run("--json", "relays").stdout), "Relays")
-    rotated = run("--json", "network", "secret", "rotate", "--yes")
-    validate(json.loads(rotated.stdout), "Rotated")
+@pytest.mark.parametrize(
+    ("words", "schema"),
+    [("relays", "Relays"), ("network secret rotate --yes", "Rotated"),
+     ("network compact --yes --recovery-key-file -", "Replaced"),
+     ("network authority replace --yes --recovery-key-file -", "Replaced"),
+     ("network authority drop --yes --recovery-key-file -", "Dropped")],
+)  # fmt: skip
+def test_what_a_network_rests_on_is_told_as_the_api_does(run, control, words, schema):
+    control.joined, control.mesh, control.rotating.trusted = HOME, MESH, 2
+    validate(json.loads(run("--json", *words.split(), input="smr1-a").stdout), schema)
 
 
 def test_join_and_leave(run, control):

@@ -20,16 +20,20 @@ from tests.cli.test_program import (  # noqa: F401
 )
 from tests.control.fake_control import CONNECTED, HOME, INVITATION, MESH
 
+#: the key comes from standard input
+RECOVERY = ["--yes", "--recovery-key-file", "-"]
 #: what a command needs to print something; the others need nothing
 ARGUMENTS = {"completion": ["bash"], "ping": ["--count", "1"], "bench": ["--quick"],
              "capture": ["-w", "-", "--duration", "1s"], "network create": ["home"],
              "join": [INVITATION, "--yes"], "leave": ["--yes"], "peer remove": ["nas", "--yes"],
-             "invite cancel": ["--all"], "network secret rotate": ["--yes"], "network delete": ["--yes"]}  # fmt: skip
+             "invite cancel": ["--all"], "network secret rotate": ["--yes"],
+             "network authority replace": RECOVERY, "network authority drop": RECOVERY,
+             "network compact": RECOVERY, "network delete": ["--yes"]}  # fmt: skip
 #: what a machine does that is in no network
 OUTSIDE = {"network create", "join"}
 #: loads another program, which has its own words, or needs a network
 NOT_WALKED = {"logs", "netcheck", "bugreport", "config init", "config", "reload", "network", "peer",
-              "network secret"}  # fmt: skip
+              "network authority", "network secret"}  # fmt: skip
 COMMANDS = [words for words in every_command() if " ".join(words) not in NOT_WALKED]
 CLI = [sys.executable, "-m", "shadowmesh.cli"]
 DAEMON = [sys.executable, "-m", "shadowmesh.service.daemon"]
@@ -47,6 +51,7 @@ def typed(command, redirection, **more):
 def asked(served, control, token_file):
     """Return the words of a command that asks the served daemon."""
     control.snapshot, control.mesh = CONNECTED, MESH
+    control.rotating.trusted = 2
 
     def ask(words):
         control.joined = None if " ".join(words) in OUTSIDE else HOME

@@ -46,7 +46,7 @@ def two(home):
     return home
 
 
-# --- relays ----------------------------------------------------------------------------------------
+# --- relays -----------------------------------------------------------------------------------
 
 
 def test_relays_are_a_table_and_why_one_of_them_is_home(run, home, monkeypatch):
@@ -78,7 +78,7 @@ def test_without_a_network_there_are_no_relays(run):
     assert_failed(run("relays"), 1, "no network")
 
 
-# --- secret ----------------------------------------------------------------------------------------
+# --- secret -----------------------------------------------------------------------------------
 
 
 def test_another_secret_is_asked_for_and_told_by_its_number(run, home, terminal):
@@ -105,7 +105,119 @@ def test_a_removal_names_what_makes_the_secret_worthless(run, home):
     assert "`shadowmesh network secret rotate`" in run("peer", "remove", "nas", "--yes").stdout
 
 
-# --- the end ---------------------------------------------------------------------------------------
+# --- authority --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", WITH_KEY)
+def test_the_recovery_key_is_typed_without_an_echo(run, two, terminal, words):
+    result = run(*words, input=f"y\n{KEY}\n")
+    assert result.exit_code == 0, result.output
+    assert "recovery key:" in result.stderr
+    assert KEY not in result.output
+    assert two.calls[-1][1:] == (KEY,)
+
+
+@pytest.mark.parametrize("words", WITH_KEY)
+def test_the_recovery_key_comes_from_the_first_line_of_a_file(run, two, key_file, words):
+    for place in (key_file, "-"):
+        two.rotating.trusted = 2
+        result = run(*words, "--yes", "--recovery-key-file", place, input=f"{KEY}\r\n\n")
+        assert result.exit_code == 0, result.output
+        assert two.calls[-1][1:] == (KEY,)
+        assert "chmod" not in result.stderr
+    key_file.chmod(0o640)
+    two.rotating.trusted = 2
+    assert "chmod 600" in run(*words, "--yes", "--recovery-key-file", key_file).stderr
+
+
+@pytest.mark.parametrize("words", WITH_KEY)
+def test_a_recovery_key_that_cannot_be_had_is_told_before_anybody_is_asked(
+    run, two, tmp_path, words
+):
+    assert_failed(run(*words), 2, "--yes")
+    assert_failed(run(*words, "--yes"), 2, "no terminal", "--recovery-key-file")
+    assert_failed(run(*words, "--yes", KEY), 2)
+    assert two.calls == []
+    empty = tmp_path / "empty"
+    for content in (b"", b"\n", b"\r\n" + KEY.encode(), b"\xff" + KEY.encode()):
+        empty.write_bytes(content)
+        empty.chmod(0o600)
+        result = run(*words, "--yes", "--recovery-key-file", empty)
+        assert result.exit_code == 1
+        assert "there is no recovery key on the first line" in result.stderr
+        assert KEY not in result.output
+    for place, code in ((tmp_path / "none", 2), (tmp_path, 1)):
+        assert run(*words, "--yes", "--recovery-key-file", place).exit_code == code
+    assert [call for call in two.calls if call[0] != "peers"] == []
+
+
+def test_of_a_file_without_an_end_a_part_is_read(run, home):
+    result = run(*WITH_KEY[0], "--yes", "--recovery-key-file", "/dev/zero")
+    assert_failed_after_progress(result, 1, "is not what is meant")
+    assert home.calls == []
+
+
+@pytest.mark.parametrize("words", WITH_KEY)
+def test_a_recovery_key_that_is_refused_is_not_repeated(run, two, key_file, words):
+    two.error = errors.BadRequest("this recovery key is mistyped")
+    result = run(*words, "--yes", "--recovery-key-file", key_file)
+    assert "error: this recovery key is mistyped" in result.stderr
+    assert result.exit_code == 2
+    assert KEY not in result.output
+
+
+def test_a_recovery_key_that_is_far_too_long_is_refused_by_the_daemon(run, two):
+    result = run(*WITH_KEY[0], "--yes", "--recovery-key-file", "-", input="k" * 200)
+    assert_failed(result, 2, "longer than 128 characters")
+    assert two.calls == []
+
+
+def test_a_new_authority_is_told_with_what_comes_next(run, home, key_file):
+    said = run(*WITH_KEY[0], "--yes", "--recovery-key-file", key_file).stdout.splitlines()
+    assert said == [
+        f"the new authority is {AUTHORITY}",
+        "3 certificates issued; members that are connected have theirs within seconds",
+        "1 open invitation was cancelled: invite anew",
+        NEXT,
+    ]
+    home.invited = ()
+    said = run(*WITH_KEY[1], "--yes", "--recovery-key-file", key_file).stdout.splitlines()
+    assert len(said) == 3
+    assert said[-1].endswith("ends the list before")
+
+
+@pytest.mark.parametrize("words", WITH_KEY)
+def test_who_does_not_say_yes_keeps_the_authority_and_types_no_key(run, two, terminal, words):
+    result = run(*words, input="n\n")
+    assert result.exit_code == 1
+    assert "nothing was changed" in result.stderr
+    assert "recovery key" not in result.stderr.splitlines()[-1]
+    assert two.rotating.trusted == 2
+
+
+def test_before_an_authority_is_dropped_who_may_be_out_is_named(run, two, key_file):
+    two.rotating.out = ("lab",)
+    result = run(*WITH_KEY[2], "--yes", "--recovery-key-file", key_file)
+    assert "warning: lab and laptop are not connected to this machine now" in result.stderr
+    assert result.stdout.splitlines() == [
+        f"the network trusts {AUTHORITY} alone",
+        "lab is out of the network",
+    ]
+    assert_failed_after_progress(
+        run(*WITH_KEY[2], "--yes", "--recovery-key-file", key_file), 1, "none to drop"
+    )
+
+
+def test_of_many_that_may_be_out_some_are_named(run, two, key_file):
+    away = two.mesh[-1]
+    two.mesh = tuple(dataclasses.replace(away, name=f"m{n}") for n in range(40))
+    result = run(*WITH_KEY[2], "--yes", "--recovery-key-file", key_file)
+    assert "m9 and 30 more are not connected" in result.stderr
+    two.mesh, two.rotating.trusted = two.mesh[:0], 2
+    assert run(*WITH_KEY[2], "--yes", "--recovery-key-file", key_file).stderr == ""
+
+
+# --- the end ----------------------------------------------------------------------------------
 
 
 def test_deleting_a_network_is_asked_for_after_what_it_means(run, home, terminal):
@@ -140,7 +252,7 @@ def test_the_machine_that_made_the_network_leaves_it_with_a_yes_only(run, home, 
     assert run("leave", "--yes").exit_code == 0
 
 
-# --- join ------------------------------------------------------------------------------------------
+# --- join -------------------------------------------------------------------------------------
 
 
 def test_who_joins_may_say_where_it_is_dialled(run, control):

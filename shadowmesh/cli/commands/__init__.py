@@ -7,6 +7,7 @@ several need is in the folder above.
 #: what `program` puts together
 __all__ = [
     "authority",
+    "authority_replace",
     "bench",
     "bugreport",
     "capture",

@@ -19,7 +19,7 @@ _MAX_KEY_BYTES: Final = 8192
 
 @click.group(cls=Commands)
 def authority() -> None:
-    """Let the key that signs certificates leave this machine, and come back."""
+    """The key that signs certificates: let it leave this machine, come back, or be replaced."""
 
 
 @authority.command("export")
