@@ -99,6 +99,18 @@ def saved(problem: str | None) -> Check:
     return Check(name, True, text="what is known of the network is on the disk")
 
 
+def identities(problem: str | None) -> Check:
+    """Judge whether a member is one machine; problem None: each is. Source: mesh-rules D2."""
+    name = "identities"
+    if problem is not None:
+        return Check(
+            name, False, "warning", problem.partition("; ")[0],
+            "let one of the two machines leave the network and join it by an invitation of its own",
+            "identity_twice",
+        )  # fmt: skip
+    return Check(name, True, text="no member runs on two machines, as far as is seen from here")
+
+
 def authority(*, issues: bool, revokes: bool) -> Check:
     """Judge what the machine with the ledger can sign."""
     name = "authority"

@@ -243,6 +243,7 @@ class Member:
                     _log.warning(
                         "something is wrong with a member", cause=problem, remedy=_SEE_PROBLEM
                     )
+                    self._news.trouble(problem)
                 told = problem
                 if ticks % LOOK_TICKS == 0:
                     self.membership.look_at_own(utc_now())

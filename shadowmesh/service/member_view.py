@@ -44,7 +44,7 @@ class MemberView:
             lists=list_reports(membership),
             refused=dict(member.meeting.refused),
             join_answers={} if member.desk is None else dict(member.desk.answers),
-            problem=membership.problem or membership.disk_problem,
+            problem=membership.problem or member.meeting.problem or membership.disk_problem,
         )
 
     def checks(self, date: float) -> tuple[Check, ...]:
@@ -63,6 +63,7 @@ class MemberView:
                 None if newest is None else newest.timestamp(), date, issuer=registrar is not None
             ),
             network_health.saved(membership.disk_problem),
+            network_health.identities(self._member.meeting.problem),
         ]
         if registrar is not None:
             issuer = registrar.issuer

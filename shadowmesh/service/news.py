@@ -52,6 +52,10 @@ class News:
             if len(some) > NAMED:
                 record("network", what, count=len(some) - NAMED)
 
+    def trouble(self, cause: str) -> None:
+        """A member is wrong, such as one that runs on two machines."""
+        self._recorder.record("network", "something is wrong with a member", cause=cause)
+
     def _known(self) -> dict[bytes, Certificate]:
         return {one.public_key: one for one in self._membership.members}
 

@@ -109,6 +109,8 @@ FAILING = [
      "the log of this machine"),
     (network_health.saved("/var/lib/x/members: the disk is full"), "network_not_saved", "warning",
      "a restart would forget", "make room"),
+    (network_health.identities("laptop runs on two machines"), "identity_twice", "warning",
+     "two machines", "an invitation of its own"),
     (network_health.authority(issues=False, revokes=True), "authority_away", "warning",
      "nobody can join: ", "bring it back"),
     (network_health.authority(issues=False, revokes=False), "authority_missing", "warning",
@@ -151,6 +153,7 @@ PASSING = [
     own(11 * DAY, 30 * DAY),
     network_health.lists(NOW - 7 * DAY, NOW, issuer=True),
     network_health.saved(None),
+    network_health.identities(None),
     network_health.authority(issues=True, revokes=True),
     network_health.list_room(0.69, warn=0.7, full=0.9),
 ]
@@ -180,7 +183,7 @@ def test_every_code_of_a_failure_is_its_own():
     assert {code: codes.count(code) for code in set(codes) if codes.count(code) > 1} == of_several
     assert {name for name, _ in codes} == {
         "tap", "peer", "peers", "refused", "strangers", "hub_lag", "clock", "queue", "certificate", "path", "disk",
-        "metrics_port", "member_certificate", "revocation_list", "network_saved", "authority", "list_room",
+        "metrics_port", "member_certificate", "revocation_list", "network_saved", "identities", "authority", "list_room",
     }  # fmt: skip
 
 

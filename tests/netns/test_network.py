@@ -91,6 +91,8 @@ def test_a_removed_member_is_out_at_once_and_stays_out(network):
     network.found()
     network.join("laptop")
     network.await_session("hub", "laptop")
+    # Who has not said yet which lists it has is given none on its way out.
+    wait_until(lambda: network["hub"].status()["network"]["attached"] == 1, 5, "it is attached")
     assert happened(network["laptop"])[0] == ("joined a network", "laptop")
     assert network.remove("laptop")["removed"] == ["laptop"]
     wait_until(lambda: "laptop" not in network["hub"].peers(), 5, "the end at the hub")

@@ -80,7 +80,7 @@ def test_of_the_newest_list_the_age_is_told(hub, laptop):
 
 
 def test_a_member_alone_is_well_and_only_the_issuer_has_an_issuer_s_checks(hub, laptop):
-    of_all = ["member_certificate", "revocation_list", "network_saved"]
+    of_all = ["member_certificate", "revocation_list", "network_saved", "identities"]
     assert [one.name for one in laptop.view.checks(DATE)] == of_all
     assert [one.name for one in hub.view.checks(DATE)] == [*of_all, "authority", "list_room"]
     assert all(one.ok for shown in (hub, laptop) for one in shown.view.checks(DATE))
