@@ -157,7 +157,7 @@ class Member:
             _log.error(
                 "this machine's certificate counts no more",
                 cause=self.membership.problem,
-                remedy="ask who runs the network; `shadowmesh leave`, then join anew",
+                remedy="set the clock if it is wrong, else ask who runs the network; `shadowmesh leave`, then join anew",
             )
         self._on_members = on_members
         self._news = News(self.membership, recorder)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
 from shadowmesh.base.errors import BadCertificate
 from shadowmesh.insight.events import FlightRecorder
+from shadowmesh.keys import sodium
+from shadowmesh.network.certificate import Profile
 from shadowmesh.service.news import NAMED, News
 from tests.network.disks import DAY, NOW, Disk, invite
 
@@ -48,8 +51,12 @@ def test_members_that_come_and_go_are_named(hub, tmp_path):
     ]
 
 
-def test_a_certificate_that_ended_is_no_removal(hub, tmp_path):
-    joined = Disk(tmp_path / "laptop").join(hub, invite(hub), "laptop")
+def test_a_certificate_that_ended_is_no_removal(hub):
+    authority = hub.store.authority()
+    guest = Profile("guest", "home", addresses=(ip_address("10.77.0.99"),))
+    hub.membership.learn(
+        authority.issue(guest, sodium.public_key(bytes(range(32))), NOW, NOW + DAY), NOW
+    )
     told = Told(hub)
     hub.membership.members.drop(joined.certificate.public_key)
     told.news.look()
