@@ -57,6 +57,8 @@ Interface = IPv4Interface | IPv6Interface
 #: delay that bulk traffic adds: 128 of them are 10 ms at 6 Gbit/s. The kernel's default is 1000.
 #: Each queue of the device has so many.
 QUEUE_LENGTH: Final = 128
+#: it is switched off for the device, or the kernel was made or started without it
+_NO_IPV6: Final = frozenset({errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
 #: IFNAMSIZ less the terminating zero
 MAX_NAME_BYTES: Final = 15
 
@@ -75,6 +77,7 @@ class Tap:
         name: the real one, where a pattern such as "tap%d" was asked for.
         mac: 6 bytes, of the host's side.
         persistent: the device outlives `close`.
+        left_out: addresses that it does not have, because this machine has no IPv6.
         udp_super_frames: the kernel knows super-frames of datagrams (Linux 6.2): it takes them from
             us, and hands us some where `set_offload` allows it.
     """
@@ -87,6 +90,7 @@ class Tap:
     persistent: bool
     udp_super_frames: bool
     _kernel: Kernel = field(repr=False)
+    left_out: tuple[Interface, ...] = ()
 
     @property
     def ifindex(self) -> int:
@@ -177,7 +181,8 @@ def open_tap(
     Args:
         name: 1 to 15 bytes; may be a pattern such as "tap%d".
         mtu: bytes of payload, without the 14 bytes of the Ethernet header.
-        addresses: of this host on the tunnel; none for a member of a bridge.
+        addresses: of this host on the tunnel; none for a member of a bridge. Of those of both
+            kinds IPv6 is left out on a machine that has none.
         persist: keep the device when the descriptor is closed. Persistence that was there is not
             taken away, since whoever made it may need it.
         offload: the flags of `Tap.set_offload`.
@@ -204,8 +209,11 @@ def open_tap(
             index = kernel.index_of(name)
             netlink = undo.enter_context(kernel.netlink())
             before = netlink.link(index)
-        for address in addresses:
-            _add_address(netlink, index, name, address, undo)
+        left_out = [
+            address
+            for address in addresses
+            if not _add_address(netlink, index, name, address, undo, _spared(address, addresses))
+        ]
         _limit_segments(netlink, before, undo)
         _bring_up(netlink, before, mtu, queue_length, mac, undo)
         with explained(f"cannot set up {name}"):
@@ -234,6 +242,7 @@ def open_tap(
         persistent=persistent,
         udp_super_frames=udp_super_frames,
         _kernel=kernel,
+        left_out=tuple(left_out),
     )
 
 
@@ -269,7 +278,7 @@ def misfit(
                 return f"{real} has an MTU of {found}, not {mtu}"
             present = netlink.addresses()
             for address in addresses:
-                if (index, address) not in present:
+                if (index, address) not in present and not _spared(address, addresses):
                     return f"{real} does not have the address {address}"
     except (OSError, DeviceError) as error:
         return str(error)
@@ -347,13 +356,19 @@ def _set_offload(kernel: Kernel, fd: int, name: str, flags: int) -> None:
         kernel.ioctl(fd, TUNSETOFFLOAD, flags)
 
 
+def _spared(address: Interface, addresses: Sequence[Interface]) -> bool:
+    """Whether a device is of use without this address: of IPv6, with another of IPv4."""
+    return address.version == 6 and any(other.version == 4 for other in addresses)
+
+
 def _add_address(
-    netlink: Netlink, index: int, name: str, address: Interface, undo: ExitStack
-) -> None:
+    netlink: Netlink, index: int, name: str, address: Interface, undo: ExitStack, spared: bool
+) -> bool:
+    """Give a device an address, unless it has it; False: there is no IPv6, and it is `spared`."""
     with explained(f"cannot give {name} the address {address}"):
         present = netlink.addresses()
         if (index, address) in present:
-            return
+            return True
         for other, taken in present:
             if taken.ip == address.ip and other != index:
                 _log.warning(
@@ -365,6 +380,14 @@ def _add_address(
         try:
             netlink.add_address(index, address)
         except OSError as error:
+            if error.errno in _NO_IPV6 and spared:
+                _log.limited(3600).warning(
+                    "the tunnel has no IPv6 on this machine, where that is switched off",
+                    device=name,
+                    address=address,
+                    remedy=f"none is needed for IPv4; sysctl net.ipv6.conf.{name}.disable_ipv6=0",
+                )
+                return False
             if error.errno == errno.EACCES and address.version == 6:
                 raise DeviceError(
                     f"cannot give {name} the address {address}: IPv6 is switched off here; "
@@ -373,6 +396,7 @@ def _add_address(
                 ) from error
             raise
     undo.callback(_quietly, netlink.delete_address, index, address)
+    return True
 
 
 def remove_addresses(

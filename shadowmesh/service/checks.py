@@ -179,7 +179,11 @@ class Checks:
         return known[2]
 
     def _addresses(self) -> tuple[str, ...]:
-        return tuple(map(str, self._manager.config.network.local_ip))
+        tap = self._manager.tap
+        left_out = () if tap is None else tap.left_out
+        return tuple(
+            str(one) for one in self._manager.config.network.local_ip if one not in left_out
+        )
 
     def underlay(self, peers: Sequence[Peer]) -> Check:
         others = self._host().others if self._manager.tap is not None else ()

@@ -254,8 +254,13 @@ def test_several_addresses_are_given_in_their_order_and_taken_back_together():
 def test_a_kept_device_that_lacks_one_of_the_addresses_does_not_fit():
     kernel = FakeKernel()
     fd = open_tap(kernel, addresses=(ADDRESS4,)).fds[0]
-    why = tap.misfit(fd, "tap0", mtu=1400, addresses=(ADDRESS4, ADDRESS6), kernel=kernel)
-    assert why == f"tap0 does not have the address {ADDRESS6}"
+    other = ip_interface("10.9.9.9/24")
+    why = tap.misfit(fd, "tap0", mtu=1400, addresses=(ADDRESS4, other), kernel=kernel)
+    assert why == f"tap0 does not have the address {other}"
+    # One that is spared where there is no IPv6 is given when the device is opened.
+    both = (ADDRESS4, ADDRESS6)
+    assert tap.misfit(fd, "tap0", mtu=1400, addresses=both, kernel=kernel) is None
+    assert tap.misfit(fd, "tap0", mtu=1400, addresses=(ADDRESS6,), kernel=kernel) is not None
 
 
 def test_without_an_address_none_is_given():
@@ -400,6 +405,23 @@ def test_switched_off_ipv6_is_explained():
     kernel = FakeKernel(failures={"add_address": errno.EACCES})
     with pytest.raises(DeviceError, match=r"IPv6 is switched off.*tap0\.disable_ipv6=0"):
         open_tap(kernel, addresses=(ADDRESS6,))
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT])
+def test_without_ipv6_an_address_beside_one_of_ipv4_is_spared(code):
+    kernel = FakeKernel()
+    plain = FakeNetlink.add_address
+
+    def add_address(self, index, address):
+        if address.version == 6:
+            raise OSError(code, os.strerror(code))
+        plain(self, index, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeNetlink, "add_address", add_address)
+        device = open_tap(kernel, addresses=(ADDRESS4, ADDRESS6))
+    assert device.left_out == (ADDRESS6,)
+    assert [address for _, address in kernel.given] == [ADDRESS4]
 
 
 def test_a_kernel_that_refuses_to_forget_a_neighbour_is_an_error_of_the_device():
@@ -731,6 +753,19 @@ def test_switched_off_real_ipv6_is_explained(namespace):
     Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
     with pytest.raises(DeviceError, match="IPv6 is switched off"):
         open_tap(addresses=(ADDRESS6,))
+
+
+@pytest.mark.netns
+def test_where_real_ipv6_is_switched_off_an_address_of_it_beside_ipv4_is_left_out(namespace):
+    Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+    device = open_tap(addresses=(ADDRESS4, ADDRESS6))
+    try:
+        assert device.left_out == (ADDRESS6,)
+        assert addresses_of(device.index) == {ADDRESS4}
+        both = {"mtu": device.mtu, "addresses": (ADDRESS4, ADDRESS6)}
+        assert tap.misfit(device.fds[0], "tap0", **both) is None
+    finally:
+        device.close()
 
 
 @pytest.mark.netns

@@ -62,6 +62,7 @@ class FakeTap:
     def __init__(self, name, *, mtu, offload, udp_super_frames=True, on_close=None):
         self.name = name
         self.udp_super_frames = udp_super_frames
+        self.left_out = ()
         self.mtu = mtu
         self.offload = offload
         self.closed = False

@@ -283,7 +283,9 @@ def quiet(monkeypatch, three):
     )
     known = facts.HostFacts("tap0", device, facts.Whereabouts())
     monkeypatch.setattr(facts, "look", lambda _device, _target: known)
-    three.manager.tap = SimpleNamespace(name="tap0", mtu=1500, fds=(1,), is_up=lambda: True)
+    three.manager.tap = SimpleNamespace(
+        name="tap0", mtu=1500, fds=(1,), is_up=lambda: True, left_out=()
+    )
 
 
 def step_of(explanation, name):
