@@ -22,18 +22,30 @@ from tests.control.fake_control import CONNECTED, HOME, INVITATION, MESH
 
 #: the key comes from standard input
 RECOVERY = ["--yes", "--recovery-key-file", "-"]
+#: FILE is one that there is, NEW one that there is not
+SECRET = ["--passphrase-file", "FILE"]
 #: what a command needs to print something; the others need nothing
 ARGUMENTS = {"completion": ["bash"], "ping": ["--count", "1"], "bench": ["--quick"],
              "capture": ["-w", "-", "--duration", "1s"], "network create": ["home"],
              "join": [INVITATION, "--yes"], "leave": ["--yes"], "peer remove": ["nas", "--yes"],
              "invite cancel": ["--all"], "network secret rotate": ["--yes"],
              "network authority replace": RECOVERY, "network authority drop": RECOVERY,
-             "network compact": RECOVERY, "network delete": ["--yes"]}  # fmt: skip
+             "network compact": RECOVERY, "network delete": ["--yes"],
+             "network backup": ["NEW", *SECRET], "network restore": ["FILE", "--yes", *SECRET],
+             "network authority export": ["NEW", "--yes", *SECRET],
+             "network authority import": ["FILE", *SECRET],
+             "network adopt": ["FILE", "--certificate", "FILE", "--crl", "FILE", "--subnet", "10.0.0.0/8"],
+             "cert sign": ["FILE", "--name", "nas"], "cert bundle": ["FILE"],
+             "cert install": ["FILE", "--authority", "ab", "--yes"], "cert crl": ["FILE"],
+             "peer rename": ["nas", "box"], "peer tag": ["nas", "--add", "x"],
+             "peer rekey": ["nas", "--yes"]}  # fmt: skip
 #: what a machine does that is in no network
-OUTSIDE = {"network create", "join"}
+OUTSIDE = {
+    "network create", "network restore", "network adopt", "join", "cert install", "cert request"
+}  # fmt: skip
 #: loads another program, which has its own words, or needs a network
 NOT_WALKED = {"logs", "netcheck", "bugreport", "config init", "config", "reload", "network", "peer",
-              "network authority", "network secret"}  # fmt: skip
+              "cert", "network authority", "network secret"}  # fmt: skip
 COMMANDS = [words for words in every_command() if " ".join(words) not in NOT_WALKED]
 CLI = [sys.executable, "-m", "shadowmesh.cli"]
 DAEMON = [sys.executable, "-m", "shadowmesh.service.daemon"]
@@ -48,14 +60,18 @@ def typed(command, redirection, **more):
 
 
 @pytest.fixture
-def asked(served, control, token_file):
+def asked(served, control, token_file, tmp_path):
     """Return the words of a command that asks the served daemon."""
     control.snapshot, control.mesh = CONNECTED, MESH
+    file = tmp_path / "file"
+    file.write_bytes(b"what is given\n")
+    file.chmod(0o600)
+    names = {"FILE": str(file), "NEW": str(tmp_path / "new")}
     control.rotating.trusted = 2
 
     def ask(words):
         control.joined = None if " ".join(words) in OUTSIDE else HOME
-        rest = ARGUMENTS.get(" ".join(words), [])
+        rest = [names.get(word, word) for word in ARGUMENTS.get(" ".join(words), [])]
         return [*CLI, "--api", f"http://{served}", "--token-file", str(token_file), *words, *rest]
 
     return ask

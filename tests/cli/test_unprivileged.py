@@ -31,6 +31,7 @@ COMMANDS = {
     "join": ([INVITATION, "--yes"], 4, 3, "shadowmesh-admin"),
     "leave": (["--yes"], 4, 3, "shadowmesh-view"),
     "peer": (["remove", "nas", "--yes"], 4, 3, "shadowmesh-admin"),
+    "cert": (["show"], 4, 3, "shadowmesh-view"),
     "relays": ([], 4, 3, "shadowmesh-view"),
     "connect": ([], 4, 3, "shadowmesh-admin"),
     "disconnect": ([], 4, 3, "shadowmesh-admin"),

@@ -58,9 +58,8 @@ def test_a_certificate_that_ended_is_no_removal(hub):
         authority.issue(guest, sodium.public_key(bytes(range(32))), NOW, NOW + DAY), NOW
     )
     told = Told(hub)
-    hub.membership.members.drop(joined.certificate.public_key)
-    told.news.look()
-    assert ("the certificate of a member counts no more", {"name": "laptop"}) in told.events()
+    hub.membership.sift(NOW + 2 * DAY)
+    assert ("the certificate of a member counts no more", {"name": "guest"}) in told.events()
 
 
 def test_of_a_whole_directory_few_are_named(hub, monkeypatch):
