@@ -20,7 +20,8 @@ Does not know: who raises or catches them. Imports nothing of the project.
     +-- ControlError                an operation asked for by an operator failed
         +-- AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
             PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
-            ConfigurationWrong, DaemonStopping, IssuerRefused, NotInNetwork, AlreadyInNetwork
+            ConfigurationWrong, DaemonStopping, IssuerRefused, NotInNetwork, AlreadyInNetwork,
+            FileNotSent, FileRefused
 """
 
 from __future__ import annotations
@@ -316,3 +317,17 @@ class AlreadyInNetwork(ControlError):
 
     code = "in_network"
     http_status = 409
+
+
+class FileNotSent(ControlError):
+    """A file that is sent in pieces is not here, or not all of it."""
+
+    code = "file_not_sent"
+    http_status = 409
+
+
+class FileRefused(ControlError):
+    """A certificate, request, bundle or list in a file is not what it should be."""
+
+    code = "file_refused"
+    http_status = 422

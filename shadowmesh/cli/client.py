@@ -25,6 +25,8 @@ from shadowmesh.base.errors import (
     ControlError,
     DaemonStopping,
     DeviceUnavailable,
+    FileNotSent,
+    FileRefused,
     IssuerRefused,
     NoSuchPeer,
     NotConfigured,
@@ -65,7 +67,7 @@ _CONTROL_ERRORS: Final[dict[str, type[ControlError]]] = {
     for kind in (
         AlreadyConnected, AlreadyConnecting, NotConnected, NotConfigured, BadRequest,
         PeerUnreachable, PeerRefused, ConnectTimeout, DeviceUnavailable, CaptureRunning,
-        ConfigurationWrong, NoSuchPeer, NotInNetwork, AlreadyInNetwork, IssuerRefused,
+        ConfigurationWrong, NoSuchPeer, NotInNetwork, FileNotSent, FileRefused, AlreadyInNetwork, IssuerRefused,
     )
 }  # fmt: skip
 

@@ -10,8 +10,12 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmesh.base.errors import (
+    AlreadyConnecting,
     AlreadyInNetwork,
+    ConfigurationWrong,
     ConnectTimeout,
+    FileNotSent,
+    FileRefused,
     IssuerRefused,
     NotInNetwork,
     PeerRefused,
@@ -80,6 +84,7 @@ CUSTODY_ROUTES: Final = (
                   "How many bytes were sent before.", required=True),
             Value("data", _bytes(MAX_PIECE_BYTES), "The next bytes.", required=True),
         ),
+        errors=(FileNotSent,),
     ),
     Route(
         "POST", "/network/backup", "back_up", Right.CHANGE, "Make a backup of the network", "Backup",
@@ -89,14 +94,14 @@ CUSTODY_ROUTES: Final = (
             Value("recovery_key", {"type": ["string", "null"], "maxLength": MAX_RECOVERY_CHARS},
                   "To be put in, as it was shown once: a secret; missing or null: it is left out."),
         ),
-        errors=(NotInNetwork, IssuerRefused),
+        errors=(AlreadyConnecting, NotInNetwork, IssuerRefused),
     ),
     Route(
         "POST", "/network/restore", "restore", Right.CHANGE, "Be the machine that a backup was made of", "Restored",
         "All invitations are void then. The daemon begins anew inside of its process: for some seconds nobody "
         "answers here.",
         body=(_FILE, Value("passphrase", _PASSPHRASE, "Of the backup: a secret.", required=True)),
-        errors=(AlreadyInNetwork, IssuerRefused),
+        errors=(AlreadyConnecting, AlreadyInNetwork, IssuerRefused, FileNotSent, ConfigurationWrong),
     ),
     Route(
         "POST", "/network/adopt", "adopt", Right.CHANGE, "Make a network whose authority is a CA of yours",
@@ -113,30 +118,31 @@ CUSTODY_ROUTES: Final = (
             Value("address", {"type": ["string", "null"], "format": "host:port", "maxLength": MAX_PEER_CHARS},
                   "Where others reach this machine; missing or null: nowhere."),
         ),
-        errors=(AlreadyInNetwork, IssuerRefused, PeerRefused),
+        errors=(AlreadyConnecting, AlreadyInNetwork, IssuerRefused, FileRefused, FileNotSent,
+                ConfigurationWrong),
     ),
     Route(
         "POST", "/network/lists", "take_list", Right.CHANGE, "Let a revocation list of another CA count", "Removed",
         "It goes on to all members.",
-        body=(_FILE,), errors=(NotInNetwork, PeerRefused),
+        body=(_FILE,), errors=(AlreadyConnecting, NotInNetwork, FileNotSent, FileRefused),
     ),
     Route(
         "POST", "/network/authority/export", "export_authority", Right.CHANGE, "Tell the authority's key",
         "ExportedKey", "Under a passphrase. It stays here until `/network/authority/release`.",
         body=(Value("passphrase", _PASSPHRASE, "At least 12 characters: a secret.", required=True),),
-        errors=(NotInNetwork, IssuerRefused),
+        errors=(AlreadyConnecting, NotInNetwork, IssuerRefused),
     ),
     Route(
         "POST", "/network/authority/release", "release_authority", Right.CHANGE,
         "Remove the authority's key from this machine", "NetworkAnswer",
         "What was exported has to be shown, and to open. This machine can remove members then, and issue nothing. "
         "The daemon begins anew.",
-        body=_KEPT_KEY, errors=(NotInNetwork, IssuerRefused),
+        body=_KEPT_KEY, errors=(AlreadyConnecting, NotInNetwork, IssuerRefused),
     ),
     Route(
         "POST", "/network/authority/import", "import_authority", Right.CHANGE,
         "Bring the authority's key back to this machine", "NetworkAnswer", "The daemon begins anew.",
-        body=_KEPT_KEY, errors=(NotInNetwork, IssuerRefused),
+        body=_KEPT_KEY, errors=(AlreadyConnecting, NotInNetwork, IssuerRefused),
     ),
     Route(
         "POST", "/certificate/request", "request_certificate", Right.CHANGE, "Make a request for a certificate",
@@ -144,7 +150,7 @@ CUSTODY_ROUTES: Final = (
         "For the key of this machine in its network, or in none for a new one; asked again it is the same.",
         body=(Value("name", _NAME, "To stand in it, which nobody has to believe; missing or null: the host's name.",
                     example="laptop"),),
-        errors=(IssuerRefused,),
+        errors=(AlreadyConnecting, IssuerRefused),
     ),
     Route(
         "POST", "/certificates", "sign_certificate", Right.CHANGE, "Sign a request by hand", "Signed",
@@ -161,13 +167,13 @@ CUSTODY_ROUTES: Final = (
             Value("expires_s", {"type": ["integer", "null"], "minimum": MIN_LIFETIME_S, "maximum": MAX_LIFETIME_S},
                   "How many seconds it is valid; missing or null: as long as the authority."),
         ),
-        errors=(NotInNetwork, IssuerRefused, PeerRefused),
+        errors=(AlreadyConnecting, NotInNetwork, IssuerRefused, FileRefused),
     ),
     Route(
         "POST", "/certificates/bundle", "bundle_certificate", Right.CHANGE,
         "Make the file for a machine whose certificate another CA has signed", "Signed",
         body=(Value("certificate", _bytes(_CERTIFICATE_BYTES), "PEM or DER.", required=True),),
-        errors=(NotInNetwork, PeerRefused),
+        errors=(AlreadyConnecting, NotInNetwork, FileRefused),
     ),
     Route(
         "POST", "/certificate", "install_certificate", Right.CHANGE, "Take a bundle, or find out what is in it",
@@ -180,7 +186,8 @@ CUSTODY_ROUTES: Final = (
                   "that this machine is not in, it has to be given."),
             Value("accept", {"type": "boolean"}, "Take it; else nothing changes.", default=False),
         ),
-        errors=(AlreadyInNetwork, IssuerRefused, PeerRefused),
+        errors=(AlreadyConnecting, AlreadyInNetwork, IssuerRefused, FileRefused, FileNotSent,
+                ConfigurationWrong),
     ),
     Route(
         "GET", "/certificate", "certificate", Right.LOOK, "The certificate of this machine", "CertificateAnswer",
@@ -189,7 +196,7 @@ CUSTODY_ROUTES: Final = (
     Route(
         "POST", "/certificate/renew", "renew_certificate", Right.CHANGE, "Ask the issuer for the certificate of today",
         "Renewal", body=(),
-        errors=(NotInNetwork, IssuerRefused, PeerUnreachable, PeerRefused, ConnectTimeout),
+        errors=(AlreadyConnecting, NotInNetwork, IssuerRefused, PeerUnreachable, PeerRefused, ConnectTimeout),
     ),
     Route(
         "POST", "/peers/{name}/reissue", "reissue", Right.CHANGE, "Give a member another name or other tags", "Renewal",
@@ -201,11 +208,11 @@ CUSTODY_ROUTES: Final = (
             Value("drop_tags", _texts(MAX_LABEL_CHARS, MAX_LABELS), "Tags that it loses.", default=()),
             Value("at_once", {"type": "boolean"}, "The old certificate does not count from now on.", default=False),
         ),
-        errors=(NotInNetwork, IssuerRefused),
+        errors=(AlreadyConnecting, NotInNetwork, IssuerRefused),
     ),
     Route(
         "POST", "/peers/{name}/rekey", "rekey", Right.CHANGE, "Put a member's key out, and invite its machine anew",
         "Invited", "Name, roles, tags and addresses stay. The text of the invitation is a secret, and told this once.",
-        within=(_WHO,), body=(), errors=(NotInNetwork, IssuerRefused),
+        within=(_WHO,), body=(), errors=(AlreadyConnecting, NotInNetwork, IssuerRefused),
     ),
 )  # fmt: skip

@@ -10,7 +10,8 @@ for.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final
@@ -20,15 +21,16 @@ from shadowmesh.base.clock import utc_now
 from shadowmesh.base.errors import (
     AlreadyInNetwork,
     BadCertificate,
+    BadList,
     BadRequest,
     ConfigError,
-    ConfigurationWrong,
     ConnectTimeout,
     ControlError,
+    FileRefused,
     PeerRefused,
     PeerUnreachable,
 )
-from shadowmesh.config import joined, values
+from shadowmesh.config import check_beside_network, joined, values
 from shadowmesh.insight.custody import (
     CertificateReport,
     CertificateRequest,
@@ -97,10 +99,8 @@ class Certificates:
         """Sign a request, of which nothing but the key is believed. Raises IssuerRefused."""
         with self._place.changing():
             member = need(self._place.member)
-            try:
+            with _of_a_file():
                 key = certificates.requested_key(pem.content(request, *pem.REQUESTS))
-            except BadCertificate as error:
-                raise BadRequest(f"request: {error}") from None
             made = member.issuing().sign(
                 key,
                 name,
@@ -115,7 +115,7 @@ class Certificates:
 
     def bundle(self, certificate: bytes) -> Signed:
         """Make the file for a machine whose certificate another CA has signed."""
-        with self._place.changing():
+        with self._place.changing(), _of_a_file():
             membership = need(self._place.member).membership
             shown = certificates.parse(pem.content(certificate, pem.CERTIFICATE))
             return self._signed(membership, membership.learn(shown, utc_now()))
@@ -130,11 +130,11 @@ class Certificates:
 
         Raises:
             AlreadyInNetwork: it is of another network than this machine is in.
-            PeerRefused: it is not what it should be.
+            FileRefused: it is not what it should be.
         """
         place = self._place
         data = self._received.taken(digest)
-        with place.changing():
+        with place.changing(), _of_a_file():
             told = bundle.unseal(data, place.store.identity())
             wanted = None if authority is None else _fingerprint(authority)
             shown = trust.read(told.trust_list)
@@ -171,16 +171,17 @@ class Certificates:
     def _become(self, told: Joined, judged: joining.Membership) -> None:
         place = self._place
         own = judged.certificate
-        try:
-            joined(place.loaded, own.network_name, tunnel_addresses(own, judged.subnets), ())
-        except ConfigError as error:
-            raise ConfigurationWrong(str(error.problems[0])) from None
+        name, file = own.network_name, place.file()
+        check_beside_network(file)
+        planned = joined(file, name, tunnel_addresses(own, judged.subnets), ())
+        place.check_listens(planned.config)
         identity = place.store.identity()
-        announce = place.loaded.config.mesh.announce
+        announce = file.config.mesh.announce
         Membership.take_in(
             place.store, identity, told, judged, None, utc_now(), announce=tuple(announce)
         )
-        _log.info("this machine is a member by a bundle", network=own.network_name, name=own.name)
+        _log.info("this machine is a member by a bundle", network=name, name=own.name)
+        place.recorder.record("network", "joined a network", network=name, name=own.name)
         place.begin_again()
 
     def _renewed_by(
@@ -215,6 +216,15 @@ class Certificates:
             # The device has the addresses of the certificate that the daemon began with.
             self._place.begin_again()
         return membership.certificate.der != before.der
+
+    def _check_fits(self, membership: Membership) -> None:
+        """Take back what was written when the daemon could not live with it, and raise that."""
+        place = self._place
+        try:
+            place.check_listens(as_member(place.file(), membership).config)
+        except (ConfigError, ControlError):
+            place.store.leave()
+            raise
 
     def certificate(self) -> CertificateReport | None:
         """Tell of our certificate."""
@@ -316,7 +326,8 @@ class Certificates:
                 f"this machine is in the network {place.member.membership.facts.name};"
                 " `shadowmesh leave` comes first"
             )
-        with place.changing():
+        with place.changing(), _of_a_file():
+            check_beside_network(place.file())
             try:
                 networks = tuple(ip_network(one) for one in subnets)
                 where = None if address is None else values.peer(address)
@@ -331,20 +342,18 @@ class Certificates:
                 where,
                 utc_now(),
             )
-            try:
-                as_member(place.loaded, membership)
-            except ConfigError as error:
-                place.store.leave()
-                raise ConfigurationWrong(str(error.problems[0])) from None
-            _log.info("made, under a CA that is not ours", network=membership.facts.name)
+            self._check_fits(membership)
+            name = membership.facts.name
+            _log.info("made, under a CA that is not ours", network=name)
+            place.recorder.record("network", "made a network under another CA", network=name)
             place.begin_again()
             return Founded(report(membership, issuer=False), recovery_key)
 
     def take_list(self, digest: str) -> Sequence[str]:
         """Let a revocation list count; return the names of all that are out by it."""
-        data = self._received.taken(digest)
-        with self._place.changing():
+        with self._place.changing(), _of_a_file():
             membership = need(self._place.member).membership
+            data = self._received.taken(digest)
             before = {one.name for one in membership.members}
             membership.take_list(membership.read_list(pem.content(data, pem.LIST)), utc_now())
             return sorted(before - {one.name for one in membership.members})
@@ -366,6 +375,15 @@ def described(certificate: Certificate, problem: str | None = None) -> Certifica
         problem=problem,
         pem=pem.armor(pem.CERTIFICATE, certificate.der),
     )
+
+
+@contextmanager
+def _of_a_file() -> Iterator[None]:
+    """Let what a file is worth come out as such."""
+    try:
+        yield
+    except (BadCertificate, BadList) as error:
+        raise FileRefused(str(error)) from None
 
 
 def _addresses(texts: Sequence[str]) -> tuple[Address, ...]:

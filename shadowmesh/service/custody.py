@@ -20,14 +20,13 @@ from shadowmesh.base.clock import utc_now
 from shadowmesh.base.errors import (
     AlreadyInNetwork,
     BadRequest,
-    ConfigError,
-    ConfigurationWrong,
     IssuerRefused,
 )
+from shadowmesh.config import check_beside_network
 from shadowmesh.insight.custody import Backup, ExportedKey, Restored, as_text
 from shadowmesh.network import backup, offline, trust
 from shadowmesh.service.certificates import Certificates
-from shadowmesh.service.member import as_member, need
+from shadowmesh.service.member import need
 from shadowmesh.service.networks import fingerprint, report
 from shadowmesh.service.received import MAX_FILE_BYTES
 
@@ -52,8 +51,9 @@ class Custody(Certificates):
                 key is that of another network.
         """
         with self._place.changing():
+            issuing = need(self._place.member).issuing()
             seed = None if recovery_key is None else _recovery_seed(recovery_key)
-            files = need(self._place.member).issuing().backup_files(seed)
+            files = issuing.backup_files(seed)
             # In this thread the disk and the ledger, in the other what takes long.
             data = _elsewhere(partial(backup.seal, files, passphrase))
         if len(data) > MAX_FILE_BYTES:
@@ -78,15 +78,13 @@ class Custody(Certificates):
             )
         data = self._received.taken(digest)
         with place.changing():
+            check_beside_network(place.file())
             files = _elsewhere(partial(backup.open_backup, data, passphrase))
             membership, cancelled = offline.restore(place.store, files, utc_now())
-            try:
-                as_member(place.loaded, membership)
-            except ConfigError as error:
-                place.store.leave()
-                raise ConfigurationWrong(str(error.problems[0])) from None
+            self._check_fits(membership)
             name = membership.facts.name
             _log.info("a network was restored from its backup", network=name, cancelled=cancelled)
+            place.recorder.record("network", "restored a network", network=name)
             place.begin_again()
             return Restored(report(membership, issuer=True), cancelled)
 
@@ -149,4 +147,4 @@ def _recovery_seed(text: str) -> bytes:
     try:
         return trust.recovery_seed(text)
     except ValueError as error:
-        raise BadRequest(str(error)) from None
+        raise IssuerRefused(str(error), "recovery") from None

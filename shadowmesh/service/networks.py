@@ -78,18 +78,22 @@ class Place:
     """What the operations work with, for those that stand elsewhere (`custody`).
 
     Attributes:
+        file, ask, begin_again, recorder: as for `Networks`.
         changing: a context in which nobody else changes who this machine is, and every failure comes
             out as one of the API.
         own_networks: (interface, network) of this machine.
+        check_listens: raises ConfigurationWrong: with it the daemon could not listen.
     """
 
-    loaded: LoadedConfig
+    file: Callable[[], LoadedConfig]
     member: Member | None
     store: Store
     ask: Ask
     changing: Callable[[], AbstractContextManager[None]]
     own_networks: Callable[[], list[tuple[str, subnet.Network]]]
+    check_listens: Callable[[Config], None]
     begin_again: Callable[[], None]
+    recorder: Recorder
 
 
 class Networks:
@@ -129,13 +133,15 @@ class Networks:
     def place(self) -> Place:
         """What these operations work with."""
         return Place(
-            self._loaded,
+            self._file,
             self._member,
             self._store,
             self._ask,
             self._changing,
             lambda: addresses.networks(self._tunnel_device),
+            self._check_listens,
             self._begin_again,
+            self._recorder,
         )
 
     # --- into a network, and out --------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Final
 
 import gevent
 
-from shadowmesh.base.errors import BadRequest
+from shadowmesh.base.errors import BadRequest, FileNotSent
 from shadowmesh.insight.custody import Received
 
 MAX_FILE_BYTES: Final = 32 << 20
@@ -29,12 +29,15 @@ class ReceivedFile:
         """Take a piece of a file; offset 0 begins another one.
 
         Raises:
-            BadRequest: the piece before it is missing, or the file is too large.
+            FileNotSent: the piece before it is missing.
+            BadRequest: the file is too large.
         """
         if offset == 0:
             self._data.clear()
         if offset != len(self._data):
-            raise BadRequest(f"this piece begins at {offset}, and {len(self._data)} bytes are here")
+            raise FileNotSent(
+                f"this piece begins at {offset}, and {len(self._data)} bytes are here"
+            )
         if offset + len(data) > MAX_FILE_BYTES:
             raise BadRequest(f"a file has at most {MAX_FILE_BYTES >> 20} MiB")
         self._data += data
@@ -47,10 +50,12 @@ class ReceivedFile:
         """Return the file with that SHA-256, in hexadecimal digits, and forget it.
 
         Raises:
-            BadRequest: it is not here, or not all of it.
+            FileNotSent: it is not here, or not all of it.
         """
         data = bytes(self._data)
         if hashlib.sha256(data).hexdigest() != digest:
-            raise BadRequest("the file that is meant was not sent, or not all of it; send it again")
+            raise FileNotSent(
+                "the file that is meant was not sent, or not all of it; send it again"
+            )
         self._data.clear()
         return data

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.netns
 
 #: what the formats mean, which no JSON Schema can say
 HOOKS = """
+import base64
+
 import schemathesis
 from hypothesis import strategies as st
 
@@ -38,6 +40,8 @@ host = st.one_of(v4, v6.map("[{}]".format), st.lists(label, min_size=1, max_size
 schemathesis.openapi.format("host:port", st.builds("{}:{}".format, host, st.integers(1, 65535)))
 schemathesis.openapi.format("mac-or-ip", st.one_of(mac, v4, v6))
 schemathesis.openapi.format("invitation-id", st.binary(min_size=8, max_size=8).map(bytes.hex))
+schemathesis.openapi.format("sha-256", st.binary(min_size=32, max_size=32).map(bytes.hex))
+schemathesis.openapi.format("byte", st.binary(max_size=60).map(lambda data: base64.b64encode(data).decode()))
 """
 
 #: 502, 503 and 504 say that the peer or the device failed, not the daemon; 426 is what a plain
@@ -49,7 +53,7 @@ positive_data_acceptance.expected-statuses = ["2xx", 401, 404, 409, 426, 502, 50
 """
 
 #: after these the daemon begins anew, and is one of a network
-BEGINS_ANEW = ("/network", "/join", "/leave")
+BEGINS_ANEW = ("/network", "/network/adopt", "/network/restore", "/join", "/leave", "/certificate")
 
 #: what a route that answers at once answers with; any other is a stream, which lasts
 AT_ONCE = {"application/json", "text/html", "text/plain"}
