@@ -439,7 +439,7 @@ NO_PROGRAMS = {"address", "set", "the"}
 #: commands of ours that are not typed one by one: the first measures for half a minute and has a test
 #: of its own, the second would end what the others ask about and belongs to the walk-through, and the
 #: machines of the walk are a pair and no network
-ELSEWHERE = ("bench", "disconnect", "network", "invite", "join", "leave", "peer", "relays")
+ELSEWHERE = ("bench", "cert", "disconnect", "network", "invite", "join", "leave", "peer", "relays")
 TYPED = ("ip", "shadowmesh", "ss", "systemctl")
 #: these go on until Ctrl-C
 ENDLESS = {
