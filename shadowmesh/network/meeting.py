@@ -370,6 +370,12 @@ class Meeting:
 
     def _offer(self, who: Acquaintance) -> None:
         """Send what somebody lacks, one after the other: what the next rests on first."""
+        if self._membership.of_key(who.public_key) is None:
+            # It is out, and its session about to end: it hears that, if it has said nothing yet
+            # as well, and nothing else.
+            who.lists = {} if who.lists is None else who.lists
+            self._offer_lists(who)
+            return
         if who.lists is None or who.busy:
             return
         trusted = self._membership.trust_list

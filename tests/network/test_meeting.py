@@ -451,3 +451,15 @@ def test_an_attach_that_is_repeated_is_answered_with_all_others(hub, talker):
     assert link.said[hub] == []
     hub.meeting.tick()
     assert len(link.said[hub]) == 1
+
+
+def test_who_is_removed_before_it_has_said_anything_hears_that_and_no_secret(hub, talker):
+    left = talker("left", hub)
+    link = Link(left, hub)
+    link.said[hub].clear()
+    hub.disk.registrar.remove("left", NOW)
+    told = [decode(body) for body in link.said[hub]]
+    assert [type(one) for one in told] == [Lists]
+    link.carry()
+    assert "removed" in left.disk.membership.problem
+    assert not link.said[hub]
