@@ -397,9 +397,18 @@ class Issuer:
         return lacks or newest is None or now - newest >= LIST_EVERY
 
     def share_of_list(self) -> float:
-        """Return how full the newest list is, 0 to 1: warn from 0.7, no new members from 0.9."""
+        """Return how full the newest list is, 0 to 1: warn from 0.7, no new members from 0.9.
+
+        Lists about certificates of an authority before do not grow any more.
+        """
+        about = None if self._key is None else self._list_authority(self._key)
         return max(
-            (len(one.data) / revocation.MAX_BYTES for one in self._revocations.lists), default=0.0
+            (
+                len(one.data) / revocation.MAX_BYTES
+                for one in self._revocations.lists
+                if about in (None, one.issuer_key_id)
+            ),
+            default=0.0,
         )
 
     def _check_room(self) -> None:

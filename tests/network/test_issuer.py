@@ -495,6 +495,17 @@ def test_compact_gives_all_a_certificate_of_a_new_authority(net):
     assert net.issuer.make_list(NOW).entries == {}
 
 
+def test_compact_makes_room_although_the_full_list_is_still_there(net):
+    full = net.issuer.share_of_list()
+    assert full > 0
+    authority = make_authority("home", NOW)
+    net.issuer.compact(authority, NOW)
+    assert net.issuer.share_of_list() == 0
+    net.issuer.make_list(NOW)
+    assert len(net.known.lists) == 2
+    assert net.issuer.share_of_list() <= full
+
+
 # --- the file ---------------------------------------------------------------------------------
 
 
