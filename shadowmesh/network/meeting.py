@@ -268,8 +268,8 @@ class Meeting:
                 who.trust_epoch, who.secret_epoch = message.trust_epoch, message.secret_epoch
                 self._offer(who)
                 self._look_for_twin(who, message.boot_id)
-            case Trust(trust_list=data):
-                self._take_trust(who, data)
+            case Trust():
+                self._take_trust(who, message)
             case Lists(lists=lists):
                 self._take_lists(who, lists)
             case Renewed() if who.relay:
@@ -315,9 +315,11 @@ class Meeting:
                 self.refused[f"list_{error.kind}"] += 1
         self._pass_on()
 
-    def _take_trust(self, who: Acquaintance, data: bytes) -> None:
+    def _take_trust(self, who: Acquaintance, message: Trust) -> None:
         try:
-            self._membership.take_trust_list(data, self._now())
+            self._membership.take_trust_list(
+                message.trust_list, self._now(), beside=message.certificate
+            )
         except BadList as error:
             self.refused[f"trust_{error.kind}"] += 1
         else:
@@ -381,7 +383,10 @@ class Meeting:
         trusted = self._membership.trust_list
         if trusted.epoch > who.trust_epoch:
             who.trust_epoch = trusted.epoch
-            who.say(Trust(trust_list=trusted.data))
+            # Who knows our certificate of an authority that is dropped only would end this session,
+            # and may have no other by which it could learn of the new one.
+            own = self._membership.of_key(self._membership.identity.public_key)
+            who.say(Trust(trust_list=trusted.data, certificate=None if own is None else own.der))
         self._offer_lists(who)
         if self._relay and not who.busy:
             self._renew(who)

@@ -363,9 +363,11 @@ class Membership:
         if self.revocations.take(offered) in (Taken.NEWER, Taken.FORK):
             self.sift(local)
 
-    def take_trust_list(self, data: bytes, local: datetime) -> None:
+    def take_trust_list(self, data: bytes, local: datetime, beside: bytes | None = None) -> None:
         """Let a newer trust list count; whom no authority of it vouches for is out.
 
+        Args:
+            beside: a certificate that came with it, DER: of a member that stays by it.
         Raises:
             BadList: the recovery key did not sign it, or it is older than ours.
         """
@@ -375,6 +377,9 @@ class Membership:
         self.trust_list = found
         self.revocations.keep(found.authorities)
         self._write(lambda: self._store.save_trust_list(found.data))
+        if beside is not None:
+            with suppress(BadCertificate):
+                self._members.take(self._checked(certificates.parse(beside), local))
         self.sift(local)
 
     def take_secret(self, secret: Secret) -> bool:

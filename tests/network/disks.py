@@ -95,4 +95,6 @@ def reached(token: Token) -> KnownRelay:
 
 
 def invite(hub, name=None, uses=1, **terms) -> Token:
-    return Token.parse(hub.registrar.invite(Terms(name, **terms), NOW, DAY, uses).text())
+    # An invitation of a relay is for an hour at most.
+    expires_in = DAY / 24 if "relay" in terms.get("roles", ()) else DAY
+    return Token.parse(hub.registrar.invite(Terms(name, **terms), NOW, expires_in, uses).text())

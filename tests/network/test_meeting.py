@@ -369,6 +369,40 @@ def test_a_replaced_authority_reaches_all_and_the_old_one_can_be_dropped(hub, ta
     Registrar(hub.disk.store, Membership.load(hub.disk.store, NOW)).close()
 
 
+def test_an_authority_that_is_dropped_at_once_takes_nobodys_relay_away(hub, talker):
+    second = talker("second", hub, roles=("relay",))
+    left, right = talker("left", hub), talker("right", hub)
+    links = [Link(left, hub), Link(second, hub), Link(right, second)]
+    settle(links, [left, right, second, hub])
+    seen = []
+
+    def looked(one, relay):
+        one.meeting.look()
+        seen.append(relay in one.knows())
+
+    left.disk.membership.on_change = lambda: looked(left, "hub")
+    right.disk.membership.on_change = lambda: looked(right, "second")
+    seed = trust.recovery_seed(hub.disk.recovery)
+    hub.disk.registrar.replace_authority(seed, NOW)
+    hub.disk.registrar.drop_authorities(seed, NOW)
+    settle(links, [left, right, second, hub])
+    assert seen
+    assert all(seen)
+    for one in (left, right, second, hub):
+        assert one.knows() == ["hub", "left", "right", "second"]
+        assert one.disk.membership.problem is None
+
+
+def test_a_certificate_beside_a_trust_list_counts_by_it_only(hub, talker):
+    left, stranger = talker("left", hub), talker("stranger")
+    seed = trust.recovery_seed(hub.disk.recovery)
+    hub.disk.registrar.replace_authority(seed, NOW)
+    new, foreign = hub.disk.membership.trust_list.data, stranger.disk.membership.certificate.der
+    for beside in (b"junk", foreign):
+        left.disk.membership.take_trust_list(new, NOW, beside=beside)
+        assert left.knows() == ["hub", "left"]
+
+
 def test_another_recovery_key_replaces_nothing(hub):
     with pytest.raises(IssuerRefused, match="not the recovery key"):
         hub.disk.registrar.replace_authority(bytes(31) + b"\1", NOW)

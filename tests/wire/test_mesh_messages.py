@@ -53,7 +53,7 @@ EVERY: dict[str, messages.Message] = {
             messages.Member(node_id=bytes(8), relays=(bytes(8),), addresses=("10.0.0.1:1",)),
         ),
     ),
-    "trust": messages.Trust(trust_list=b"trust"),
+    "trust": messages.Trust(trust_list=b"trust", certificate=CERTIFICATE),
     "lists": messages.Lists(lists=(b"one", b"two")),
     "renewed": messages.Renewed(certificate=CERTIFICATE, network_secret=SECRET, secret_epoch=2),
     "where": messages.Where(ip=bytes(16)),

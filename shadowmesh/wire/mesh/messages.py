@@ -206,9 +206,14 @@ class Hello(_Said, frozen=True, kw_only=True, tag="hello"):
 
 
 class Trust(_Said, frozen=True, kw_only=True, tag="trust"):
-    """A trust list that may be newer than what the other side has; its signature decides."""
+    """A trust list that may be newer than what the other side has; its signature decides.
+
+    Attributes:
+        certificate: of who says it: the one that an authority of this list has issued.
+    """
 
     trust_list: TrustList
+    certificate: Certificate | None = None
 
 
 class Lists(_Said, frozen=True, kw_only=True, tag="lists"):
