@@ -154,7 +154,7 @@ def explain(
     if place is not None and place.peer is None:
         steps.append(_connections(snapshot))
     else:
-        steps.append(_connection(snapshot, now, "" if place is None else f"{place.peer}: "))
+        steps.append(_connection(snapshot, now, "" if place is None else place.peer or ""))
         if _is_connected(snapshot):
             steps += [_session(snapshot, now), _path(snapshot)]
             steps += [] if headless else [_mtu(snapshot, facts)]
@@ -409,14 +409,14 @@ def _connections(snapshot: Snapshot) -> Step:
 
 
 def _connection(snapshot: Snapshot, now: float, who: str) -> Step:
-    """Judge the connection to the one peer that the frame is for; who: is said first."""
-    step = _connection_of(snapshot, now)
+    """Judge the connection to the one peer that the frame is for; who: its name among several."""
+    step = _connection_of(snapshot, now, who)
     if who and step.verdict == "fail":
         step = replace(step, details=[*step.details, _NO_RELAY])
-    return replace(step, text=f"{who}{step.text}")
+    return replace(step, text=f"{who}: {step.text}" if who else step.text)
 
 
-def _connection_of(snapshot: Snapshot, now: float) -> Step:
+def _connection_of(snapshot: Snapshot, now: float, who: str) -> Step:
     peer = snapshot.peer or Peer()
     if _is_connected(snapshot):
         since = duration(now - snapshot.since)
@@ -440,16 +440,28 @@ def _connection_of(snapshot: Snapshot, now: float) -> Step:
             details,
         )  # fmt: skip
     if check is not None and check.code == "waiting_for_peer":
+        if snapshot.network is not None:
+            return _not_come(peer, now, details)
         return Step("connection", "fail", check.text, check.remedy, details)
     if str(snapshot.state) == "disconnected":
         why = "nobody has asked for a tunnel" if check is None else check.text
         nobody = peer.address is None and not snapshot.held
-        return Step(
-            "connection", "fail", f"disconnected: {why}",
-            f"`shadowmesh connect{' HOST:PORT' if nobody else ''}`", details,
-        )  # fmt: skip
+        words = ["shadowmesh connect", *([who] if who else []), *(["HOST:PORT"] if nobody else [])]
+        return Step("connection", "fail", f"disconnected: {why}", f"`{' '.join(words)}`", details)
     return Step(
         "connection", "fail", _situation(snapshot), "" if check is None else check.remedy,
+        details,
+    )  # fmt: skip
+
+
+def _not_come(peer: Peer, now: float, details: Sequence[str]) -> Step:
+    """Say of a member that it has to come, and why we do not go."""
+    seen = peer.last_seen_at
+    return Step(
+        "connection", "fail",
+        "it announces no address where it could be dialled, and has not come to this machine,"
+        f" {'never seen' if seen is None else f'last seen {duration(now - seen)} ago'}",
+        "set mesh.announce, on either side, to an address where the other reaches that machine",
         details,
     )  # fmt: skip
 

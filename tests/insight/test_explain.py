@@ -12,11 +12,11 @@ from shadowmesh._fastpath import DROP_NAMES, REFUSAL_NAMES
 from shadowmesh.device import facts
 from shadowmesh.device.facts import HostFacts, Whereabouts, parse_target
 from shadowmesh.insight import health, reasons, status
-from shadowmesh.insight.explain import Explanation, Step, explain
+from shadowmesh.insight.explain import Explanation, Place, Step, explain
 from shadowmesh.insight.status import Check
 from shadowmesh.keys.mac import stable_mac
 from shadowmesh.wire.peer.states import State
-from tests.control.fake_control import NOW, TAP0
+from tests.control.fake_control import AT_HOME, NOW, TAP0
 
 PEER_KEY = bytes(range(32))
 PEER_MAC = stable_mac(PEER_KEY)
@@ -251,6 +251,34 @@ def test_each_step_says_what_is_so_and_what_to_do(explanation, name, verdict, te
     assert step.verdict == verdict
     assert "\n" not in step.text + step.remedy
     assert explanation.delivered is all(each.verdict != "fail" for each in explanation.steps)
+
+
+def of_member(snapshot: status.Snapshot, name: str = "nas") -> Step:
+    told = explain(snapshot, FACTS, None, NOW, Place(name))
+    return step_of("connection", told)
+
+
+def test_a_member_that_cannot_be_dialled_and_has_not_come_is_told_as_that():
+    waits = with_check(DOWN, health.peer(State.DISCONNECTED, None, **ASKED_NOBODY, awaited=True))
+    for seen_at, seen in ((None, "never seen"), (NOW - 200, "last seen 3m 20s ago")):
+        peer = status.Peer(last_seen_at=seen_at)
+        snapshot = dataclasses.replace(waits, network=AT_HOME, peer=peer)
+        step = of_member(snapshot)
+        assert step.verdict == "fail"
+        assert step.text == (
+            "nas: it announces no address where it could be dialled, and has not come to this"
+            f" machine, {seen}"
+        )
+        assert step.remedy.startswith("set mesh.announce, on either side")
+    assert "TCP port" in of_member(with_check(DOWN, health.peer(
+        State.DISCONNECTED, None, **ASKED_NOBODY, awaited=True, port=9001))).remedy  # fmt: skip
+
+
+def test_whom_an_operator_has_disconnected_is_let_in_by_name():
+    held = with_check(HELD, health.peer(State.DISCONNECTED, None, **ASKED_NOBODY, held=True))
+    assert of_member(held).remedy == "`shadowmesh connect nas`"
+    nobody = with_check(DOWN, health.peer(State.DISCONNECTED, None, **ASKED_NOBODY))
+    assert of_member(nobody).remedy == "`shadowmesh connect nas HOST:PORT`"
 
 
 def test_a_frame_passes_when_all_is_well():
