@@ -95,6 +95,11 @@ class Common:
         #: of everybody with a session: whether it takes super-frames of streams, of datagrams
         self._takes: dict[object, tuple[bool, bool]] = {}
 
+    @property
+    def own_name(self) -> str | None:
+        """Return what this machine is called in its network; None in none."""
+        return None if self._membership is None else self._membership.certificate.name
+
     def use(self, config: Config) -> None:
         """Go by this configuration from now on."""
         self.config = config

@@ -236,6 +236,8 @@ class ConnectionManager:
                 return peer
         near = nearest(name, [peer.name for peer in self.peers])
         hint = "`shadowmesh peers` names all" if near is None else f'did you mean "{near}"?'
+        if name == self._common.own_name:
+            hint = "that is this machine itself"
         raise NoSuchPeer(f'there is no peer "{name}"; {hint}')
 
     def connect(self, target: HostPort | None, name: str | None = None) -> None:
@@ -413,8 +415,8 @@ class ConnectionManager:
             if peer.entry.address == target:
                 return peer
         raise BadRequest(
-            f"no peer has the address {target}; say whom you want to reach there:"
-            " `shadowmesh connect NAME HOST:PORT`"
+            f"no peer has the address {target}; `shadowmesh peers` names all, and `shadowmesh"
+            " connect NAME HOST:PORT` says whom you want to reach there"
         )
 
     def _connect_all(self) -> dict[AsyncResult, Peer]:
@@ -433,8 +435,7 @@ class ConnectionManager:
         if attempts or held:
             return attempts
         raise NotConfigured(
-            "no peer to connect to: those that are missing have no address in peers, they come by"
-            " themselves"
+            "no peer to connect to: those that are missing have no address, they come by themselves"
         )
 
     def _begin_all(self) -> None:

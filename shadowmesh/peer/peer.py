@@ -256,9 +256,14 @@ class Peer:
             )
         if target is None and not self.held:
             waits = ", and the peer can come by itself" if self.expected else ""
-            key = "its address in peers" if self._common.config.listed else "peer.address"
+            key = "set peer.address, or "
+            if self._common.own_name is not None:
+                waits = f": {self.name} announces no address, and comes by itself"
+                key = ""
+            elif self._common.config.listed:
+                key = "set its address in peers, or "
             raise NotConfigured(
-                f"no peer to connect to{waits}; to dial it from here set {key}, or run"
+                f"no peer to connect to{waits}; to dial it from here {key}run"
                 f" `shadowmesh connect{self._argument} HOST:PORT`"
             )
 

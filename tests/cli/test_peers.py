@@ -23,7 +23,7 @@ from tests.cli.test_program import (  # noqa: F401
     served,
     token_file,
 )
-from tests.control.fake_control import AT_HOME, CONNECTED, FDB, MANY, MESH, NOW
+from tests.control.fake_control import AT_HOME, CONNECTED, FDB, HOME, MANY, MESH, NOW
 
 
 @pytest.fixture
@@ -109,6 +109,19 @@ def test_another_word_is_a_host(run, mesh):
     assert mesh.calls == [("connect", "elsewhere:9001")]
 
 
+def test_a_name_may_have_an_address_for_once(run, mesh):
+    result = run("connect", "laptop", "198.51.100.7")
+    assert mesh.calls[0] == ("connect", "198.51.100.7:9001", "laptop"), result.output
+
+
+@pytest.mark.parametrize(
+    "words", [["a:1", "b:1"], ["198.51.100.7", "b:1"], ["NAS", "b:1"], ["nas", "b:x"], ["nas", ""]]
+)
+def test_before_an_address_a_name_may_stand_and_nothing_else(run, mesh, words):
+    assert_failed(run("connect", *words), 2, "shadowmesh connect --help")
+    assert mesh.calls == []
+
+
 def test_connect_without_a_name_says_how_many_are_here(run, mesh, monkeypatch):
     monkeypatch.setattr(mesh, "connect", lambda peer, name: MANY)
     assert run("connect").stdout == "connected to 1 of 3 peers\n"
@@ -136,6 +149,20 @@ def test_wait_looks_at_one_peer(run, mesh):
     assert run("wait", "--peer", "nas", "--for", "udp", "--timeout", "1s").exit_code == 0
     late = run("wait", "--peer", "lab", "--timeout", "10ms")
     assert_failed(late, 6, "the state is error", "no route to host")
+
+
+def test_in_a_network_a_member_that_is_not_known_yet_is_waited_for(run, mesh):
+    mesh.joined, known = HOME, mesh.mesh
+    mesh.mesh, looks = (), []
+
+    def look():
+        looks.append(1)
+        mesh.mesh = known if len(looks) > 2 else ()
+
+    mesh.before = look
+    assert run("wait", "--peer", "nas", "--timeout", "10s").stdout == "connected\n"
+    late = run("wait", "--peer", "nsa", "--timeout", "10ms")
+    assert_failed(late, 6, 'there is no peer "nsa"')
 
 
 def test_all_are_on_the_direct_path_when_every_session_is(run, mesh):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import gevent
 import pytest
 
-from shadowmesh.base.errors import ConnectTimeout, PeerRefused
+from shadowmesh.base.errors import ConnectTimeout, NoSuchPeer, NotConfigured, PeerRefused
 from shadowmesh.config import HostPort
 from shadowmesh.network.membership import KnownRelay
 from shadowmesh.service.desk import Desk
@@ -201,6 +201,22 @@ def test_a_relay_that_does_not_answer_ends_the_wait(hub, member):
     token = invite(hub.disk)
     with silent_port() as nobody, pytest.raises(ConnectTimeout, match="did not answer in"):
         laptop.is_answered(hub, token, dialled=nobody, timeout_s=0.2)
+
+
+def test_the_name_of_this_machine_is_nobody_to_be_asked_for(hub, member):
+    laptop = member("laptop").join(hub).start()
+    for ask in (laptop.manager.ping, laptop.manager.disconnect, laptop.manager.peer_named):
+        with pytest.raises(NoSuchPeer, match='"laptop"; that is this machine itself'):
+            ask("laptop")
+        with pytest.raises(NoSuchPeer, match='did you mean "hub"'):
+            ask("hob")
+
+
+def test_whom_nobody_can_dial_is_told_as_that(hub, member):
+    member("laptop").join(hub)
+    hub.reload()
+    with pytest.raises(NotConfigured, match=r"laptop announces no address.*connect laptop HOST"):
+        hub.manager.connect(None, "laptop")
 
 
 def test_who_missed_a_new_secret_is_reached_with_the_one_before(hub, member):

@@ -502,7 +502,7 @@ def test_a_target_is_whose_address_it_is_or_has_to_be_named(make):
     one.know(dialling).reload()
     entry = one.entry(address=NOBODY)
     dialling.know(one=replace(entry, auto_connect=False)).reload()
-    with pytest.raises(BadRequest, match="say whom"):
+    with pytest.raises(BadRequest, match="says whom"):
         dialling.manager.connect(one.address)
     with pytest.raises(PeerUnreachable):
         dialling.manager.connect(NOBODY)

@@ -26,23 +26,28 @@ class Interrupted(ShadowMeshError):
 
 @click.command(cls=Command)
 @click.argument("peer", metavar="[NAME|HOST[:PORT]]", type=PeerName(), required=False)
+@click.argument("address", metavar="[HOST[:PORT]]", required=False)
 @click.pass_obj
-def connect(settings: Settings, peer: str | None) -> None:
+def connect(settings: Settings, peer: str | None, address: str | None) -> None:
     """Connect to the peer given or configured, and wait for the outcome.
 
     NAME is that of one of several peers. Without it all that have an address are dialled, the first
     session is the outcome, and those that have to come by themselves are let in again.
 
-    Of HOST without PORT it is 9001. An IPv6 address stands in brackets: [2001:db8::7]:9001.
+    An address behind NAME is where that one is dialled this time, whatever is known of it. Of HOST
+    without PORT it is 9001. An IPv6 address stands in brackets: [2001:db8::7]:9001.
 
     Exit code 5: the peer cannot be reached; 1: it refused, or there is a connection already.
     """
+    if address is not None and not _LABEL.fullmatch(peer or ""):
+        raise click.UsageError("before an address the name of a peer may stand, and nothing else")
+    target = None if address is None else _with_port(address)
     client = settings.client()
-    name = _name(client, peer)
+    name = peer if address is not None else _name(client, peer)
     if peer is not None and name is None:
-        peer = _with_port(peer)
+        target = _with_port(peer)
     try:
-        snapshot = client.connect(None if name is not None else peer, name)
+        snapshot = client.connect(target, name)
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted while connecting; the daemon goes on, see `shadowmesh status`, or stop"

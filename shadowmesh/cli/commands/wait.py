@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 
 import click
 
-from shadowmesh.base.errors import ShadowMeshError
+from shadowmesh.base.errors import NoSuchPeer, ShadowMeshError
 from shadowmesh.cli.failures import DaemonNotRunning, NoAnswer
 from shadowmesh.cli.group import Command
 from shadowmesh.cli.output import print_json
@@ -58,7 +58,8 @@ class NotReached(ShadowMeshError):
 def wait(settings: Settings, goal: str, timeout_s: float, name: str | None) -> None:
     """Wait until the tunnel is in a state, for scripts; the daemon may still be starting.
 
-    Exit code 6 when it does not come in time.
+    In a network a member that is not known yet is waited for, too. Exit code 6 when it does not come
+    in time.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -78,12 +79,16 @@ def wait(settings: Settings, goal: str, timeout_s: float, name: str | None) -> N
 
 
 def _look(settings: Settings, name: str | None) -> tuple[dict[str, Any] | None, str]:
-    """Return what the daemon tells, of itself or a peer, and what to say of it; None: no daemon."""
+    """Return what the daemon tells, of itself or a peer, and what to say of it; None: nothing yet."""
     try:
         # A new client each time: a daemon that starts for the first time makes its token then.
         client = settings.client()
         answer = client.status() if name is None else client.peer(name)
     except (DaemonNotRunning, NoAnswer) as error:
+        return None, str(error).partition(";")[0]
+    except NoSuchPeer as error:
+        if not _may_come(settings):
+            raise
         return None, str(error).partition(";")[0]
     one = answer if name is None else answer["peer"]
     words = f"the state is {one['state']}"
@@ -92,3 +97,11 @@ def _look(settings: Settings, name: str | None) -> tuple[dict[str, Any] | None, 
     if one.get("last_error"):
         words += f", the last error was: {one['last_error']}"
     return answer, words
+
+
+def _may_come(settings: Settings) -> bool:
+    """Whether a peer that is not known may be tomorrow: relays tell members of each other."""
+    try:
+        return settings.client().network() is not None
+    except (DaemonNotRunning, NoAnswer):
+        return True
