@@ -70,7 +70,7 @@ def test_a_network_lives_by_what_is_typed(network):
     assert told[-1].startswith("home is hub: ")
     assert json.loads(typed(hub, "relays", "--json"))["relays"] == []
 
-    first = sessions(network)
+    first = sessions(hub)
     assert "the network has secret 2" in typed(hub, "network", "secret", "rotate", "--yes")
     assert "not have the ledger" in typed(laptop, "network", "secret", "rotate", "--yes", code=1)
     before = authorities(laptop)
@@ -86,7 +86,7 @@ def test_a_network_lives_by_what_is_typed(network):
         wait_until(lambda one=one: len(authorities(one)) == 1, PATIENCE_S, "the end of the first")
         assert authorities(one) != before
     assert_all_talk(network, "hub", "laptop", "nas")
-    assert sessions(network) == first, "no session ended"
+    assert sessions(hub) == first, "no session with the relay ended"
 
     assert "secret rotate" in typed(hub, "peer", "remove", "nas", "--yes")
     wait_until(lambda: "nas" not in laptop.peers(), 5, "the end at the laptop")
@@ -130,14 +130,69 @@ def test_a_wrong_recovery_key_replaces_nothing_and_stands_nowhere(network):
     assert authorities(hub) == before
 
 
+def test_an_authority_that_is_dropped_at_once_takes_nobodys_relay_away(network):
+    hub = network.machine("hub")
+    key = recovery_key_of(
+        typed(hub, "network", "create", "home", "--as", "hub", "--address", hub.host.peer_endpoint)
+    )
+    network.join("laptop")
+    network.await_session("laptop", "hub")
+    for what in ("replace", "drop"):
+        code, said = hub.api("POST", f"/network/authority/{what}", {"recovery_key": key})
+        assert code == 200, said
+    assert said["out"] == []
+    laptop = network["laptop"]
+    wait_until(lambda: authorities(laptop) == authorities(hub), PATIENCE_S, "the new authority")
+    assert_all_talk(network, "hub", "laptop")
+    laptop.kill()
+    laptop.start()
+    assert_all_talk(network, "hub", "laptop")
+
+
+def test_members_are_meant_by_their_names(network):
+    network.found()
+    hub, laptop = network["hub"], network.join("laptop")
+    nas = network.join("nas", announce=["198.51.100.3:9001"])
+    assert nas.host.peer_endpoint == "198.51.100.3:9001"
+    desk = network.join("desk")
+    for name in ("hub", "nas"):
+        assert typed(laptop, "wait", "--for", "connected", "--peer", name) == "connected\n"
+        assert "2 probes, 2 answered" in typed(laptop, "ping", name, "-c", "2")
+        assert f"a frame is delivered to {name} over" in typed(laptop, "explain", name)
+        assert f"disconnected from {name}" in typed(laptop, "disconnect", name)
+        said = typed(laptop, "explain", name, code=5)
+        assert f"do: `shadowmesh connect {name}`" in said
+        assert f"connected to {name} over" in typed(laptop, "connect", name)
+    laptop.host.popen(
+        "ping", "-i", "0.2", "-c", "25", network.address("nas"), log=network.directory / "ping.log"
+    )
+    assert "ICMP echo" in typed(laptop, "capture", "--peer", "nas", "-c", "1", "--duration", "5s")
+
+    # Nobody has an address of the other.
+    said = typed(laptop, "explain", "desk", code=5)
+    assert "desk: it announces no address where it could be dialled, and has not come" in said
+    assert "do: set mesh.announce, on either side" in said
+    assert typed(laptop, "explain", network.address("desk"), code=5)
+    assert "no session with desk" in typed(laptop, "ping", "desk", "-c", "1", code=5)
+    assert "desk announces no address" in typed(laptop, "connect", "desk", code=1)
+    assert "(waiting_for_peer)" in typed(
+        laptop, "wait", "--peer", "desk", "--timeout", "1s", code=6
+    )
+    assert "connected to desk over" in typed(laptop, "connect", "desk", desk.host.peer_endpoint)
+    assert "1 answered" in typed(laptop, "ping", "desk", "-c", "1")
+
+    # Nobody, and this machine itself; one that is not there yet may come.
+    for words, code in ((["ping", "-c", "1"], 1), (["explain"], 2), (["capture", "--peer"], 1),
+                        (["disconnect"], 1), (["peers"], 1)):  # fmt: skip
+        assert "did you mean" in typed(laptop, *words, "nass", code=code)
+        assert "this machine itself" in typed(laptop, *words, "laptop", code=code)
+    assert 'no peer "tv"' in typed(hub, "wait", "--peer", "tv", "--timeout", "1s", code=6)
+
+
 def authorities(daemon):
     return daemon.network()["authorities"]
 
 
-def sessions(network):
-    """When the sessions of all with all were established."""
-    return {
-        (name, other): peer["session"]["established_at"]
-        for name, daemon in network.daemons.items()
-        for other, peer in daemon.peers().items()
-    }
+def sessions(daemon):
+    """When its sessions were established."""
+    return {name: peer["session"]["established_at"] for name, peer in daemon.peers().items()}
