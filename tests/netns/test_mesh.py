@@ -320,13 +320,19 @@ def test_a_storm_of_one_is_bounded_and_leaves_room_for_the_others(mesh):
         Wire(mesh[20].host, mesh[20].tap) as into,
         Collector(into, canaries) as collector,
     ):
-        for _ in range(20_000):
-            out.send(canaries.frame(out.address))
+        # A storm is one by its rate: on a machine that is busy with other things it takes longer
+        # to send as many within a second. What the queue of its device had no room for is no
+        # matter of the limit.
+        for _ in range(20):
+            for _ in range(20_000):
+                out.send(canaries.frame(out.address))
+            dropped = counters(mesh[10])["dropped"]["flood_limit"]
+            if dropped > 1000:
+                break
+        assert dropped > 1000
         assert_pings(mesh[1], mesh[20])
         assert collector.arrived
     collector.assert_sound()
-    # What the queue of its device had no room for is no matter of the limit.
-    assert counters(mesh[10])["dropped"]["flood_limit"] > 1000
 
 
 def test_a_device_that_is_deleted_comes_back_and_every_peer_is_reached_by_it(mesh):
