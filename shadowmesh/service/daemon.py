@@ -29,7 +29,6 @@ from shadowmesh import __version__
 from shadowmesh._fastpath import DataPlane, build_info
 from shadowmesh.base import log, stdio
 from shadowmesh.base.errors import (
-    BadRequest,
     ConfigError,
     ConfigurationWrong,
     DaemonStopping,
@@ -46,12 +45,9 @@ from shadowmesh.config import (
     in_force,
     load,
     redacted,
-    values,
-    why_not_dialled,
 )
 from shadowmesh.control.ports import listen
 from shadowmesh.device.device import Device
-from shadowmesh.device.facts import parse_target
 from shadowmesh.device.fdstore import NO_STORE, FdStore
 from shadowmesh.device.tap import check_permission
 from shadowmesh.device.underlay import Underlay
@@ -72,6 +68,7 @@ from shadowmesh.service import switches
 from shadowmesh.service.hardening import allow_descriptors, forbid_core_dumps
 from shadowmesh.service.hub_errors import report_errors_of
 from shadowmesh.service.hub_lag import HubLag
+from shadowmesh.service.operator import ENDING, Operator
 from shadowmesh.service.pid_file import pid_file
 from shadowmesh.service.systemd import Notifier
 from shadowmesh.service.view import View
@@ -83,24 +80,8 @@ if TYPE_CHECKING:
     from gevent.socket import socket as Socket  # noqa: N812
 
     from shadowmesh.config import LoadedConfig
-    from shadowmesh.insight.explain import Explanation
-    from shadowmesh.insight.history import Report
-    from shadowmesh.insight.network import (
-        Admission,
-        Founded,
-        InvitationReport,
-        Invited,
-        NetworkReport,
-        Relays,
-    )
-    from shadowmesh.insight.peers import OnePeer, Peers, Pong
-    from shadowmesh.insight.status import Health, Snapshot
-    from shadowmesh.insight.table import Entry
-    from shadowmesh.service.custody import Custody
     from shadowmesh.service.http import HttpPorts
     from shadowmesh.service.member import Member
-    from shadowmesh.service.networks import Networks
-    from shadowmesh.service.rotation import Rotation
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -214,7 +195,7 @@ def _unknown(word: str, known: Iterable[str]) -> str:
 
 
 class Daemon:
-    """One daemon process. Satisfies `control.app.Control`."""
+    """One daemon process."""
 
     def __init__(
         self,
@@ -232,8 +213,6 @@ class Daemon:
         #: as the file has it, without what a network makes of it
         self._file = loaded
         self._member: Member | None = None
-        self._networks: Networks | None = None
-        self._custody: Custody | None = None
         self._stopping = Event()
         #: the daemon ends, or begins anew
         self._turn = Event()
@@ -279,7 +258,6 @@ class Daemon:
         """Be who the disk says that we are, until that changes or the daemon ends."""
         with ExitStack() as undo:
             try:
-                self._networks = None
                 self._member = _load_member(self._file)
                 self._loaded = self._as_member(self._file)
                 self._config = self._loaded.config
@@ -313,25 +291,7 @@ class Daemon:
         self._stopping.set()
         self._turn.set()
 
-    # --- control.app.Control ------------------------------------------------------------------
-
-    def connect(self, peer: str | None, name: str | None = None) -> Snapshot:
-        """Connect to `peer` (host:port, checked by the API), or as the configuration says.
-
-        Args:
-            name: of the peer that is wanted there; None: all, or the one with that address.
-        """
-        target = None if peer is None else values.peer(peer)
-        objection = None if target is None else why_not_dialled(target, self._config)
-        if objection is not None:
-            raise BadRequest(objection)
-        self._manager.connect(target, name)
-        return self._view.snapshot()
-
-    def disconnect(self, name: str | None = None) -> Snapshot:
-        """End the session of one peer, or the tunnel."""
-        self._manager.disconnect(name)
-        return self._view.snapshot()
+    # --- reload -------------------------------------------------------------------------------
 
     def reload(self) -> Reloaded:
         """Read the configuration again, for who asks over the API.
@@ -340,7 +300,8 @@ class Daemon:
             ConfigurationWrong: it is invalid, and nothing has changed.
             DaemonStopping: too late for that.
         """
-        self._check_going_on()
+        if self._turn.is_set():
+            raise DaemonStopping(ENDING)
         self._notifier.reloading()
         try:
             return self._load_and_apply()
@@ -350,125 +311,6 @@ class Daemon:
             raise ConfigurationWrong(f"not reloaded: {first}{rest}") from None
         finally:
             self._notifier.ready(self._view.summary())
-
-    def configuration(self) -> LoadedConfig:
-        """Tell what is in force."""
-        return self._loaded
-
-    def ping(self, count: int, name: str | None = None) -> list[Pong]:
-        """Measure `count` round trips to the peer, one after the other."""
-        return [self._manager.ping(name) for _ in range(count)]
-
-    def status(self) -> Snapshot:
-        """What is known now."""
-        return self._view.snapshot()
-
-    def peers(self) -> Peers:
-        """How each peer is."""
-        return self._view.peers(lambda: gevent.sleep(0))
-
-    def peer(self, name: str) -> OnePeer:
-        """All about one peer."""
-        return self._view.peer(name)
-
-    def table(self) -> Sequence[Entry]:
-        """The addresses that the switch knows."""
-        return self._view.table()
-
-    def health(self) -> Health:
-        """Run the health checks."""
-        return self._view.health()
-
-    def explain(self, target: str | None, peer: str | None) -> Explanation:
-        """Tell what would happen to a frame for an address, checked by the API, or for a peer."""
-        return self._view.explain(None if target is None else parse_target(target), peer)
-
-    def history(self) -> Report:
-        """What the tunnel carried in the last hour."""
-        return self._view.history()
-
-    def network(self) -> NetworkReport | None:
-        """Tell which network this machine is in."""
-        return None if self._member is None else self._network_operations().network()
-
-    def relays(self) -> Relays:
-        """Tell of the relays of the network. Raises NotInNetwork."""
-        return self._network_operations().relays()
-
-    def create_network(
-        self, name: str, own_name: str | None, subnets: Sequence[str], address: str | None
-    ) -> Founded:
-        """Make a network; the daemon begins anew in it."""
-        return self._network_operations().create(name, own_name, subnets, address)
-
-    def invite(
-        self,
-        name: str | None,
-        expires_s: int,
-        uses: int,
-        roles: Sequence[str],
-        tags: Sequence[str],
-        addresses: Sequence[str],
-    ) -> Invited:
-        """Make an invitation."""
-        return self._network_operations().invite(name, expires_s, uses, roles, tags, addresses)
-
-    def invitations(self) -> Sequence[InvitationReport]:
-        """Tell of all invitations."""
-        return self._network_operations().invitations()
-
-    def cancel_invitation(self, id: str | None) -> int:  # noqa: A002 (as in the path)
-        """Cancel one invitation, or all; return how many were open."""
-        return self._network_operations().cancel(id)
-
-    def join(
-        self, token: str, name: str | None, accept: bool, announce: Sequence[str]
-    ) -> Admission:
-        """Ask to be let into a network; accepted, the daemon begins anew in it."""
-        return self._network_operations().join(token, name, accept, announce)
-
-    def leave(self) -> None:
-        """Forget the network; the daemon begins anew without it."""
-        self._network_operations().leave()
-
-    def remove_peer(self, name: str) -> Sequence[str]:
-        """Put a member out of the network."""
-        return self._network_operations().remove(name)
-
-    def custody(self) -> Custody:
-        """Return who keeps the keys of the network, and what its operator has in files."""
-        networks = self._network_operations()
-        if self._custody is None or self._custody.networks is not networks:
-            self._custody = gevent.get_hub().threadpool.apply(_load_custody).Custody(networks)
-        return self._custody
-
-    def rotation(self) -> Rotation:
-        """Return who replaces the secret and the authorities of the network."""
-        self._check_going_on()
-        loaded = gevent.get_hub().threadpool.apply(_load_rotation)
-        found: Rotation = loaded.Rotation(self._member)
-        return found
-
-    def _network_operations(self) -> Networks:
-        """Return who does what is about networks; it is loaded when first asked."""
-        self._check_going_on()
-        if self._networks is None:
-            networks = gevent.get_hub().threadpool.apply(_load_networks)
-            self._networks = networks.Networks(
-                lambda: self._file,
-                self._member,
-                self._config.network.tap_device,
-                self._manager.ask_to_join,
-                self._peer_port.check,
-                self._begin_again,
-                self._recorder,
-            )
-        return self._networks
-
-    def _check_going_on(self) -> None:
-        """Raises DaemonStopping: what was started is being ended."""
-        if self._turn.is_set():
-            raise DaemonStopping("the daemon is stopping, or begins anew; try again in a second")
 
     # --- start and stop -----------------------------------------------------------------------
 
@@ -586,10 +428,22 @@ class Daemon:
             self._notifier.beat(self._view.summary())
 
     def _start_http(self, undo: ExitStack, token: str, listener: Socket) -> None:
+        operator = Operator(
+            self._manager,
+            self._view,
+            self._member,
+            self._peer_port,
+            self._recorder,
+            in_force=lambda: self._loaded,
+            file=lambda: self._file,
+            reload=self.reload,
+            begin_again=self._begin_again,
+            is_ending=self._turn.is_set,
+        )
         # In a thread: the hub is answering the peer meanwhile.
         http = gevent.get_hub().threadpool.apply(_load_http)
         self._http = http.HttpPorts(
-            self._config, self, self._view, self._hub_lag, self._recorder, self._captures
+            self._config, operator, self._view, self._hub_lag, self._recorder, self._captures
         )
         self._http.open(undo, token, listener)
 
@@ -733,27 +587,6 @@ def _load_member(file: LoadedConfig) -> Member | None:
     from shadowmesh.service.member import Member
 
     return Member.load(file.config)
-
-
-def _load_networks() -> ModuleType:
-    """Load what few daemons need, when it is asked for."""
-    from shadowmesh.service import networks
-
-    return networks
-
-
-def _load_custody() -> ModuleType:
-    """As `_load_networks`."""
-    from shadowmesh.service import custody
-
-    return custody
-
-
-def _load_rotation() -> ModuleType:
-    """As `_load_networks`."""
-    from shadowmesh.service import rotation
-
-    return rotation
 
 
 def _load_http() -> ModuleType:
