@@ -40,7 +40,8 @@ DEFAULT_SOURCE = "default"
 #: the warnings about who can be a peer, which a network takes back: nobody, anybody
 NOBODY = (
     "neither peer.public_key nor encryption.key is set: no peer is accepted and connect "
-    "is refused; exchange keys with `shadowmesh pubkey` and set peer.public_key"
+    "is refused; `shadowmesh join` a network, or exchange keys with `shadowmesh pubkey` and set"
+    " peer.public_key"
 )
 ANYBODY = (
     "peer.public_key is not set: whoever holds encryption.key can pose as anybody; set "

@@ -122,7 +122,8 @@ def peer(
     if not configured:
         return Check(
             "peer", False, "warning", "no key is configured, nobody is accepted",
-            "set peer.public_key or encryption.key and `shadowmesh reload`", "not_configured",
+            "`shadowmesh join` a network, or set peer.public_key or encryption.key and `shadowmesh reload`",
+            "not_configured",
         )  # fmt: skip
     if state is State.CONNECTED:
         return Check("peer", True, text="connected")
