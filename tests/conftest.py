@@ -148,3 +148,11 @@ def directory(tmp_path_factory, request) -> Path:
 def _every_test_may_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test has logged holds nothing back in the next."""
     monkeypatch.setattr(log, "_limiter", log._Limiter())
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say what tests have measured and want to be read: `record_property("figure", ...)`."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "figure" and report.when == "call":
+                terminalreporter.line(value)

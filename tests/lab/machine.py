@@ -1,6 +1,6 @@
 """A whole machine as far as an installation is concerned: its own /etc, /opt, /usr/local and /var.
 
-It has a network and a mount namespace. The directories in `OWN_PLACES` are those of this machine
+It has a network, a mount and a host name's namespace. The directories in `OWN_PLACES` are those of this machine
 with a layer of their own on top (overlayfs), /run is empty and its own, so that commands from the
 manual run as printed and leave nothing behind.
 
@@ -13,20 +13,30 @@ real ones, and `packaging/test-deb.sh` has the unit under a real systemd.
 from __future__ import annotations
 
 import contextlib
+import os
+import pty
+import re
+import select
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from shadowmesh.netlab import NetlabError, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from shadowmesh.netlab import Host, Net
 
+#: the end of a question at a terminal, and what is typed then
+YES = {"[y/N]: ": "y"}
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 OWN_PLACES = ("etc", "opt", "root", "usr/local", "var")
 
 SETUP = """
+echo "$3" >/proc/sys/kernel/hostname
 mount -t tmpfs tmpfs "$1"
 for place in {places}; do
     mkdir -p "$1/$place/new" "$1/$place/work"
@@ -136,8 +146,8 @@ class Machine:
         log = directory / f"{label}.log"
         setup = SETUP.format(places=" ".join(OWN_PLACES))
         self._holder = self.host.popen(
-            "unshare", "--mount", "--propagation", "private",
-            "sh", "-euc", setup, "sh", str(self._root), str(systemctl),
+            "unshare", "--mount", "--uts", "--propagation", "private",
+            "sh", "-euc", setup, "sh", str(self._root), str(systemctl), label,
             log=log,
         )  # fmt: skip
 
@@ -154,16 +164,21 @@ class Machine:
         """Let a built checkout stand in for the clone at `place`; what is written stays here."""
         self.shell(LEND.format(root=self._root, checkout=checkout, place=place))
 
+    def _command(self, script: str) -> list[str]:
+        return [
+            "nsenter", "--target", str(self._holder.pid), "--mount", "--net", "--uts", "--wd=/",
+            "bash", "-euc", script,
+        ]  # fmt: skip
+
     def _enter(self, script: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["nsenter", "--target", str(self._holder.pid), "--mount", "--net", "--wd=/",
-             "bash", "-euc", script],
+            self._command(script),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=timeout_s,
             check=False,
-        )  # fmt: skip
+        )
 
     def exit_code(self, script: str, timeout_s: float = 30) -> int:
         return self._enter(script, timeout_s).returncode
@@ -185,3 +200,35 @@ class Machine:
                 f"--- printed:\n{done.stdout}{done.stderr}\n--- log of the service:\n{log}"
             )
         return done.stdout
+
+    def terminal(self, script: str, timeout_s: float = 60, answers: Mapping[str, str] = YES) -> str:
+        """Run a script as root at a terminal, answer what it asks, return what is to be seen.
+
+        Colours are left out.
+
+        Args: answers: by the end of the question.
+
+        Raises:
+            NetlabError: a command of it failed, or it did not end; the text has what was to be seen.
+        """
+        near, far = pty.openpty()
+        typed = subprocess.Popen(
+            self._command(script), stdin=far, stdout=far, stderr=far, start_new_session=True
+        )
+        os.close(far)
+        seen = b""
+        deadline = time.monotonic() + timeout_s
+        with open(near, "r+b", buffering=0) as terminal:
+            with contextlib.suppress(OSError):  # EIO: whoever had the other end is gone
+                while select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                    seen += terminal.read(4096)
+                    for question, answer in answers.items():
+                        if seen.endswith(question.encode()):
+                            terminal.write(f"{answer}\n".encode())
+            if time.monotonic() > deadline:
+                typed.kill()
+            code = typed.wait()
+        shown = COLOUR.sub("", seen.replace(b"\r\n", b"\n").decode())
+        if code != 0:
+            raise NetlabError(f"on {self.host.label}, exit {code}:\n{script}\n--- seen:\n{shown}")
+        return shown
