@@ -131,7 +131,7 @@ prepare_system() {
     if systemd_runs; then systemctl daemon-reload; fi
 }
 
-say_what_is_next() { # as the README goes on, from its second step
+say_what_is_next() { # as the first step of the README goes on
     if ! systemd_runs; then
         echo "installed; edit $config, then start $bin/shadowmesh-daemon"
     elif systemctl is-active --quiet shadowmesh; then

@@ -119,7 +119,7 @@ readme_step() { # number: what the walk-through types on the left machine in tha
         substr($0, 1, 2) == "**" { inside = index($0, step) == 1 }
         /^```/ { typed = inside && ($2 == "both" || $2 == "left") && $1 == "```sh"; next }
         typed
-    ' README.md
+    ' docs/pair.md
 }
 
 mirror() { # where apt gets a Debian from; the suites lie side by side
@@ -193,7 +193,7 @@ expect disconnected as shadowmesh-admin shadowmesh wait --for disconnected
 run shadowmesh bench --quick >/dev/null
 expect "" run find /usr/lib/shadowmesh -path '*/fast/hooks*'
 
-step "the README goes on from here, on its left machine"
+step "docs/pair.md goes on from here, on its left machine"
 key=$(run sh -ec "$(readme_step 2)")
 [ ${#key} = 44 ] || { echo "test-deb: step 2 printed '$key'" >&2; exit 1; }
 other=$(run sh -c 'shadowmesh genkey | shadowmesh pubkey')

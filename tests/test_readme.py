@@ -1,9 +1,10 @@
 """README.md and docs/ are true: what they name exists, what they tell to type works as printed.
 
-Fenced blocks say in their first line where they are typed: ``sh left``, ``sh right``, ``sh both``.
-``text right`` and ``text demo`` are what such a block, or the demo, prints. The commands are typed
-on two machines that are network and mount namespaces (tests/lab/machine.py, which also says what
-stands in for systemd there); the fixture `walk` looks whether anything has escaped from there.
+Fenced blocks say in their first line where they are typed: ``sh server``, ``sh left``, ``sh both``.
+``text laptop`` and ``text demo`` are what such a block, or the demo, prints. The commands are typed
+on machines that are network and mount namespaces (tests/lab/machine.py, which also says what stands
+in for systemd there): the three of a network, and the two of a pair. The fixtures look whether
+anything has escaped from there.
 
 What is not typed is in `NOT_TYPED`, with the reason. In the place of what `make build` makes in the
 clone is this checkout, in which it was made.
@@ -22,6 +23,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +40,7 @@ from shadowmesh.config import flag_names
 from shadowmesh.config.model import Config
 from shadowmesh.netlab import Net, NetlabError, wait_until
 from shadowmesh.service.daemon import parse_command_line
-from tests.lab.machine import Machine
+from tests.lab.machine import YES, Machine
 from tests.lab.proxies import self_signed
 
 ROOT = Path(__file__).parent.parent
@@ -46,14 +49,31 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 BLOCK = re.compile(r"^```(\w*) ?(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
 SHARED_KEY = re.compile(r"\b[0-9a-f]{64}\b")
-STEPS, API, CONFIGURATION = "Two machines, step by step", "API and metrics", "Configuration"
+RECOVERY_KEY = re.compile(r"\bsmr1(?:-[0-9a-z]{4})+")
+TOKEN = re.compile(r"\bsm1-[0-9a-z-]+")
+NETWORK, PAIR = "Three machines, one Ethernet", "Two machines, step by step"
+API, CONFIGURATION = "API and metrics", "Configuration"
 TROUBLE = "When something is wrong"
+BACKUP, ANOTHER_CA = "Backup and restore", "Another CA"
 PORT_443, LANS = "Port 443, alone or behind a web server", "Join two LANs"
 #: typed by tests/netns/test_underlay.py, which needs a router between the two
 FULL_TUNNEL = "Default route into the tunnel"
 #: what the tests below type
-SECTIONS = {STEPS, TROUBLE, API, CONFIGURATION, PORT_443, LANS, FULL_TUNNEL}
+SECTIONS = {
+    NETWORK,
+    PAIR,
+    BACKUP,
+    ANOTHER_CA,
+    TROUBLE,
+    API,
+    CONFIGURATION,
+    PORT_443,
+    LANS,
+    FULL_TUNNEL,
+}
 LAN_WAIT_S = 45  # a bridge port with STP forwards after 30 s
+#: in which machines that are installed have to become a network, without the time of people
+WALK_S = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,16 +267,14 @@ def shape(text: str) -> set[str]:
     text = re.sub(r"(?m)^ *(?:\* )?(?:udp|wss) .*$", "", text)  # one for each path that was tried
     text = re.sub(r"(?m)^( *(?:path +\w+,?|nat|drops) ).*$", r"\1", text)
     text = PUBLIC_KEY.sub("KEY", text)
+    text = re.sub(
+        r"\bsmr1(?:-[0-9a-z]{4})+|\b[0-9a-f]{4}(?:-[0-9a-f]{4})+|\bfd[0-9a-f:]+", "KEY", text
+    )
     text = re.sub(r"\d[\d,.:]*", "N", text)
     text = re.sub(r"\bN (?:B|[KMGT]iB)\b", "N bytes", text)
+    text = re.sub(r"(?<= )(?:udp|wss) N\b", "path N", text)  # which one is there first differs
     text = re.sub(r"(frame|rekey|reconnect|thread|open file|check)s?\b", r"\1", text)
     return {" ".join(line.split()) for line in text.splitlines() if line.strip()}
-
-
-def first_line_of_step(number: int) -> str:
-    """The first command of a step of the walk-through."""
-    step = sections()[STEPS].partition(f"**{number}. ")[2]
-    return BLOCK.search(step)[3].splitlines()[0]
 
 
 def unpack(directory: Path) -> None:
@@ -285,24 +303,35 @@ def unpack(directory: Path) -> None:
 
 
 class Walk:
-    """Two machines, and the blocks of the README typed on them."""
+    """Machines, and the blocks of the pages typed on them.
 
-    def __init__(self, net: Net, directory: Path) -> None:
+    Attributes:
+        spent_s: in the commands of each block that was typed, its text with it.
+    """
+
+    def __init__(self, net: Net, directory: Path, labels: Sequence[str]) -> None:
         self.net = net
         self.directory = directory
-        self.machines = {label: Machine(net, label, directory) for label in ("left", "right")}
-        self.left, self.right = self.machines.values()
-        #: what the README says to replace
+        self.machines = {label: Machine(net, label, directory) for label in labels}
+        #: what the pages say to replace
         self.words = {"URL-OF-THIS-REPOSITORY": str(ROOT)}
+        self.spent_s: list[tuple[str, float]] = []
+        #: files in /root that somebody carries from one machine to the others, when they are there
+        self.carried: Sequence[str] = ()
+        #: at a terminal, by the end of the question
+        self.answers = dict(YES)
+
+    def __getitem__(self, label: str) -> Machine:
+        return self.machines[label]
 
     def install(self) -> None:
-        """Type the block that clones and installs, on both, with this checkout as what was built.
+        """Type the block that clones, installs and starts, with this checkout as what was built.
 
         What `make install` does after the build is the script that it calls, with the packages of
         this checkout in the place of those that it fetches.
         """
         (block,) = (block for block in blocks(language="sh") if not block.where)
-        clone, install = self._filled(block.text).splitlines()
+        clone, install, start = self._filled(block.text).splitlines()
         place = clone.split()[-1]
         assert install == f"make -C {place} install"
         packages = self.directory / "packages"
@@ -312,41 +341,68 @@ class Walk:
             machine.shell(f"test -e {place}/README.md")
             machine.lend(ROOT, place)
             said = machine.shell(f"{place}/packaging/install.sh install {packages}", timeout_s=180)
-            assert f"next: {first_line_of_step(2)}" in said
+            assert f"next: {start}" in said
+            machine.shell(start)
 
-    def type_section(self, section: str) -> str:
-        """Type the blocks of a section in their order; return all that they printed."""
-        printed = {"left": "", "right": ""}
+    def type_section(self, section: str, where: str = "", *, at_terminal: bool = False) -> str:
+        """Type the blocks of a section in their order; return all that they printed.
+
+        Args: where: only those of this machine.
+        """
+        printed = dict.fromkeys(self.machines, "")
         for block in blocks(section):
+            if where not in ("", block.where):
+                continue
             if block.language == "text":
                 missing = shape(block.text) - shape(printed[block.where])
-                assert not missing, f"the README shows what was not printed: {printed}"
+                assert not missing, f"the page shows what was not printed: {missing}, {printed}"
             elif block.language == "sh" and block.where:
-                places = ["left", "right"] if block.where == "both" else [block.where]
-                for place in places:
-                    output = self.machines[place].shell(self._filled(block.text))
-                    printed[place] += output
-                    self._note_keys(place, output)
+                for place in self.machines if block.where == "both" else [block.where]:
+                    printed[place] += self.type_block(block, place, at_terminal=at_terminal)
         return "".join(printed.values())
+
+    def type_block(self, block: Block, place: str, *, at_terminal: bool) -> str:
+        """Type a block on a machine, and return what it printed."""
+        text, machine, began = self._filled(block.text), self.machines[place], time.monotonic()
+        output = (
+            machine.terminal(text, answers=self.answers) if at_terminal else machine.shell(text)
+        )
+        self.spent_s.append((block.text, time.monotonic() - began))
+        self._note_words(place, output)
+        self._carry(machine)
+        return output
+
+    def _carry(self, source: Machine) -> None:
+        for name in self.carried:
+            if source.succeeds(f"test -e /root/{name}"):
+                content = shlex.quote(source.shell(f"base64 -w 0 /root/{name}"))
+                for machine in self.machines.values():
+                    machine.shell(f"echo {content} | base64 -d >/root/{name}")
 
     def _filled(self, text: str) -> str:
         for word, value in self.words.items():
-            text = text.replace(word, value)
-        assert "KEY_OF_" not in text
-        assert "SHARED_KEY" not in text
+            text = re.sub(rf"\b{word}\b", value, text)
+        assert not re.search(r"KEY_OF_|SHARED_KEY|ADDRESS_OF_|\bTOKEN\b", text)
         return text
 
-    def _note_keys(self, place: str, output: str) -> None:
+    def _note_words(self, place: str, output: str) -> None:
+        """Keep what the pages say to put into later commands."""
         if key := re.fullmatch(PUBLIC_KEY, output.strip()):
             self.words[f"KEY_OF_{place.upper()}"] = key[0]
         if key := re.search(SHARED_KEY, output):
             self.words["SHARED_KEY"] = key[0]
+        if token := re.search(TOKEN, output):
+            self.words["TOKEN"] = token[0]
+        if key := re.search(RECOVERY_KEY, output):
+            self.answers["leave it out): "] = key[0]
+        if address := re.search(r"^joined \S+ as \S+, ([\d.]+)", output, re.MULTILINE):
+            self.words[f"ADDRESS_OF_{place.upper()}"] = address[1]
 
     def await_tunnel(self) -> None:
         def connected() -> bool:
             return all(m.succeeds("shadowmesh status") for m in self.machines.values())
 
-        wait_until(connected, 15, "both machines are connected", interval_s=0.3)
+        wait_until(connected, 15, "all machines are connected", interval_s=0.3)
 
 
 def traces() -> set[str]:
@@ -361,9 +417,9 @@ def traces() -> set[str]:
     return {*found, *users, *cards}
 
 
-@pytest.fixture(scope="module")
-def walk(tmp_path_factory):
-    """The machines after the walk-through."""
+@contextlib.contextmanager
+def installed(directory: Path, *labels: str) -> Iterator[Walk]:
+    """Machines on which the programs are installed and the service runs."""
     missing = [name for name in ("curl", "git", "ping") if shutil.which(name) is None]
     if not (ROOT / ".git").exists():
         missing.append("a clone of the repository")
@@ -374,16 +430,87 @@ def walk(tmp_path_factory):
     before = traces()
     with Net() as net:
         try:
-            walk = Walk(net, tmp_path_factory.mktemp("readme"))
+            walk = Walk(net, directory, labels)
         except NetlabError as error:
             if "overlay" in str(error):
                 pytest.skip(f"needs overlayfs: {error}")
             raise
         walk.install()
-        walk.type_section(STEPS)
-        walk.await_tunnel()
         yield walk
         assert traces() <= before, "something of the machines is on this one"
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """The machines after the walk of the README."""
+    with installed(tmp_path_factory.mktemp("network"), "server", "laptop", "nas") as walk:
+        walk.type_section(NETWORK, at_terminal=True)
+        yield walk
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    """The machines after the walk of docs/pair.md."""
+    with installed(tmp_path_factory.mktemp("pair"), "left", "right") as walk:
+        walk.type_section(PAIR)
+        walk.await_tunnel()
+        yield walk
+
+
+@pytest.mark.netns
+def test_five_commands_make_one_ethernet_of_three_machines(network, record_property):
+    typed = [
+        (text, spent_s)
+        for text, spent_s in network.spent_s
+        if re.match(r"shadowmesh (?:network create|invite|join) ", text)
+    ]
+    assert sum(len(text.splitlines()) for text, _ in typed) == 5
+    spent_s = sum(spent_s for _, spent_s in typed)
+    record_property(
+        "figure",
+        f"five commands make one Ethernet of three machines: {spent_s:.1f} s of the machines'",
+    )
+    assert spent_s < WALK_S
+    (look,) = (code for code in inline_code() if code.startswith("openssl x509 "))
+    assert "CN = nas, O = home" in network["nas"].shell(look)
+    addresses = {label: own_address(machine) for label, machine in network.machines.items()}
+    for label, machine in network.machines.items():
+        for other in addresses.keys() - {label}:
+            assert machine.succeeds(f"ping -c 1 -W 5 {addresses[other]}"), f"{label} to {other}"
+
+
+@pytest.mark.netns
+def test_a_network_comes_back_from_its_backup(tmp_path):
+    with installed(tmp_path, "server", "laptop", "spare") as walk:
+        for block in [block for block in blocks(NETWORK, "sh") if block.where][:3]:
+            walk.type_block(block, block.where, at_terminal=True)
+        passphrase = "correct horse battery staple"
+        walk.answers |= {"of the backup: ": passphrase, "confirmation: ": passphrase}
+        walk.carried = ["home.backup"]
+        walk.type_section(BACKUP, "server", at_terminal=True)
+        server, spare = walk["server"], walk["spare"]
+        server.shell("systemctl stop shadowmesh")
+        server.host.ip("address del 198.51.100.1/24 dev eth0")
+        spare.host.ip("address add 198.51.100.1/24 dev eth0")
+        walk["laptop"].host.ip("neigh flush dev eth0")
+        said = walk.type_section(BACKUP, "spare", at_terminal=True)
+        assert "this machine is server of home again" in said
+        walk["laptop"].shell("shadowmesh wait --for connected --peer server")
+        assert "laptop" in spare.shell("shadowmesh network show")
+
+
+@pytest.mark.netns
+def test_a_network_under_a_ca_of_openssl(tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    with installed(tmp_path, "server", "laptop") as walk:
+        walk.carried = ("laptop.csr", "laptop.bundle")
+        walk.type_section(ANOTHER_CA, at_terminal=True)
+        wait_until(lambda: not walk["laptop"].succeeds("shadowmesh cert show"), 5, "the removal")
+
+
+def own_address(machine: Machine) -> str:
+    return machine.shell("ip -4 -o address show tap0").split()[3].partition("/")[0]
 
 
 @pytest.mark.netns
@@ -394,7 +521,7 @@ def test_the_machines_have_a_network_and_directories_of_their_own(walk):
         for name in ("mnt", "net")
     }
     assert {name: len(found) for name, found in seen.items()} == {"mnt": 3, "net": 3}
-    mounts = walk.left.shell("cat /proc/mounts").splitlines()
+    mounts = walk["left"].shell("cat /proc/mounts").splitlines()
     own = {line.split()[1] for line in mounts if line.split()[2] in ("overlay", "tmpfs")}
     assert own >= {"/etc", "/opt", "/opt/shadowmesh", "/root", "/run", "/usr/local", "/var"}
 
@@ -417,9 +544,9 @@ def test_the_demo_prints_what_the_readme_shows():
 def test_the_walk_through_leads_to_a_tunnel_that_comes_back(walk):
     # The last step was a restart of the daemon, with which the tunnel came by itself.
     assert walk.words.keys() >= {"KEY_OF_LEFT", "KEY_OF_RIGHT", "SHARED_KEY"}
-    walk.right.shell("shadowmesh disconnect")
-    assert not walk.right.succeeds("shadowmesh status")
-    walk.right.shell("shadowmesh connect")
+    walk["right"].shell("shadowmesh disconnect")
+    assert not walk["right"].succeeds("shadowmesh status")
+    walk["right"].shell("shadowmesh connect")
     walk.await_tunnel()
 
 
@@ -429,6 +556,7 @@ NOT_TYPED = {
     "firewall-cmd": "a firewall that need not be installed",
     "journalctl": "there is no journal where there is no systemd",
     "make": "takes minutes; .ci/run has it in a clean clone",
+    "openssl": "looks at what a member has, on which its test types it",
     "modprobe": "the kernel is that of the machine that runs the tests",
     "ufw": "a firewall that need not be installed",
     "usermod": "changes the users of the machine that runs the tests",
@@ -516,7 +644,9 @@ def exit_codes(walk):
             typed += " </var/lib/shadowmesh/identity.key"
         with taking_turns if line.startswith(ALONE) else contextlib.nullcontext():
             # some write into the directory in which they are typed
-            return walk.right.exit_code(f"cd /run; timeout {2 if line in ENDLESS else 25} {typed}")
+            return walk["right"].exit_code(
+                f"cd /run; timeout {2 if line in ENDLESS else 25} {typed}"
+            )
 
     taking_turns = threading.Lock()
     lines = commands_in_the_text()
@@ -532,40 +662,43 @@ def test_a_command_in_the_text_does_what_it_is_there_for(exit_codes, line):
 
 
 @pytest.mark.netns
-def test_the_frames_of_the_tunnel_can_be_seen(walk):
-    walk.left.shell("ping -c 40 -i 0.1 10.0.0.2 >/run/ping.log 2>&1 &")
-    assert "ICMP echo reply" in walk.type_section(TROUBLE)
+def test_the_frames_of_the_tunnel_can_be_seen(network):
+    target = own_address(network["nas"])
+    network["server"].shell(f"ping -c 40 -i 0.1 {target} >/run/ping.log 2>&1 &")
+    assert "ICMP echo reply" in network.type_section(TROUBLE)
 
 
 @pytest.mark.netns
-def test_the_files_have_the_modes_that_the_readme_says(walk):
+def test_the_files_have_the_modes_that_the_readme_says(network):
     checked = 0
     for row in rows("Security"):
         if row[0].startswith("`/"):
-            assert walk.left.shell(f"stat -c 0%a {row[0].strip('`')}").strip() == row[1]
+            assert network["server"].shell(f"stat -c 0%a {row[0].strip('`')}").strip() == row[1]
             checked += 1
-    assert checked == 4
+    assert checked == 5
 
 
 @pytest.mark.netns
 def test_a_daemon_that_root_tries_does_not_keep_the_service_from_starting(walk):
-    walk.left.shell("systemctl stop shadowmesh")
-    walk.left.exit_code(
+    walk["left"].shell("systemctl stop shadowmesh")
+    walk["left"].exit_code(
         "timeout 10 shadowmesh-daemon & shadowmesh wait --for running; kill %1; wait"
     )
-    made = walk.left.shell("stat -c '%n %U:%G %a' /etc/shadowmesh/*.pem /var/lib/shadowmesh/*.key")
+    made = walk["left"].shell(
+        "stat -c '%n %U:%G %a' /etc/shadowmesh/*.pem /var/lib/shadowmesh/*.key"
+    )
     assert made.splitlines() == [
         "/etc/shadowmesh/cert.pem root:shadowmesh 640",
         "/etc/shadowmesh/key.pem root:shadowmesh 640",
         "/var/lib/shadowmesh/identity.key shadowmesh:shadowmesh 600",
     ]
-    walk.left.shell("systemctl start shadowmesh")
+    walk["left"].shell("systemctl start shadowmesh")
     walk.await_tunnel()
 
 
 @pytest.mark.netns
-def test_the_api_answers_and_tells_the_metrics(walk):
-    printed = walk.type_section(API)
+def test_the_api_answers_and_tells_the_metrics(network):
+    printed = network.type_section(API)
     assert '"state": "connected"' in printed
     metrics = [c for c in inline_code(sections()[API]) if re.fullmatch(r"shadowmesh_\w+", c)]
     assert len(metrics) > 6
@@ -573,8 +706,8 @@ def test_the_api_answers_and_tells_the_metrics(walk):
 
 
 @pytest.mark.netns
-def test_flags_and_environment_go_before_the_file(walk):
-    printed = walk.type_section(CONFIGURATION)
+def test_flags_and_environment_go_before_the_file(network):
+    printed = network.type_section(CONFIGURATION)
     assert "mtu: 1400  # environment SHADOWMESH_NETWORK_MTU" in printed
     assert 'log_level: "debug"  # flag --daemon.log_level' in printed
 
@@ -588,7 +721,7 @@ def on_port_443(walk):
 
 @pytest.mark.netns
 def test_the_tunnel_runs_on_port_443(on_port_443):
-    assert "198.51.100.1:443" in on_port_443.right.shell("shadowmesh status")
+    assert "198.51.100.1:443" in on_port_443["right"].shell("shadowmesh status")
 
 
 NGINX_SITE = """
@@ -630,13 +763,13 @@ def test_the_tunnel_runs_behind_a_web_server(on_port_443, name):
     file = walk.directory / f"{name}.conf"
     file.write_text(site.format(pem=pem, snippet=snippet.text))
     # The daemon goes back to its own port, the web server takes 443.
-    walk.left.shell("sed -i 's|:443|:9001|' /etc/shadowmesh/daemon.yaml")
-    walk.left.shell("systemctl restart shadowmesh")
-    walk.left.shell(start.format(file=file))
-    walk.right.shell("systemctl restart shadowmesh")
+    walk["left"].shell("sed -i 's|:443|:9001|' /etc/shadowmesh/daemon.yaml")
+    walk["left"].shell("systemctl restart shadowmesh")
+    walk["left"].shell(start.format(file=file))
+    walk["right"].shell("systemctl restart shadowmesh")
     walk.await_tunnel()
-    assert "TLS proxied-or-intercepted" in walk.right.shell("shadowmesh status")
-    walk.left.shell(stop)
+    assert "TLS proxied-or-intercepted" in walk["right"].shell("shadowmesh status")
+    walk["left"].shell(stop)
 
 
 @pytest.mark.netns
