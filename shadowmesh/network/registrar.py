@@ -300,13 +300,17 @@ class Registrar:
             self._membership.sift(local)
 
     def _learn_what_was_decided(self, local: datetime) -> None:
-        """Bring the ledger up to date, when it came from a backup: who came and who went since.
+        """Bring the ledger up to date: who was put out elsewhere, and of a restored one who came since.
 
-        Others show that: with certificates and lists of this network's authorities.
+        Others show that: with certificates and lists of this network's authorities. A ledger that
+        never was away has everybody: whom it does not know has a certificate of a stolen key, and
+        must not get one of the authority that takes its place.
         """
         known = self._membership.revocations.remembered
         removed = [serial for serial, why in known.items() if why is revocation.Reason.REMOVED]
         self._ledger.note_removed(removed, local)
+        if not self._store.restored:
+            return
         for one in self._membership.members:
             if self._ledger.member(one.public_key) is None:
                 # Another may have got its name meanwhile: then it stays one that the ledger does
@@ -344,6 +348,7 @@ class Registrar:
         Raises:
             IssuerRefused: that is not the recovery key, or the list of authorities is full.
         """
+        self._store.forget_restored()
         authority = make_authority(self._membership.facts.name, local.replace(microsecond=0))
         trusted = self._membership.trust_list
         if len(trusted.authorities) >= trust.MAX_AUTHORITIES:

@@ -18,6 +18,7 @@ network.json        name, network id, subnets, relays, last addresses: nothing s
 authority.key/.crt  of the issuer: PKCS#8 in PEM, DER
 revoker.key/.crt    of an issuer whose authority is elsewhere
 issuer.db           the ledger
+restored            empty: the ledger came from a backup
 ==================  ===============================================================
 
 Source: mesh sections 2, 3 and 6, mesh-rules B3, C2.
@@ -303,6 +304,15 @@ class Store:
             found["recovery.key"] = recovery_seed
         return found
 
+    @property
+    def restored(self) -> bool:
+        """Tell whether the ledger came from a backup, so that others may know more than it does."""
+        return (self.path / "restored").exists()
+
+    def forget_restored(self) -> None:
+        """The ledger knows all members; whom it does not know was never let in."""
+        self._remove("restored")
+
     def restore(self, files: Mapping[str, bytes]) -> None:
         """Write the files of an opened backup; the recovery key stays in the backup.
 
@@ -321,6 +331,7 @@ class Store:
         # A log of an earlier ledger would be played into the restored one.
         for name in ("issuer.db", "issuer.db-wal", "issuer.db-shm", "joining"):
             self._remove(name)
+        self._write("restored", b"")
         for name in sorted(names, key=lambda one: (one == "member.crt", one)):
             self._write(name, files[name])
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from ipaddress import ip_address
 
 import pytest
 
 from shadowmesh.base.errors import IssuerRefused, RemoteProtocolError
+from shadowmesh.keys import sodium
 from shadowmesh.network import trust
+from shadowmesh.network.certificate import Profile
 from shadowmesh.network.meeting import MEMBERS_AT_ONCE, Meeting
 from shadowmesh.network.membership import Membership
 from shadowmesh.network.registrar import Registrar
@@ -497,3 +500,23 @@ def test_who_is_removed_before_it_has_said_anything_hears_that_and_no_secret(hub
     link.carry()
     assert "removed" in left.disk.membership.problem
     assert not link.said[hub]
+
+
+def test_who_was_let_in_by_a_stolen_key_gets_nothing_of_the_authority_that_replaces_it(hub, talker):
+    left = talker("left", hub)
+    seed = trust.recovery_seed(hub.disk.recovery)
+    forged = hub.disk.store.authority().issue(
+        Profile("forged", "home", addresses=(ip_address("10.77.0.99"),)),
+        sodium.public_key(bytes(range(32))),
+        NOW,
+        NOW + timedelta(days=30),
+    )
+    hub.disk.membership.learn(forged, NOW)
+    hub.disk.registrar.look(NOW + timedelta(days=2))
+    assert "forged" in hub.knows()
+    assert hub.disk.registrar.replace_authority(seed, NOW + timedelta(days=2)) == 2
+    link = Link(left, hub)
+    settle([link], [left, hub])
+    assert hub.disk.registrar.drop_authorities(seed, NOW + timedelta(days=2)) == ("forged",)
+    settle([link], [left, hub])
+    assert left.knows() == hub.knows() == ["hub", "left"]
