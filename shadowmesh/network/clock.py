@@ -15,6 +15,8 @@ from shadowmesh.base.errors import IssuerRefused
 
 #: this program did not exist before; a clock that says less is wrong
 BUILD_DATE: Final = datetime(2026, 11, 30, tzinfo=UTC)
+#: by this file beside the ledger an operator says that the clock is right, and the ledger is not
+RIGHT_FILE: Final = "clock-is-right"
 #: what lists say never brings an authority nearer to its end than this
 _BEFORE_THE_END: Final = timedelta(days=30)
 #: the issuer signs at least daily while it runs; a ledger that rests for longer is asked about
@@ -56,7 +58,7 @@ def check_issuer_clock(now: datetime, last: datetime | None, *, trusted: bool = 
 
     Args:
         last: the latest date in the ledger, None in a new one.
-        trusted: the operator said `--clock-is-right`.
+        trusted: the operator said by the file RIGHT_FILE that the clock is right.
     Raises:
         IssuerRefused: the clock is before `last`, or more than 400 days after it.
     """
@@ -70,7 +72,8 @@ def check_issuer_clock(now: datetime, last: datetime | None, *, trusted: bool = 
         return
     raise IssuerRefused(
         f"this machine's clock says {spell(now)}, which {wrong}: nothing is signed; set the clock,"
-        " or give --clock-is-right",
+        f" or, if it is right, make an empty file {RIGHT_FILE} beside the ledger (state_dir/network) and"
+        " restart the service",
         "clock",
     )
 

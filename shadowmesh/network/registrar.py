@@ -102,7 +102,6 @@ class Registrar:
 
     Args:
         passphrase: of the authority's key, if it has one.
-        clock_is_right: the operator said so.
     Raises:
         KeyFileError: this machine has no ledger, or a file is wrong.
         IssuerRefused: the passphrase.
@@ -114,7 +113,6 @@ class Registrar:
         membership: Membership,
         *,
         passphrase: str | None = None,
-        clock_is_right: bool = False,
     ) -> None:
         self._membership = membership
         self._store = store
@@ -129,7 +127,7 @@ class Registrar:
             facts.subnets,
             signer,
             membership.revocations,
-            clock_is_right=clock_is_right,
+            clock_is_right=store.clock_is_right,
         )
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ authority.key/.crt  of the issuer: PKCS#8 in PEM, DER
 revoker.key/.crt    of an issuer whose authority is elsewhere
 issuer.db           the ledger
 restored            empty: the ledger came from a backup
+clock-is-right      empty: made by the operator, see `clock`
 ==================  ===============================================================
 
 Source: mesh sections 2, 3 and 6, mesh-rules B3, C2.
@@ -44,6 +45,7 @@ from shadowmesh.network import authority, backup, revocation, trust
 from shadowmesh.network import certificate as certificates
 from shadowmesh.network.authority import AuthorityKey, RevokerKey
 from shadowmesh.network.certificate import Authority
+from shadowmesh.network.clock import RIGHT_FILE
 from shadowmesh.network.ledger import Ledger
 from shadowmesh.network.revocation import Reason, Serial
 
@@ -303,6 +305,11 @@ class Store:
                 raise IssuerRefused("this is the recovery key of another network", "recovery")
             found["recovery.key"] = recovery_seed
         return found
+
+    @property
+    def clock_is_right(self) -> bool:
+        """Tell whether the operator says so, whatever dates the ledger has."""
+        return (self.path / RIGHT_FILE).exists()
 
     @property
     def restored(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from ipaddress import ip_address
 from types import SimpleNamespace
 
@@ -13,7 +14,9 @@ from shadowmesh.base.errors import BadCertificate, BadList, IssuerRefused, KeyFi
 from shadowmesh.config import HostPort
 from shadowmesh.keys import sodium
 from shadowmesh.network.certificate import Profile
+from shadowmesh.network.ledger import Terms
 from shadowmesh.network.membership import KnownRelay, Membership
+from shadowmesh.network.registrar import Registrar
 from shadowmesh.wire.mesh.messages import Refused, RelayInfo, Renew
 from tests.network.disks import DAY, HUB, NOW, Disk, invite, reached
 
@@ -310,3 +313,13 @@ def test_a_full_disk_shuts_no_member_out_and_lets_none_in_again(hub, machine, mo
     monkeypatch.undo()
     left.membership.sift(NOW)
     assert left.membership.disk_problem is None
+
+
+def test_an_operator_may_say_that_the_clock_is_right_and_the_ledger_is_not(hub):
+    late = NOW + timedelta(days=500)
+    with pytest.raises(IssuerRefused, match=r"empty file clock-is-right beside the ledger"):
+        hub.registrar.invite(Terms("laptop"), late, DAY)
+    hub.registrar.close()
+    (hub.store.path / "clock-is-right").touch(mode=0o600)
+    hub.registrar = Registrar(hub.store, hub.membership)
+    assert hub.registrar.invite(Terms("laptop"), late, DAY)
