@@ -454,6 +454,13 @@ class Membership:
         Call it when a list is there that `take_list` has not taken.
         """
         out = self._members.sift(lambda one: self._check(one, local))
+        gone = {one.public_key for one, _ in out}
+        if gone:
+            self.facts = replace(
+                self.facts,
+                relays=tuple(one for one in self.facts.relays if one.public_key not in gone),
+                announced=tuple(one for one in self.facts.announced if one.public_key not in gone),
+            )
         self._save_what_others_told()
         self.look_at_own(local)
         self.on_change()

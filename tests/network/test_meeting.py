@@ -520,3 +520,25 @@ def test_who_was_let_in_by_a_stolen_key_gets_nothing_of_the_authority_that_repla
     assert hub.disk.registrar.drop_authorities(seed, NOW + timedelta(days=2)) == ("forged",)
     settle([link], [left, hub])
     assert left.knows() == hub.knows() == ["hub", "left"]
+
+
+def test_the_address_of_a_removed_member_is_erased_and_no_invitation_names_a_removed_relay(
+    hub, talker
+):
+    left = announce(talker("left", hub, roles=("relay",)), "left.example:9001")
+    right = announce(talker("right", hub), "right.example:9001")
+    links = [Link(left, hub), Link(right, hub)]
+    settle(links, [left, right, hub])
+    assert {str(one.address) for one in right.disk.membership.facts.relays} == {
+        "relay.example.org:443",
+        "left.example:9001",
+    }
+    for name in ("left", "right"):
+        hub.disk.registrar.remove(name, NOW)
+    settle(links[1:], [right, hub])
+    for one in (hub, right):
+        facts = one.disk.membership.facts
+        assert [str(known.address) for known in facts.relays] == ["relay.example.org:443"]
+        assert not any("left" in str(known.address) for known in facts.announced)
+    assert "left.example" not in (hub.disk.store.path / "network.json").read_text()
+    assert len(invite(hub.disk).relays) == 1
