@@ -13,7 +13,7 @@ the clock (`now` comes in), how anything travels.
     trust       which authorities         store       the files of a member
     members     who owns what             joining     what a joiner believes
     clock       which time counts         subnet      addresses of the tunnel
-    home        which relay is nearest
+    home        which relay is nearest    facts       names, subnets, addresses
     backup      all of it in one file     meeting     what members tell each other
     twins       one identity on two machines
     bundle      what a new member is told adoption    a network under another CA
@@ -29,6 +29,7 @@ __all__ = [
     "backup",
     "bundle",
     "certificate",
+    "facts",
     "home",
     "joining",
     "ledger",

@@ -16,7 +16,8 @@ from shadowmesh.keys import sodium
 from shadowmesh.keys.identity import Identity
 from shadowmesh.network import certificate as certificates
 from shadowmesh.network import revocation, subnet, trust
-from shadowmesh.network.membership import Facts, KnownRelay, Membership
+from shadowmesh.network.facts import Facts, KnownRelay
+from shadowmesh.network.membership import Membership
 from shadowmesh.network.store import Secret, Store
 from shadowmesh.network.subnet import Network
 from shadowmesh.wire.mesh import identifiers

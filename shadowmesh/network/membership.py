@@ -13,93 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from ipaddress import ip_network
-from typing import Any, Final
+from typing import Final
 
 from shadowmesh.base.errors import BadCertificate, BadList, KeyFileError
 from shadowmesh.config import HostPort, PeerEntry
-from shadowmesh.keys.identity import Identity, format_public_key, parse_public_key
+from shadowmesh.keys.identity import Identity
 from shadowmesh.network import certificate as certificates
 from shadowmesh.network import clock, joining, revocation, trust
 from shadowmesh.network.certificate import Certificate
+from shadowmesh.network.facts import Facts, KnownRelay
 from shadowmesh.network.members import Change, Members
 from shadowmesh.network.revocation import RevocationList, Revocations, Taken
 from shadowmesh.network.store import MAX_SECRETS, Secret, Store
-from shadowmesh.network.subnet import Network
 from shadowmesh.network.trust import TrustList
 from shadowmesh.wire.mesh import identifiers
 from shadowmesh.wire.mesh.messages import Joined, RelayInfo
 
 _AGAIN: Final = "restore it from a backup, or `shadowmesh leave` and join again"
-
-
-@dataclass(frozen=True, slots=True)
-class KnownRelay:
-    """A relay as a member remembers it: where it is, and the key that has to answer there.
-
-    Also a member that is none and announces an address.
-    """
-
-    address: HostPort
-    public_key: bytes
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "host": self.address.host,
-            "port": self.address.port,
-            "public_key": format_public_key(self.public_key),
-        }
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> KnownRelay:
-        """Raises ValueError, TypeError, KeyError: somebody has changed it."""
-        address = HostPort(str(found["host"]), int(found["port"]))
-        return cls(address, parse_public_key(found["public_key"]))
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of the network beside certificates and lists; nothing of it is secret.
-
-    Attributes:
-        announced: members that can be dialled although they are no relays.
-        announce: addresses, host:port, by which others may reach this machine.
-        port: on which this machine listens beside what its configuration says; None: on none.
-    """
-
-    name: str
-    network_id: bytes
-    subnets: tuple[Network, ...]
-    relays: tuple[KnownRelay, ...]
-    announced: tuple[KnownRelay, ...] = ()
-    announce: tuple[str, ...] = ()
-    port: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "network_id": self.network_id.hex(),
-            "subnets": [str(one) for one in self.subnets],
-            "relays": [one.to_json() for one in self.relays],
-            "announced": [one.to_json() for one in self.announced],
-            "announce": list(self.announce),
-            "port": self.port,
-        }
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Facts:
-        """Raises ValueError, TypeError, KeyError: somebody has changed it."""
-        return cls(
-            name=str(found["name"]),
-            network_id=bytes.fromhex(found["network_id"]),
-            subnets=tuple(ip_network(one) for one in found["subnets"]),
-            relays=tuple(KnownRelay.from_json(one) for one in found["relays"]),
-            announced=tuple(KnownRelay.from_json(one) for one in found.get("announced", ())),
-            announce=tuple(str(one) for one in found.get("announce", ())),
-            port=None if found.get("port") is None else int(found["port"]),
-        )
 
 
 class Membership:

@@ -22,10 +22,11 @@ from shadowmesh.network import bundle, ledger, revocation, trust
 from shadowmesh.network import certificate as certificates
 from shadowmesh.network.authority import AuthorityKey, make_authority
 from shadowmesh.network.certificate import Address, Authority, Certificate
+from shadowmesh.network.facts import Facts, KnownRelay
 from shadowmesh.network.founding import found_network
 from shadowmesh.network.issuer import Issuer, Request
 from shadowmesh.network.ledger import Ledger, Member, Terms
-from shadowmesh.network.membership import Facts, KnownRelay, Membership
+from shadowmesh.network.membership import Membership
 from shadowmesh.network.store import MAX_SECRETS, Secret, Store
 from shadowmesh.network.subnet import Network
 from shadowmesh.network.trust import TrustList

@@ -51,8 +51,9 @@ from shadowmesh.insight.network import (
 )
 from shadowmesh.keys import sodium
 from shadowmesh.network import joining, registrar, subnet
+from shadowmesh.network.facts import KnownRelay
 from shadowmesh.network.ledger import Invitation, Terms
-from shadowmesh.network.membership import KnownRelay, Membership
+from shadowmesh.network.membership import Membership
 from shadowmesh.network.store import Store
 from shadowmesh.service.member import ASK_TIMEOUT_S, Ask, Member, need, tunnel_addresses
 from shadowmesh.service.member_view import list_reports
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     from shadowmesh.config import Config, HostPort, LoadedConfig
     from shadowmesh.insight.events import Recorder
     from shadowmesh.keys.identity import Identity
-    from shadowmesh.network.membership import Facts
+    from shadowmesh.network.facts import Facts
     from shadowmesh.network.registrar import Registrar
     from shadowmesh.wire.handshake.agreement import HandshakeResult
 

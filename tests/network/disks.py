@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from shadowmesh.config import HostPort
 from shadowmesh.keys import sodium
 from shadowmesh.network import joining, registrar
+from shadowmesh.network.facts import KnownRelay
 from shadowmesh.network.ledger import Terms
-from shadowmesh.network.membership import KnownRelay, Membership
+from shadowmesh.network.membership import Membership
 from shadowmesh.network.registrar import Registrar
 from shadowmesh.network.store import Store
 from shadowmesh.wire.mesh import identifiers

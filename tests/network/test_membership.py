@@ -14,8 +14,9 @@ from shadowmesh.base.errors import BadCertificate, BadList, IssuerRefused, KeyFi
 from shadowmesh.config import HostPort
 from shadowmesh.keys import sodium
 from shadowmesh.network.certificate import Profile
+from shadowmesh.network.facts import KnownRelay
 from shadowmesh.network.ledger import Terms
-from shadowmesh.network.membership import KnownRelay, Membership
+from shadowmesh.network.membership import Membership
 from shadowmesh.network.registrar import Registrar
 from shadowmesh.wire.mesh.messages import Refused, RelayInfo, Renew
 from tests.network.disks import DAY, HUB, NOW, Disk, invite, reached

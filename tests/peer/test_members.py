@@ -12,7 +12,7 @@ import pytest
 
 from shadowmesh.base.errors import ConnectTimeout, NoSuchPeer, NotConfigured, PeerRefused
 from shadowmesh.config import HostPort
-from shadowmesh.network.membership import KnownRelay
+from shadowmesh.network.facts import KnownRelay
 from shadowmesh.service.desk import Desk
 from shadowmesh.wire.mesh.messages import Joined, Refused, Renew
 from tests.network.disks import Disk, invite
