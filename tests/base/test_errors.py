@@ -26,6 +26,8 @@ CONTROL_ERRORS = {
     "DaemonStopping": ("stopping", 503, 3),
     "IssuerRefused": ("issuer_refused", 409, 1),
     "NotInNetwork": ("no_network", 409, 1),
+    "FileNotSent": ("file_not_sent", 409, 1),
+    "FileRefused": ("file_refused", 422, 1),
     "AlreadyInNetwork": ("in_network", 409, 1),
 }
 
