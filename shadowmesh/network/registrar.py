@@ -101,23 +101,15 @@ def found(
 class Registrar:
     """Invitations and answers of one network, on the machine that has its ledger.
 
-    Args:
-        passphrase: of the authority's key, if it has one.
     Raises:
         KeyFileError: this machine has no ledger, or a file is wrong.
-        IssuerRefused: the passphrase.
+        IssuerRefused: the authority's key is under a passphrase, which nobody is here to type.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        membership: Membership,
-        *,
-        passphrase: str | None = None,
-    ) -> None:
+    def __init__(self, store: Store, membership: Membership) -> None:
         self._membership = membership
         self._store = store
-        key = store.authority(passphrase)
+        key = store.authority()
         signer = store.revoker(membership.trust_list.authorities[0]) if key is None else key
         self._ledger = Ledger(store.path / ledger.FILE)
         facts = membership.facts

@@ -15,8 +15,6 @@ from shadowmesh.base.errors import BadList, IssuerRefused, KeyFileError
 from shadowmesh.wire.mesh.messages import Joined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from shadowmesh.network.registrar import Registrar
     from shadowmesh.wire.handshake.agreement import HandshakeResult
     from shadowmesh.wire.mesh.joining import Answer, Question
@@ -29,14 +27,12 @@ class Desk:
 
     Attributes:
         answers: how many of which kind: `joined`, or the reason of a refusal.
-        on_joined: called when somebody has got a certificate.
     """
 
-    def __init__(self, registrar: Registrar, on_joined: Callable[[], None]) -> None:
+    def __init__(self, registrar: Registrar) -> None:
         self._registrar = registrar
         self._open = False
         self.answers: Counter[str] = Counter()
-        self.on_joined = on_joined
         self.look()
 
     @property
@@ -62,7 +58,6 @@ class Desk:
         if isinstance(answer, Joined):
             self.answers["joined"] += 1
             _log.info("a machine has joined, or asked again", source=source)
-            self.on_joined()
         else:
             self.answers[answer.reason] += 1
             _log.limited(10).warning(

@@ -95,7 +95,7 @@ class Member:
         store = Store(state_dir)
         if (store.path / LEDGER).exists():
             self.registrar = Registrar(store, membership)
-            self.desk = Desk(self.registrar, lambda: None)
+            self.desk = Desk(self.registrar)
         self.meeting = Meeting(
             membership,
             software=f"shadowmesh {__version__}",

@@ -29,7 +29,7 @@ class Member(Machine):
     def found(self):
         """Make the network; its address is known once it listens."""
         self.disk.found(name=self.name)
-        self.desk = Desk(self.disk.registrar, lambda: None)
+        self.desk = Desk(self.disk.registrar)
         return self._be()
 
     def join(self, hub):
